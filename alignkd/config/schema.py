@@ -1,0 +1,135 @@
+"""The typed schema of ``alignkd.yaml``. Every key has its unit, its default and its limits here.
+
+The sections are frozen: a run's configuration does not change once it is resolved.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveRate = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunSection(Section):
+    name: str = Field("run", min_length=1, description="name of the run folder")
+    folder: str = Field("runs", description="parent of all run folders")
+
+
+class ModelSection(Section):
+    teacher: str | None = Field(None, description="folder of the frozen teacher (MobileVLM V2 format)")
+    student: str = Field(
+        description="folder to start from: MobileVLM V2, a plain LLaMA, or `scratch` for random weights"
+    )
+    student_config: str | None = Field(
+        None, description="folder with config.json and tokenizer.model of a `scratch` student"
+    )
+    vision_tower: str | None = Field(
+        None,
+        description="where the tower of a plain-LLaMA or `scratch` student comes from: a CLIP folder, or a "
+        "MobileVLM folder whose tower is taken",
+    )
+
+
+class DataSource(Section):
+    file: str = Field(description="LLaVA-style JSON list")
+    image_folder: str | None = Field(None, description="image paths are relative to it and may not leave it")
+    template: Literal["plain", "v1"] = "v1"
+    image_aspect_ratio: Literal["pad", "square"] = Field(
+        "pad", description="`pad` pads to a square first (finetuning), `square` crops (pretraining)"
+    )
+    weight: float = Field(
+        1.0, gt=0, le=1000, description="how often a sample comes per epoch; a fraction draws a seeded part"
+    )
+
+
+class DataSection(Section):
+    sources: list[DataSource] = Field(min_length=1)
+    max_length: int = Field(
+        2048, ge=8, description="longest sample in embedding tokens, image included; longer ones are removed"
+    )
+    on_bad_sample: Literal["error", "skip"] = "error"
+    max_image_pixels: int = Field(50_000_000, ge=1, description="larger images are refused")
+    workers: int = Field(2, ge=0, le=256, description="loader processes per rank")
+
+
+class TrainingSection(Section):
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
+    global_batch_size: PositiveInt = Field(128, description="samples per optimizer step, over all ranks")
+    micro_batch_size: PositiveInt = Field(4, description="samples per rank and forward pass")
+    learning_rate: PositiveRate = 4e-5
+    projector_learning_rate: PositiveRate | None = Field(None, description="default: learning_rate")
+    adapter_learning_rate: PositiveRate | None = Field(
+        None, description="of P_attn and P_V; default: the projector's"
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: NonNegative = 0.0
+    max_gradient_norm: NonNegative = Field(1.0, description="0 turns clipping off")
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = True
+    train_vision_tower: bool = Field(False, description="false keeps it frozen, as in the paper")
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class StudentSection(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = Field(False, description="optimizer states (and stage-3 parameters) in host memory")
+
+
+class TeacherSection(Section):
+    placement: Literal["zero3", "replicated"] = "zero3"
+    precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
+
+
+class DistillationWeights(Section):
+    attention: NonNegative = 1.0
+    vision: NonNegative = 1.0
+    logits: NonNegative = 1.0
+
+
+class DistillationSection(Section):
+    enabled: bool = Field(True, description="false trains the student alone, on the labels")
+    weights: DistillationWeights = DistillationWeights()
+    vision_focus_weight: NonNegative = Field(0.1, description="lambda of equation 5")
+    top_k: PositiveInt = Field(16, description="K of equation 3, per image")
+    temperature: float = Field(1.0, gt=0, le=100)
+    divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"
+    rows: Literal["all_text", "prompt_only"] = Field("all_text", description="text rows of the attention term")
+    positions: Literal["supervised", "all_text"] = Field("supervised", description="positions of the logit term")
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = Field(500, description="optimizer steps between two checkpoints")
+
+
+class SlurmSection(Section):
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_limit: str | None = Field(None, description="[days-]hours:minutes:seconds, as Slurm writes it")
+    cpus_per_task: PositiveInt | None = None
+    signal_seconds: int = Field(300, ge=30, le=65535, description="lead of SIGUSR1 before the time limit")
+
+
+class Config(Section):
+    """One run. ``stages`` is gone once a stage has been chosen (see ``loading``)."""
+
+    run: RunSection = RunSection()  # type: ignore[call-arg]
+    model: ModelSection
+    data: DataSection
+    training: TrainingSection = TrainingSection()  # type: ignore[call-arg]
+    student: StudentSection = StudentSection()  # type: ignore[call-arg]
+    teacher: TeacherSection = TeacherSection()  # type: ignore[call-arg]
+    distillation: DistillationSection = DistillationSection()  # type: ignore[call-arg]
+    checkpoint: CheckpointSection = CheckpointSection()  # type: ignore[call-arg]
+    slurm: SlurmSection = SlurmSection()  # type: ignore[call-arg]
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)

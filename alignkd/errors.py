@@ -1,0 +1,44 @@
+"""The errors that a user sees: one clear message, no traceback, a known exit code.
+
+Everything that a user can cause (a bad key, a missing file, tensors that do not fit) is raised as
+:class:`UserError`. ``assert`` is kept for our own invariants.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2  # bad input: never retried by a launcher
+EXIT_SAVED_ON_USR1 = 85  # planned stop: saved, may be started again at once
+EXIT_SAVED_ON_TERM = 86  # told to go away: saved, whoever sent the signal decides what comes next
+
+
+class AlignkdError(Exception):
+    """Base of all errors that are shown without a traceback."""
+
+    exit_code = EXIT_FAILED
+
+
+class UserError(AlignkdError):
+    """Bad input. The message says what, where, and what would be valid."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class ConfigError(UserError):
+    """Problems of a configuration, collected and shown at once."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        count = f"{len(problems)} problem" + ("s" if len(problems) != 1 else "")
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        super().__init__(f"{source}: {count}\n{lines}")
+
+
+class CheckpointError(UserError):
+    """A model folder or a training checkpoint that cannot be used, with the reason."""
+
+
+class TrainingError(AlignkdError):
+    """Training cannot go on (a non-finite loss, say)."""

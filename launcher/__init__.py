@@ -1,0 +1,1 @@
+"""The command line: configuration in, run folder and started ranks out. Nothing here imports torch."""
