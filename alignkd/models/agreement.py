@@ -1,0 +1,71 @@
+"""Do a teacher and a student speak of the same tokens and pixels? Answered without torch, before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from alignkd.config.schema import ModelSection
+from alignkd.errors import CheckpointError
+from alignkd.models.configuration import MobileVLMConfig, read_model_config
+
+PIXEL_KEYS = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_normalize", "image_mean", "image_std")
+
+
+def student_folder(model: ModelSection) -> Path:
+    """The folder whose config.json and tokenizer.model describe the student."""
+    if model.student == "scratch":
+        assert model.student_config is not None, "checked by the configuration"
+        return Path(model.student_config)
+    return Path(model.student)
+
+
+def student_model_config(model: ModelSection) -> MobileVLMConfig:
+    return read_model_config(student_folder(model), model.vision_tower)
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """sha256 of ``tokenizer.model``. Raises CheckpointError when the folder has none."""
+    path = folder / "tokenizer.model"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise CheckpointError(f"{path}: no such file; a model folder needs its sentencepiece tokenizer") from None
+
+
+def check_agreement(model: ModelSection, top_k: int) -> list[str]:
+    """Every reason why this teacher cannot distil this student (empty: none).
+
+    Compared are the tokenizer file, the vocabulary size, the number of vision tokens of an image (whose placeholder
+    is the same for the whole family) and the preprocessing, since both models see the same ids and pixels.
+    """
+    problems: list[str] = []
+    student = teacher = None
+    try:
+        student = student_model_config(model)
+        tokenizer_hash(student_folder(model))
+        if model.teacher is not None:
+            teacher = read_model_config(model.teacher)
+            tokenizer_hash(Path(model.teacher))
+    except CheckpointError as error:
+        problems.append(str(error))
+    if student is None or teacher is None or model.teacher is None or problems:
+        return problems
+    if tokenizer_hash(Path(model.teacher)) != tokenizer_hash(student_folder(model)):
+        problems.append("teacher and student have different tokenizers (tokenizer.model differs)")
+    if teacher.vocab_size != student.vocab_size:
+        problems.append(f"vocabulary sizes differ: teacher {teacher.vocab_size}, student {student.vocab_size}")
+    if teacher.vision_tokens != student.vision_tokens:
+        problems.append(
+            f"vision tokens per image differ: teacher {teacher.vision_tokens}, student {student.vision_tokens}"
+        )
+    for key in PIXEL_KEYS:
+        ours, theirs = student.preprocessor_config.get(key), teacher.preprocessor_config.get(key)
+        if ours != theirs:
+            problems.append(f"image preprocessing differs in `{key}`: teacher {theirs}, student {ours}")
+    if top_k > student.vision_tokens:
+        problems.append(
+            f"distillation.top_k is {top_k}, but an image has {student.vision_tokens} vision tokens; "
+            f"valid: 1 to {student.vision_tokens}"
+        )
+    return problems

@@ -1,0 +1,197 @@
+"""Build a model in its dtype and fill it from a folder, whole or sharded by ZeRO-3.
+
+Names on disk are the published ones (``model.layers.0...``, ``lm_head.weight``); :func:`public_name` maps ours to
+them. Nothing is loaded silently: every missing, unexpected or mis-shaped tensor is an error that lists them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers.initialization import no_init_weights
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from alignkd.config.schema import ModelSection
+from alignkd.errors import CheckpointError
+from alignkd.models.agreement import student_folder, student_model_config
+from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.mobilevlm import MobileVLM, llama_config
+from alignkd.models.weight_files import WeightFiles
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+PROJECTOR_PREFIX = "model.mm_projector."
+PREFIXES = {  # ours -> published; the first that fits counts
+    "vision_tower.": TOWER_PREFIX,
+    "projector.": PROJECTOR_PREFIX,
+    "head.": "lm_head.",
+    "language_model.": "model.",
+}
+OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")  # saved by old releases, recomputed here
+
+
+@dataclass(frozen=True)
+class Building:
+    """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None."""
+
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+    zero3: dict[str, Any] | None = None
+
+
+def public_name(name: str) -> str:
+    for ours, published in PREFIXES.items():
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    raise AssertionError(f"no published name for {name}")
+
+
+def load_model(folder: Path | str, building: Building) -> MobileVLM:
+    """A complete MobileVLM folder. Raises CheckpointError listing what does not fit."""
+    config = read_model_config(folder)
+    model = _empty_model(config, building)
+    files = WeightFiles(Path(folder))
+    _fill(model, {name: files.read for name in files.names()}, files.shape, building, str(folder))
+    restore_buffers(model)
+    return model
+
+
+def load_student(section: ModelSection, seed: int, building: Building) -> tuple[MobileVLM, list[str]]:
+    """The model to train, from a MobileVLM folder, from a plain LLaMA folder completed with ``model.vision_tower`` and
+    a seeded projector, or from scratch. Returns it with the names that did not come from ``model.student``."""
+    config = student_model_config(section)
+    sources: dict[str, Callable[[str], torch.Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if section.student != "scratch":
+        files = WeightFiles(Path(section.student))
+        sources |= {name: files.read for name in files.names()}
+        shapes |= {name: files.shape(name) for name in files.names()}
+    has_tower = any(name.startswith((TOWER_PREFIX, PROJECTOR_PREFIX)) for name in sources)
+    completed: list[str] = []
+    if has_tower and section.vision_tower is not None:
+        raise CheckpointError(
+            f"model.vision_tower is set, but {section.student} brings its own tower and projector; remove the key"
+        )
+    if not has_tower:
+        extra = {name: value for name, value in _tower_tensors(section).items()}
+        extra |= _initial_tensors(config, seed, only_projector=section.student != "scratch")
+        completed = sorted(extra)
+        sources |= {name: extra.__getitem__ for name in extra}
+        shapes |= {name: tuple(value.shape) for name, value in extra.items()}
+    model = _empty_model(config, building)
+    _fill(model, sources, shapes.__getitem__, building, str(student_folder(section)))
+    restore_buffers(model)
+    return model, completed
+
+
+def restore_buffers(model: MobileVLM) -> None:
+    """Recompute the buffers, in their own dtypes. ``zero.Init`` and DeepSpeed's engines turn the rotary frequencies
+    into the model's half precision, after which positions drift silently; call this after either."""
+    rotary = model.language_model.rotary_emb
+    with torch.device("cpu"):
+        fresh = LlamaRotaryEmbedding(llama_config(model.config))
+    device = model.projector.mlp.mlp[0].weight.device
+    rotary.inv_freq = fresh.inv_freq.to(device)
+    rotary.original_inv_freq = fresh.original_inv_freq.to(device)
+    embeddings = model.vision_tower.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+
+
+def full_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole parameter on this rank) for every parameter; gathers ZeRO-3 shards one by one. Collective."""
+    for name, parameter in model.named_parameters():
+        with _gathered(parameter):
+            yield name, parameter.data
+
+
+def fingerprint(model: MobileVLM) -> str:
+    """sha256 over published names, shapes and bytes: equal for a sharded and a whole model. Collective under ZeRO-3."""
+    digests = {}
+    for name, value in full_tensors(model):
+        data = value.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{tuple(data.shape)} {data.dtype}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        digests[public_name(name)] = digest.hexdigest()
+    lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _empty_model(config: MobileVLMConfig, building: Building) -> MobileVLM:
+    if building.zero3 is not None:
+        with deepspeed.zero.Init(config_dict_or_path=building.zero3, dtype=building.dtype), no_init_weights():
+            return MobileVLM(config)
+    with torch.device("meta"), no_init_weights():
+        model = MobileVLM(config).to(building.dtype)
+    return model.to_empty(device=building.device)
+
+
+def _fill(
+    model: MobileVLM,
+    sources: Mapping[str, Callable[[str], torch.Tensor]],
+    shape_of: Callable[[str], tuple[int, ...]],
+    building: Building,
+    where: str,
+) -> None:
+    parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
+    given = {name for name in sources if not OLD_BUFFERS.search(name)}
+    missing = sorted(set(parameters) - given)
+    unexpected = sorted(given - set(parameters))
+    problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
+    for name in sorted(given & set(parameters)):
+        expected = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
+        if shape_of(name) != expected:
+            problems.append(f"wrong shape: {name} is {list(shape_of(name))}, the model needs {list(expected)}")
+    if problems:
+        raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
+    # In the order of the files; under ZeRO-3 only rank 0 reads, and the others receive their shards.
+    for name in [name for name in sources if name in parameters]:
+        parameter = parameters[name]
+        with _gathered(parameter, modifier_rank=0):
+            if building.zero3 is None or torch.distributed.get_rank() == 0:
+                parameter.data.copy_(sources[name](name))
+
+
+@contextmanager
+def _gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> Iterator[None]:
+    sharded = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank) if sharded else nullcontext():
+        yield
+
+
+def _tower_tensors(section: ModelSection) -> dict[str, torch.Tensor]:
+    """The tower of ``model.vision_tower`` under published names; the folder is CLIP's or a MobileVLM's."""
+    assert section.vision_tower is not None, "read_model_config demands it"
+    files = WeightFiles(Path(section.vision_tower))
+    prefixes = (TOWER_PREFIX, "vision_model.", "")
+    names = files.names()
+    prefix = next(prefix for prefix in prefixes if any(name.startswith(prefix) for name in names))
+    return {
+        TOWER_PREFIX + name.removeprefix(prefix): files.read(name)
+        for name in names
+        if name.startswith(prefix) and not OLD_BUFFERS.search(name)
+    }
+
+
+def _initial_tensors(config: MobileVLMConfig, seed: int, *, only_projector: bool) -> dict[str, torch.Tensor]:
+    """Seeded fp32 start values, the same on every rank: the projector, or all but the tower.
+
+    LLaMA's by transformers (normal, ``initializer_range``), the projector's PyTorch's default.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MobileVLM(config)
+        nn.init.normal_(model.head.weight, std=config.initializer_range)
+    return {
+        public_name(name): parameter.data
+        for name, parameter in model.named_parameters()
+        if name.startswith("projector.") or not (only_projector or name.startswith("vision_tower."))
+    }

@@ -1,0 +1,147 @@
+"""MobileVLM V2 on transformers' LLaMA and CLIP classes: vision tower -> projector -> language model -> head.
+
+Everything that the losses need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; they never see a model class.
+Shapes: B samples, L length, D width, I images (see ``data/batch.py``), P patches, V vision tokens of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+
+from alignkd.data.batch import Batch
+from alignkd.losses.logits import LogitTargets, fused_logit_losses
+from alignkd.models.attention import ATTENTION_NAME, BlockRequest
+from alignkd.models.configuration import MobileVLMConfig
+from alignkd.models.projector import LDPv2Projector
+
+
+@dataclass(frozen=True)
+class ModelOutputs:
+    """``vision_tokens_IVD`` are the projector's outputs, dummy images included; ``block_IHMV`` is None unless asked for."""
+
+    hidden_BLD: torch.Tensor  # after the final norm, before the head
+    vision_tokens_IVD: torch.Tensor
+    block_IHMV: torch.Tensor | None
+
+
+class LanguageModelHead(nn.Module):
+    """The output projection. The logit losses run inside its forward, so that ZeRO-3 gathers its weight like any other
+    module's, in forward and in the recomputation of backward."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+
+    def forward(
+        self, hidden: torch.Tensor, targets: LogitTargets | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits [..., vocab], or with ``targets`` the two sums of :func:`fused_logit_losses` over hidden [N, D]."""
+        if targets is None:
+            return nn.functional.linear(hidden, self.weight)
+        return fused_logit_losses(hidden, self.weight, targets)
+
+
+class MobileVLM(nn.Module):
+    def __init__(self, config: MobileVLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = CLIPVisionModel(CLIPVisionConfig(**config.tower_config, attn_implementation="sdpa"))
+        self.projector = LDPv2Projector(
+            config.mm_hidden_size, config.hidden_size, config.mm_vision_tokens_per_side
+        )
+        self.language_model = LlamaModel(llama_config(config))
+        self.head = LanguageModelHead(config.hidden_size, config.vocab_size)
+        self.train_vision_tower = False
+        self.freeze_vision_tower()
+
+    def freeze_vision_tower(self) -> None:
+        self.vision_tower.requires_grad_(False)
+        self.train_vision_tower = False
+
+    def unfreeze_vision_tower(self) -> None:
+        """Train the tower's used layers (the ones after the selected hidden state never get a gradient)."""
+        self.train_vision_tower = True
+        for module in (self.vision_tower.embeddings, self.vision_tower.pre_layrnorm, *self._used_tower_layers()):
+            module.requires_grad_(True)
+
+    def enable_gradient_checkpointing(self) -> None:
+        # Non-reentrant: the text x vision block leaves layer 0 by a side channel, and its gradient must survive.
+        options = {"use_reentrant": False}
+        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if self.train_vision_tower:
+            self.vision_tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
+        """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank that
+        skipped them would leave the others alone in their collectives."""
+        vision_tokens = self.vision_tokens(batch.pixel_values)
+        request = None
+        if collect_block:
+            request = BlockRequest(
+                batch.image_samples, batch.image_starts, batch.text_rows_IM, self.config.vision_tokens
+            )
+        # Right padding under causal attention: no mask, since no real token sees a later one.
+        output = self.language_model(
+            inputs_embeds=self.embed(batch, vision_tokens), use_cache=False, block_request=request
+        )
+        block = None if request is None else request.block_IHMV
+        return ModelOutputs(output.last_hidden_state, vision_tokens, block)
+
+    def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [I, 3, S, S] -> vision tokens [I, V, D]."""
+        with torch.set_grad_enabled(self.train_vision_tower and torch.is_grad_enabled()):
+            pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype)
+            hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixels))
+            for layer in self._used_tower_layers():
+                hidden = layer(hidden, attention_mask=None)
+            patches_IPC = hidden[:, 1:]  # without the class token
+        tokens: torch.Tensor = self.projector(patches_IPC)
+        return tokens
+
+    def embed(self, batch: Batch, vision_tokens_IVD: torch.Tensor) -> torch.Tensor:
+        """Input embeddings [B, L, D]: token embeddings, with the vision tokens put into their places."""
+        embeddings: torch.Tensor = self.language_model.embed_tokens(batch.input_ids_BL.clamp(min=0))
+        real = vision_tokens_IVD[: batch.image_count]
+        offsets = torch.arange(self.config.vision_tokens, device=embeddings.device)
+        columns_IV = batch.image_starts[:, None] + offsets
+        rows_IV = batch.image_samples[:, None].expand_as(columns_IV)
+        embeddings = embeddings.index_put((rows_IV, columns_IV), real.to(embeddings.dtype))
+        # The dummy image of a text-only batch keeps the projector in the graph, with a zero gradient.
+        return embeddings + 0.0 * vision_tokens_IVD[batch.image_count :].sum()
+
+    def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Hidden states of new positions behind those in ``cache`` (a transformers Cache), for generation."""
+        output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def _used_tower_layers(self) -> list[nn.Module]:
+        layers = list(self.vision_tower.encoder.layers)
+        # hidden_states[k] is the output of k layers; -1 is the last one's.
+        return layers[: self.config.mm_vision_select_layer % (len(layers) + 1)]
+
+
+def llama_config(config: MobileVLMConfig) -> LlamaConfig:
+    """A fresh transformers configuration (two models must not share one: it holds the attention implementation)."""
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        initializer_range=config.initializer_range,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        attn_implementation=ATTENTION_NAME,
+    )
