@@ -1,0 +1,126 @@
+"""One entry of a LLaVA-style JSON list -> a checked ``Sample``.
+
+An entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from", "value"}]}`` with
+``from`` being ``human`` or ``gpt``. Files are written by others, so nothing in an entry is trusted.
+"""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alignkd.errors import UserError
+
+IMAGE_MARKER = "<image>"
+Speaker = Literal["human", "gpt"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    speaker: Speaker
+    text: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    source: int  # number of the data source, in the order of the configuration
+    entry: int  # number of the entry in its file, from 0
+    id: str
+    images: tuple[str, ...]  # relative to the source's image folder
+    turns: tuple[Turn, ...]  # human and gpt in turn, beginning with human
+
+
+class BadSample(UserError):
+    """A sample that cannot be used. ``reason`` is a short class of problems, to count by."""
+
+    def __init__(self, file: str, entry: int, sample_id: str | None, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        name = f"entry {entry}" if sample_id is None else f"entry {entry} (id {sample_id!r:.80})"
+        super().__init__(f"{file}: {name}: {reason}" + (f": {detail}" if detail else ""))
+
+
+class _Problem(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+
+
+def parse_sample(value: Any, file: str, source: int, entry: int, *, answered: bool = True) -> Sample:
+    """Checks one entry of ``file``; raises :class:`BadSample`.
+
+    ``answered``: the last turn has to be an answer (training). Without it the conversation may end with a
+    question (evaluation).
+    """
+    sample_id = _id_of(value, entry)
+    try:
+        if not isinstance(value, dict):
+            raise _Problem("not an object", f"found {type(value).__name__}")
+        images = _images_of(value.get("image"))
+        turns = _turns_of(value.get("conversations"), answered)
+        markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.speaker == "human")
+        if markers != len(images):
+            raise _Problem(
+                "markers do not match images",
+                f"{markers} {IMAGE_MARKER} in the questions, {len(images)} image files",
+            )
+    except _Problem as problem:
+        raise BadSample(file, entry, sample_id, problem.reason, problem.detail) from None
+    return Sample(source, entry, sample_id if sample_id is not None else str(entry), images, turns)
+
+
+def _id_of(value: Any, entry: int) -> str | None:
+    found = value.get("id") if isinstance(value, dict) else None
+    if isinstance(found, (str, int)):
+        return str(found).encode(errors="replace").decode()
+    return None
+
+
+def _images_of(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    paths = value if isinstance(value, list) else [value]
+    for path in paths:
+        if not isinstance(path, str) or not path or "\0" in path or not _is_unicode(path):
+            raise _Problem("bad image path", f"{path!r:.80} is not a file name")
+        if os.path.isabs(path):
+            raise _Problem("image path is absolute", f"{path!r:.200}, not relative to the image folder")
+        if os.path.normpath(path).split(os.sep)[0] == os.pardir:
+            raise _Problem("image path leaves the image folder", f"{path!r:.200}")
+    return tuple(paths)
+
+
+def _turns_of(value: Any, answered: bool) -> tuple[Turn, ...]:
+    if not isinstance(value, list) or not value:
+        raise _Problem("no conversation", "'conversations' must be a list of turns")
+    turns = tuple(_turn_of(turn, number) for number, turn in enumerate(value))
+    for number, turn in enumerate(turns):
+        if turn.speaker != ("human", "gpt")[number % 2]:
+            found = f"turn {number} is {turn.speaker!r}"
+            if number == 0:
+                raise _Problem("first turn is not human", found)
+            raise _Problem("turns do not alternate", found)
+        if turn.speaker == "gpt" and not turn.text:
+            raise _Problem("empty answer", f"turn {number}")
+    if answered and turns[-1].speaker != "gpt":
+        raise _Problem("last turn is not an answer", f"turn {len(turns) - 1} is 'human'")
+    return turns
+
+
+def _turn_of(value: Any, number: int) -> Turn:
+    if not isinstance(value, dict):
+        raise _Problem("turn is not an object", f"turn {number}")
+    speaker, text = value.get("from"), value.get("value")
+    if speaker not in ("human", "gpt"):
+        raise _Problem("unknown speaker", f"turn {number} is from {speaker!r:.80}, valid: human, gpt")
+    if not isinstance(text, str) or not _is_unicode(text):
+        raise _Problem("turn has no text", f"'value' of turn {number} is not a Unicode string")
+    return Turn(speaker, text)
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can write lone surrogates, which no tokenizer or file system takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

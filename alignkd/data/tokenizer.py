@@ -1,0 +1,92 @@
+"""LLaMA's sentencepiece tokenizer, chunk by chunk.
+
+The authors tokenise with transformers' slow ``LlamaTokenizer`` in its *legacy* behaviour: text is split at
+special tokens and every chunk is encoded anew, with its own leading-space piece. Calling sentencepiece on
+each chunk gives the same ids, in every version of transformers. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from alignkd.errors import UserError
+
+MODEL_FILE = "tokenizer.model"
+
+
+class SentencePieceTokenizer:
+    """Text to ids and back. Ordinary text never becomes a special id.
+
+    A literal ``</s>``, ``<s>`` or ``<unk>`` inside a text is encoded as its characters: only templates put
+    special ids into a sequence. (The authors' tokenizer would turn such text into the special token.)
+    """
+
+    def __init__(self, model: bytes, where: str) -> None:
+        """``model``: the bytes of a ``tokenizer.model``; ``where`` is its name in errors."""
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{where}: not a sentencepiece model ({error})") from error
+        for name, token_id in (("<s>", self.bos_id), ("</s>", self.eos_id), ("<unk>", self.unk_id)):
+            if token_id < 0:
+                raise UserError(f"{where}: has no {name} token; a LLaMA tokenizer has <unk>, <s> and </s>")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> SentencePieceTokenizer:
+        """Reads ``tokenizer.model`` of a model folder."""
+        path = Path(folder) / MODEL_FILE
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+        return cls(model, str(path))
+
+    def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str]]:
+        return type(self), (self._model, MODEL_FILE)
+
+    def __len__(self) -> int:
+        return int(self._processor.vocab_size())
+
+    @property
+    def bos_id(self) -> int:
+        return int(self._processor.bos_id())
+
+    @property
+    def eos_id(self) -> int:
+        return int(self._processor.eos_id())
+
+    @property
+    def unk_id(self) -> int:
+        return int(self._processor.unk_id())
+
+    @property
+    def pad_id(self) -> int:
+        """Padding shares the id of ``<unk>``, as in the published models: know padding by length."""
+        return self.unk_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one chunk of text, without ``<s>``; an empty chunk has none."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many chunks, on all cores this process may use."""
+        threads = len(os.sched_getaffinity(0))
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=threads)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids; special ids are left out."""
+        special = {self.bos_id, self.eos_id, self.unk_id}
+        text: str = self._processor.decode([int(i) for i in ids if int(i) not in special])
+        return text
+
+    def fingerprint(self) -> str:
+        """sha256 of the model file: equal for a teacher and a student that may be distilled."""
+        return hashlib.sha256(self._model).hexdigest()
