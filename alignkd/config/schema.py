@@ -14,24 +14,32 @@ PositiveRate = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+# No control characters: a path ends up in scripts, logs and `#SBATCH` lines.
+PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
-    name: str = Field("run", min_length=1, description="name of the run folder")
-    folder: str = Field("runs", description="parent of all run folders")
+    name: str = Field(
+        "run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        description="name of the run folder: letters, digits and . _ -",
+    )
+    folder: PathText = Field("runs", description="parent of all run folders")
 
 
 class ModelSection(Section):
-    teacher: str | None = Field(None, description="folder of the frozen teacher (MobileVLM V2 format)")
-    student: str = Field(
+    teacher: PathText | None = Field(None, description="folder of the frozen teacher (MobileVLM V2 format)")
+    student: PathText = Field(
         description="folder to start from: MobileVLM V2, a plain LLaMA, or `scratch` for random weights"
     )
-    student_config: str | None = Field(
+    student_config: PathText | None = Field(
         None, description="folder with config.json and tokenizer.model of a `scratch` student"
     )
-    vision_tower: str | None = Field(
+    vision_tower: PathText | None = Field(
         None,
         description="where the tower of a plain-LLaMA or `scratch` student comes from: a CLIP folder, or a "
         "MobileVLM folder whose tower is taken",
@@ -39,8 +47,10 @@ class ModelSection(Section):
 
 
 class DataSource(Section):
-    file: str = Field(description="LLaVA-style JSON list")
-    image_folder: str | None = Field(None, description="image paths are relative to it and may not leave it")
+    file: PathText = Field(description="LLaVA-style JSON list")
+    image_folder: PathText | None = Field(
+        None, description="image paths are relative to it and may not leave it"
+    )
     template: Literal["plain", "v1"] = "v1"
     image_aspect_ratio: Literal["pad", "square"] = Field(
         "pad", description="`pad` pads to a square first (finetuning), `square` crops (pretraining)"
@@ -80,7 +90,9 @@ class TrainingSection(Section):
 
 
 class StudentSection(Section):
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: int = Field(
+        2, ge=0, le=3, description="0 shards nothing, 3 optimizer states, gradients and weights"
+    )
     offload: bool = Field(False, description="optimizer states (and stage-3 parameters) in host memory")
 
 
@@ -102,8 +114,12 @@ class DistillationSection(Section):
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
     divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"
-    rows: Literal["all_text", "prompt_only"] = Field("all_text", description="text rows of the attention term")
-    positions: Literal["supervised", "all_text"] = Field("supervised", description="positions of the logit term")
+    rows: Literal["all_text", "prompt_only"] = Field(
+        "all_text", description="text rows of the attention term"
+    )
+    positions: Literal["supervised", "all_text"] = Field(
+        "supervised", description="positions of the logit term"
+    )
 
 
 class CheckpointSection(Section):
@@ -111,11 +127,15 @@ class CheckpointSection(Section):
 
 
 class SlurmSection(Section):
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    time_limit: str | None = Field(None, description="[days-]hours:minutes:seconds, as Slurm writes it")
+    account: PathText | None = None
+    partition: PathText | None = None
+    qos: PathText | None = None
+    constraint: PathText | None = None
+    time_limit: str | None = Field(
+        None,
+        pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$",
+        description="[days-]hours:minutes:seconds, as Slurm writes it",
+    )
     cpus_per_task: PositiveInt | None = None
     signal_seconds: int = Field(300, ge=30, le=65535, description="lead of SIGUSR1 before the time limit")
 

@@ -1,0 +1,200 @@
+"""Settings that are each valid but not together (errors), or that have no effect (warnings)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from alignkd.config.schema import (
+    Config,
+    DataSection,
+    DistillationSection,
+    ModelSection,
+    Section,
+    SlurmSection,
+    StudentSection,
+    TrainingSection,
+)
+
+
+def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str]:
+    if distillation.enabled and model.teacher is None:
+        return [
+            "model.teacher is missing: distillation.enabled = true needs it; valid: the teacher's folder, "
+            "or `distillation.enabled: false` to train on the labels alone"
+        ]
+    return []
+
+
+def _weights(distillation: DistillationSection) -> list[str]:
+    weights = distillation.weights
+    if distillation.enabled and not (weights.attention or weights.vision or weights.logits):
+        return [
+            "distillation.weights are all 0 though distillation.enabled = true; valid: at least one weight "
+            "more than 0, or `distillation.enabled: false`"
+        ]
+    return []
+
+
+def _scratch(model: ModelSection) -> list[str]:
+    if model.student != "scratch":
+        return []
+    return [
+        f"model.{key} is missing: model.student = scratch needs it; valid: {valid}"
+        for key, value, valid in (
+            ("student_config", model.student_config, "a folder with config.json and tokenizer.model"),
+            ("vision_tower", model.vision_tower, "a CLIP folder, or a MobileVLM folder whose tower is taken"),
+        )
+        if value is None
+    ]
+
+
+def _rows(distillation: DistillationSection, data: DataSection) -> list[str]:
+    plain = [source.file for source in data.sources if source.template == "plain"]
+    if distillation.enabled and distillation.rows == "prompt_only" and plain:
+        return [
+            f"distillation.rows = prompt_only cannot be used with the template `plain`, which has no prompt "
+            f"({', '.join(plain)}); valid: distillation.rows = all_text, or the template v1"
+        ]
+    return []
+
+
+def _batches(training: TrainingSection) -> list[str]:
+    whole, micro = training.global_batch_size, training.micro_batch_size
+    if whole % micro == 0:
+        return []
+    return [
+        f"training.global_batch_size = {whole} cannot be split into micro-batches of "
+        f"training.micro_batch_size = {micro}; valid micro-batch sizes: {_listed(divisors(whole))}"
+    ]
+
+
+def _offload(student: StudentSection) -> list[str]:
+    if student.offload and student.zero_stage == 0:
+        return ["student.offload = true needs sharded optimizer states; valid: student.zero_stage 1, 2 or 3"]
+    return []
+
+
+def _signal(slurm: SlurmSection) -> list[str]:
+    if slurm.time_limit is None:
+        return []
+    seconds = time_limit_seconds(slurm.time_limit)
+    if seconds > slurm.signal_seconds:
+        return []
+    return [
+        f"slurm.signal_seconds = {slurm.signal_seconds} is not shorter than slurm.time_limit = "
+        f"{slurm.time_limit} ({seconds} s): the run would be stopped as soon as it starts"
+    ]
+
+
+_CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
+    (_teacher, ("distillation", "model")),
+    (_weights, ("distillation",)),
+    (_scratch, ("model",)),
+    (_rows, ("distillation", "data")),
+    (_batches, ("training",)),
+    (_offload, ("student",)),
+    (_signal, ("slurm",)),
+]
+
+
+def combination_problems(sections: Mapping[str, Section]) -> list[str]:
+    """Problems between keys. ``sections`` holds the sections that are valid on their own; checks that need
+    another one are left out."""
+    problems = []
+    for check, names in _CHECKS:
+        if all(name in sections for name in names):
+            problems += check(*(sections[name] for name in names))
+    return problems
+
+
+def warnings_of(config: Config) -> list[str]:
+    """Settings of a valid configuration that have no effect, or surely not the one that is meant."""
+    distillation, model = config.distillation, config.model
+    found = []
+    if not distillation.enabled:
+        if model.teacher is not None:
+            found.append("model.teacher is not used: distillation.enabled = false")
+        changed = [f"distillation.{name}" for name in _changed(distillation) if name != "enabled"]
+        changed += [f"teacher.{name}" for name in _changed(config.teacher)]
+        found += [f"{name} has no effect: distillation.enabled = false" for name in changed]
+        if config.training.adapter_learning_rate is not None:
+            found.append("training.adapter_learning_rate has no effect: distillation.enabled = false")
+    else:
+        found += _weight_warnings(config)
+    if model.student == "scratch" and not config.training.train_vision_tower and not distillation.enabled:
+        found.append(
+            "training.train_vision_tower = false: a `scratch` student keeps the vision tower as it is in "
+            "model.vision_tower; train it if that tower is untrained"
+        )
+    if model.student != "scratch" and model.student_config is not None:
+        found.append("model.student_config has no effect: only model.student = scratch reads it")
+    if config.training.max_steps is not None and config.checkpoint.every > config.training.max_steps:
+        found.append(
+            f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
+            f"{config.training.max_steps}: nothing is saved before the end"
+        )
+    for source in config.data.sources:
+        if source.template == "plain" and source.image_folder is None:
+            found.append(f"data.sources: {source.file} uses the template `plain` but has no image_folder")
+    return found
+
+
+def _weight_warnings(config: Config) -> list[str]:
+    distillation, weights = config.distillation, config.distillation.weights
+    found = []
+    if weights.logits == 0:
+        logit_keys = ("temperature", "divergence", "positions")
+        found += [
+            f"distillation.{name} has no effect: distillation.weights.logits = 0"
+            for name in _changed(distillation)
+            if name in logit_keys
+        ]
+    if weights.attention == 0 and "rows" in _changed(distillation) and weights.vision == 0:
+        found.append("distillation.rows has no effect: distillation.weights.attention = 0")
+    if weights.vision == 0:
+        found += [
+            f"distillation.{name} has no effect: distillation.weights.vision = 0"
+            for name in _changed(distillation)
+            if name in ("vision_focus_weight", "top_k")
+        ]
+    elif distillation.vision_focus_weight == 0 and "top_k" in _changed(distillation):
+        found.append("distillation.top_k has no effect: distillation.vision_focus_weight = 0")
+    if weights.attention == 0 and weights.vision == 0 and config.training.adapter_learning_rate is not None:
+        found.append("training.adapter_learning_rate has no effect: no term with an adapter has a weight")
+    if config.model.teacher == config.model.student:
+        found.append(
+            "model.teacher and model.student are the same folder: there is nothing to distil at first"
+        )
+    return found
+
+
+def _changed(section: Section) -> list[str]:
+    """Keys whose value is not the default (a saved configuration names every key, so "given" says nothing)."""
+    return [
+        name
+        for name, field in type(section).model_fields.items()
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    ]
+
+
+def divisors(number: int) -> list[int]:
+    low = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
+    return sorted({*low, *(number // value for value in low)})
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def time_limit_seconds(text: str) -> int:
+    """Seconds of a Slurm time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

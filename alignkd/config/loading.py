@@ -1,0 +1,237 @@
+"""From a YAML file, a stage and overrides to one checked ``Config``. All problems are shown at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from alignkd.config.combinations import combination_problems
+from alignkd.config.describe import describe, dotted, find_field, nearest, siblings
+from alignkd.config.schema import Config, Section
+from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
+from alignkd.errors import ConfigError
+
+Keys = tuple[str | int, ...]
+
+# Text at these keys is a path. `scratch` is the one word that is none.
+PATH_KEYS = {
+    ("model", "teacher"),
+    ("model", "student"),
+    ("model", "student_config"),
+    ("model", "vision_tower"),
+    ("data", "sources", "file"),
+    ("data", "sources", "image_folder"),
+    ("run", "folder"),
+}
+NOT_PATHS = {"", "scratch"}
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = (), stage: str | None = None) -> Config:
+    """Read, merge and check a configuration.
+
+    ``overrides`` are ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which wins
+    over the file. Relative paths of the file start at the file's folder, those of an override at the current one.
+    Raises ConfigError with every problem, UserError when the file cannot be read.
+    """
+    path = Path(path)
+    document = read_yaml(path)
+    if document is None:
+        document = {}
+    if not isinstance(document, dict):
+        raise ConfigError(str(path), ["the file must be a mapping of sections (`model: ...`, `data: ...`)"])
+    folder = Path(os.path.abspath(path)).parent
+    document = _resolve_paths(document, (), folder)
+    if isinstance(document.get("run", {}), dict):  # the default is a relative path too
+        document.setdefault("run", {}).setdefault("folder", str(folder / "runs"))
+    problems: list[str] = []
+    stages = document.pop("stages", None) or {}
+    if not isinstance(stages, dict) or not all(isinstance(keys or {}, dict) for keys in stages.values()):
+        problems.append(
+            "stages: must be a section of sections (`stages: {pretrain: {...}, finetune: {...}}`)"
+        )
+        stages = {}
+    stages = {name: _resolve_paths(keys or {}, (), folder) for name, keys in stages.items()}
+    problems += _stage_problems(stages, stage)
+    merged = {name: _merge(document, keys) for name, keys in stages.items()} or {"": document}
+    if stage in merged:
+        problems += _override(merged[stage], overrides)
+    elif not stages:
+        problems += _override(merged[""], overrides)
+
+    problems += _schema_problems(merged, stages)
+    chosen = merged.get(stage or "")
+    if chosen is not None:
+        valid = _valid_sections(chosen)
+        problems += combination_problems(valid)
+        if not problems:
+            return Config(**valid)  # type: ignore[arg-type]
+    raise ConfigError(str(path), problems)
+
+
+def dump_config(config: Config) -> str:
+    """The whole configuration as YAML; ``load_config`` reads it back equal."""
+    return dump_yaml(config.model_dump(exclude={"stages"}))
+
+
+def _resolve_paths(value: Any, keys: tuple[str, ...], folder: Path) -> Any:
+    """A copy of ``value`` (found at ``keys``) in which relative paths have become absolute."""
+    if isinstance(value, dict):
+        return {key: _resolve_paths(item, (*keys, key), folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve_paths(item, keys, folder) for item in value]
+    if isinstance(value, str) and keys in PATH_KEYS and value not in NOT_PATHS:
+        return os.path.normpath(folder / os.path.expanduser(value))
+    return value
+
+
+def _stage_problems(stages: Mapping[str, Any], stage: str | None) -> list[str]:
+    names = ", ".join(stages)
+    problems = [f"stages.{name}.stages: a stage has no stages" for name in stages if "stages" in stages[name]]
+    if stage is None and stages:
+        problems.append(f"this file has stages and none was chosen; valid: --stage with one of: {names}")
+    elif stage is not None and not stages:
+        problems.append(f"--stage {stage}: this file has no stages; leave --stage out")
+    elif stage is not None and stage not in stages:
+        close = difflib.get_close_matches(stage, list(stages), n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"--stage {stage}: no such stage; valid: {names}{meant}")
+    return problems
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``: sections key by key, everything else (lists too) is replaced."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {
+            **base,
+            **{
+                key: _merge(base[key], value) if key in base else value
+                for key, value in over.items()
+                if key != "stages"
+            },
+        }
+    return over
+
+
+def _override(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Write ``a.b=value`` into ``document``. Returns the overrides that cannot be read."""
+    problems = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        keys = name.strip().split(".")
+        if not equals or not all(keys):
+            problems.append(
+                f"--set {override}: not of the form key=value, such as training.learning_rate=2e-5"
+            )
+            continue
+        if keys[0] == "stages":
+            problems.append(
+                f"--set {override}: write the key without `stages.NAME`; it changes the chosen stage"
+            )
+            continue
+        try:
+            value = parse_yaml(text)
+        except YamlError as error:
+            problems.append(f"--set {override}: {error}")
+            continue
+        words = tuple(key for key in keys if not key.isdigit())
+        if not _write(document, keys, _resolve_paths(value, words, Path.cwd())):
+            problems.append(f"--set {override}: there is nothing at this place that could hold the key")
+    return problems
+
+
+def _write(target: Any, keys: list[str], value: Any) -> bool:
+    """Write ``value`` at ``keys``, making sections on the way; a number is a place in a list that exists."""
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        place: Any = key
+        if isinstance(target, list):
+            if not key.isdigit() or int(key) >= len(target):
+                return False
+            place = int(key)
+        elif not isinstance(target, dict):
+            return False
+        if following is None:
+            target[place] = value
+            return True
+        if isinstance(target, dict) and target.get(place) is None:
+            target[place] = {}
+        target = target[place]
+    return False
+
+
+def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
+    """The sections that are valid on their own; unknown ones and those with problems are left out."""
+    valid = {}
+    for name, field in Config.model_fields.items():
+        if name == "stages":
+            continue
+        if name not in document and not field.is_required():
+            valid[name] = field.get_default()
+            continue
+        try:
+            valid[name] = TypeAdapter(field.annotation).validate_python(document.get(name))
+        except ValidationError:
+            continue
+    return valid
+
+
+def _schema_problems(merged: Mapping[str, Any], stages: Mapping[str, Any]) -> list[str]:
+    """What the schema refuses in the file and in each of its stages, each problem once."""
+    stages_of: dict[str, list[str]] = {}
+    for name, document in merged.items():
+        try:
+            Config.model_validate(document)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                in_stage = name in stages and _has(stages[name], details["loc"])
+                prefix = f"stages.{name}." if in_stage else ""
+                stages_of.setdefault(prefix + _text(details), []).append(name)
+    return [
+        # a key that only some stages lack is only their problem
+        text
+        if len(names) == len(merged) or text.startswith("stages.")
+        else f"{text} [stage {', '.join(names)}]"
+        for text, names in stages_of.items()
+    ]
+
+
+def _has(value: Any, keys: Keys) -> bool:
+    for key in keys:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
+
+
+def _text(details: ErrorDetails) -> str:
+    """One problem: key, value, what would be valid, and the nearest name of an unknown key."""
+    keys: Keys = details["loc"]
+    name = dotted(keys)
+    if details["type"] == "extra_forbidden":
+        close = nearest(keys)
+        if close:
+            meant = " or ".join(f"{key.name}: {key.valid}" for key in close)
+            return f"{name} = {_shown(details['input'])}: unknown key; did you mean {meant}"
+        return f"{name} = {_shown(details['input'])}: unknown key; valid here: {', '.join(siblings(keys))}"
+    field = find_field(keys)
+    valid = describe(field) if field is not None else details["msg"]
+    if isinstance(keys[-1], int):
+        valid = "a section"
+    if details["type"] == "missing":
+        return f"{name} is missing; valid: {valid}"
+    return f"{name} = {_shown(details['input'])}: not valid; valid: {valid}"
+
+
+def _shown(value: Any) -> str:
+    """A value as the file writes it, shortened."""
+    if isinstance(value, dict | list):
+        text = "{...}" if isinstance(value, dict) else "[...]"
+        return text if value else str(value)
+    text = dump_yaml(value).removesuffix("...\n").strip()
+    return text if len(text) <= 80 else text[:77] + "..."
