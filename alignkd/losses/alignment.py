@@ -9,16 +9,6 @@ import torch
 from torch import nn
 
 
-class AlignmentAdapters(nn.Module):
-    """P_attn (heads, H_T -> H_S) and P_V (width, D_T -> D_S): 1x1 convolutions with bias, that is, linear maps of the
-    last dimension. Trained together with the student, never exported."""
-
-    def __init__(self, teacher_heads: int, student_heads: int, teacher_width: int, student_width: int) -> None:
-        super().__init__()
-        self.attention = nn.Linear(teacher_heads, student_heads)
-        self.vision = nn.Linear(teacher_width, student_width)
-
-
 def attention_loss_sum(
     adapter: nn.Module, teacher_block_IHMV: torch.Tensor, student_block_IHMV: torch.Tensor, text_rows_IM: torch.Tensor
 ) -> torch.Tensor:

@@ -1,0 +1,88 @@
+"""Names in a run folder's ``checkpoints``, and what makes a checkpoint count.
+
+A checkpoint is written as ``step-N.tmp``, described by ``manifest.json`` (every file with its size and sha256),
+renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its manifest is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+MARKER = "COMMITTED"
+_STEP = re.compile(r"step-(\d+)")
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    return f"step-{step}"
+
+
+def committed_steps(run: Path) -> list[int]:
+    """Steps that carry the marker, newest first (their files are not looked at)."""
+    folder = checkpoints_folder(run)
+    found = [
+        int(match[1])
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _STEP.fullmatch(path.name)) and (path / MARKER).is_file()
+    ]
+    return sorted(found, reverse=True)
+
+
+def read_manifest(run: Path, step: int) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(
+        (checkpoints_folder(run) / step_name(step) / MANIFEST).read_text(encoding="utf-8")
+    )
+    return manifest
+
+
+def data_files(folder: Path) -> list[str]:
+    """Relative names of all files that a manifest covers, sorted."""
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (MANIFEST, MARKER)
+    )
+
+
+def share_of(names: list[str], rank: int, world_size: int) -> list[str]:
+    """The part of the files that one rank hashes."""
+    return names[rank::world_size]
+
+
+def describe(folder: Path, name: str) -> dict[str, Any]:
+    """Size and sha256 of one file."""
+    digest = hashlib.sha256()
+    with (folder / name).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
+
+
+def difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """Why ``name`` is not the file that the manifest describes; None when it is."""
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+    if describe(folder, name)["sha256"] != expected["sha256"]:
+        return f"{name} has another sha256 than when it was written"
+    return None
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync of a file or of a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""Teacher and student engines from a resolved configuration and the run's rendered DeepSpeed files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+
+from alignkd.config.schema import Config
+from alignkd.engine.optimizer import build_optimizer, parameter_groups
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.student_step import StudentStep
+from alignkd.models.adapters import seeded_adapters
+from alignkd.models.configuration import read_model_config
+from alignkd.models.loading import DTYPES, Building, load_student, restore_buffers
+from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
+
+
+def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
+    """None when distillation is off. ``ds_teacher`` is ``ds/teacher.json``, absent for a replicated teacher."""
+    folder = config.model.teacher
+    if not config.distillation.enabled or folder is None:
+        return None
+    dtype = DTYPES[config.teacher.precision or config.training.precision]
+    top_k = config.distillation.top_k
+    if config.teacher.placement == "replicated":
+        return ReplicatedTeacher(folder, top_k, dtype, ranks.device)
+    assert ds_teacher is not None, "the launcher renders it"
+    return ShardedTeacher(folder, top_k, dtype, ds_teacher)
+
+
+def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:
+    """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the names of completed tensors."""
+    zero3 = ds_student if config.student.zero_stage == 3 else None
+    building = Building(DTYPES[config.training.precision], zero3=zero3)
+    student, completed = load_student(config.model, config.training.seed, building)
+    if config.training.train_vision_tower:
+        student.unfreeze_vision_tower()
+    if config.training.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    adapters = None
+    if config.distillation.enabled and config.model.teacher is not None:
+        teacher = read_model_config(config.model.teacher)
+        adapters = seeded_adapters(teacher, student.config, config.training.seed).to(building.dtype)
+    module = StudentStep(student, adapters, config.distillation)
+    optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
+    engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]
+    restore_buffers(student)
+    engine.train()
+    return engine, completed
+

@@ -1,0 +1,123 @@
+"""``metrics.jsonl``: one row per optimizer step, collected on the device and read one step late.
+
+Reading the step just launched would make the host wait for it. The row of step s is therefore finished while step
+s + 1 runs; :meth:`Metrics.flush` finishes the last one before a save or the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from alignkd.config.schema import DistillationSection
+from alignkd.engine.optimizer_step import WindowFacts, peak_memory_bytes
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.stopwatch import Reading
+from alignkd.errors import TrainingError
+from alignkd.losses.terms import TERMS, means, term_weights, total
+
+
+@dataclass(frozen=True)
+class _Pending:
+    row: dict[str, Any]  # what the host knew at once
+    facts: WindowFacts
+    values: torch.Tensor  # sums of the terms, then the gradient norm, on their way to the host
+    copied: Any  # device event behind that copy; None on the CPU
+    teacher: Reading
+    step_seconds: float
+
+
+class Metrics:
+    """Rows are made on every rank (all see the same sums), so a bad loss stops all of them at the same step; rank 0
+    writes."""
+
+    def __init__(self, path: Path, distillation: DistillationSection, ranks: Ranks) -> None:
+        self._path = path
+        self._distillation = distillation
+        self._ranks = ranks
+        self._pending: _Pending | None = None
+        self.last: dict[str, Any] | None = None
+
+    def cut_after(self, step: int) -> None:
+        """Drop rows beyond the resumed step: those steps will be made again."""
+        if not self._ranks.is_first or not self._path.exists():
+            return
+        lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        temporary.replace(self._path)
+
+    def add(
+        self,
+        row: dict[str, Any],
+        sums: torch.Tensor,
+        gradient_norm: torch.Tensor | float | None,
+        facts: WindowFacts,
+        teacher: Reading,
+        step_seconds: float,
+    ) -> None:
+        """Hand in step s; the row of step s - 1 is finished. Collective."""
+        dist.all_reduce(sums)
+        norm = torch.as_tensor(0.0 if gradient_norm is None else gradient_norm, dtype=torch.float32)
+        values = torch.cat([sums, norm.to(sums.device).reshape(1)])
+        copied = None
+        if values.device.type != "cpu":
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            copied = get_accelerator().Event()
+            copied.record()
+        self.flush()
+        self._pending = _Pending(row, facts, values, copied, teacher, step_seconds)
+
+    def flush(self) -> None:
+        """Finish the row that is waiting. Raises TrainingError when its loss is not finite."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        if pending.copied is not None:
+            pending.copied.synchronize()
+        self.last = self._finish(pending)
+        if self._ranks.is_first:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.last) + "\n")
+        if not math.isfinite(self.last["loss"]):
+            shown = {name: self.last[name] for name in ("loss", "ce", self._distillation.divergence, "attention", "vision")}
+            raise TrainingError(
+                f"step {self.last['step']}: the loss is not finite: {shown}. Lower training.learning_rate, or look at "
+                "the data of this step with `alignkd probe`; the checkpoints before it are kept."
+            )
+
+    def _finish(self, pending: _Pending) -> dict[str, Any]:
+        *sums, gradient_norm = pending.values.tolist()
+        elements, counts = pending.facts.elements, pending.facts.counts
+        values = means(dict(zip(TERMS, sums, strict=True)), elements)
+        vision = values["vision_all"] + self._distillation.vision_focus_weight * values["vision_focus"]
+        terms = {"ce": values["ce"], self._distillation.divergence: values["divergence"]}
+        terms |= {name: values[name] for name in ("attention", "vision_all", "vision_focus")}
+        seconds = max(pending.step_seconds, 1e-9)
+        return {
+            **pending.row,
+            "loss": total(values, term_weights(self._distillation)),
+            **terms,
+            "vision": vision,
+            "gradient_norm": gradient_norm,
+            "tokens_per_second": counts.tokens / seconds,
+            "samples_per_second": counts.samples / seconds,
+            "step_seconds": pending.step_seconds,
+            "teacher_seconds_share": min(pending.teacher.seconds() / seconds, 1.0),
+            "memory_bytes": peak_memory_bytes(),
+            "skipped_samples": counts.skipped,
+        }
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**62  # a line torn by a killed writer

@@ -1,0 +1,76 @@
+"""One optimizer step: count, agree, then teacher forward, student forward and backward per micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from alignkd.config.schema import DistillationSection
+from alignkd.data.batch import Batch, TermCounts
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.signals import StopRequest
+from alignkd.engine.stopwatch import Stopwatch
+from alignkd.losses.terms import element_counts, term_scales, term_weights
+from alignkd.teacher.provider import Teacher
+
+
+@dataclass(frozen=True)
+class WindowFacts:
+    """What all ranks know of an optimizer step before its first forward."""
+
+    counts: TermCounts  # over all ranks and micro-batches
+    elements: dict[str, int]  # divisors of the terms' sums
+    usr1: bool  # some rank was asked to stop
+    term: bool
+
+
+def agree_on_window(window: list[Batch], sizes: Any, stop: StopRequest, ranks: Ranks) -> WindowFacts:
+    """One host all-reduce for the counts of the coming step and the stop flags. No device is involved."""
+    local = sum((batch.counts for batch in window), start=TermCounts())
+    summed = ranks.sum_on_host([*local.as_list(), int(stop.usr1), int(stop.term)])
+    counts = TermCounts.from_list(summed[:-2])
+    return WindowFacts(counts, element_counts(counts, sizes), usr1=summed[-2] > 0, term=summed[-1] > 0)
+
+
+def run_optimizer_step(
+    engine: Any,
+    teacher: Teacher | None,
+    window: list[Batch],
+    facts: WindowFacts,
+    distillation: DistillationSection,
+    ranks: Ranks,
+    teacher_watch: Stopwatch,
+) -> torch.Tensor:
+    """Train on one accumulation window. Returns this rank's sums of the terms, fp32 [len(TERMS)], on the device.
+
+    The loss of a micro-batch is scaled by ranks x accumulation / count: DeepSpeed divides by accumulation in
+    ``backward`` and averages gradients over ranks, so the gradient does not depend on how the batch is split.
+    """
+    factor = float(ranks.world_size * len(window))
+    scales = term_scales(facts.elements, term_weights(distillation), factor)
+    with teacher_watch:
+        # Gathered once for the whole window, held until its last backward is done.
+        head = None if teacher is None else teacher.head_weight()
+    sums = torch.zeros(len(scales), device=ranks.device)
+    for cpu_batch in window:
+        batch = cpu_batch.to(ranks.device)
+        with teacher_watch:
+            targets = None if teacher is None else teacher.targets(batch)
+        output = engine(batch, scales, targets, head)
+        engine.backward(output.loss)
+        engine.step()
+        sums += output.sums
+    return sums
+
+
+def peak_memory_bytes() -> int:
+    """Peak of the device's allocator; on the CPU the peak resident memory of this process."""
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        return int(accelerator.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

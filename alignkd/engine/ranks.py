@@ -1,0 +1,67 @@
+"""The process group: who this rank is, where it computes, and a CPU group for what the host must agree on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+    cpu_group: Any  # gloo: reductions of host numbers without a device synchronisation
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum_on_host(self, values: list[int]) -> list[int]:
+        """Elementwise sum over ranks. Collective."""
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.cpu_group)
+        summed: list[int] = tensor.tolist()
+        return summed
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's ``value`` on every rank. Collective."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+        return box[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's ``value``, in rank order, on every rank. Collective."""
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value, group=self.cpu_group)
+        return box
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.cpu_group)
+
+
+def start_ranks(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+    """Join the group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
+    accelerator = get_accelerator()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if accelerator.device_name() != "cpu":
+        # A cluster may give every rank its own device only.
+        accelerator.set_device(local_rank % max(accelerator.device_count(), 1))
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
+    )
+    return Ranks(
+        rank=dist.get_rank(),
+        local_rank=local_rank,
+        world_size=dist.get_world_size(),
+        device=torch.device(accelerator.current_device_name()),
+        cpu_group=dist.new_group(backend="gloo", timeout=timeout),
+    )

@@ -1,0 +1,54 @@
+"""Time spent in a part of the step, without making the host wait for the device."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from deepspeed.accelerator import get_accelerator
+
+
+class Stopwatch:
+    """Adds up the time inside ``with`` blocks: device events on an accelerator, the host's clock on the CPU."""
+
+    def __init__(self) -> None:
+        self._on_cpu = get_accelerator().device_name() == "cpu"
+        self._host_seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []
+        self._start: Any = None
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter() if self._on_cpu else self._record()
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._on_cpu:
+            self._host_seconds += time.perf_counter() - self._start
+        else:
+            self._events.append((self._start, self._record()))
+
+    def take(self) -> Reading:
+        """What was measured since the last call, to be read later."""
+        reading = Reading(self._host_seconds, self._events)
+        self._host_seconds, self._events = 0.0, []
+        return reading
+
+    def _record(self) -> Any:
+        event = get_accelerator().Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Reading:
+    """One take of a stopwatch. Reading it waits for the device's events, so read a step late."""
+
+    def __init__(self, host_seconds: float, events: list[tuple[Any, Any]]) -> None:
+        self._host_seconds = host_seconds
+        self._events = events
+
+    def seconds(self) -> float:
+        for _, end in self._events:
+            end.synchronize()
+        return self._host_seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000

@@ -1,0 +1,45 @@
+"""P_attn and P_V, the two maps from the teacher's shapes to the student's (equations 1 and 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from alignkd.errors import CheckpointError
+from alignkd.models.configuration import MobileVLMConfig
+
+
+class AlignmentAdapters(nn.Module):
+    """P_attn (heads, H_T -> H_S) and P_V (width, D_T -> D_S): 1x1 convolutions with bias, that is, linear maps of the
+    last dimension. Trained together with the student, saved in checkpoints, never exported."""
+
+    def __init__(self, teacher: MobileVLMConfig, student: MobileVLMConfig) -> None:
+        super().__init__()
+        self.attention = nn.Linear(teacher.num_attention_heads, student.num_attention_heads)
+        self.vision = nn.Linear(teacher.hidden_size, student.hidden_size)
+
+
+def seeded_adapters(teacher: MobileVLMConfig, student: MobileVLMConfig, seed: int) -> AlignmentAdapters:
+    """PyTorch's default initialisation from ``seed``, the same on every rank."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AlignmentAdapters(teacher, student)
+
+
+def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:
+    """From a safetensors file with ``attention.weight [H_S, H_T]``, ``attention.bias``, ``vision.weight [D_S, D_T]`` and
+    ``vision.bias``. Raises CheckpointError naming the tensors that do not fit."""
+    adapters = AlignmentAdapters(teacher, student)
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises several unrelated types
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+    expected = {name: tuple(value.shape) for name, value in adapters.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if given != expected:
+        raise CheckpointError(f"{path}: holds {given}; these models need {expected}")
+    adapters.load_state_dict(tensors)
+    return adapters

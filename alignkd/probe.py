@@ -1,0 +1,99 @@
+"""What each term weighs before a night of training: value, count and gradient norm on a few samples."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from alignkd.config.schema import DataSection, DistillationSection, ModelSection
+from alignkd.data.batch import Batch
+from alignkd.engine.student_step import StudentStep
+from alignkd.errors import UserError
+from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
+from alignkd.models.adapters import load_adapters, seeded_adapters
+from alignkd.models.agreement import check_agreement
+from alignkd.models.loading import Building, load_model
+from alignkd.teacher.targets import TeacherModel, TeacherTargets
+
+PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    terms: dict[str, float]
+    counts: dict[str, int]
+    gradient_norms: dict[str, float]
+
+    def as_dict(self) -> dict[str, dict[str, float] | dict[str, int]]:
+        return asdict(self)
+
+
+def run_probe(
+    teacher: Path,
+    student: Path,
+    data: Path,
+    image_folder: Path | None,
+    template: str,
+    image_aspect_ratio: str,
+    adapters: Path | None,
+    dtype: str,
+    seed: int,
+) -> ProbeResult:
+    """All samples of ``data`` as one batch through both models. ``vision`` is L_V, ``total`` has unit weights.
+
+    Raises UserError for folders that do not agree, bad samples, or an adapters file of other shapes.
+    """
+    if dtype not in PROBE_DTYPES:
+        raise UserError(f"--dtype {dtype}: valid are {', '.join(PROBE_DTYPES)}")
+    distillation = DistillationSection()  # type: ignore[call-arg]
+    section = ModelSection(teacher=str(teacher), student=str(student))  # type: ignore[call-arg]
+    problems = check_agreement(section, distillation.top_k)
+    if problems:
+        raise UserError("; ".join(problems))
+    building = Building(PROBE_DTYPES[dtype])
+    teacher_model = TeacherModel(load_model(teacher, building), distillation.top_k)
+    student_model = load_model(student, building)
+    batch = _one_batch(data, image_folder, template, image_aspect_ratio, student_model.config, student)
+    configs = teacher_model.model.config, student_model.config
+    adapter_modules = seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
+    step = StudentStep(student_model, adapter_modules.to(building.dtype), distillation)
+    return _measure(step, teacher_model, batch, distillation)
+
+
+def _measure(
+    step: StudentStep, teacher: TeacherModel, batch: Batch, distillation: DistillationSection
+) -> ProbeResult:
+    counts = element_counts(batch.counts, step.sizes())
+    weights = term_weights(distillation)
+    targets, head = teacher(batch), teacher.model.head.weight
+    sums = step(batch, (0.0,) * len(TERMS), targets, head).sums.tolist()
+    values = means(dict(zip(TERMS, sums, strict=True)), counts)
+    norms = {}
+    for name in (*TERMS, "total"):
+        chosen = weights if name == "total" else {term: float(term == name) for term in TERMS}
+        norms[name] = _gradient_norm(step, batch, term_scales(counts, chosen, 1.0), targets, head)
+    vision = values["vision_all"] + distillation.vision_focus_weight * values["vision_focus"]
+    shown = {**values, "vision": vision, "total": total(values, weights)}
+    rename = {"divergence": distillation.divergence}
+    return ProbeResult(
+        terms={rename.get(name, name): value for name, value in shown.items()},
+        counts={rename.get(name, name): value for name, value in counts.items()},
+        gradient_norms={rename.get(name, name): value for name, value in norms.items()},
+    )
+
+
+def _gradient_norm(
+    step: StudentStep,
+    batch: Batch,
+    scales: tuple[float, ...],
+    targets: TeacherTargets,
+    head: torch.Tensor,
+) -> float:
+    """L2 norm of the loss's gradient with respect to the student (the adapters are no part of it)."""
+    step.zero_grad(set_to_none=True)
+    step(batch, scales, targets, head).loss.backward()
+    gradients = [parameter.grad for parameter in step.student.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))

@@ -1,0 +1,56 @@
+"""Who gives the teacher's targets: sharded over all ranks by ZeRO-3, or a whole copy on every rank."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import deepspeed
+import torch
+
+from alignkd.data.batch import Batch
+from alignkd.models.loading import Building, load_model, restore_buffers
+from alignkd.teacher.targets import TeacherModel, TeacherTargets
+
+
+class Teacher(Protocol):
+    model: TeacherModel
+
+    def targets(self, batch: Batch) -> TeacherTargets:
+        """Run the frozen model once. Collective for a sharded teacher: every rank joins, whatever its batch holds."""
+        ...
+
+    def head_weight(self) -> torch.Tensor:
+        """The whole output projection [vocab, D_T], to be held for one optimizer step. Collective when sharded."""
+        ...
+
+
+class ReplicatedTeacher:
+    def __init__(self, folder: str, top_k: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.model = TeacherModel(load_model(folder, Building(dtype, device)), top_k)
+
+    def targets(self, batch: Batch) -> TeacherTargets:
+        targets: TeacherTargets = self.model(batch)
+        return targets
+
+    def head_weight(self) -> torch.Tensor:
+        return self.model.model.head.weight.detach()
+
+
+class ShardedTeacher:
+    """``deepspeed.initialize`` at stage 3 without an optimizer (``init_inference`` ignores its zero section)."""
+
+    def __init__(self, folder: str, top_k: int, dtype: torch.dtype, ds_config: dict[str, Any]) -> None:
+        self.model = TeacherModel(load_model(folder, Building(dtype, zero3=ds_config)), top_k)
+        self.engine = deepspeed.initialize(model=self.model, config=ds_config)[0]
+        restore_buffers(self.model.model)
+        self.engine.eval()
+
+    def targets(self, batch: Batch) -> TeacherTargets:
+        targets: TeacherTargets = self.engine(batch)
+        return targets
+
+    def head_weight(self) -> torch.Tensor:
+        # A copy, because the parameter goes back to its shards when the context ends, while the student's
+        # losses need the weight until the last backward of the optimizer step.
+        with deepspeed.zero.GatheredParameters([self.model.model.head.weight]):
+            return self.model.model.head.weight.detach().clone()
