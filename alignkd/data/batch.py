@@ -7,6 +7,7 @@ of an image, M most text rows of an image, N logit positions.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -48,14 +49,14 @@ class Batch:
     image_count: int  # real images: the first of ``pixel_values``
     image_samples: torch.Tensor  # int64 [image_count], row of the batch
     image_starts: torch.Tensor  # int64 [image_count], column of the first vision token
-    text_rows_IM: torch.Tensor  # int64 [image_count, M], columns of the text tokens after the image, NO_ROW fills
+    text_rows_IM: torch.Tensor  # int64 [image_count, M], columns of text tokens after the image, or NO_ROW
     logit_positions_N: torch.Tensor  # int64, b * L + t; label and divergence belong to token t + 1
     logit_labels_N: torch.Tensor  # int64, next token, IGNORE_INDEX where only the divergence applies
     counts: TermCounts
     sample_ids: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
@@ -64,7 +65,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the loader when it is asked for pinned memory."""
-        pinned = {
+        pinned: dict[str, Any] = {
             field.name: value.pin_memory()
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)

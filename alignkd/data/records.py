@@ -1,6 +1,6 @@
 """One entry of a LLaVA-style JSON list -> a checked ``Sample``.
 
-An entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from", "value"}]}`` with
+An entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from", "value"}]}``,
 ``from`` being ``human`` or ``gpt``. Files are written by others, so nothing in an entry is trusted.
 """
 

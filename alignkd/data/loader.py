@@ -1,0 +1,138 @@
+"""The way from a configuration and an index to the windows that an optimizer step consumes."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from alignkd.config.schema import Config
+from alignkd.data.batch import Batch
+from alignkd.data.collate import CollateSettings
+from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
+from alignkd.data.examples import ExampleReader
+from alignkd.data.images import ImageProcessor
+from alignkd.data.index import Index
+from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.errors import UserError
+
+
+class ModelFacts(Protocol):
+    """What the data needs to know of the models (``MobileVLMConfig`` has it)."""
+
+    @property
+    def vision_tokens(self) -> int: ...
+
+    @property
+    def preprocessor_config(self) -> dict[str, Any]: ...
+
+
+def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
+    """Ask it for ``total_steps(config.training.epochs, config.training.max_steps)``."""
+    training = config.training
+    return GlobalBatchSampler(index, training.global_batch_size, training.micro_batch_size, training.seed)
+
+
+def build_loader(
+    config: Config,
+    index: Index,
+    tokenizer: SentencePieceTokenizer,
+    facts: ModelFacts,
+    rank: int,
+    world_size: int,
+    accumulation: int,
+    start_step: int = 0,
+) -> WindowLoader:
+    """This rank's windows from ``start_step`` (0: the run's beginning) to the last step of the run."""
+    sampler = build_sampler(config, index)
+    stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
+    processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
+    reader = ExampleReader(config.data, index, tokenizer, processor)
+    distillation = config.distillation
+    settings = CollateSettings(
+        facts.vision_tokens, processor.shape, rows=distillation.rows, positions=distillation.positions
+    )
+    dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
+    order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
+    return WindowLoader(dataset, order, workers=config.data.workers)
+
+
+class WindowLoader:
+    """Yields, per optimizer step, the list of its ``accumulation`` micro-batches; goes through once.
+
+    Use it as a context manager, or call :meth:`close`: workers ignore the signals that would end them.
+    """
+
+    def __init__(self, dataset: MicroBatchDataset, order: RankMicroBatches, workers: int) -> None:
+        self._order = order
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # an element of the dataset is a whole micro-batch
+            sampler=order,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+            # torch draws a seed for the workers; it must not come from the run's own random state.
+            generator=torch.Generator(),
+        )
+        self._iterator: Iterator[Batch | Failure] | None = None
+        self._workers: list[BaseProcess] = []
+
+    def __len__(self) -> int:
+        """Optimizer steps from the start step on."""
+        return len(self._order) // self._order.accumulation
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used."""
+        self._start()
+        for _ in range(len(self)):
+            yield [self._next() for _ in range(self._order.accumulation)]
+
+    def _start(self) -> None:
+        assert self._iterator is None, "a loader is gone through once"
+        before = set(multiprocessing.active_children())
+        self._iterator = iter(self._loader)
+        self._workers = [child for child in multiprocessing.active_children() if child not in before]
+        # multiprocessing ends its children by SIGTERM when Python exits, and would wait for ours for ever.
+        atexit.register(self.close)
+
+    def _next(self) -> Batch:
+        assert self._iterator is not None, "the loader is closed"
+        result = next(self._iterator)
+        if isinstance(result, Failure):
+            raise UserError(result.message)
+        return result
+
+    def close(self) -> None:
+        """Ends the workers. May be called more than once."""
+        atexit.unregister(self.close)
+        self._iterator = None  # the last reference: torch tells its workers to end, and waits some seconds
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+        self._workers = []
+
+    def __enter__(self) -> WindowLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal that tells the rank to save reaches its workers too; the rank ends them when it is done.
+
+    torch has already set one thread per worker.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,94 @@
+"""Which samples belong to which optimizer step, micro-batch and rank.
+
+A pure function of (index, seed, step): nothing depends on the number of ranks or loader workers, nor on what
+was drawn before, so a run resumes anywhere and at any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from alignkd.data.index import Index
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class GlobalBatchSampler:
+    """Steps count from 0 over all epochs; samples are numbers of elements of the index."""
+
+    def __init__(self, index: Index, global_batch_size: int, micro_batch_size: int, seed: int) -> None:
+        self._index = index
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._seed = seed
+        self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
+        self._cached: tuple[int, IntArray] | None = None
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return sum(
+            int(weight) * len(members) + _fraction(weight, len(members))
+            for weight, members in zip(self._index.weights, self._members, strict=True)
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last global batch of an epoch is smaller when the samples do not divide."""
+        return -(-self.samples_per_epoch // self._global_batch_size)
+
+    def total_steps(self, epochs: int, max_steps: int | None) -> int:
+        steps = epochs * self.steps_per_epoch
+        return steps if max_steps is None else min(steps, max_steps)
+
+    def samples_of_step(self, step: int) -> list[int]:
+        """The global batch of an optimizer step, in the epoch's order."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self._global_batch_size
+        batch: list[int] = self._order(epoch)[start : start + self._global_batch_size].tolist()
+        return batch
+
+    def micro_batches(self, step: int, rank: int, world_size: int, accumulation: int) -> list[list[int]]:
+        """This rank's ``accumulation`` micro-batches of a step; some are empty where samples are few.
+
+        Samples are sorted by modality and length, so that a micro-batch has little padding, and cut into
+        micro-batches before ranks come in: micro-batch j runs on rank j % world_size, in turn j // world_size.
+        """
+        batch = sorted(self.samples_of_step(step), key=self._modality_and_length)
+        size = self._micro_batch_size
+        assert self._global_batch_size <= world_size * accumulation * size, "the global batch fits the ranks"
+        cut = [batch[start : start + size] for start in range(0, len(batch), size)]
+        mine = cut[rank::world_size]
+        return mine + [[] for _ in range(accumulation - len(mine))]
+
+    def _modality_and_length(self, sample: int) -> tuple[bool, int, int]:
+        index = self._index
+        return bool(index.image_count[sample] > 0), int(index.length[sample]), sample
+
+    def _order(self, epoch: int) -> IntArray:
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = epoch, self._draw(epoch)
+        return self._cached[1]
+
+    def _draw(self, epoch: int) -> IntArray:
+        """Every sample as often as its source's weight says, shuffled."""
+        pool: list[IntArray] = []
+        for source, (weight, members) in enumerate(zip(self._index.weights, self._members, strict=True)):
+            pool += [members] * int(weight)
+            chosen = _shuffle(len(members), self._seed, epoch, source + 1)
+            pool.append(members[chosen[: _fraction(weight, len(members))]])
+        samples = np.concatenate(pool)
+        shuffled: IntArray = samples[_shuffle(len(samples), self._seed, epoch, 0)]
+        return shuffled
+
+
+def _fraction(weight: float, size: int) -> int:
+    """How many samples of a source come once more than the others, for the part after the point."""
+    return round((weight - int(weight)) * size)
+
+
+def _shuffle(size: int, seed: int, epoch: int, stream: int) -> IntArray:
+    """A permutation that no release of numpy may change: raw bits of a seed sequence are guaranteed."""
+    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, stream])).random_raw(size)
+    return np.argsort(bits, kind="stable").astype(np.int64)
