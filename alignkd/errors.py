@@ -6,11 +6,15 @@ Everything that a user can cause (a bad key, a missing file, tensors that do not
 
 from __future__ import annotations
 
+import sys
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2  # bad input: never retried by a launcher
 EXIT_SAVED_ON_USR1 = 85  # planned stop: saved, may be started again at once
 EXIT_SAVED_ON_TERM = 86  # told to go away: saved, whoever sent the signal decides what comes next
+
+ERROR_PREFIX = "alignkd: error: "  # the launcher finds a rank's message in its log by this
 
 
 class AlignkdError(Exception):
@@ -42,3 +46,11 @@ class CheckpointError(UserError):
 
 class TrainingError(AlignkdError):
     """Training cannot go on (a non-finite loss, say)."""
+
+
+def report_error(error: AlignkdError) -> int:
+    """Print the one message that a user sees on stderr; further lines are indented. Returns the exit code."""
+    first, *rest = str(error).splitlines() or [type(error).__name__]
+    lines = [ERROR_PREFIX + first, *(line if line.startswith("  ") else f"  {line}" for line in rest)]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    return error.exit_code

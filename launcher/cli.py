@@ -1,0 +1,167 @@
+"""The ``alignkd`` command. Heavy libraries are imported by the commands that need them, never at the top."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alignkd import __version__
+from alignkd.config.presets import PRESETS, write_preset
+from alignkd.errors import AlignkdError, UserError, report_error
+from launcher.launch import BACKENDS, LaunchRequest
+from launcher.launch import launch as launch_run
+from launcher.launch import resume as resume_run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Distil a large vision-language model into a small one (Align-KD).",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"alignkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("alignkd.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    write_preset(preset, out, force)
+    print(f"wrote {out}")
+
+
+@app.command()
+def launch(
+    config: Annotated[Path, typer.Argument(help="Configuration of the run.")] = Path("alignkd.yaml"),
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on each node, one per GPU.")] = 1,
+    backend: Annotated[str, typer.Option(help=f"One of: {', '.join(BACKENDS)}.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Name of the run (run.name).")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage of a file that has stages.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the run folder, show it, stop.")] = False,
+) -> None:
+    """Check a configuration, write its run folder and run it."""
+    if backend not in BACKENDS:
+        raise UserError(f"--backend {backend}: valid are {', '.join(BACKENDS)}")
+    request = LaunchRequest(
+        config, nodes, gpus_per_node, backend, name, stage, tuple(overrides or ()), dry_run
+    )
+    raise typer.Exit(launch_run(request, Console()))
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Go on with a run from its newest checkpoint."""
+    raise typer.Exit(resume_run(run, Console()))
+
+
+@app.command()
+def probe(
+    teacher: Annotated[Path, typer.Option(help="Folder of the teacher.")],
+    student: Annotated[Path, typer.Option(help="Folder of the student.")],
+    data: Annotated[Path, typer.Option(help="LLaVA-style JSON list; its samples are one batch.")],
+    template: Annotated[str, typer.Option(help="One of: plain, v1.")],
+    image_folder: Annotated[Path | None, typer.Option(help="Images are relative to it.")] = None,
+    image_aspect_ratio: Annotated[str, typer.Option(help="One of: pad, square.")] = "pad",
+    adapters: Annotated[Path | None, typer.Option(help="Adapters (safetensors); else random.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of random adapters.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what each loss term weighs on a few samples."""
+    _one_of("--template", template, ("plain", "v1"))
+    _one_of("--image-aspect-ratio", image_aspect_ratio, ("pad", "square"))
+    from alignkd.probe import run_probe
+
+    result = run_probe(
+        teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
+    ).as_dict()
+    if as_json:
+        print(json.dumps(result))
+        return
+    table = Table("term", "value", "count", "gradient norm")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for term, value in result["terms"].items():
+        count, norm = result["counts"].get(term, ""), result["gradient_norms"].get(term)
+        table.add_row(term, f"{value:.6g}", str(count), "" if norm is None else f"{norm:.6g}")
+    Console().print(table)
+
+
+@app.command("sample-data")
+def sample_data(
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
+) -> None:
+    """Write a small real task (questions about handwritten digits), offline."""
+    from rich.progress import Progress
+
+    from alignkd.data.sample_task.write import write_sample_data
+
+    with Progress(disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("images", total=None)
+        write_sample_data(
+            out, samples, seed, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    print(f"wrote {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the student.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint to take; default: the newest.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="One of: safetensors, bin.")] = "safetensors",
+) -> None:
+    """Write a run's student in the MobileVLM V2 format."""
+    _one_of("--format", file_format, ("safetensors", "bin"))
+    from alignkd.checkpoint.export import export_run
+
+    export_run(run, out, step, file_format)
+    print(f"wrote {out}")
+
+
+def _one_of(option: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise UserError(f"{option} {value}: valid are {', '.join(valid)}")
+
+
+def main() -> None:
+    """Entry point: errors of the user are one message and an exit code, never a traceback."""
+    try:
+        app()
+    except AlignkdError as error:
+        sys.exit(report_error(error))
+
+
+if __name__ == "__main__":
+    main()

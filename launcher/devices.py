@@ -1,0 +1,42 @@
+"""Which GPUs this machine has, without importing torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def visible_gpus(environment: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES, in order: what the user left visible, else what the driver lists."""
+    count = _driver_count(environment)
+    if count is None:
+        count = sum(1 for entry in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", entry.name))
+    names = [str(index) for index in range(count)]
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not names:
+        return names
+    visible = []
+    for name in (part.strip() for part in chosen.split(",")):
+        if not name or name == "-1" or (name.isdigit() and name not in names):
+            break  # CUDA stops at the first name that is not a device
+        visible.append(name)
+    return visible
+
+
+def _driver_count(environment: Mapping[str, str]) -> int | None:
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**os.environ, **environment},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if done.returncode != 0:
+        return None
+    return sum(1 for line in done.stdout.splitlines() if line.startswith("GPU "))

@@ -1,0 +1,129 @@
+"""``alignkd launch`` and ``alignkd resume``: from a configuration to a run folder to a back end."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from alignkd.config import Config, load_config, warnings_of
+from alignkd.errors import ConfigError, UserError
+from launcher.devices import visible_gpus
+from launcher.files import read_json
+from launcher.local import choose_device, rank_command, run_local
+from launcher.manifest import Manifest, make_manifest, read_manifest
+from launcher.preflight import launch_problems
+from launcher.render import accumulation_steps, student_config, teacher_config
+from launcher.run_folder import create_run_folder, run_path
+from launcher.slurm import render_scripts, slurm_answers, submit
+
+BACKENDS = ("auto", "local", "slurm")
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    config: Path
+    nodes: int = 1
+    gpus_per_node: int = 1
+    backend: str = "auto"
+    name: str | None = None
+    stage: str | None = None
+    overrides: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+def launch(request: LaunchRequest, console: Console) -> int:
+    """Check, write the run folder, start. Returns the exit code; raises before anything is written or started."""
+    overrides = list(request.overrides)
+    if request.name is not None:
+        overrides.append(f'run.name="{request.name}"')
+    config = load_config(request.config, overrides, request.stage)
+    for warning in warnings_of(config):
+        _say(console, f"warning: {warning}")
+    problems = launch_problems(config, request.nodes * request.gpus_per_node)
+    if problems:
+        raise ConfigError(str(request.config), problems)
+    backend = request.backend
+    if backend == "auto":
+        backend = "slurm" if slurm_answers() else "local"
+    manifest, run = _write(config, request, backend)
+    _say_plan(config, manifest, run, console)
+    if request.dry_run:
+        _say_files(run, manifest, console)
+        return 0
+    return _start(run, manifest, console)
+
+
+def resume(run: Path, console: Console) -> int:
+    """Go on with a run from its newest checkpoint, on as many ranks as before."""
+    run = Path(os.path.abspath(run))
+    manifest = read_manifest(run)
+    result = read_json(run / "result.json") or {}
+    if result.get("status") == "done":
+        _say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
+        return 0
+    return _start(run, manifest, console)
+
+
+def _write(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
+    world_size = request.nodes * request.gpus_per_node
+    device = choose_device(world_size, visible_gpus(os.environ)) if backend == "local" else "auto"
+    manifest = make_manifest(
+        config,
+        request.nodes,
+        request.gpus_per_node,
+        accumulation_steps(config.training, world_size),
+        backend,
+        device,
+    )
+    scripts = render_scripts(config, run_path(config), request.nodes, request.gpus_per_node)
+    run = create_run_folder(
+        config, manifest, student_config(config, world_size, device), teacher_config(config), scripts
+    )
+    return manifest, run
+
+
+def _start(run: Path, manifest: Manifest, console: Console) -> int:
+    if manifest.backend == "slurm":
+        job = submit(run)
+        _say(console, f"submitted job {job}; logs: {run / 'logs'}")
+        return 0
+    if manifest.backend != "local":
+        raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm")
+    code = run_local(run, manifest, console)
+    if code == 0:
+        _say(console, f"done: {run}")
+    return code
+
+
+def _say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -> None:
+    training = config.training
+    _say(console, f"run {run}")
+    _say(
+        console,
+        f"  {manifest.nodes} nodes x {manifest.gpus_per_node} = {manifest.world_size} ranks "
+        f"({manifest.backend}); global batch {training.global_batch_size} = micro-batch "
+        f"{training.micro_batch_size} x {manifest.world_size} ranks x {manifest.accumulation_steps} accumulated",
+    )
+    teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
+    _say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")
+    if manifest.device == "cpu":
+        gpus = len(visible_gpus(os.environ))
+        _say(console, f"  {manifest.world_size} ranks and {gpus} GPUs here: running on the CPU (gloo)")
+
+
+def _say_files(run: Path, manifest: Manifest, console: Console) -> None:
+    for path in sorted(run.rglob("*")):
+        depth = len(path.relative_to(run).parts)
+        _say(console, f"{'  ' * (depth + 1)}{path.name}{'/' if path.is_dir() else ''}")
+    if manifest.backend == "slurm":
+        _say(console, f"would run: sbatch {run / 'job.sbatch'}")
+    else:
+        _say(console, f"would run {manifest.world_size} times: {' '.join(rank_command(run))}")
+    _say(console, f"nothing was started; start it with: alignkd resume {run}")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,153 @@
+"""The local back end: all nodes of a run as processes of this machine, watched until they end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from alignkd.errors import UserError
+from launcher.devices import visible_gpus
+from launcher.manifest import Manifest
+from launcher.operators import build_cpu_operators
+from launcher.progress import Pace, Snapshot, View, make_view, read_snapshot
+from launcher.ranks import RankGroup, free_port, log_path, rank_environments, start_ranks
+from launcher.verdict import exit_code, failure_report, first_failure, is_failure
+
+POLL_SECONDS = 0.25
+FAILURE_GRACE_SECONDS = 10.0  # the others cannot save without the dead rank
+STOP_GRACE_SECONDS = 120.0  # ranks leave together after a save; one that stays behind hangs
+
+
+def rank_command(run: Path) -> list[str]:
+    return [sys.executable, "-m", "alignkd.train", str(run)]
+
+
+def choose_device(ranks: int, gpus: Sequence[str]) -> str:
+    """ "auto" (a GPU per rank) or "cpu"."""
+    return "auto" if len(gpus) >= ranks else "cpu"
+
+
+def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence[str] | None = None) -> int:
+    """Start the ranks of ``run``, show their progress until all have ended, return the exit code.
+
+    ``command`` starts one rank (default: ``alignkd.train``). Raises UserError when the run is running already.
+    """
+    gpus = visible_gpus(os.environ)
+    if manifest.device != "cpu" and len(gpus) < manifest.world_size:
+        raise UserError(
+            f"{run} was made for {manifest.world_size} GPUs and this machine has {len(gpus)}; "
+            "continue where they are"
+        )
+    with _only_launcher(run):
+        environments = rank_environments(
+            manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, os.environ
+        )
+        if manifest.device == "cpu" and command is None:
+            build_cpu_operators(
+                environments[0],
+                note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            )
+        with _Stops() as stops:
+            started = time.time()
+            group = start_ranks(command or rank_command(run), environments, run / "logs")
+            view = make_view(console)
+            try:
+                _watch(group, run, started, view, stops)
+            finally:
+                group.kill()
+                view.close()
+    return _conclude(group, run, console, stopped=bool(stops.received))
+
+
+@contextlib.contextmanager
+def _only_launcher(run: Path) -> Iterator[None]:
+    """Two launchers on one run folder would write the same checkpoints."""
+    with (run / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run}: another launcher runs it; wait for it, or stop it with Ctrl-C") from None
+        yield
+
+
+@dataclass
+class _Stops:
+    """Signals to the launcher, kept for the watching loop. The handlers only take notes."""
+
+    received: list[int] = field(default_factory=list)
+    _before: dict[int, object] = field(default_factory=dict)
+
+    def __enter__(self) -> _Stops:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+
+
+def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stops) -> None:
+    pace, seen, deadline = Pace(), 0, None
+    view.show(Snapshot(), None)
+    while group.running:
+        ended = group.next_exit(POLL_SECONDS)
+        if (now := read_snapshot(run / "progress.json", started)) is not None:
+            view.show(now, pace.seconds_left(now))
+        for number in stops.received[seen:]:
+            _forward(group, number, first=seen == 0, view=view)
+            seen += 1
+        if ended is None:
+            pass
+        elif is_failure(ended.code):
+            if group.running:
+                view.note(f"rank {ended.rank} failed; ending the others")
+                group.stop(FAILURE_GRACE_SECONDS)
+        elif ended.code != 0:
+            deadline = deadline or time.monotonic() + STOP_GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            view.note("a rank did not end after the save; ending it")
+            group.stop(FAILURE_GRACE_SECONDS)
+
+
+def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:
+    if first:
+        planned = number == signal.SIGUSR1
+        group.signal(signal.SIGUSR1 if planned else signal.SIGTERM)
+        view.note("stopping: the ranks save first (a second Ctrl-C ends them at once)")
+    elif number == signal.SIGUSR1:
+        pass  # a stop is under way
+    else:
+        view.note("ending the ranks at once")
+        group.kill()
+
+
+def _conclude(group: RankGroup, run: Path, console: Console, stopped: bool) -> int:
+    code = exit_code(group.codes)
+    rank = first_failure(group.codes)
+    if rank is None:
+        if code != 0:
+            console.print(
+                f"stopped and saved; go on with: alignkd resume {run}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+    elif stopped and -group.codes[rank] in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL):
+        print(f"{run}: ended before the ranks could save; what was saved before is there", file=sys.stderr)
+    else:
+        print(failure_report(rank, group.codes[rank], log_path(run / "logs", rank)), file=sys.stderr)
+    return code

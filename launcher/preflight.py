@@ -1,0 +1,68 @@
+"""What is checked before anything is written or started. All problems come back together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from alignkd.config import Config
+from alignkd.errors import UserError
+from launcher.render import accumulation_steps
+from launcher.run_folder import existing_run_problem, run_path
+
+
+def launch_problems(config: Config, world_size: int) -> list[str]:
+    """Every reason not to start this run on ``world_size`` ranks (empty: none)."""
+    problems = [problem for problem in [existing_run_problem(run_path(config))] if problem]
+    problems += _data_problems(config)
+    problems += _raised(lambda: accumulation_steps(config.training, world_size))
+    problems += model_problems(config)
+    return problems
+
+
+def _data_problems(config: Config) -> list[str]:
+    problems = []
+    for index, source in enumerate(config.data.sources):
+        key = f"data.sources[{index}]"
+        file = Path(source.file)
+        if not file.is_file():
+            problems.append(f"{key}.file = {file}: no such file; valid: a LLaVA-style JSON list")
+        elif not os.access(file, os.R_OK):
+            problems.append(f"{key}.file = {file}: may not be read by this user")
+        if source.image_folder is not None and not Path(source.image_folder).is_dir():
+            problems.append(f"{key}.image_folder = {source.image_folder}: no such folder")
+    return problems
+
+
+def model_problems(config: Config) -> list[str]:
+    """Missing model folders; else whether teacher and student speak of the same tokens and pixels."""
+    from alignkd.models.agreement import check_agreement
+
+    model = config.model
+    named = {
+        "model.teacher": model.teacher if config.distillation.enabled else None,
+        "model.student": None if model.student == "scratch" else model.student,
+        "model.student_config": model.student_config if model.student == "scratch" else None,
+        "model.vision_tower": model.vision_tower,
+    }
+    missing = [
+        f"{key} = {folder}: no such folder"
+        for key, folder in named.items()
+        if folder is not None and not Path(folder).is_dir()
+    ]
+    if missing:
+        return missing
+    if not config.distillation.enabled:  # the student alone is looked at
+        model = model.model_copy(update={"teacher": None})
+    problems: list[str] = []
+    problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
+    return problems
+
+
+def _raised(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []

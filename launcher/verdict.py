@@ -1,0 +1,84 @@
+"""From the exit codes of all ranks to the launcher's own, and to what the user is shown."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from alignkd.errors import (
+    ERROR_PREFIX,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
+
+SAVED = (EXIT_SAVED_ON_USR1, EXIT_SAVED_ON_TERM)
+_TAIL_BYTES = 64 * 1024
+_TAIL_LINES = 30
+
+
+def is_failure(code: int) -> bool:
+    return code not in (EXIT_OK, *SAVED)
+
+
+def first_failure(codes: Mapping[int, int]) -> int | None:
+    """The rank that failed first (``codes`` is in the order of the ends); None when none did."""
+    return next((rank for rank, code in codes.items() if is_failure(code)), None)
+
+
+def exit_code(codes: Mapping[int, int]) -> int:
+    """0 when all finished, 85 or 86 when the run was stopped and saved, else the first failing rank's code."""
+    rank = first_failure(codes)
+    if rank is not None:
+        return codes[rank] if codes[rank] > 0 else 128 - codes[rank]
+    stops = [code for code in codes.values() if code != EXIT_OK]
+    # TERM says "go away", so it wins where both were seen.
+    return max(stops, default=EXIT_OK)
+
+
+def failure_report(rank: int, code: int, log: Path) -> str:
+    """Why a rank failed: its own message for a user's error, else the last lines of its log."""
+    lines = tail(log)
+    message = _error_message(lines)
+    if code == EXIT_USER_ERROR and message:
+        return message
+    how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    shown = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:]) or "  (it wrote nothing)"
+    return f"rank {rank} {how}; the last lines of {log}:\n{shown}"
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log, at most 64 KiB of it, carriage returns of progress bars taken as line ends."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    # Control characters of a log (colours, bells) are not for the user's terminal.
+    clean = "".join(c if c.isprintable() or c in "\n\r\t" else "?" for c in text)
+    return [line for line in clean.splitlines() if line.strip()]
+
+
+def _error_message(lines: list[str]) -> str | None:
+    """The rank's last error as ``report_error`` wrote it, with the lines that belong to it."""
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith(ERROR_PREFIX):
+            first = lines[index].removeprefix(ERROR_PREFIX)
+            rest = []
+            for line in lines[index + 1 :]:
+                if not line.startswith("  "):
+                    break
+                rest.append(line)
+            return "\n".join([first, *rest])
+    return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
