@@ -1,0 +1,1 @@
+"""Accuracy of a model folder by greedy generation."""

@@ -1,0 +1,37 @@
+# `make demo` trains and distils a small model here; `make test` runs every check. Both install what is missing.
+PYTHON ?= python3.11
+# Installed before the rest, which would take any build. PyPI has the CUDA build under this version; the CPU build is
+# much smaller: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo demo-baseline install test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/python -m alignkd.demo --out demo
+
+# The same student without a teacher, for a fair comparison; needs the demo's data and tower.
+demo-baseline: $(INSTALLED)
+	$(BIN)/python -m alignkd.demo --out demo --baseline
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,63 @@
+"""``python -m alignkd.evaluate MODEL --data FILE.json --image-folder DIR [--json]``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from alignkd.errors import AlignkdError
+from alignkd.evaluate.accuracy import ALL_KINDS, Accuracy
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="folder in the MobileVLM V2 format")],
+    data: Annotated[Path, typer.Option(help="LLaVA-style JSON list; the last turn is the expected answer")],
+    image_folder: Annotated[Path | None, typer.Option(help="image paths are relative to it")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Accuracy per kind of question, by greedy generation on the CPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported, below the folder module
+    from alignkd.evaluate.folder import evaluate_folder
+
+    try:
+        with _progress_bar() as bar:
+            task = bar.add_task(f"answering with {model}", total=None)
+            accuracy = evaluate_folder(
+                model,
+                data,
+                image_folder,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except AlignkdError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    if as_json:
+        print(json.dumps(accuracy.as_dict(), indent=1))
+    else:
+        Console().print(accuracy_table(accuracy))
+
+
+def accuracy_table(accuracy: Accuracy) -> Table:
+    table = Table(title="exact answers by greedy generation")
+    table.add_column("kind of question")
+    for column in ("accuracy", "majority baseline", "questions"):
+        table.add_column(column, justify="right")
+    for kind, row in [*accuracy.kinds.items(), (ALL_KINDS, accuracy.overall)]:
+        table.add_row(kind, f"{row.accuracy:.3f}", f"{row.baseline:.3f}", str(row.count))
+    return table
+
+
+def _progress_bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+if __name__ == "__main__":
+    typer.run(main)

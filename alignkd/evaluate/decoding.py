@@ -1,0 +1,33 @@
+"""Greedy decoding with a KV cache, for prompts of equal length (so that no padding mask is needed)."""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache
+
+from alignkd.data.batch import Batch
+from alignkd.models.mobilevlm import MobileVLM
+
+
+@torch.inference_mode()
+def greedy_decode(model: MobileVLM, batch: Batch, eos_id: int, max_new_tokens: int) -> list[list[int]]:
+    """The most likely token again and again, per sample until ``eos_id`` (left out) or ``max_new_tokens``.
+
+    The batch's prompts must have one length. The image is encoded once; every new token costs one position.
+    """
+    assert int(batch.lengths_B.min()) == int(batch.lengths_B.max()), "prompts of one batch have equal length"
+    cache = DynamicCache()
+    embeddings = model.embed(batch, model.vision_tokens(batch.pixel_values))
+    answers: list[list[int]] = [[] for _ in range(len(batch.lengths_B))]
+    open_answers = set(range(len(answers)))
+    for _ in range(max_new_tokens):
+        next_ids_B = model.head(model.decode(embeddings, cache)[:, -1]).argmax(dim=-1)
+        for row, token in enumerate(next_ids_B.tolist()):
+            if token == eos_id:
+                open_answers.discard(row)
+            elif row in open_answers:
+                answers[row].append(token)
+        if not open_answers:
+            break
+        embeddings = model.language_model.embed_tokens(next_ids_B[:, None])
+    return answers
