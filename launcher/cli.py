@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,8 +13,8 @@ from rich.table import Table
 
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
-from alignkd.errors import AlignkdError, UserError, report_error
-from launcher.launch import BACKENDS, LaunchRequest
+from alignkd.errors import AlignkdError, report_error
+from launcher.launch import Backend, LaunchRequest
 from launcher.launch import launch as launch_run
 from launcher.launch import resume as resume_run
 
@@ -59,7 +59,7 @@ def launch(
     config: Annotated[Path, typer.Argument(help="Configuration of the run.")] = Path("alignkd.yaml"),
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on each node, one per GPU.")] = 1,
-    backend: Annotated[str, typer.Option(help=f"One of: {', '.join(BACKENDS)}.")] = "auto",
+    backend: Annotated[Backend, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the run (run.name).")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage of a file that has stages.")] = None,
     overrides: Annotated[
@@ -69,8 +69,6 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the run folder, show it, stop.")] = False,
 ) -> None:
     """Check a configuration, write its run folder and run it."""
-    if backend not in BACKENDS:
-        raise UserError(f"--backend {backend}: valid are {', '.join(BACKENDS)}")
     request = LaunchRequest(
         config, nodes, gpus_per_node, backend, name, stage, tuple(overrides or ()), dry_run
     )
@@ -88,17 +86,19 @@ def probe(
     teacher: Annotated[Path, typer.Option(help="Folder of the teacher.")],
     student: Annotated[Path, typer.Option(help="Folder of the student.")],
     data: Annotated[Path, typer.Option(help="LLaVA-style JSON list; its samples are one batch.")],
-    template: Annotated[str, typer.Option(help="One of: plain, v1.")],
+    template: Annotated[Literal["plain", "v1"], typer.Option(help="Conversation template.")],
     image_folder: Annotated[Path | None, typer.Option(help="Images are relative to it.")] = None,
-    image_aspect_ratio: Annotated[str, typer.Option(help="One of: pad, square.")] = "pad",
+    image_aspect_ratio: Annotated[
+        Literal["pad", "square"], typer.Option(help="Pad to a square first, or crop.")
+    ] = "pad",
     adapters: Annotated[Path | None, typer.Option(help="Adapters (safetensors); else random.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"], typer.Option(help="Of both models.")
+    ] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of random adapters.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each loss term weighs on a few samples."""
-    _one_of("--template", template, ("plain", "v1"))
-    _one_of("--image-aspect-ratio", image_aspect_ratio, ("pad", "square"))
     from alignkd.probe import run_probe
 
     result = run_probe(
@@ -122,7 +122,7 @@ def sample_data(
     samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 4000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
 ) -> None:
-    """Write a small real task (questions about handwritten digits), offline."""
+    """Write the data of a small real task, offline."""
     from rich.progress import Progress
 
     from alignkd.data.sample_task.write import write_sample_data
@@ -140,19 +140,15 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     out: Annotated[Path, typer.Option(help="New folder for the student.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint to take; default: the newest.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help="One of: safetensors, bin.")] = "safetensors",
+    file_format: Annotated[
+        Literal["safetensors", "bin"], typer.Option("--format", help="Of the weights.")
+    ] = "safetensors",
 ) -> None:
     """Write a run's student in the MobileVLM V2 format."""
-    _one_of("--format", file_format, ("safetensors", "bin"))
     from alignkd.checkpoint.export import export_run
 
     export_run(run, out, step, file_format)
     print(f"wrote {out}")
-
-
-def _one_of(option: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise UserError(f"{option} {value}: valid are {', '.join(valid)}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which keys a DeepSpeed file of ours may hold. DeepSpeed ignores misspelt and dotted keys silently, so we check.
+"""Which keys a DeepSpeed file of ours may hold: DeepSpeed ignores misspelt and dotted keys in silence.
 
 The names are those of DeepSpeed 0.19.8 (``runtime/config.py``, ``runtime/zero/config.py``,
 ``runtime/precision_config.py``); a test compares them with the installed release.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -15,11 +16,12 @@ from launcher.files import read_json
 from launcher.local import choose_device, rank_command, run_local
 from launcher.manifest import Manifest, make_manifest, read_manifest
 from launcher.preflight import launch_problems
+from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
 from launcher.slurm import render_scripts, slurm_answers, submit
 
-BACKENDS = ("auto", "local", "slurm")
+Backend = Literal["auto", "local", "slurm"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class LaunchRequest:
     config: Path
     nodes: int = 1
     gpus_per_node: int = 1
-    backend: str = "auto"
+    backend: Backend = "auto"
     name: str | None = None
     stage: str | None = None
     overrides: tuple[str, ...] = ()
@@ -35,7 +37,7 @@ class LaunchRequest:
 
 
 def launch(request: LaunchRequest, console: Console) -> int:
-    """Check, write the run folder, start. Returns the exit code; raises before anything is written or started."""
+    """Check, write the run folder, start; returns the exit code. Nothing is written when a check fails."""
     overrides = list(request.overrides)
     if request.name is not None:
         overrides.append(f'run.name="{request.name}"')
@@ -93,9 +95,18 @@ def _start(run: Path, manifest: Manifest, console: Console) -> int:
     if manifest.backend != "local":
         raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm")
     code = run_local(run, manifest, console)
-    if code == 0:
-        _say(console, f"done: {run}")
+    result = read_json(run / "result.json")
+    if code == 0 and result is not None:
+        _say_result(run, result, console)
     return code
+
+
+def _say_result(run: Path, result: dict[str, Any], console: Console) -> None:
+    _say(console, f"done: {result.get('step')} steps in {duration(float(result.get('seconds') or 0))}")
+    first, last = result.get("first") or {}, result.get("last") or {}
+    if "loss" in first and "loss" in last:
+        _say(console, f"  loss {first['loss']:.4g} -> {last['loss']:.4g} (metrics: {run / 'metrics.jsonl'})")
+    _say(console, f"  student: {run / 'student'}")
 
 
 def _say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -> None:
@@ -105,7 +116,7 @@ def _say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -
         console,
         f"  {manifest.nodes} nodes x {manifest.gpus_per_node} = {manifest.world_size} ranks "
         f"({manifest.backend}); global batch {training.global_batch_size} = micro-batch "
-        f"{training.micro_batch_size} x {manifest.world_size} ranks x {manifest.accumulation_steps} accumulated",
+        f"{training.micro_batch_size} x {manifest.world_size} ranks x {manifest.accumulation_steps} times",
     )
     teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
     _say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")

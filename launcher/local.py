@@ -40,7 +40,7 @@ def choose_device(ranks: int, gpus: Sequence[str]) -> str:
 def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence[str] | None = None) -> int:
     """Start the ranks of ``run``, show their progress until all have ended, return the exit code.
 
-    ``command`` starts one rank (default: ``alignkd.train``). Raises UserError when the run is running already.
+    ``command`` starts one rank (default: ``alignkd.train``). Raises UserError when the run is running.
     """
     gpus = visible_gpus(os.environ)
     if manifest.device != "cpu" and len(gpus) < manifest.world_size:

@@ -75,7 +75,7 @@ def _version(package: str) -> str:
 
 
 def git_commit(checkout: Path) -> str | None:
-    """Commit of the checkout that this code runs from, `-dirty` with local changes; None for an installed copy."""
+    """Commit of the checkout of this code, `-dirty` with local changes; None for an installed copy."""
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]

@@ -1,7 +1,7 @@
 """Builds DeepSpeed's CPU communication operator once, before the ranks would all build it at the same time.
 
-torch guards a build with a file named ``lock``. A process that is killed while it builds leaves that file behind
-and every later start waits for it without end; so it is looked after here.
+torch guards a build with a file named ``lock``. A process that is killed while it builds leaves that file
+behind, and every later start waits for it without end; so it is looked after here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def build_cpu_operators(
 ) -> None:
     """Build the operator, or return at once when these versions have built it before.
 
-    ``environment`` is a rank's. ``note`` tells the user what takes time. Raises UserError for a missing compiler
-    or ninja, AlignkdError when the build fails or hangs.
+    ``environment`` is a rank's. ``note`` tells the user what takes time. Raises UserError for a missing
+    compiler or ninja, AlignkdError when the build fails or hangs.
     """
     folder = extensions_folder(environment)
     try:
@@ -83,7 +83,7 @@ def _check_tools(environment: Mapping[str, str]) -> None:
         missing.append("ninja (pip install ninja)")
     if missing:
         raise UserError(
-            f"training on the CPU compiles a DeepSpeed operator, and these are not on PATH: {', '.join(missing)}"
+            f"training on the CPU compiles a DeepSpeed operator; not on PATH: {', '.join(missing)}"
         )
 
 
@@ -109,7 +109,7 @@ def _one_at_a_time(path: Path, note: Callable[[str], None], time_out: float) -> 
 
 
 def _locks(folder: Path) -> list[Path]:
-    """torch's lock of this operator; without TORCH_EXTENSIONS_DIR it lies below a folder per Python and device."""
+    """torch's lock of this operator; by default it lies below a folder per Python and device."""
     return [*folder.glob(f"{OPERATOR}/lock"), *folder.glob(f"*/{OPERATOR}/lock")]
 
 

@@ -91,7 +91,7 @@ class View(Protocol):
 
 
 class BarView:
-    """A live bar. It is refreshed by ``show`` alone: no thread beside the one that starts and watches ranks."""
+    """A live bar, refreshed by ``show`` alone: no thread beside the one that watches the ranks."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

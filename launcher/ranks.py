@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be loaded between fork and exec
+_LIBC = ctypes.CDLL(None)  # here: nothing may be loaded between fork and exec
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below the range that the kernel hands out by itself (32768 on Linux)."""
+    """A port that nothing listens on, below those that the kernel hands out by itself (from 32768)."""
     for port in random.sample(range(20000, 32768), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
@@ -129,8 +129,8 @@ def start_ranks(
 ) -> RankGroup:
     """Start one process per environment; its output is appended to ``log_folder/rank-R.log``.
 
-    The ranks die with this process, however it ends. Raises OSError when one cannot be started; the others are
-    ended first.
+    The ranks die with this process, however it ends. Raises OSError when one cannot be started; the others
+    are ended first.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     launcher = os.getpid()

@@ -17,25 +17,20 @@ from launcher.resources import resource_folder
 
 
 def accumulation_steps(training: TrainingSection, world_size: int) -> int:
-    """Micro-batches of a rank per optimizer step; UserError with what would fit when it is no whole number."""
+    """Micro-batches of a rank per optimizer step; UserError with what would fit when not whole."""
     whole, micro = training.global_batch_size, training.micro_batch_size
     if whole % (micro * world_size) == 0:
         return whole // (micro * world_size)
-    ranks = [count for count in divisors(whole) if whole % (micro * count) == 0]
-    advice = [f"rank counts that fit this micro-batch size: {_listed(ranks) or 'none'}"]
     if whole % world_size == 0:
-        advice.insert(
-            0, f"micro-batch sizes that fit {world_size} ranks: {_listed(divisors(whole // world_size))}"
-        )
+        fitting = f"micro-batch sizes that fit {world_size} ranks: {_listed(divisors(whole // world_size))}"
     else:
-        below, above = whole // world_size * world_size, -(-whole // world_size) * world_size
-        sizes = _listed([size for size in (below, above) if size])
-        advice.insert(
-            0, f"no micro-batch size fits {world_size} ranks (global sizes near it that do: {sizes})"
-        )
+        unit = micro * world_size
+        sizes = _listed([size for size in (whole // unit * unit, -(-whole // unit) * unit) if size])
+        fitting = f"no micro-batch size fits {world_size} ranks; nearest global batch sizes: {sizes}"
+    ranks = _listed([count for count in divisors(whole) if whole % (micro * count) == 0]) or "none"
     raise UserError(
         f"training.global_batch_size = {whole} cannot be split over {world_size} ranks x "
-        f"training.micro_batch_size = {micro}; {'; '.join(advice)}"
+        f"training.micro_batch_size = {micro}; {fitting}; rank counts that fit this micro-batch size: {ranks}"
     )
 
 

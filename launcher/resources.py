@@ -1,4 +1,4 @@
-"""Where the base DeepSpeed files and the Slurm templates lie: beside the package in a checkout, inside it in a wheel."""
+"""Where DeepSpeed files and Slurm templates lie: beside the package in a checkout, in it in a wheel."""
 
 from __future__ import annotations
 

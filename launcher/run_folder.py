@@ -37,8 +37,8 @@ def create_run_folder(
 ) -> Path:
     """Write the run folder and return it.
 
-    It is filled beside its place and renamed, so a folder with a manifest is always complete. ``scripts`` maps
-    names to texts of executable files. Raises UserError when the folder exists or cannot be written.
+    It is filled beside its place and renamed, so a folder with a manifest is always complete. ``scripts``
+    maps names to texts of executable files. Raises UserError when the folder exists or cannot be written.
     """
     run = run_path(config)
     problem = existing_run_problem(run)

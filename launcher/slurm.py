@@ -30,7 +30,7 @@ def shell_word(value: str) -> str:
 
 
 def sbatch_word(value: str) -> str:
-    """One word of an ``#SBATCH`` line: a backslash escapes in and out of quotes, an unquoted # is a comment."""
+    """One word of an ``#SBATCH`` line: a backslash escapes in quotes too, a bare # is a comment."""
     _refuse_control(value)
     if _PLAIN.fullmatch(value):
         return value

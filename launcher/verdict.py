@@ -29,7 +29,7 @@ def first_failure(codes: Mapping[int, int]) -> int | None:
 
 
 def exit_code(codes: Mapping[int, int]) -> int:
-    """0 when all finished, 85 or 86 when the run was stopped and saved, else the first failing rank's code."""
+    """0 when all finished, 85 or 86 when all that stopped had saved, else the first failing rank's code."""
     rank = first_failure(codes)
     if rank is not None:
         return codes[rank] if codes[rank] > 0 else 128 - codes[rank]

@@ -1,4 +1,4 @@
-"""The configuration of a run: schema, loading with all problems at once, presets. Nothing here imports torch."""
+"""The configuration of a run: schema, loading, presets. Nothing here imports torch."""
 
 from alignkd.config.combinations import warnings_of
 from alignkd.config.loading import dump_config, load_config

@@ -163,14 +163,12 @@ def _weight_warnings(config: Config) -> list[str]:
     if weights.attention == 0 and weights.vision == 0 and config.training.adapter_learning_rate is not None:
         found.append("training.adapter_learning_rate has no effect: no term with an adapter has a weight")
     if config.model.teacher == config.model.student:
-        found.append(
-            "model.teacher and model.student are the same folder: there is nothing to distil at first"
-        )
+        found.append("model.teacher and model.student are the same folder: nothing to distil")
     return found
 
 
 def _changed(section: Section) -> list[str]:
-    """Keys whose value is not the default (a saved configuration names every key, so "given" says nothing)."""
+    """Keys that are not at their default (a saved configuration gives all, so "given" says nothing)."""
     return [
         name
         for name, field in type(section).model_fields.items()
@@ -188,7 +186,7 @@ def _listed(values: list[Any]) -> str:
 
 
 def time_limit_seconds(text: str) -> int:
-    """Seconds of a Slurm time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Seconds of a Slurm time: m, m:s, h:m:s, days-h[:m[:s]]."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:

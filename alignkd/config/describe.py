@@ -60,7 +60,7 @@ def _flatten(metadata: list[Any]) -> Iterator[Any]:
 
 
 def describe(field: FieldInfo) -> str:
-    """ "a number, more than 0, less than 1 (default 4e-05; what it is for)"."""
+    """What is valid at a key: ``a number, more than 0 (default 4e-05; what it is for)``."""
     kind, inner, nullable = _unpack(field.annotation)
     metadata = list(_flatten([*field.metadata, *inner]))
     if get_origin(kind) is Literal:

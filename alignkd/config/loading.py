@@ -35,9 +35,9 @@ NOT_PATHS = {"", "scratch"}
 def load_config(path: Path | str, overrides: Sequence[str] = (), stage: str | None = None) -> Config:
     """Read, merge and check a configuration.
 
-    ``overrides`` are ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which wins
-    over the file. Relative paths of the file start at the file's folder, those of an override at the current one.
-    Raises ConfigError with every problem, UserError when the file cannot be read.
+    ``overrides`` are ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which
+    wins over the file. Relative paths of the file start at the file's folder, those of an override at the
+    current one. Raises ConfigError with every problem, UserError when the file cannot be read.
     """
     path = Path(path)
     document = read_yaml(path)
@@ -173,8 +173,9 @@ def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
         if name not in document and not field.is_required():
             valid[name] = field.get_default()
             continue
+        annotation: Any = field.annotation
         try:
-            valid[name] = TypeAdapter(field.annotation).validate_python(document.get(name))
+            valid[name] = TypeAdapter[Section](annotation).validate_python(document.get(name))
         except ValidationError:
             continue
     return valid

@@ -40,16 +40,12 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise YamlError(
-                f"{_line(event.start_mark)}: aliases (`*{event.anchor}`) are not read; write it out"
-            )
+            raise YamlError(f"{_line(event.start_mark)}: aliases (`*{event.anchor}`) are not read")
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) not in (None, "!"):
-            raise YamlError(
-                f"{_line(event.start_mark)}: tags (`{event.tag}`) are not read; write plain values"
-            )
+            raise YamlError(f"{_line(event.start_mark)}: tags (`{event.tag}`) are not read")
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise YamlError(f"{_line(event.start_mark)}: nested more than {MAX_DEPTH} levels deep")
@@ -66,10 +62,10 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value
             if key in mapping:
                 raise YamlError(
-                    f"{_line(key_node.start_mark)}: duplicate key `{key}` (first on {lines[key]}); keep one of them"
+                    f"{_line(key_node.start_mark)}: duplicate key `{key}` (first on {lines[key]})"
                 )
             lines[key] = _line(key_node.start_mark)
-            mapping[key] = self.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+            mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
     def construct_yaml_int(self, node: Any) -> int:
