@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 import warnings
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,24 +33,18 @@ class ImageProcessor:
 
     def __init__(self, preprocessor_config: dict[str, Any], max_image_pixels: int) -> None:
         """``preprocessor_config``: contents of the tower's ``preprocessor_config.json``."""
-        self._config = preprocessor_config
-        self._max_image_pixels = max_image_pixels
-
-    @cached_property
-    def _clip(self) -> Any:
-        # Seconds to import, and only the processes that decode images need it.
+        # Seconds to import: here, before the loader's workers start, so that they share it.
         from transformers import CLIPImageProcessorPil
 
-        known = {key: value for key, value in self._config.items() if key != "image_processor_type"}
-        return CLIPImageProcessorPil(**known)
+        known = {key: value for key, value in preprocessor_config.items() if key != "image_processor_type"}
+        self._clip = CLIPImageProcessorPil(**known)
+        self._max_image_pixels = max_image_pixels
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """[3, H, W] of every processed image."""
-        size = self._config.get("crop_size", 224)
-        if isinstance(size, dict):
-            return 3, int(size["height"]), int(size["width"])
-        return 3, int(size), int(size)
+        size = self._clip.crop_size
+        return 3, int(size["height"]), int(size["width"])
 
     def read(self, folder: str | Path, path: str, aspect_ratio: AspectRatio) -> torch.Tensor:
         """``path`` below ``folder`` -> float32 [3, H, W]; raises :class:`BadImage`.
@@ -66,7 +59,7 @@ class ImageProcessor:
 
     @property
     def _mean_colour(self) -> tuple[int, int, int]:
-        red, green, blue = (int(mean * 255) for mean in self._config["image_mean"])
+        red, green, blue = (int(mean * 255) for mean in self._clip.image_mean)
         return red, green, blue
 
     def _decode(self, file: Path, path: str, aspect_ratio: AspectRatio) -> Image.Image:
@@ -89,7 +82,7 @@ class ImageProcessor:
         width, height = size
         long, short = max(size), min(size)
         described, pixels = f"{width} x {height}", width * height
-        if aspect_ratio == "pad":
+        if aspect_ratio == "pad" and width != height:
             described, pixels = f"{described}, {long} x {long} padded", long * long
         if pixels > self._max_image_pixels:
             limit = f"at most {self._max_image_pixels:,} pixels (data.max_image_pixels)"

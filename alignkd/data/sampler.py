@@ -42,6 +42,11 @@ class GlobalBatchSampler:
         steps = epochs * self.steps_per_epoch
         return steps if max_steps is None else min(steps, max_steps)
 
+    def samples_before(self, step: int) -> int:
+        """Samples that training has consumed when it stands before ``step``."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.samples_per_epoch + steps * self._global_batch_size
+
     def samples_of_step(self, step: int) -> list[int]:
         """The global batch of an optimizer step, in the epoch's order."""
         epoch, number = divmod(step, self.steps_per_epoch)
@@ -53,7 +58,7 @@ class GlobalBatchSampler:
         """This rank's ``accumulation`` micro-batches of a step; some are empty where samples are few.
 
         Samples are sorted by modality and length, so that a micro-batch has little padding, and cut into
-        micro-batches before ranks come in: micro-batch j runs on rank j % world_size, in turn j // world_size.
+        micro-batches before ranks come in: micro-batch j is the j // world_size-th of rank j % world_size.
         """
         batch = sorted(self.samples_of_step(step), key=self._modality_and_length)
         size = self._micro_batch_size

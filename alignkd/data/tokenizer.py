@@ -82,9 +82,10 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids are left out."""
+        """Text of ids; special ids and those outside the vocabulary (an image's, say) are left out."""
         special = {self.bos_id, self.eos_id, self.unk_id}
-        text: str = self._processor.decode([int(i) for i in ids if int(i) not in special])
+        known = [int(i) for i in ids if 0 <= int(i) < len(self) and int(i) not in special]
+        text: str = self._processor.decode(known)
         return text
 
     def fingerprint(self) -> str:

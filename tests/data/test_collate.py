@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, NO_ROW, TermCounts
+from alignkd.data.collate import CollateSettings, Example, collate
+
+V = 3
+SHAPE = (3, 4, 4)
+SETTINGS = CollateSettings(V, SHAPE)
+N = IGNORE_INDEX
+
+
+def example(name, ids, labels):
+    """0 stands for an image marker in ``ids``; images are filled with their number."""
+    ids = [IMAGE_TOKEN_ID if token == 0 else token for token in ids]
+    images = tuple(torch.full(SHAPE, float(n)) for n in range(ids.count(IMAGE_TOKEN_ID)))
+    return Example(name, ids, labels, images)
+
+
+ONE = example("one", [1, 5, 0, 6, 7, 2], [N, N, N, N, 7, 2])
+TWO = example("two", [1, 0, 0, 8, 0, 9, 2], [N, N, N, N, N, 9, 2])
+LAST = example("last", [1, 4, 0], [N, 4, N])
+TEXT = example("text", [1, 5, 6, 2], [N, N, 6, 2])
+I = IMAGE_TOKEN_ID  # noqa: E741
+
+
+def test_a_ragged_batch_by_hand():
+    batch = collate([ONE, TEXT, TWO], SETTINGS)
+    assert batch.input_ids_BL.tolist() == [
+        [1, 5, I, I, I, 6, 7, 2, 0, 0, 0, 0, 0],
+        [1, 5, 6, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        [1, I, I, I, I, I, I, 8, I, I, I, 9, 2],
+    ]
+    assert batch.labels_BL.tolist() == [
+        [N, N, N, N, N, N, 7, 2, N, N, N, N, N],
+        [N, N, 6, 2, N, N, N, N, N, N, N, N, N],
+        [N, N, N, N, N, N, N, N, N, N, N, 9, 2],
+    ]
+    assert batch.lengths_B.tolist() == [8, 4, 13]
+    assert batch.sample_ids == ("one", "text", "two")
+    assert batch.image_count == 4
+    assert batch.image_samples.tolist() == [0, 2, 2, 2]
+    assert batch.image_starts.tolist() == [2, 1, 4, 8]
+    assert batch.pixel_values[:, 0, 0, 0].tolist() == [0, 0, 1, 2]
+    assert batch.text_rows_IM.tolist() == [[5, 6, 7], [7, 11, 12], [7, 11, 12], [11, 12, NO_ROW]]
+    assert batch.logit_positions_N.tolist() == [5, 6, 13 + 1, 13 + 2, 26 + 10, 26 + 11]
+    assert batch.logit_labels_N.tolist() == [7, 2, 6, 2, 9, 2]
+    assert batch.counts == TermCounts(
+        supervised=6, logits=6, attention_rows=11, images=4, focus_images=4, tokens=25, samples=3, skipped=0
+    )
+
+
+def test_rows_of_the_prompt_only():
+    batch = collate([ONE, TWO], CollateSettings(V, SHAPE, rows="prompt_only"))
+    assert batch.text_rows_IM.tolist() == [[5], [7], [7], [NO_ROW]]
+    assert (batch.counts.attention_rows, batch.counts.images, batch.counts.focus_images) == (3, 4, 3)
+
+
+def test_all_text_positions_keep_unsupervised_ones_without_a_label():
+    batch = collate([ONE, TEXT], CollateSettings(V, SHAPE, positions="all_text"))
+    assert batch.logit_positions_N.tolist() == [0, 4, 5, 6, 8 + 0, 8 + 1, 8 + 2]
+    assert batch.logit_labels_N.tolist() == [N, N, 7, 2, N, 6, 2]
+    assert (batch.counts.logits, batch.counts.supervised) == (7, 4)
+
+
+def test_an_image_with_no_text_after_it_has_no_rows():
+    batch = collate([LAST], SETTINGS)
+    assert batch.text_rows_IM.shape == (1, 0)
+    assert batch.counts == TermCounts(supervised=1, logits=1, images=1, tokens=5, samples=1)
+
+
+def test_text_only_gets_one_zero_image_that_does_not_count():
+    batch = collate([TEXT], SETTINGS)
+    assert batch.image_count == 0
+    assert batch.pixel_values.shape == (1, *SHAPE)
+    assert not batch.pixel_values.any()
+    assert batch.image_samples.shape == batch.image_starts.shape == (0,)
+    assert batch.text_rows_IM.shape == (0, 0)
+    assert batch.counts == TermCounts(supervised=2, logits=2, tokens=4, samples=1)
+
+
+def test_no_sample_gives_an_all_masked_batch():
+    batch = collate([], SETTINGS, skipped=2)
+    assert batch.input_ids_BL.shape == (1, 1)
+    assert batch.lengths_B.tolist() == [1]
+    assert (batch.labels_BL == N).all()
+    assert len(batch.logit_positions_N) == 0
+    assert batch.counts == TermCounts(skipped=2)
+    assert batch.sample_ids == ()
+
+
+@pytest.mark.parametrize("rows", ["all_text", "prompt_only"])
+@pytest.mark.parametrize("positions", ["supervised", "all_text"])
+def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions):
+    settings = CollateSettings(V, SHAPE, rows=rows, positions=positions)
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        samples = []
+        for number in range(generator.integers(1, 6)):
+            ids = [1, *generator.choice([0, 3, 4, 5], size=generator.integers(1, 12))]
+            keep = generator.random(len(ids)) < 0.5
+            labels = [int(t) if t > 1 and k else N for t, k in zip(ids, keep, strict=True)]
+            samples.append(example(str(number), [int(t) for t in ids], labels))
+        batch = collate(samples, settings)
+        single = sum((collate([sample], settings).counts for sample in samples), TermCounts())
+        assert batch.counts == single
+        flat_ids, flat_labels = batch.input_ids_BL.flatten(), batch.labels_BL.flatten()
+        assert torch.equal(flat_labels[batch.logit_positions_N + 1], batch.logit_labels_N)
+        assert not (flat_ids[batch.logit_positions_N + 1] == I).any()
+        for image, rows_M in enumerate(batch.text_rows_IM):
+            sample, columns = batch.image_samples[image], rows_M[rows_M != NO_ROW]
+            assert (batch.input_ids_BL[sample, columns] > 0).all()
+            assert (columns > batch.image_starts[image]).all()
+            start = batch.image_starts[image]
+            assert (batch.input_ids_BL[sample, start : start + V] == I).all()
+
+
+def test_integer_tensors_are_int64():
+    for batch in (collate([ONE, TWO], SETTINGS), collate([TEXT], SETTINGS), collate([], SETTINGS)):
+        for name, value in vars(batch).items():
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == (torch.float32 if name == "pixel_values" else torch.int64), name

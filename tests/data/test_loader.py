@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
+from alignkd.data.index import build_index
+from alignkd.data.loader import build_loader, build_sampler
+from alignkd.errors import UserError
+from tests.data.records import entry
+
+
+@dataclass(frozen=True)
+class Facts:
+    vision_tokens: int
+    preprocessor_config: dict[str, Any]
+
+
+@pytest.fixture
+def facts() -> Facts:
+    return Facts(4, {"crop_size": {"height": 8, "width": 8}, "size": {"shortest_edge": 8}})
+
+
+@pytest.fixture
+def data_set(tmp_path, write_json):
+    """30 entries: text only, one image, two images."""
+    for number in range(5):
+        Image.new("RGB", (12, 9), (number * 40, 9, 9)).save(tmp_path / f"{number}.png")
+    entries = []
+    for number in range(30):
+        images = [f"{(number + k) % 5}.png" for k in range(number % 3)]
+        answer = "a red circle " * (number % 4 + 1)
+        entries.append(entry("<image> " * len(images) + "what?", answer, id=number, image=images))
+    return entries
+
+
+def configure(write_json, tmp_path, entries, workers=0, **data) -> Config:
+    source = DataSource(file=write_json(entries), image_folder=str(tmp_path))
+    return Config(
+        model=ModelSection(student="x"),
+        data=DataSection(sources=[source], workers=workers, **data),
+        training=TrainingSection(global_batch_size=8, micro_batch_size=2, epochs=2, seed=5),
+    )
+
+
+def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0):
+    index = build_index(config.data, tokenizer, facts.vision_tokens)
+    with build_loader(config, index, tokenizer, facts, rank, world_size, accumulation, start_step) as loader:
+        found = list(loader)
+        assert len(found) == len(loader)
+    return found
+
+
+def same(left, right) -> bool:
+    if len(left) != len(right):
+        return False
+    return all(
+        torch.equal(vars(a)[name], value) if isinstance(value, torch.Tensor) else vars(a)[name] == value
+        for first, second in zip(left, right, strict=True)
+        for a, b in zip(first, second, strict=True)
+        for name, value in vars(b).items()
+    )
+
+
+def test_a_run_is_the_same_with_any_number_of_workers(data_set, write_json, tmp_path, tokenizer, facts):
+    alone = windows(configure(write_json, tmp_path, data_set), tokenizer, facts)
+    assert len(alone) == 8  # two epochs of 8 + 8 + 8 + 6 samples
+    assert [sum(b.counts.samples for b in window) for window in alone] == [8, 8, 8, 6] * 2
+    assert {b.image_count for window in alone for b in window} >= {0, 2, 4}
+    assert not same(alone[:4], alone[4:])
+    for workers in (1, 2):
+        config = configure(write_json, tmp_path, data_set, workers)
+        assert same(alone, windows(config, tokenizer, facts))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_continues_the_same_stream(data_set, write_json, tmp_path, tokenizer, facts, workers):
+    config = configure(write_json, tmp_path, data_set, workers)
+    whole = windows(config, tokenizer, facts, rank=1, world_size=2, accumulation=2)
+    for step in (1, 4, 5, 8):
+        rest = windows(config, tokenizer, facts, rank=1, world_size=2, accumulation=2, start_step=step)
+        assert same(whole[step:], rest)
+
+
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+def test_ranks_share_the_global_batch(
+    data_set, write_json, tmp_path, tokenizer, facts, world_size, accumulation
+):
+    config = configure(write_json, tmp_path, data_set)
+    sampler = build_sampler(config, build_index(config.data, tokenizer, 4))
+    ranks = [windows(config, tokenizer, facts, r, world_size, accumulation) for r in range(world_size)]
+    for step in range(8):
+        ids = [sample for rank in ranks for batch in rank[step] for sample in batch.sample_ids]
+        assert sorted(ids) == sorted(str(sample) for sample in sampler.samples_of_step(step))
+
+
+def test_a_run_stops_after_max_steps(data_set, write_json, tmp_path, tokenizer, facts):
+    config = configure(write_json, tmp_path, data_set)
+    training = config.training.model_copy(update={"max_steps": 3})
+    config = config.model_copy(update={"training": training})
+    assert len(windows(config, tokenizer, facts)) == 3
+    assert windows(config, tokenizer, facts, start_step=3) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_stops_the_run_with_a_users_error(
+    data_set, write_json, tmp_path, tokenizer, facts, workers
+):
+    (tmp_path / "3.png").unlink()
+    config = configure(write_json, tmp_path, data_set, workers)
+    with pytest.raises(UserError) as caught:
+        windows(config, tokenizer, facts)
+    message = str(caught.value)
+    assert type(caught.value) is UserError
+    assert "\n" not in message
+    assert message.startswith(f"{config.data.sources[0].file}: entry ")
+    assert "missing image: '3.png'" in message
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_can_be_skipped_and_are_counted(data_set, write_json, tmp_path, tokenizer, facts, workers):
+    (tmp_path / "3.png").write_bytes(b"\x89PNG")
+    config = configure(write_json, tmp_path, data_set, workers, on_bad_sample="skip")
+    bad = sum("3.png" in value["image"] for value in data_set)
+    counts = [b.counts for window in windows(config, tokenizer, facts)[:4] for b in window]
+    assert sum(c.skipped for c in counts) == bad > 0
+    assert sum(c.samples for c in counts) == 30 - bad
+
+
+def test_the_runs_own_random_state_is_left_alone(data_set, write_json, tmp_path, tokenizer, facts):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    windows(configure(write_json, tmp_path, data_set, workers=1), tokenizer, facts)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_workers_ignore_the_signals_of_a_stop(data_set, write_json, tmp_path, tokenizer, facts):
+    config = configure(write_json, tmp_path, data_set, workers=2)
+    wanted = windows(configure(write_json, tmp_path, data_set), tokenizer, facts)
+    index = build_index(config.data, tokenizer, facts.vision_tokens)
+    with build_loader(config, index, tokenizer, facts, 0, 1, 4) as loader:
+        found = []
+        for window in loader:
+            found.append(window)
+            for worker in multiprocessing.active_children():
+                for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+                    os.kill(worker.pid, number)
+    assert same(found, wanted)
+
+
+def test_closing_in_the_middle_ends_the_workers(data_set, write_json, tmp_path, tokenizer, facts):
+    config = configure(write_json, tmp_path, data_set, workers=2)
+    index = build_index(config.data, tokenizer, facts.vision_tokens)
+    loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
+    stream = iter(loader)
+    next(stream)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    loader.close()
+    assert not multiprocessing.active_children()
+
+
+def test_python_ends_although_a_loader_is_still_open(data_set, write_json, tmp_path, fixture_folder):
+    script = f"""
+        from types import SimpleNamespace
+        from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
+        from alignkd.data.index import build_index
+        from alignkd.data.loader import build_loader
+        from alignkd.data.tokenizer import SentencePieceTokenizer
+
+        source = DataSource(file={write_json(data_set)!r}, image_folder={str(tmp_path)!r})
+        config = Config(
+            model=ModelSection(student="x"),
+            data=DataSection(sources=[source], workers=2),
+            training=TrainingSection(global_batch_size=8, micro_batch_size=2),
+        )
+        tokenizer = SentencePieceTokenizer.from_folder({str(fixture_folder / "teacher")!r})
+        facts = SimpleNamespace(vision_tokens=4, preprocessor_config={{}})
+        index = build_index(config.data, tokenizer, 4)
+        loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
+        stream = iter(loader)
+        next(stream)
+        print("open", flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")

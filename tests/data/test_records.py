@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+
+from alignkd.data.records import BadSample, Sample, Turn, parse_sample
+from alignkd.errors import UserError
+from tests.data.records import entry
+
+HUMAN = {"from": "human", "value": "q"}
+GPT = {"from": "gpt", "value": "a"}
+
+
+def test_a_good_entry():
+    value = entry("<image>\nleft, <image> right?", image=["a.png", "sub/b.png"], id=7)
+    assert parse_sample(value, "f.json", 2, 5) == Sample(
+        source=2,
+        entry=5,
+        id="7",
+        images=("a.png", "sub/b.png"),
+        turns=(Turn("human", "<image>\nleft, <image> right?"), Turn("gpt", "a red circle")),
+    )
+
+
+def test_without_an_id_the_number_of_the_entry_names_it():
+    assert parse_sample({"conversations": [HUMAN, GPT]}, "f", 0, 12).id == "12"
+
+
+def test_a_marker_in_an_answer_is_text():
+    assert parse_sample(entry(answer="write <image> there"), "f", 0, 0).images == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("text", "not an object"),
+        ({"id": "x"}, "no conversation"),
+        ({"conversations": []}, "no conversation"),
+        ({"conversations": {"from": "human"}}, "no conversation"),
+        ({"conversations": ["hello", GPT]}, "turn is not an object"),
+        ({"conversations": [{"from": "system", "value": "s"}, GPT]}, "unknown speaker"),
+        ({"conversations": [{"from": ["human"], "value": "s"}, GPT]}, "unknown speaker"),
+        ({"conversations": [GPT, HUMAN]}, "first turn is not human"),
+        ({"conversations": [HUMAN, HUMAN, GPT]}, "turns do not alternate"),
+        ({"conversations": [HUMAN, GPT, GPT]}, "turns do not alternate"),
+        ({"conversations": [HUMAN, GPT, HUMAN]}, "last turn is not an answer"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": ""}]}, "empty answer"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": 3}]}, "turn has no text"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "turn has no text"),
+        (entry("<image>"), "markers do not match images"),
+        (entry(image="a.png"), "markers do not match images"),
+        (entry("<image>", image=["a.png", "b.png"]), "markers do not match images"),
+        (entry("q", "<image>", image="a.png"), "markers do not match images"),
+        (entry("<image>", image=""), "bad image path"),
+        (entry("<image>", image={"path": "a.png"}), "bad image path"),
+        (entry("<image>", image="a\0.png"), "bad image path"),
+        (entry("<image>", image="/etc/a.png"), "image path is absolute"),
+        (entry("<image>", image=".."), "image path leaves the image folder"),
+        (entry("<image>", image="../a.png"), "image path leaves the image folder"),
+        (entry("<image>", image="sub/../../a.png"), "image path leaves the image folder"),
+    ],
+)
+def test_a_bad_entry_is_named_with_its_reason(value, reason):
+    with pytest.raises(BadSample) as caught:
+        parse_sample(value, "folder/data.json", 0, 41)
+    assert isinstance(caught.value, UserError)
+    assert caught.value.reason == reason
+    assert str(caught.value).startswith("folder/data.json: entry 41")
+    assert reason in str(caught.value)
+
+
+def test_the_id_is_in_the_message():
+    with pytest.raises(BadSample, match=r"entry 3 \(id 'abc'\): markers"):
+        parse_sample(entry("<image>", id="abc"), "f", 0, 3)
+
+
+def test_a_question_may_stay_open_when_no_answer_is_needed():
+    value = {"conversations": [HUMAN, GPT, HUMAN]}
+    assert len(parse_sample(value, "f", 0, 0, answered=False).turns) == 3
+
+
+def test_dots_that_stay_inside_the_folder_are_fine():
+    assert parse_sample(entry("<image>", image="sub/../a..png"), "f", 0, 0).images == ("sub/../a..png",)

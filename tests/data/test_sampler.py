@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from alignkd.data.index import Index
+from alignkd.data.sampler import GlobalBatchSampler
+
+
+def index_of(sizes=(100,), weights=None, seed=0) -> Index:
+    generator = np.random.default_rng(seed)
+    count = sum(sizes)
+    numbers = np.arange(count)
+    return Index(
+        source=np.repeat(np.arange(len(sizes)), sizes),
+        entry=numbers,
+        start=numbers,
+        stop=numbers,
+        length=generator.integers(10, 60, count),
+        image_count=generator.integers(0, 3, count),
+        weights=weights or (1.0,) * len(sizes),
+        reports=(),
+        max_length=100,
+        fingerprint="",
+    )
+
+
+def epoch_of(sampler: GlobalBatchSampler, epoch: int) -> list[int]:
+    first = epoch * sampler.steps_per_epoch
+    return [
+        s for step in range(first, first + sampler.steps_per_epoch) for s in sampler.samples_of_step(step)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 100])
+def test_every_sample_comes_once_per_epoch(size):
+    sampler = GlobalBatchSampler(index_of((size,)), 32, 4, seed=3)
+    assert sampler.steps_per_epoch == -(-size // 32)
+    for epoch in (0, 1, 5):
+        assert sorted(epoch_of(sampler, epoch)) == list(range(size))
+    assert len(sampler.samples_of_step(sampler.steps_per_epoch - 1)) == (size - 1) % 32 + 1
+
+
+def test_epochs_and_seeds_differ_and_nothing_else_does():
+    index = index_of()
+    first, again = (GlobalBatchSampler(index, 32, 4, seed=3) for _ in range(2))
+    assert epoch_of(first, 0) != epoch_of(first, 1)
+    assert epoch_of(first, 0) != epoch_of(GlobalBatchSampler(index, 32, 4, seed=4), 0)
+    # Asked in another order, from another object: the same.
+    steps = list(range(12))
+    random.Random(0).shuffle(steps)
+    drawn = {step: again.samples_of_step(step) for step in steps}
+    assert [first.samples_of_step(step) for step in range(12)] == [drawn[step] for step in range(12)]
+
+
+def test_the_order_is_frozen():
+    """A resumed run has to find its place with any later release of numpy."""
+    assert GlobalBatchSampler(index_of((8,)), 8, 4, seed=1).samples_of_step(0) == [2, 4, 7, 5, 0, 6, 3, 1]
+
+
+@pytest.mark.parametrize("size", [3, 29, 32, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_split_changes_a_global_batch_or_its_micro_batches(size, seed):
+    sampler = GlobalBatchSampler(index_of((size,), seed=seed), 32, 4, seed)
+    for step in range(sampler.steps_per_epoch):
+        found = []
+        for world_size, accumulation in ((1, 8), (2, 4), (4, 2), (8, 1), (3, 3)):
+            micro = [
+                sampler.micro_batches(step, rank, world_size, accumulation) for rank in range(world_size)
+            ]
+            assert all(len(batches) == accumulation for batches in micro)
+            # Micro-batch j is the (j // world size)-th of rank j % world size.
+            found.append([micro[r][a] for a in range(accumulation) for r in range(world_size) if micro[r][a]])
+        assert all(batches == found[0] for batches in found)
+        assert sorted(s for batch in found[0] for s in batch) == sorted(sampler.samples_of_step(step))
+        assert all(len(batch) == 4 for batch in found[0][:-1])
+
+
+def test_a_rank_without_samples_gets_empty_micro_batches():
+    sampler = GlobalBatchSampler(index_of((3,)), 32, 4, seed=0)
+    assert sampler.micro_batches(0, 1, 2, 4) == [[], [], [], []]
+    assert [len(batch) for batch in sampler.micro_batches(0, 0, 2, 4)] == [3, 0, 0, 0]
+
+
+def test_micro_batches_are_grouped_by_modality_and_length():
+    index = index_of()
+    sampler = GlobalBatchSampler(index, 32, 4, seed=0)
+    batches = sampler.micro_batches(0, 0, 1, 8)
+    flat = [sample for batch in batches for sample in batch]
+    keys = [(index.image_count[sample] > 0, index.length[sample]) for sample in flat]
+    assert keys == sorted(keys)
+    mixed = sum(len({bool(index.image_count[s]) for s in batch}) > 1 for batch in batches)
+    assert mixed <= 1
+
+
+def test_weights_repeat_samples_and_draw_a_seeded_part():
+    sampler = GlobalBatchSampler(index_of((20, 10, 10), (1.0, 2.5, 0.3)), 16, 4, seed=0)
+    assert sampler.samples_per_epoch == 20 + 25 + 3
+    epochs = [Counter(epoch_of(sampler, epoch)) for epoch in range(2)]
+    for counts in epochs:
+        assert [counts[sample] for sample in range(20)] == [1] * 20
+        assert sorted(counts[sample] for sample in range(20, 30)) == [2] * 5 + [3] * 5
+        assert sorted(counts[sample] for sample in range(30, 40)) == [0] * 7 + [1] * 3
+    assert epochs[0] != epochs[1]
+
+
+def test_total_steps():
+    sampler = GlobalBatchSampler(index_of((100,)), 32, 4, seed=0)
+    assert sampler.total_steps(3, None) == 12
+    assert sampler.total_steps(3, 5) == 5
+    assert sampler.total_steps(1, 50) == 4
