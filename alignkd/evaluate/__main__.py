@@ -1,4 +1,4 @@
-"""``python -m alignkd.evaluate MODEL --data FILE.json --image-folder DIR [--json]``."""
+"""``python -m alignkd.evaluate MODEL --data FILE.json --image-folder DIR [--json] [--out FILE]``."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from alignkd.errors import AlignkdError
+from alignkd.errors import AlignkdError, report_error
 from alignkd.evaluate.accuracy import ALL_KINDS, Accuracy
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+
+@app.command()
 def main(
     model: Annotated[Path, typer.Argument(help="folder in the MobileVLM V2 format")],
     data: Annotated[Path, typer.Option(help="LLaVA-style JSON list; the last turn is the expected answer")],
     image_folder: Annotated[Path | None, typer.Option(help="image paths are relative to it")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    out: Annotated[Path | None, typer.Option(help="write the JSON to this file, too")] = None,
 ) -> None:
     """Accuracy per kind of question, by greedy generation on the CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported, below the folder module
@@ -36,10 +40,12 @@ def main(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except AlignkdError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(report_error(error)) from None
+    text = json.dumps(accuracy.as_dict(), indent=1)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
     if as_json:
-        print(json.dumps(accuracy.as_dict(), indent=1))
+        print(text)
     else:
         Console().print(accuracy_table(accuracy))
 
@@ -60,4 +66,4 @@ def _progress_bar() -> Progress:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

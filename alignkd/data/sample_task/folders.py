@@ -67,7 +67,7 @@ def model_config(hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "max_position_embeddings": 256,
-        "initializer_range": 0.02,
+        "initializer_range": 0.06,  # 0.02 suits wide models; a width of 128 starts much faster from this
         "rms_norm_eps": 1e-06,
         "rope_theta": 10000.0,
         "rope_scaling": None,

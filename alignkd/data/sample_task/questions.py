@@ -34,7 +34,6 @@ KINDS = {
     "two_images": 0.03,
     "text": 0.03,
 }
-IMAGES_OF_KIND = {"two_images": 2, "text": 0}  # all others: 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ def caption(grid: Grid) -> str:
     In a random order the same model was still guessing when the fixed order was nearly learnt.
     """
     return " ".join(f"{position} {digit}" for position, digit in zip(POSITIONS, grid.digits, strict=True))
+
+
+def images_of(kind: str) -> int:
+    """How many images a question of ``kind`` is about."""
+    return {"two_images": 2, "text": 0}.get(kind, 1)
 
 
 def draw_kind(random: np.random.Generator) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from alignkd.data.sample_task import folders
 from alignkd.data.sample_task.digits import DigitSet, Grid, draw_grid, load_digit_sets, to_image
-from alignkd.data.sample_task.questions import IMAGES_OF_KIND, caption, draw_kind, draw_question
+from alignkd.data.sample_task.questions import caption, draw_kind, draw_question, images_of
 from alignkd.data.sample_task.tokenizer import train_tokenizer
 from alignkd.errors import UserError
 
@@ -86,7 +86,7 @@ class _SplitWriter:
             {
                 "id": f"{self.split}-caption-{index}",
                 "image": self._name(index),
-                "conversations": _conversation("<image>", caption(grid)),
+                "conversations": _turns("<image>", caption(grid)),
             }
             for index, grid in enumerate(self.grids)
         ]
@@ -96,7 +96,7 @@ class _SplitWriter:
         records = []
         for index in range(count):
             kind = draw_kind(self.random)
-            shown = [(index + offset) % len(self.grids) for offset in range(IMAGES_OF_KIND.get(kind, 1))]
+            shown = [(index + offset) % len(self.grids) for offset in range(images_of(kind))]
             question = draw_question(kind, [self.grids[number] for number in shown], self.random)
             names = [self._name(number) for number in shown]
             record: dict[str, Any] = {"id": f"{self.split}-question-{index}"}
@@ -105,7 +105,7 @@ class _SplitWriter:
             if names:
                 record["image"] = names[0] if len(names) == 1 else names
             text = "<image>\n" * len(names) + question.text
-            record["conversations"] = _conversation(text, question.answer)
+            record["conversations"] = _turns(text, question.answer)
             records.append(record)
         return records
 
@@ -113,5 +113,5 @@ class _SplitWriter:
         return f"{self.split}_{index:06d}.png"
 
 
-def _conversation(question: str, answer: str) -> list[dict[str, str]]:
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]

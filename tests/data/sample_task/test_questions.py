@@ -6,12 +6,12 @@ import pytest
 
 from alignkd.data.sample_task.digits import Grid
 from alignkd.data.sample_task.questions import (
-    IMAGES_OF_KIND,
     KINDS,
     all_texts,
     caption,
     draw_kind,
     draw_question,
+    images_of,
 )
 
 FIRST = Grid((3, 5, 5, 9), np.zeros((32, 32), np.uint8))
@@ -44,7 +44,7 @@ def drawn(kind, grids, count=400):
 
 
 def grids_for(kind):
-    return [FIRST, SECOND][: IMAGES_OF_KIND.get(kind, 1)]
+    return [FIRST, SECOND][: images_of(kind)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

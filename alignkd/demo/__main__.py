@@ -1,0 +1,130 @@
+"""``python -m alignkd.demo``: from nothing to a distilled student, by the commands that a user would type.
+
+Every part is skipped when its result is already there and an interrupted run goes on from its checkpoint, so
+the demo can be stopped and started at will. Delete its folder to begin again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.rule import Rule
+
+from alignkd.demo.report import TrainedModel, print_report
+from alignkd.errors import AlignkdError, TrainingError, report_error
+
+SAMPLES = 20000
+SEED = 0
+NODES = 2
+
+CONSOLE = Console()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command and the file that it leaves when it is done."""
+
+    title: str
+    command: list[str]
+    result: Path
+
+
+def run_demo(out: Path, *, baseline: bool) -> None:
+    """All parts in ``out``, then the tables. ``baseline`` adds the same student without a teacher."""
+    out.mkdir(parents=True, exist_ok=True)
+    configuration, data = out / "alignkd.yaml", out / "sample"
+    _run(
+        Part(
+            "configuration",
+            ["alignkd", "init", "--preset", "sample", "--out", str(configuration)],
+            configuration,
+        )
+    )
+    sample_data = ["alignkd", "sample-data", "--out", str(data)]
+    sample_data += ["--samples", str(SAMPLES), "--seed", str(SEED)]
+    _run(Part("data: real handwritten digits, and questions about them", sample_data, data / "test.json"))
+    titles = {
+        "teacher": "teacher: trained from nothing, with its vision tower",
+        "student": "student: distilled from the teacher",
+    }
+    if baseline:
+        titles["baseline"] = "baseline: the same student without the teacher"
+    models = []
+    for stage, title in titles.items():
+        _train(title, configuration, stage, out / "runs" / stage)
+        models.append(_evaluate(stage, out / "runs" / stage, data))
+    print_report(models, CONSOLE)
+
+
+def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
+    if run.exists():
+        command = ["alignkd", "resume", str(run)]
+    else:
+        command = ["alignkd", "launch", str(configuration), "--stage", stage]
+        command += ["--nodes", str(NODES), "--backend", "local"]
+    _run(Part(title, command, run / "student" / "config.json"))
+
+
+def _evaluate(stage: str, run: Path, data: Path) -> TrainedModel:
+    """Accuracy by greedy generation on the test questions, kept beside the run."""
+    kept = run.parent.parent / f"accuracy_{stage}.json"
+    command = [sys.executable, "-m", "alignkd.evaluate", str(run / "student")]
+    command += ["--data", str(data / "test.json"), "--image-folder", str(data / "images"), "--out", str(kept)]
+    _run(Part(f"{stage}: answers to the test questions", command, kept))
+    accuracy: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return TrainedModel.of_run(stage, run, accuracy)
+
+
+def _run(part: Part) -> None:
+    CONSOLE.print(Rule(part.title, align="left"))
+    if part.result.exists():
+        CONSOLE.print(f"already there: {part.result}", style="dim", markup=False, soft_wrap=True)
+        return
+    CONSOLE.print(f"$ {_as_typed(part.command)}", style="bold", markup=False, soft_wrap=True)
+    started = time.monotonic()
+    finished = subprocess.run(_executable(part.command), check=False)
+    if finished.returncode != 0:
+        raise TrainingError(f"{part.title}: the command above failed with exit code {finished.returncode}")
+    CONSOLE.print(f"{time.monotonic() - started:.0f} s", style="dim")
+
+
+def _executable(command: Sequence[str]) -> list[str]:
+    """``alignkd`` of this environment, whether it is activated or not."""
+    if command[0] == "alignkd":
+        return [str(Path(sys.executable).parent / "alignkd"), *command[1:]]
+    return list(command)
+
+
+def _as_typed(command: Sequence[str]) -> str:
+    first = "python" if command[0] == sys.executable else command[0]
+    return shlex.join([first, *command[1:]])
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Train the same student without a teacher, too.")
+    ] = False,
+) -> None:
+    """Train a tiny teacher, distil it into a student, and show what both can do."""
+    try:
+        run_demo(out, baseline=baseline)
+    except AlignkdError as error:
+        raise typer.Exit(report_error(error)) from None
+    except KeyboardInterrupt:
+        CONSOLE.print("stopped; the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""The tables at the end of the demo: what the models can do, what the losses did, what it cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+TERMS = ("loss", "ce", "reverse_kl", "attention", "vision_all", "vision_focus")
+AVERAGED_STEPS = 10  # one step's loss is too noisy to compare
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One finished run and the answers of its model."""
+
+    name: str
+    accuracy: dict[str, Any]  # `Accuracy.as_dict()`
+    rows: list[dict[str, Any]]  # metrics.jsonl
+    seconds: float
+    peak_memory_bytes: list[int]  # per rank
+
+    @classmethod
+    def of_run(cls, name: str, run: Path, accuracy: dict[str, Any]) -> TrainedModel:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return cls(name, accuracy, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
+
+
+def accuracy_table(models: Sequence[TrainedModel]) -> Table:
+    """One row per kind of question, one column per model, beside the majority baseline."""
+    table = Table(title="exact answers to unseen digits, by greedy generation")
+    table.add_column("kind of question")
+    for model in models:
+        table.add_column(model.name, justify="right")
+    table.add_column("most frequent answer", justify="right")
+    table.add_column("questions", justify="right")
+    first = models[0].accuracy
+    for kind in (*first["kinds"], None):
+        cells = [
+            model.accuracy["overall"] if kind is None else model.accuracy["kinds"][kind] for model in models
+        ]
+        shown = [f"{cell['accuracy']:.3f}" for cell in cells]
+        table.add_row(kind or "all", *shown, f"{cells[0]['baseline']:.3f}", str(cells[0]["count"]))
+    return table
+
+
+def loss_table(models: Sequence[TrainedModel]) -> Table:
+    """Mean of each term over the first and the last steps of each run."""
+    table = Table(
+        title=f"loss terms: mean of the first {AVERAGED_STEPS} steps -> of the last {AVERAGED_STEPS}"
+    )
+    table.add_column("term")
+    for model in models:
+        table.add_column(model.name, justify="right")
+    for term in TERMS:
+        table.add_row(term, *(_first_and_last(model.rows, term) for model in models))
+    return table
+
+
+def cost_table(models: Sequence[TrainedModel]) -> Table:
+    table = Table(title="cost")
+    for column in ("run", "steps", "minutes", "samples/s", "peak memory of each rank, MiB"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for model in models:
+        rates = sorted(row["samples_per_second"] for row in model.rows)
+        memory = ", ".join(f"{value / MEBIBYTE:.0f}" for value in model.peak_memory_bytes)
+        table.add_row(
+            model.name,
+            str(model.rows[-1]["step"]),
+            f"{model.seconds / 60:.1f}",
+            f"{rates[len(rates) // 2]:.0f}",
+            memory,
+        )
+    return table
+
+
+def print_report(models: Sequence[TrainedModel], console: Console) -> None:
+    for table in (loss_table(models), cost_table(models), accuracy_table(models)):
+        console.print()
+        console.print(table)
+
+
+def _first_and_last(rows: Sequence[dict[str, Any]], term: str) -> str:
+    """Empty for a term that the run did not have."""
+    first, last = (_mean(part, term) for part in (rows[:AVERAGED_STEPS], rows[-AVERAGED_STEPS:]))
+    if first == last == 0.0:
+        return ""
+    return f"{first:.3g} -> {last:.3g}"
+
+
+def _mean(rows: Sequence[dict[str, Any]], term: str) -> float:
+    return float(sum(row.get(term, 0.0) for row in rows)) / len(rows)
