@@ -119,7 +119,7 @@ def probe(
 @app.command("sample-data")
 def sample_data(
     out: Annotated[Path, typer.Option(help="New folder.")],
-    samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 4000,
+    samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 16000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
 ) -> None:
     """Write the data of a small real task, offline."""

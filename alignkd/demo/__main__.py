@@ -23,7 +23,7 @@ from rich.rule import Rule
 from alignkd.demo.report import TrainedModel, print_report
 from alignkd.errors import AlignkdError, TrainingError, report_error
 
-SAMPLES = 20000
+SAMPLES = 16000
 SEED = 0
 NODES = 2
 
