@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignkd.data.index import Index
+from alignkd.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -25,6 +26,8 @@ class GlobalBatchSampler:
         self._seed = seed
         self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
         self._cached: tuple[int, IntArray] | None = None
+        if self.samples_per_epoch == 0:
+            raise UserError(f"data.sources[].weight: {index.weights} of few samples leave none in an epoch")
 
     @property
     def samples_per_epoch(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.errors import UserError
 
 
 def index_of(sizes=(100,), weights=None, seed=0) -> Index:
@@ -112,3 +113,16 @@ def test_total_steps():
     assert sampler.total_steps(3, None) == 12
     assert sampler.total_steps(3, 5) == 5
     assert sampler.total_steps(1, 50) == 4
+
+
+def test_samples_before_a_step_are_those_of_all_earlier_steps():
+    sampler = GlobalBatchSampler(index_of((100,)), 32, 4, seed=0)
+    consumed = 0
+    for step in range(10):
+        assert sampler.samples_before(step) == consumed
+        consumed += len(sampler.samples_of_step(step))
+
+
+def test_weights_that_leave_nothing_are_refused():
+    with pytest.raises(UserError, match="weight"):
+        GlobalBatchSampler(index_of((10,), (0.01,)), 32, 4, seed=0)
