@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from alignkd.config.schema import DataSection, DataSource
-from alignkd.data.batch import IGNORE_INDEX, Batch
-from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.data.collate import Example
 from alignkd.data.images import BadImage, ImageProcessor
 from alignkd.data.index import Index, checked_sample
 from alignkd.data.json_list import JsonListFile
-from alignkd.data.records import BadSample, Sample, parse_sample
-from alignkd.data.templates import encode, encode_prompt
+from alignkd.data.records import BadSample, Sample
+from alignkd.data.templates import encode
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 
@@ -45,42 +42,7 @@ class ExampleReader:
         return Example(sample.id, encoded.ids, encoded.labels, images)
 
 
-def read_samples(source: DataSource, number: int = 0, *, answered: bool = True) -> list[Sample]:
-    """All samples of a (small) file; raises BadSample for the first bad one.
-
-    ``answered=False`` also takes conversations that end with a question.
-    """
-    file = JsonListFile(source.file)
-    return [
-        parse_sample(file.entry(*byte_range), source.file, number, entry, answered=answered)
-        for entry, byte_range in enumerate(file.ranges())
-    ]
-
-
-def collate_prompts(
-    samples: Sequence[Sample],
-    source: DataSource,
-    tokenizer: SentencePieceTokenizer,
-    processor: ImageProcessor,
-    vision_tokens: int,
-) -> Batch:
-    """Questions to generate from, without labels; an answer at the end of a sample is left out.
-
-    ``source`` says how the samples are rendered: template, image folder, padding. ``lengths_B`` says where
-    each prompt ends.
-    """
-    examples = []
-    for sample in samples:
-        asked = sample.turns[:-1] if sample.turns[-1].speaker == "gpt" else sample.turns
-        ids = encode_prompt(asked, source.template, tokenizer)
-        images = _read_images(sample, source, processor)
-        examples.append(Example(sample.id, ids, [IGNORE_INDEX] * len(ids), images))
-    return collate(examples, CollateSettings(vision_tokens, processor.shape))
-
-
 def _read_images(sample: Sample, source: DataSource, processor: ImageProcessor) -> tuple[torch.Tensor, ...]:
-    if sample.images and source.image_folder is None:
-        raise BadSample(source.file, sample.entry, sample.id, "has an image, but no image folder is set")
     try:
         return tuple(
             processor.read(str(source.image_folder), path, source.image_aspect_ratio)

@@ -45,18 +45,14 @@ class _Problem(Exception):
         self.reason, self.detail = reason, detail
 
 
-def parse_sample(value: Any, file: str, source: int, entry: int, *, answered: bool = True) -> Sample:
-    """Checks one entry of ``file``; raises :class:`BadSample`.
-
-    ``answered``: the last turn has to be an answer (training). Without it the conversation may end with a
-    question (evaluation).
-    """
+def parse_sample(value: Any, file: str, source: int, entry: int) -> Sample:
+    """Checks one entry of ``file``; raises :class:`BadSample`."""
     sample_id = _id_of(value, entry)
     try:
         if not isinstance(value, dict):
             raise _Problem("not an object", f"found {type(value).__name__}")
         images = _images_of(value.get("image"))
-        turns = _turns_of(value.get("conversations"), answered)
+        turns = _turns_of(value.get("conversations"))
         markers = sum(turn.text.count(IMAGE_MARKER) for turn in turns if turn.speaker == "human")
         if markers != len(images):
             raise _Problem(
@@ -89,7 +85,7 @@ def _images_of(value: Any) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _turns_of(value: Any, answered: bool) -> tuple[Turn, ...]:
+def _turns_of(value: Any) -> tuple[Turn, ...]:
     if not isinstance(value, list) or not value:
         raise _Problem("no conversation", "'conversations' must be a list of turns")
     turns = tuple(_turn_of(turn, number) for number, turn in enumerate(value))
@@ -101,7 +97,7 @@ def _turns_of(value: Any, answered: bool) -> tuple[Turn, ...]:
             raise _Problem("turns do not alternate", found)
         if turn.speaker == "gpt" and not turn.text:
             raise _Problem("empty answer", f"turn {number}")
-    if answered and turns[-1].speaker != "gpt":
+    if turns[-1].speaker != "gpt":
         raise _Problem("last turn is not an answer", f"turn {len(turns) - 1} is 'human'")
     return turns
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from alignkd.config.schema import DataSection, DataSource
-from alignkd.data.batch import TermCounts
 from alignkd.data.collate import CollateSettings, collate
-from alignkd.data.examples import ExampleReader, collate_prompts, read_samples
+from alignkd.data.examples import ExampleReader
 from alignkd.data.index import build_index
 from alignkd.data.records import BadSample
 from alignkd.errors import UserError
@@ -65,36 +64,10 @@ def test_a_file_that_changed_after_indexing_is_noticed(write_json, tmp_path, tok
         read(1)
 
 
-def test_prompts_have_no_labels_and_no_answer(
-    cases, expected, fixture_folder, write_json, tokenizer, processor
-):
-    closed, open_ended = cases["v1"]["record"], cases["text"]["record"]
-    open_ended = {**open_ended, "conversations": open_ended["conversations"][:1]}
-    source = source_of(write_json([closed, open_ended]), fixture_folder)
-    samples = read_samples(source, answered=False)
-    batch = collate_prompts(samples, source, tokenizer, processor, vision_tokens=144)
-
-    ids, labels = (expected[f"v1.{kind}"][0] for kind in ("input_ids", "labels"))
-    prompt = int((labels == -100).sum())  # all before the only answer
-    assert batch.lengths_B.tolist() == [prompt + 143, 39]
-    question = ids[34:prompt]  # what follows the image
-    assert batch.input_ids_BL[0, -len(question) :].tolist() == question.tolist()
-    assert (batch.labels_BL == -100).all()
-    assert batch.image_count == 1
-    assert batch.counts.supervised == batch.counts.logits == 0
-    assert batch.counts != TermCounts()
-
-
-def test_reading_a_small_file_raises_for_a_bad_sample(write_json, tmp_path):
-    source = source_of(write_json([entry(), {"conversations": []}]), tmp_path)
-    with pytest.raises(BadSample, match="entry 1"):
-        read_samples(source)
-
-
 def test_the_source_decides_on_padding(cases, fixture_folder, write_json, tokenizer, processor):
     file = write_json([cases["v1"]["record"]])
-    pixels = []
-    for ratio in ("pad", "square"):
-        source = source_of(file, fixture_folder, image_aspect_ratio=ratio)
-        pixels.append(collate_prompts(read_samples(source), source, tokenizer, processor, 144).pixel_values)
-    assert not torch.equal(*pixels)
+    sources = [source_of(file, fixture_folder, image_aspect_ratio=ratio) for ratio in ("pad", "square")]
+    data = DataSection(sources=sources)
+    read = ExampleReader(data, build_index(data, tokenizer, 144), tokenizer, processor)
+    assert read(0).ids == read(1).ids
+    assert not torch.equal(read(0).images[0], read(1).images[0])

@@ -32,7 +32,7 @@ def test_an_empty_list_has_no_entries(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cannot be read"),
+        ("", "must be a JSON list"),
         ('{"a": 1}', "must be a JSON list"),
         ('[{"a": 1}', "line 1, column 10: Expecting ',' or ']'"),
         ('[{"a": 1},\n {"a": }]', r"line 2, column 8: Expecting value"),

@@ -73,10 +73,5 @@ def test_the_id_is_in_the_message():
         parse_sample(entry("<image>", id="abc"), "f", 0, 3)
 
 
-def test_a_question_may_stay_open_when_no_answer_is_needed():
-    value = {"conversations": [HUMAN, GPT, HUMAN]}
-    assert len(parse_sample(value, "f", 0, 0, answered=False).turns) == 3
-
-
 def test_dots_that_stay_inside_the_folder_are_fine():
     assert parse_sample(entry("<image>", image="sub/../a..png"), "f", 0, 0).images == ("sub/../a..png",)
