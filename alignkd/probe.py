@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
-from alignkd.config.schema import DataSection, DistillationSection, ModelSection
+from alignkd.config.schema import DataSection, DataSource, DistillationSection, ModelSection
 from alignkd.data.batch import Batch
+from alignkd.data.collate import CollateSettings, collate
+from alignkd.data.examples import ExampleReader
+from alignkd.data.images import ImageProcessor
+from alignkd.data.index import build_index
+from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.student_step import StudentStep
 from alignkd.errors import UserError
 from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.agreement import check_agreement
+from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.loading import Building, load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
@@ -36,8 +43,8 @@ def run_probe(
     student: Path,
     data: Path,
     image_folder: Path | None,
-    template: str,
-    image_aspect_ratio: str,
+    template: Literal["plain", "v1"],
+    image_aspect_ratio: Literal["pad", "square"],
     adapters: Path | None,
     dtype: str,
     seed: int,
@@ -56,11 +63,26 @@ def run_probe(
     building = Building(PROBE_DTYPES[dtype])
     teacher_model = TeacherModel(load_model(teacher, building), distillation.top_k)
     student_model = load_model(student, building)
-    batch = _one_batch(data, image_folder, template, image_aspect_ratio, student_model.config, student)
+    source = DataSource(
+        file=str(data),
+        image_folder=None if image_folder is None else str(image_folder),
+        template=template,
+        image_aspect_ratio=image_aspect_ratio,
+    )  # type: ignore[call-arg]
+    batch = _one_batch(source, student_model.config, student)
     configs = teacher_model.model.config, student_model.config
     adapter_modules = seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
     step = StudentStep(student_model, adapter_modules.to(building.dtype), distillation)
     return _measure(step, teacher_model, batch, distillation)
+
+
+def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path) -> Batch:
+    data = DataSection(sources=[source], max_length=facts.max_position_embeddings)  # type: ignore[call-arg]
+    tokenizer = SentencePieceTokenizer.from_folder(tokenizer_folder)
+    processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
+    index = build_index(data, tokenizer, facts.vision_tokens)
+    reader = ExampleReader(data, index, tokenizer, processor)
+    return collate([reader(number) for number in range(len(index))], CollateSettings(facts.vision_tokens, processor.shape))
 
 
 def _measure(

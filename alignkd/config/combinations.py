@@ -122,11 +122,6 @@ def warnings_of(config: Config) -> list[str]:
             found.append("training.adapter_learning_rate has no effect: distillation.enabled = false")
     else:
         found += _weight_warnings(config)
-    if model.student == "scratch" and not config.training.train_vision_tower and not distillation.enabled:
-        found.append(
-            "training.train_vision_tower = false: a `scratch` student keeps the vision tower as it is in "
-            "model.vision_tower; train it if that tower is untrained"
-        )
     if model.student != "scratch" and model.student_config is not None:
         found.append("model.student_config has no effect: only model.student = scratch reads it")
     if config.training.max_steps is not None and config.checkpoint.every > config.training.max_steps:

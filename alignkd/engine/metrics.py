@@ -17,7 +17,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from alignkd.config.schema import DistillationSection
-from alignkd.engine.optimizer_step import WindowFacts, peak_memory_bytes
+from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_bytes
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
@@ -57,16 +57,15 @@ class Metrics:
     def add(
         self,
         row: dict[str, Any],
-        sums: torch.Tensor,
-        gradient_norm: torch.Tensor | float | None,
+        sums: StepSums,
         facts: WindowFacts,
         teacher: Reading,
         step_seconds: float,
     ) -> None:
         """Hand in step s; the row of step s - 1 is finished. Collective."""
-        dist.all_reduce(sums)
-        norm = torch.as_tensor(0.0 if gradient_norm is None else gradient_norm, dtype=torch.float32)
-        values = torch.cat([sums, norm.to(sums.device).reshape(1)])
+        dist.all_reduce(sums.terms)
+        norm = torch.as_tensor(math.nan if sums.gradient_norm is None else sums.gradient_norm)
+        values = torch.cat([sums.terms, norm.to(sums.terms).reshape(1)])
         copied = None
         if values.device.type != "cpu":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)

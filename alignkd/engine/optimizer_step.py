@@ -27,6 +27,14 @@ class WindowFacts:
     term: bool
 
 
+@dataclass(frozen=True)
+class StepSums:
+    """What the device knows after an optimizer step."""
+
+    terms: torch.Tensor  # this rank's sums, fp32 [len(TERMS)]
+    gradient_norm: torch.Tensor | float | None  # over all ranks, before clipping
+
+
 def agree_on_window(window: list[Batch], sizes: Any, stop: StopRequest, ranks: Ranks) -> WindowFacts:
     """One host all-reduce for the counts of the coming step and the stop flags. No device is involved."""
     local = sum((batch.counts for batch in window), start=TermCounts())
@@ -43,8 +51,8 @@ def run_optimizer_step(
     distillation: DistillationSection,
     ranks: Ranks,
     teacher_watch: Stopwatch,
-) -> torch.Tensor:
-    """Train on one accumulation window. Returns this rank's sums of the terms, fp32 [len(TERMS)], on the device.
+) -> StepSums:
+    """Train on one accumulation window.
 
     The loss of a micro-batch is scaled by ranks x accumulation / count: DeepSpeed divides by accumulation in
     ``backward`` and averages gradients over ranks, so the gradient does not depend on how the batch is split.
@@ -55,15 +63,26 @@ def run_optimizer_step(
         # Gathered once for the whole window, held until its last backward is done.
         head = None if teacher is None else teacher.head_weight()
     sums = torch.zeros(len(scales), device=ranks.device)
-    for cpu_batch in window:
+    own_norm = None
+    for number, cpu_batch in enumerate(window):
         batch = cpu_batch.to(ranks.device)
         with teacher_watch:
             targets = None if teacher is None else teacher.targets(batch)
         output = engine(batch, scales, targets, head)
         engine.backward(output.loss)
+        if number == len(window) - 1:
+            own_norm = _norm_that_deepspeed_drops(engine)
         engine.step()
         sums += output.sums
-    return sums
+    return StepSums(sums, engine.get_global_grad_norm() if own_norm is None else own_norm)
+
+
+def _norm_that_deepspeed_drops(engine: Any) -> torch.Tensor | None:
+    """Stage 0 in fp32 clips without keeping the norm; the gradients are averaged after the last backward."""
+    if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
+        return None
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def peak_memory_bytes() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,8 +17,7 @@ from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherTargets
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     loss: torch.Tensor  # scalar with a graph: sum of scale * sum over the terms
     sums: torch.Tensor  # fp32 [len(TERMS)], detached, in the order of TERMS
 
@@ -60,7 +59,7 @@ class StudentStep(nn.Module):
             divergence=self.divergence,
             temperature=self.temperature,
         )
-        terms = [*self.student.head(hidden_ND, logit_targets)]
+        terms = list(self.student.head(hidden_ND, logit_targets))
         if targets is None or self.adapters is None:
             terms += [terms[0].new_zeros(())] * 3
         else:

@@ -30,28 +30,24 @@ class LogitTargets:
     temperature: float = 1.0
 
 
-def fused_logit_losses(
-    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cross-entropy sum, divergence sum) over all positions, fp32 scalars with a graph even when N is 0.
+def fused_logit_losses(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets) -> torch.Tensor:
+    """[cross-entropy sum, divergence sum] over all positions, in fp32, with a graph even when N is 0.
 
     The divergence is summed over the vocabulary and multiplied by temperature squared.
     """
-    ce_sum = divergence_sum = None
+    sums: torch.Tensor | None = None
     # At least one chunk, be it empty: the weight takes part in the graph on every rank.
     for start in range(0, max(hidden_ND.shape[0], 1), POSITIONS_PER_CHUNK):
         part = slice(start, start + POSITIONS_PER_CHUNK)
         teacher_hidden = None if targets.teacher_hidden_ND is None else targets.teacher_hidden_ND[part]
         args = (hidden_ND[part], weight_WD, targets.labels_N[part], teacher_hidden, targets)
         if torch.is_grad_enabled():
-            ce, divergence = checkpoint(_chunk_losses, *args, use_reentrant=False, preserve_rng_state=False)
+            chunk = checkpoint(_chunk_losses, *args, use_reentrant=False, preserve_rng_state=False)
         else:
-            ce, divergence = _chunk_losses(*args)
-        ce_sum = ce if ce_sum is None else ce_sum + ce
-        divergence_sum = divergence if divergence_sum is None else divergence_sum + divergence
-    assert ce_sum is not None
-    assert divergence_sum is not None
-    return ce_sum, divergence_sum
+            chunk = _chunk_losses(*args)
+        sums = chunk if sums is None else sums + chunk
+    assert sums is not None
+    return sums
 
 
 def _chunk_losses(
@@ -60,19 +56,19 @@ def _chunk_losses(
     labels_C: torch.Tensor,
     teacher_hidden_CD: torch.Tensor | None,
     targets: LogitTargets,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     logits = _wide(F.linear(hidden_CD, weight_WD))
     log_student = logits.log_softmax(dim=-1)
     ce = F.nll_loss(log_student, labels_C, ignore_index=IGNORE_INDEX, reduction="sum")
     if teacher_hidden_CD is None or targets.teacher_weight_WD is None:
-        return ce, ce.new_zeros(())
+        return torch.stack([ce, ce.new_zeros(())])
     temperature = targets.temperature
     teacher_logits = _wide(F.linear(teacher_hidden_CD, targets.teacher_weight_WD))
     if temperature != 1.0:
         log_student = (logits / temperature).log_softmax(dim=-1)
         teacher_logits = teacher_logits / temperature
     divergence = divergence_sum(log_student, teacher_logits.log_softmax(dim=-1), targets.divergence)
-    return ce, divergence * temperature**2
+    return torch.stack([ce, divergence * temperature**2])
 
 
 def divergence_sum(log_student: torch.Tensor, log_teacher: torch.Tensor, kind: Divergence) -> torch.Tensor:

@@ -68,7 +68,8 @@ def text_vision_block(
     I, M = rows_IM.shape
     H, G, D = query_BHLD.shape[1], key_BGLD.shape[1], query_BHLD.shape[-1]
     if I == 0 or M == 0:
-        return query_BHLD.new_zeros(I, H, M, V, dtype=_at_least_fp32(query_BHLD.dtype))
+        # Joined to the graph all the same: ZeRO-3 demands that all ranks' backward passes touch the same modules.
+        return query_BHLD.new_zeros(I, H, M, V, dtype=_at_least_fp32(query_BHLD.dtype)) + query_BHLD[:0].sum()
     key_IGLD = key_BGLD[request.image_samples]
     query_IMHD = query_BHLD.transpose(1, 2)[request.image_samples[:, None], rows_IM.clamp(min=0)]
     columns_IV = request.image_starts[:, None] + torch.arange(V, device=rows_IM.device)

@@ -127,8 +127,13 @@ def fingerprint(model: MobileVLM) -> str:
 
 def _empty_model(config: MobileVLMConfig, building: Building) -> MobileVLM:
     if building.zero3 is not None:
-        with deepspeed.zero.Init(config_dict_or_path=building.zero3, dtype=building.dtype), no_init_weights():
-            return MobileVLM(config)
+        # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is ignored
+        # by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would silently be bf16.
+        with deepspeed.zero.Init(config_dict_or_path=building.zero3), no_init_weights():
+            model = MobileVLM(config)
+        built = model.head.weight.dtype
+        assert built == building.dtype, f"ZeRO-3 built {built}, wanted {building.dtype}"
+        return model
     with torch.device("meta"), no_init_weights():
         model = MobileVLM(config).to(building.dtype)
     return model.to_empty(device=building.device)

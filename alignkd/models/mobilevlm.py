@@ -6,8 +6,7 @@ Shapes: B samples, L length, D width, I images (see ``data/batch.py``), P patche
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +19,11 @@ from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.projector import LDPv2Projector
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
-    """``vision_tokens_IVD`` are the projector's outputs, dummy images included; ``block_IHMV`` is None unless asked for."""
+class ModelOutputs(NamedTuple):
+    """``vision_tokens_IVD`` are the projector's outputs, dummy images included; ``block_IHMV`` is None unless asked for.
+
+    A tuple, because ZeRO-3's hooks find tensors in tuples, lists and dicts only.
+    """
 
     hidden_BLD: torch.Tensor  # after the final norm, before the head
     vision_tokens_IVD: torch.Tensor
@@ -39,8 +40,8 @@ class LanguageModelHead(nn.Module):
 
     def forward(
         self, hidden: torch.Tensor, targets: LogitTargets | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits [..., vocab], or with ``targets`` the two sums of :func:`fused_logit_losses` over hidden [N, D]."""
+    ) -> torch.Tensor:
+        """Logits [..., vocab], or with ``targets`` the two sums [2] of :func:`fused_logit_losses` over hidden [N, D]."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
         return fused_logit_losses(hidden, self.weight, targets)
@@ -72,9 +73,9 @@ class MobileVLM(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         # Non-reentrant: the text x vision block leaves layer 0 by a side channel, and its gradient must survive.
         options = {"use_reentrant": False}
-        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        self.language_model.activation_checkpointing_enable(options)
         if self.train_vision_tower:
-            self.vision_tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            self.vision_tower.activation_checkpointing_enable(options)
 
     def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
         """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank that

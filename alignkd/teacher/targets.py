@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,8 +12,7 @@ from alignkd.losses.alignment import focus_indices
 from alignkd.models.mobilevlm import MobileVLM
 
 
-@dataclass(frozen=True)
-class TeacherTargets:
+class TeacherTargets(NamedTuple):
     """N logit positions, I images of the batch (real ones), H heads, M text rows, V vision tokens, K focus tokens."""
 
     hidden_ND: torch.Tensor  # at the batch's logit positions; the head comes later, in chunks

@@ -1,0 +1,118 @@
+"""The training loop: optimizer steps, metrics, checkpoints, and a stop that all ranks agree on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from alignkd.checkpoint.export import export_engine
+from alignkd.checkpoint.training_state import save_checkpoint
+from alignkd.engine.metrics import Metrics
+from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
+from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
+from alignkd.engine.progress import Progress
+from alignkd.engine.setup import Job
+from alignkd.engine.signals import StopRequest, exit_code
+from alignkd.engine.stopwatch import Stopwatch
+from alignkd.errors import EXIT_OK
+
+log = logging.getLogger(__name__)
+
+
+def train(job: Job, stop: StopRequest, progress: Progress) -> int:
+    """Train to the last step, or to the edge after a stop signal. Returns the process's exit code. Collective."""
+    started = time.monotonic()
+    metrics = Metrics(job.run / "metrics.jsonl", job.config.distillation, job.ranks)
+    metrics.cut_after(job.start_step)
+    saved_step = job.start_step
+    step, code = job.start_step, EXIT_OK
+    sizes = job.engine.module.sizes()
+    teacher_watch = Stopwatch()
+    windows = iter(job.loader)
+    edge = time.perf_counter()
+    while step < job.total_steps:
+        window = next(windows)
+        facts = agree_on_window(window, sizes, stop, job.ranks)
+        if facts.usr1 or facts.term:
+            code = exit_code(facts.usr1, facts.term)
+            break
+        factor = schedule_factor(step, job.total_steps, job.config.training.warmup_ratio)
+        set_learning_rates(job.engine.optimizer, factor)
+        sums = run_optimizer_step(
+            job.engine, job.teacher, window, facts, job.config.distillation, job.ranks, teacher_watch
+        )
+        step += 1
+        now = time.perf_counter()
+        row = _known_at_once(job, step, factor)
+        metrics.add(row, sums, facts, teacher_watch.take(), now - edge)
+        edge = now
+        if metrics.last is not None:
+            shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}
+            progress.report("training", step=step, total_steps=job.total_steps, **shown)
+        if step % job.config.checkpoint.every == 0 and step < job.total_steps:
+            _save(job, step, metrics, progress)
+            saved_step, edge = step, time.perf_counter()
+    job.loader.close()
+    metrics.flush()
+    if step > saved_step:
+        _save(job, step, metrics, progress)
+    if code == EXIT_OK:
+        progress.report("exporting", step=step, total_steps=job.total_steps)
+        export_engine(job.engine, job.config, job.run / "student", job.ranks)
+    _write_result(job, "done" if code == EXIT_OK else "stopped", step, time.monotonic() - started)
+    progress.report("done" if code == EXIT_OK else "stopped", step=step, total_steps=job.total_steps)
+    return code
+
+
+def _known_at_once(job: Job, step: int, factor: float) -> dict[str, Any]:
+    """The part of a metrics row that needs no device."""
+    rates = base_rates(job.config.training)
+    samples = job.sampler.samples_before(step)
+    return {
+        "step": step,
+        "total_steps": job.total_steps,
+        "epoch": samples / job.sampler.samples_per_epoch,
+        "samples": samples,
+        **{name: rates[name] * factor for name in RATE_NAMES},
+        "skipped_steps": job.engine.skipped_steps,
+    }
+
+
+def _save(job: Job, step: int, metrics: Metrics, progress: Progress) -> None:
+    # The last row is finished first, so that a non-finite loss stops the run before it is saved.
+    metrics.flush()
+    progress.report("saving", step=step, total_steps=job.total_steps)
+    facts = {
+        "zero_stage": job.config.student.zero_stage,
+        "precision": job.config.training.precision,
+        "data": job.index.fingerprint,
+        "samples": job.sampler.samples_before(step),
+    }
+    folder = save_checkpoint(job.engine, job.run, step, facts, job.ranks)
+    log.info("saved %s", folder)
+
+
+def _write_result(job: Job, status: str, step: int, seconds: float) -> None:
+    memory = job.ranks.gather_objects(peak_memory_bytes())
+    if not job.ranks.is_first:
+        return
+    rows = [json.loads(line) for line in _lines(job.run / "metrics.jsonl")]
+    result = {
+        "status": status,
+        "step": step,
+        "total_steps": job.total_steps,
+        "first": rows[0] if rows else None,
+        "last": rows[-1] if rows else None,
+        "seconds": seconds,
+        "peak_memory_bytes_per_rank": memory,
+    }
+    temporary = job.run / "result.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(job.run / "result.json")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -1,0 +1,112 @@
+"""From a run folder to everything that training needs, the same on every rank."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepspeed.accelerator import get_accelerator
+
+from alignkd.checkpoint.training_state import find_checkpoint, load_checkpoint
+from alignkd.config import load_config
+from alignkd.config.schema import Config
+from alignkd.data.index import Index, build_index
+from alignkd.data.loader import WindowLoader, build_loader, build_sampler
+from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.build import build_student_engine, build_teacher
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.errors import UserError
+from alignkd.models.agreement import check_agreement, student_folder, student_model_config
+from alignkd.teacher.provider import Teacher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run on this rank, ready to train from ``start_step``."""
+
+    run: Path
+    config: Config
+    ranks: Ranks
+    engine: Any  # DeepSpeed engine around a StudentStep
+    teacher: Teacher | None
+    index: Index
+    loader: WindowLoader
+    start_step: int
+    total_steps: int
+    sampler: GlobalBatchSampler
+
+
+def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
+    """Collective. Raises UserError for whatever does not fit; nothing has been trained by then."""
+    config = load_config(run / "config.yaml")
+    ds_student = _read_ds(run / "ds" / "student.json")
+    assert ds_student is not None
+    accumulation = int(ds_student["gradient_accumulation_steps"])
+    _check_split(config, ranks.world_size, accumulation)
+    _check_precision(config)
+    problems = check_agreement(config.model, config.distillation.top_k if config.distillation.enabled else 1)
+    if problems:
+        raise UserError("; ".join(problems))
+
+    progress.report("indexing")
+    facts = student_model_config(config.model)
+    tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
+    index: Index = ranks.broadcast_object(
+        build_index(config.data, tokenizer, facts.vision_tokens) if ranks.is_first else None
+    )
+    log.info("%s", index.summary())
+    sampler = build_sampler(config, index)
+    total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
+
+    progress.report("loading", total_steps=total_steps)
+    # The student first: its ZeRO-3 context, if any, must be gone when the teacher's begins.
+    engine, completed = build_student_engine(config, ds_student, ranks)
+    if completed:
+        log.info("not from model.student: %s", ", ".join(completed))
+    teacher = build_teacher(config, _read_ds(run / "ds" / "teacher.json"), ranks)
+
+    start_step, refused = find_checkpoint(run, ranks)
+    for reason in refused:
+        log.warning("passed over %s", reason)
+    if start_step is not None:
+        manifest = load_checkpoint(engine, run, start_step, ranks)
+        if manifest["data"] != index.fingerprint:
+            raise UserError(f"{run}: the data, tokenizer or templates are not those of checkpoint step-{start_step}")
+        log.info("resumed at step %d", start_step)
+    start = start_step or 0
+    loader = build_loader(config, index, tokenizer, facts, ranks.rank, ranks.world_size, accumulation, start)
+    return Job(run, config, ranks, engine, teacher, index, loader, start, total_steps, sampler)
+
+
+def _check_split(config: Config, world_size: int, accumulation: int) -> None:
+    training = config.training
+    if training.micro_batch_size * world_size * accumulation != training.global_batch_size:
+        raise UserError(
+            f"training.global_batch_size {training.global_batch_size} is not micro_batch_size "
+            f"{training.micro_batch_size} x {world_size} ranks x {accumulation} accumulation steps of ds/student.json; "
+            "the run folder was made for another number of ranks"
+        )
+
+
+def _check_precision(config: Config) -> None:
+    accelerator = get_accelerator()
+    for key, precision in (
+        ("training.precision", config.training.precision),
+        ("teacher.precision", config.teacher.precision),
+    ):
+        if precision == "fp16" and not accelerator.is_fp16_supported():
+            raise UserError(f"{key}: fp16 is not supported on {accelerator.device_name()}; valid here: bf16, fp32")
+
+
+def _read_ds(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config

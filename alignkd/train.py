@@ -1,0 +1,48 @@
+"""``python -m alignkd.train RUN``: one rank of a run. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come
+from whoever starts it; everything else lies in the run folder. It resumes from the newest checkpoint if there is one.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import sys
+from pathlib import Path
+
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import EXIT_USER_ERROR, AlignkdError
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m alignkd.train RUN", file=sys.stderr)
+        return EXIT_USER_ERROR
+    stop = StopRequest()
+    stop.install()  # before torch is imported, which takes seconds
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    try:
+        return _run(Path(arguments[0]), stop)
+    except AlignkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(run: Path, stop: StopRequest) -> int:
+    import torch.distributed as dist
+
+    from alignkd.engine.loop import train
+    from alignkd.engine.progress import Progress
+    from alignkd.engine.ranks import start_ranks
+    from alignkd.engine.setup import prepare
+
+    ranks = start_ranks()
+    progress = Progress(run, writes=ranks.is_first)
+    progress.report("starting")
+    code = train(prepare(run, ranks, progress), stop, progress)
+    dist.destroy_process_group()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
