@@ -1,0 +1,84 @@
+import pytest
+
+from alignkd.config import load_config, warnings_of
+from alignkd.config.combinations import divisors, time_limit_seconds
+from alignkd.errors import ConfigError
+
+from .conftest import BASE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.teacher="], "model.teacher is missing: distillation.enabled"),
+        (["model.student=scratch"], "model.student_config is missing"),
+        (["model.student=scratch"], "model.vision_tower is missing"),
+        (["distillation.rows=prompt_only", "data.sources.0.template=plain"], "has no prompt"),
+        (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
+        (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
+        (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
+        (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
+    ],
+)
+def test_impossible_together(write, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(BASE), overrides)
+    assert any(message in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["distillation.enabled=false", "model.teacher="],
+        ["model.student=scratch", "model.student_config=c", "model.vision_tower=v"],
+        ["distillation.rows=prompt_only"],
+        ["distillation.rows=prompt_only", "data.sources.0.template=plain", "distillation.enabled=false"],
+        ["student.offload=true", "student.zero_stage=1"],
+        ["distillation.weights={attention: 0, vision: 0, logits: 0}", "distillation.enabled=false"],
+        ["slurm.time_limit=5:01"],
+    ],
+)
+def test_possible_together(write, overrides: list[str]) -> None:
+    load_config(write(BASE), overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distillation.enabled=false"], "model.teacher is not used"),
+        (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
+        (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
+        (
+            ["distillation.enabled=false", "training.adapter_learning_rate=1e-3"],
+            "adapter_learning_rate has no effect",
+        ),
+        (["distillation.weights.logits=0", "distillation.temperature=2"], "distillation.temperature has no"),
+        (
+            ["distillation.weights.vision=0", "distillation.vision_focus_weight=1"],
+            "vision_focus_weight has no",
+        ),
+        (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
+        (["model.student_config=c"], "model.student_config has no effect"),
+        (["training.max_steps=10"], "nothing is saved before the end"),
+        (["model.student=x", "model.teacher=x"], "same folder"),
+    ],
+)
+def test_settings_without_effect_warn(write, overrides: list[str], message: str) -> None:
+    assert any(message in warning for warning in warnings_of(load_config(write(BASE), overrides)))
+
+
+def test_nothing_to_warn_about(write) -> None:
+    assert warnings_of(load_config(write(BASE))) == []
+
+
+def test_divisors() -> None:
+    assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
+    assert divisors(1) == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5", 300), ("5:30", 330), ("1:00:01", 3601), ("2-3", 183600), ("1-0:30", 88200), ("1-0:0:1", 86401)],
+)
+def test_times_of_slurm(text: str, seconds: int) -> None:
+    assert time_limit_seconds(text) == seconds

@@ -1,0 +1,46 @@
+from alignkd.config.describe import all_keys, find_field, nearest, siblings
+
+ISSUED_KEYS = {
+    "model.teacher",
+    "model.student",
+    "training.learning_rate",
+    "training.projector_learning_rate",
+    "training.adapter_learning_rate",
+    "training.micro_batch_size",
+    "training.global_batch_size",
+    "training.precision",
+    "student.zero_stage",
+    "teacher.placement",
+    "distillation.enabled",
+    "distillation.weights.attention",
+    "distillation.weights.vision",
+    "distillation.weights.logits",
+    "distillation.vision_focus_weight",
+    "distillation.top_k",
+    "distillation.temperature",
+    "distillation.divergence",
+    "distillation.rows",
+    "distillation.positions",
+    "checkpoint.every",
+}
+
+
+def test_key_names_that_users_rely_on() -> None:
+    assert {key.name for key in all_keys()} >= ISSUED_KEYS
+
+
+def test_nearest_looks_across_sections_and_then_here_first() -> None:
+    assert [key.name for key in nearest(("learning_rate",))] == ["training.learning_rate"]
+    assert [key.name for key in nearest(("precision",))] == ["training.precision", "teacher.precision"]
+    assert [key.name for key in nearest(("distillation", "topk"))] == ["distillation.top_k"]
+    assert [key.name for key in nearest(("distilation",))] == ["distillation"]
+    assert [key.name for key in nearest(("model", "zero_stages"))] == ["student.zero_stage"]
+    assert nearest(("xyzzy",)) == []
+
+
+def test_fields_are_found_through_lists() -> None:
+    field = find_field(("data", "sources", 4, "template"))
+    assert field is not None
+    assert field.default == "v1"
+    assert find_field(("data", "nothing")) is None
+    assert "file" in siblings(("data", "sources", 4, "nothing"))

@@ -1,0 +1,58 @@
+import pytest
+
+from alignkd.config import load_config, warnings_of
+from alignkd.config.presets import PRESETS, preset_text, write_preset
+from alignkd.errors import UserError
+
+STAGES = {
+    "sample": ["teacher", "student", "baseline"],
+    "short": ["pretrain", "finetune"],
+    "long": ["pretrain", "finetune"],
+}
+
+
+@pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in PRESETS for stage in STAGES[name]])
+def test_every_stage_is_valid_and_warns_of_nothing(tmp_path, name: str, stage: str) -> None:
+    write_preset(name, tmp_path / "alignkd.yaml")
+    config = load_config(tmp_path / "alignkd.yaml", (), stage)
+    assert warnings_of(config) == []
+    assert "#" in preset_text(name)
+
+
+@pytest.mark.parametrize(("name", "length"), [("short", 512), ("long", 2048)])
+def test_hyper_parameters_of_the_paper(tmp_path, name: str, length: int) -> None:
+    write_preset(name, tmp_path / "a.yaml")
+    first = load_config(tmp_path / "a.yaml", (), "pretrain")
+    second = load_config(tmp_path / "a.yaml", (), "finetune")
+    for config in (first, second):
+        assert config.data.max_length == length
+        assert config.training.warmup_ratio == 0.03
+        assert config.training.weight_decay == 0
+        assert config.training.epochs == 1
+        assert config.training.gradient_checkpointing
+        assert config.student.zero_stage == 2
+        assert config.training.global_batch_size % (8 * config.training.micro_batch_size) == 0
+        assert config.distillation.vision_focus_weight == 0.1
+    assert (first.training.global_batch_size, second.training.global_batch_size) == (256, 128)
+    assert (first.training.learning_rate, first.training.projector_learning_rate) == (2e-5, 1e-3)
+    assert (second.training.learning_rate, second.training.projector_learning_rate) == (4e-5, None)
+    assert (first.data.sources[0].template, first.data.sources[0].image_aspect_ratio) == ("plain", "square")
+    assert (second.data.sources[0].template, second.data.sources[0].image_aspect_ratio) == ("v1", "pad")
+    assert second.model.student == f"{first.run.folder}/{first.run.name}/student"
+
+
+def test_an_existing_file_is_kept(tmp_path) -> None:
+    out = tmp_path / "a.yaml"
+    out.write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        write_preset("sample", out)
+    assert out.read_text() == "mine"
+    write_preset("sample", out, force=True)
+    assert out.read_text() == preset_text("sample")
+
+
+def test_refused_names_and_places(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"valid: sample .*short .*long"):
+        preset_text("../sample")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_preset("sample", tmp_path / "missing" / "a.yaml")

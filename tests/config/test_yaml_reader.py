@@ -1,0 +1,103 @@
+import math
+
+import pytest
+import yaml
+
+from alignkd.config.yaml_reader import MAX_BYTES, YamlError, dump_yaml, parse_yaml, read_yaml
+from alignkd.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("2E5", 2e5),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        ("017", 17),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("no", "no"),
+        ("on", "on"),
+        ("12:30:00", "12:30:00"),
+        ("1_000", "1_000"),
+        ("2026-01-02", "2026-01-02"),
+        ("e5", "e5"),
+        ("'1e-4'", "1e-4"),
+        ("[1, 2e-1]", [1, 0.2]),
+    ],
+)
+def test_scalars_of_yaml_1_2(text: str, value: object) -> None:
+    parsed = parse_yaml(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_infinity_and_nan() -> None:
+    assert parse_yaml("-.inf") == -math.inf
+    assert math.isnan(parse_yaml(".nan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", r"line 4: duplicate key `c` \(first on line 3\)"),
+        ("a: &x [1]\nb: *x\n", r"line 2: aliases"),
+        ("a: 1\nb: !!python/object/apply:os.system ['true']\n", "line 2: tags"),
+        ("a: !thing 1\n", "line 1: tags"),
+        ("[" * 5000, "levels deep"),
+        ("a: " + "9" * 5000, "line 1: not a usable number"),
+        ("? [1, 2]\n: 3\n", "line 1: a key must be a word"),
+        ("a: [1\nb: 2\n", "not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("a: \x00", "not readable"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(YamlError, match=message):
+        parse_yaml(text)
+
+
+def test_alias_bomb_is_refused_before_it_grows() -> None:
+    rows = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    with pytest.raises(YamlError, match="aliases"):
+        parse_yaml("\n".join(rows))
+
+
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(YamlError, match="not readable as UTF-8"):
+        parse_yaml(b"\xff\x80 a: 1")
+
+
+def test_files_that_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="alignkd init"):
+        read_yaml(tmp_path / "missing.yaml")
+    with pytest.raises(UserError, match="not a file"):
+        read_yaml(tmp_path)
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(UserError, match="larger than"):
+        read_yaml(large)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: {")
+    with pytest.raises(UserError, match=r"broken\.yaml.*not valid YAML"):
+        read_yaml(broken)
+
+
+def test_dump_reads_back_equal_with_this_reader() -> None:
+    nasty = ["1e-4", "0x1f", "yes", "no", "null", "~", "", " a ", "a: b", "#x", "12:30:00", "true", "-", "*a"]
+    data = {"texts": nasty, "numbers": [1, -2.5, 1e-4, 2e-5, 1e300], "none": None, "flags": [True, False]}
+    assert parse_yaml(dump_yaml(data)) == data
+    assert [type(item) for item in parse_yaml(dump_yaml(nasty))] == [str] * len(nasty)
+
+
+def test_a_value_that_is_used_twice_is_written_twice() -> None:
+    shared = {"a": 1}
+    assert "&" not in dump_yaml([shared, shared])
+
+
+def test_pyyaml_itself_is_left_alone() -> None:
+    assert yaml.safe_load("1e-4") == "1e-4"
