@@ -1,10 +1,12 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from alignkd.config.yaml_reader import dump_yaml
 from alignkd.errors import AlignkdError, UserError
 from launcher.run_folder import run_path
 from launcher.slurm import file_pattern, render_scripts, sbatch_word, shell_word, slurm_answers, submit
@@ -13,7 +15,7 @@ NASTY = ["with space", "quo'te", 'dou"ble', "do$llar", "back`tick", "ha#sh", "pe
 
 
 def parse_directive(line: str) -> str:
-    """One option of an #SBATCH line as sbatch reads it: quotes, backslashes everywhere, bare # is a comment."""
+    """One option of an #SBATCH line as sbatch reads it: quotes, backslashes, a bare # is a comment."""
     text, quote, index = "", None, 0
     while index < len(line):
         char = line[index]
@@ -59,7 +61,8 @@ def directives(script: str) -> dict[str, str]:
 
 def test_directives(make_config, tmp_path) -> None:
     config = make_config(
-        "slurm={account: 'a #b', partition: gpu, time_limit: '1-00:00:00', cpus_per_task: 6, constraint: 'x&y'}"
+        "slurm={account: 'a #b', partition: gpu, time_limit: '1-00:00:00', cpus_per_task: 6}",
+        "slurm.constraint=x&y",
     )
     run = run_path(config)
     values = directives(render_scripts(config, run, 2, 4)["job.sbatch"])
@@ -103,12 +106,7 @@ def test_the_scripts_run_from_any_folder(make_config, tmp_path, name: str, monke
     )
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    config = make_config(
-        "run.folder=" + f'"{str(tmp_path / name)}"'.replace("\\", "\\\\")
-        if '"' not in name
-        else f"run.folder='{tmp_path / name}'",
-        "slurm.cpus_per_task=3",
-    )
+    config = make_config(f"run.folder={dump_yaml(str(tmp_path / name))}", "slurm.cpus_per_task=3")
     run = run_path(config)
     run.mkdir()
     for script, text in render_scripts(config, run, 2, 2).items():
@@ -156,7 +154,7 @@ def test_the_exit_code_of_srun_arrives(make_config, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["job.sbatch", "rank.sh"])
 def test_shellcheck(make_config, tmp_path, name: str) -> None:
     shellcheck = shutil.which("shellcheck") or shutil.which(
-        "shellcheck", path=str(Path(os.sys.executable).parent)
+        "shellcheck", path=str(Path(sys.executable).parent)
     )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
