@@ -1,0 +1,29 @@
+"""Shared by all tests: the fixture models and real ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.ranks import RankPool
+
+
+def _pool(world_size: int) -> Iterator[RankPool]:
+    pool = RankPool(world_size)
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[RankPool]:
+    yield from _pool(1)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    yield from _pool(2)
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[RankPool]:
+    yield from _pool(4)

@@ -1,0 +1,122 @@
+"""Every term against values that were computed independently in float64 from the authors' outputs."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests import tiny
+
+from alignkd.config.schema import DistillationSection
+from alignkd.data.batch import Batch
+from alignkd.engine.student_step import StudentStep
+from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
+from alignkd.models.loading import Building, load_model
+from alignkd.probe import run_probe
+from alignkd.teacher.targets import TeacherModel
+
+RAGGED = ("v1", "rounds", "text")
+SINGLES = [(name,) for name in tiny.CASES]
+BATCHES = [*SINGLES, *permutations(RAGGED), tuple(tiny.CASES), ("v1", "v1"), ("rounds", "v1", "text", "plain")]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> TeacherModel:
+    return TeacherModel(load_model(tiny.TEACHER, Building(torch.float32)), top_k=16)
+
+
+def student_step(**distillation: object) -> StudentStep:
+    section = DistillationSection.model_validate(distillation)
+    return StudentStep(load_model(tiny.STUDENT, Building(torch.float32)), tiny.fixture_adapters(), section)
+
+
+def measure(step: StudentStep, teacher: TeacherModel, batch: Batch) -> tuple[dict[str, float], dict[str, int]]:
+    counts = element_counts(batch.counts, step.sizes())
+    sums = step(batch, (0.0,) * len(TERMS), teacher(batch), teacher.model.head.weight).sums
+    return means(dict(zip(TERMS, sums.tolist(), strict=True)), counts), counts
+
+
+def expected_of(cases: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    if len(set(cases)) == 1:  # the same sample twice has the same means
+        return tiny.EXPECTED_LOSSES[cases[0]]
+    joined = "+".join(case for case in tiny.CASES if case in cases)
+    return tiny.EXPECTED_LOSSES[f"batch {joined}"]
+
+
+@pytest.mark.parametrize("cases", BATCHES, ids="+".join)
+def test_terms_and_counts(teacher: TeacherModel, cases: tuple[str, ...]) -> None:
+    section = DistillationSection()
+    values, counts = measure(student_step(), teacher, tiny.batch_of(*cases))
+    expected = expected_of(cases)
+    repeats = len(cases) if len(set(cases)) == 1 else 1
+    for term in TERMS:
+        name = "reverse_kl" if term == "divergence" else term
+        assert values[term] == pytest.approx(expected["terms"][name], rel=1e-5), name
+        assert counts[term] == expected["counts"][name] * repeats, name
+    assert total(values, term_weights(section)) == pytest.approx(expected["terms"]["total"], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_forward_kl(teacher: TeacherModel, case: str) -> None:
+    values, _ = measure(student_step(divergence="forward_kl"), teacher, tiny.batch_of(case))
+    assert values["divergence"] == pytest.approx(tiny.EXPECTED_LOSSES[case]["terms"]["forward_kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["plain", "v1", "rounds"])
+def test_focus_indices(teacher: TeacherModel, case: str) -> None:
+    chosen = teacher(tiny.batch_of(case)).focus_indices_IK
+    assert sorted(chosen[0].tolist()) == tiny.EXPECTED_LOSSES[case]["focus_indices"]
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_moves_the_student(teacher: TeacherModel, term: str) -> None:
+    step, batch = student_step(), tiny.batch_of(*RAGGED)
+    counts = element_counts(batch.counts, step.sizes())
+    scales = term_scales(counts, {name: float(name == term) for name in TERMS}, 1.0)
+    step(batch, scales, teacher(batch), teacher.model.head.weight).loss.backward()
+    moved = {name for name, p in step.student.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-9}
+    reached = {
+        "ce": "language_model.layers.1.mlp.up_proj.weight",
+        "divergence": "language_model.layers.1.mlp.up_proj.weight",
+        "attention": "language_model.layers.0.self_attn.q_proj.weight",
+        "vision_all": "projector.mlp.mlp.0.weight",
+        "vision_focus": "projector.mlp.mlp.0.weight",
+    }
+    assert reached[term] in moved
+    if term in ("attention", "vision_all", "vision_focus"):
+        adapter = step.adapters.attention if term == "attention" else step.adapters.vision
+        assert adapter.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("cases", [(), ("text",)], ids=["all-masked", "text-only"])
+def test_terms_without_elements_are_zeros_with_a_graph(teacher: TeacherModel, cases: tuple[str, ...]) -> None:
+    step, batch = student_step(), tiny.batch_of(*cases)
+    counts = element_counts(batch.counts, step.sizes())
+    scales = term_scales(counts, term_weights(DistillationSection()), 1.0)
+    output = step(batch, scales, teacher(batch), teacher.model.head.weight)
+    assert output.sums[2:].tolist() == [0.0, 0.0, 0.0]
+    if not cases:
+        assert float(output.loss) == 0.0
+    output.loss.backward()
+    for name, parameter in step.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_probe_prints_the_fixture_values(tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    import json
+
+    data.write_text(json.dumps([tiny.CASES[name]["record"] for name in RAGGED]))
+    adapters = tmp_path / "adapters.safetensors"
+    save_file(tiny.fixture_adapters().state_dict(), adapters)
+    result = run_probe(tiny.TEACHER, tiny.STUDENT, data, tiny.FOLDER, "v1", "pad", adapters, "float32", 0).as_dict()
+    expected = tiny.EXPECTED_LOSSES["batch v1+rounds+text"]
+    for name in ("ce", "reverse_kl", "attention", "vision_all", "vision_focus", "vision", "total"):
+        assert result["terms"][name] == pytest.approx(expected["terms"][name], rel=1e-5), name
+    assert result["counts"] == {name: expected["counts"][name] for name in result["counts"]}
+    assert all(norm > 0 for norm in result["gradient_norms"].values())

@@ -1,0 +1,64 @@
+"""From PNG and text to logits, attention and vision tokens: equal to the authors' models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests import tiny
+
+from alignkd.models.loading import Building, load_model
+from alignkd.models.mobilevlm import MobileVLM
+
+IMAGE_CASES = ("plain", "v1", "rounds")
+
+
+@pytest.fixture(scope="module", params=["student", "teacher"])
+def model(request: pytest.FixtureRequest) -> MobileVLM:
+    return load_model(tiny.FOLDER / request.param, Building(torch.float32)).eval()
+
+
+def name_of(model: MobileVLM) -> str:
+    return "student" if model.config.hidden_size == 48 else "teacher"
+
+
+@pytest.mark.parametrize("case", IMAGE_CASES)
+@torch.no_grad()
+def test_image_case(model: MobileVLM, case: str) -> None:
+    values, name = tiny.expected(), name_of(model)
+    batch = tiny.batch_of(case)
+    assert batch.image_starts.tolist() == [tiny.CASES[case]["image_token_position"]]
+    outputs = model(batch, collect_block=True)
+    last_vision_token = int(batch.image_starts[0]) + 143
+    logits = model.head(outputs.hidden_BLD[:, last_vision_token:])
+    assert torch.allclose(outputs.vision_tokens_IVD, tensor(values[f"{case}.{name}_image_features"]), atol=1e-5)
+    assert torch.allclose(outputs.block_IHMV, tensor(values[f"{case}.{name}_first_attention_block"]), atol=1e-5, rtol=0)
+    assert torch.allclose(logits, tensor(values[f"{case}.{name}_logits_from_last_vision_token"]), atol=1e-4)
+
+
+@torch.no_grad()
+def test_text_case(model: MobileVLM) -> None:
+    outputs = model(tiny.batch_of("text"), collect_block=True)
+    logits = model.head(outputs.hidden_BLD)
+    assert torch.allclose(logits, tensor(tiny.expected()[f"text.{name_of(model)}_logits"]), atol=1e-4)
+    assert outputs.block_IHMV.numel() == 0
+
+
+@torch.no_grad()
+def test_a_ragged_batch_equals_its_samples_alone(model: MobileVLM) -> None:
+    cases = ("text", "rounds", "plain", "v1")
+    batch = tiny.batch_of(*cases)
+    together = model(batch, collect_block=True)
+    image = 0
+    for row, case in enumerate(cases):
+        alone = model(tiny.batch_of(case), collect_block=True)
+        length = int(batch.lengths_B[row])
+        assert torch.allclose(together.hidden_BLD[row, :length], alone.hidden_BLD[0], atol=1e-5)
+        if case in IMAGE_CASES:
+            rows = alone.block_IHMV.shape[2]
+            assert torch.allclose(together.block_IHMV[image, :, :rows], alone.block_IHMV[0], atol=1e-6)
+            assert not together.block_IHMV[image, :, rows:].any()
+            image += 1
+
+
+def tensor(array: object) -> torch.Tensor:
+    return torch.as_tensor(array)

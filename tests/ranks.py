@@ -1,0 +1,117 @@
+"""Real ranks for tests: processes that joined one gloo group, started once and given one job after another.
+
+Starting ranks takes seconds (torch, transformers, deepspeed), so a session shares them. A job is a module-level
+function ``job(ranks, *arguments)``; every rank runs it and its results come back in rank order. A job that fails or
+hangs ends the processes (a half-done collective cannot be repaired); the next job starts new ones.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+class RankPool:
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._processes: list[Any] = []
+        self._connections: list[Connection] = []
+        self._logs = Path(tempfile.mkdtemp(prefix=f"alignkd-{world_size}-ranks-"))
+
+    def run(self, job: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
+        """Results in rank order. After ``timeout`` seconds every rank prints its stack and the test fails."""
+        if not self._processes:
+            self._start()
+        for connection in self._connections:
+            connection.send((job, arguments, timeout))
+        results, failures = [], []
+        for rank, connection in enumerate(self._connections):
+            try:
+                ok, value = connection.recv() if connection.poll(timeout + 30) else (False, "no answer")
+            except EOFError:
+                ok, value = False, "ended without an answer"
+            results.append(value)
+            if not ok:
+                failures.append(f"rank {rank}: {value}")
+                break  # the others may wait for it for ever
+        if failures:
+            self.stop()
+            logs = [f"--- rank {rank}\n{self._log(rank)}" for rank in range(self.world_size)]
+            raise AssertionError("\n".join(failures + logs))
+        return results
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._connections = [], []
+
+    def _log(self, rank: int) -> str:
+        path = self._logs / f"{rank}.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+    def _start(self) -> None:
+        port = free_port()
+        for rank in range(self.world_size):
+            ours, theirs = CONTEXT.Pipe()
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.world_size),
+                "LOCAL_WORLD_SIZE": str(self.world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            }
+            process = CONTEXT.Process(
+                target=_serve, args=(theirs, environment, self._logs / f"{rank}.log"), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(connection: Connection, environment: dict[str, str], log: Path) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    from alignkd.engine.ranks import start_ranks
+
+    ranks = start_ranks()
+    while True:
+        try:
+            job, arguments, timeout = connection.recv()
+        except EOFError:
+            return
+        faulthandler.dump_traceback_later(timeout, exit=True)
+        try:
+            answer = (True, job(ranks, *arguments))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        faulthandler.cancel_dump_traceback_later()
+        connection.send(answer)

@@ -1,0 +1,109 @@
+"""The fixture pair of models (see fixtures/mobilevlm_v2_tiny/SOURCE.md), batches of its samples, and run folders."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from alignkd.config import dump_config, load_config
+from alignkd.data.batch import Batch
+from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.data.images import ImageProcessor
+from alignkd.data.records import parse_sample
+from alignkd.data.templates import encode
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.models.adapters import AlignmentAdapters
+from alignkd.models.configuration import read_model_config
+from launcher.render import student_config, teacher_config
+
+FOLDER = Path(__file__).parent / "fixtures" / "mobilevlm_v2_tiny"
+TEACHER, STUDENT = FOLDER / "teacher", FOLDER / "student"
+CASES: dict[str, Any] = json.loads((FOLDER / "cases.json").read_text())
+EXPECTED_LOSSES: dict[str, Any] = json.loads((FOLDER / "expected_losses.json").read_text())
+
+
+@functools.cache
+def expected() -> Any:
+    return np.load(FOLDER / "expected.npz")
+
+
+@functools.cache
+def example(case: str) -> Example:
+    record = parse_sample(CASES[case]["record"], "cases.json", 0, 0)
+    encoded = encode(record.turns, CASES[case]["template"], SentencePieceTokenizer.from_folder(STUDENT))
+    processor = ImageProcessor(read_model_config(STUDENT).preprocessor_config, 10**8)
+    images = tuple(processor.read(FOLDER, path, "pad") for path in record.images)
+    return Example(case, encoded.ids, encoded.labels, images)
+
+
+def batch_of(*cases: str, **settings: Any) -> Batch:
+    """The named cases in this order as one batch; no case gives the all-masked one."""
+    return collate([example(case) for case in cases], CollateSettings(144, (3, 336, 336), **settings))
+
+
+def fixture_adapters() -> AlignmentAdapters:
+    adapters = AlignmentAdapters(read_model_config(TEACHER), read_model_config(STUDENT))
+    values = expected()
+    adapters.load_state_dict(
+        {
+            "attention.weight": torch.from_numpy(values["attn_adapter_weight"][:, :, 0, 0]),
+            "attention.bias": torch.from_numpy(values["attn_adapter_bias"]),
+            "vision.weight": torch.from_numpy(values["proj_adapter_weight"][:, :, 0]),
+            "vision.bias": torch.from_numpy(values["proj_adapter_bias"]),
+        }
+    )
+    return adapters
+
+
+def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
+    """A run folder as the launcher writes it, on a few repetitions of the fixture's cases.
+
+    ``changes`` are configuration keys with ``__`` for the dot: ``training__precision="fp32"``.
+    """
+    folder.mkdir(parents=True)
+    records = {
+        "v1": [CASES[name]["record"] for name in ("v1", "rounds", "text")],
+        "plain": [CASES["plain"]["record"]],
+    }
+    for template, of_template in records.items():
+        repeated = [dict(record, id=f"{record['id']}-{turn}") for turn in range(8) for record in of_template]
+        (folder / f"{template}.json").write_text(json.dumps(repeated))
+    document = {
+        "run": {"name": folder.name, "folder": str(folder.parent)},
+        "model": {"teacher": str(TEACHER), "student": str(STUDENT)},
+        "data": {
+            "sources": [
+                {"file": str(folder / f"{template}.json"), "template": template, "image_folder": str(FOLDER)}
+                for template in records
+            ],
+            "workers": 0,
+        },
+        "training": {
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+        },
+        "checkpoint": {"every": 2},
+    }
+    (folder / "source.yaml").write_text(yaml.safe_dump(document))
+    overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
+    config = load_config(folder / "source.yaml", overrides)
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "ds").mkdir()
+    (folder / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
+    teacher = teacher_config(config)
+    if teacher is not None:
+        (folder / "ds" / "teacher.json").write_text(json.dumps(teacher))
+    return folder
+
+
+def metrics_rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
