@@ -49,7 +49,7 @@ def run_probe(
     dtype: str,
     seed: int,
 ) -> ProbeResult:
-    """All samples of ``data`` as one batch through both models. ``vision`` is L_V, ``total`` has unit weights.
+    """All samples of ``data`` as one batch through both models. ``total`` has unit weights.
 
     Raises UserError for folders that do not agree, bad samples, or an adapters file of other shapes.
     """
@@ -71,7 +71,9 @@ def run_probe(
     )  # type: ignore[call-arg]
     batch = _one_batch(source, student_model.config, student)
     configs = teacher_model.model.config, student_model.config
-    adapter_modules = seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
+    adapter_modules = (
+        seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
+    )
     step = StudentStep(student_model, adapter_modules.to(building.dtype), distillation)
     return _measure(step, teacher_model, batch, distillation)
 
@@ -82,7 +84,10 @@ def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Pat
     processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
     index = build_index(data, tokenizer, facts.vision_tokens)
     reader = ExampleReader(data, index, tokenizer, processor)
-    return collate([reader(number) for number in range(len(index))], CollateSettings(facts.vision_tokens, processor.shape))
+    return collate(
+        [reader(number) for number in range(len(index))],
+        CollateSettings(facts.vision_tokens, processor.shape),
+    )
 
 
 def _measure(

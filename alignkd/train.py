@@ -1,5 +1,6 @@
-"""``python -m alignkd.train RUN``: one rank of a run. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come
-from whoever starts it; everything else lies in the run folder. It resumes from the newest checkpoint if there is one.
+"""``python -m alignkd.train RUN``: one rank of a run. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+MASTER_PORT come from whoever starts it; everything else lies in the run folder. It resumes from the newest
+checkpoint if there is one.
 """
 
 from __future__ import annotations

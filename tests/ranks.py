@@ -1,8 +1,9 @@
 """Real ranks for tests: processes that joined one gloo group, started once and given one job after another.
 
-Starting ranks takes seconds (torch, transformers, deepspeed), so a session shares them. A job is a module-level
-function ``job(ranks, *arguments)``; every rank runs it and its results come back in rank order. A job that fails or
-hangs ends the processes (a half-done collective cannot be repaired); the next job starts new ones.
+Starting ranks takes seconds (torch, transformers, deepspeed), so a session shares them. A job is a
+module-level function ``job(ranks, *arguments)``; every rank runs it and its results come back in rank order.
+A job that fails or hangs ends the processes (a half-done collective cannot be repaired); the next job starts
+new ones.
 """
 
 from __future__ import annotations

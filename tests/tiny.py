@@ -1,4 +1,4 @@
-"""The fixture pair of models (see fixtures/mobilevlm_v2_tiny/SOURCE.md), batches of its samples, and run folders."""
+"""The fixture models (fixtures/mobilevlm_v2_tiny/SOURCE.md), batches of their samples, run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained student as a model folder: from the live engine at the end of a run, or from a checkpoint afterwards.
+"""The trained student as a model folder: from the live engine of a run, or from a checkpoint afterwards.
 
 The adapters are training-only and stay behind.
 """
@@ -44,7 +44,7 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks) -> None:
 def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) -> int:
     """Write the student of a checkpoint (the newest by default) to ``out``, in one process, without a GPU.
 
-    Returns the step. Raises UserError when ``out`` exists, the step does not, or its files are not what was written.
+    Returns the step. Raises UserError when ``out`` exists, the step does not, or its files have changed.
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not")
@@ -55,7 +55,9 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         raise CheckpointError(f"{run}: has no checkpoint yet")
     chosen = steps[0] if step is None else step
     if chosen not in steps:
-        raise CheckpointError(f"{run}: no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(steps)))}")
+        raise CheckpointError(
+            f"{run}: no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(steps)))}"
+        )
     config = load_config(run / "config.yaml")
     dtype = DTYPES[config.training.precision]
     tensors = {
@@ -63,7 +65,9 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         for name, value in _module_tensors(run, chosen)
         if name.startswith(STUDENT_PREFIX)
     }
-    save_model_folder(out, student_model_config(config.model), tensors, student_folder(config.model), file_format)
+    save_model_folder(
+        out, student_model_config(config.model), tensors, student_folder(config.model), file_format
+    )
     return chosen
 
 
@@ -82,5 +86,6 @@ def _module_tensors(run: Path, step: int) -> Iterable[tuple[str, torch.Tensor]]:
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     else:
         # DeepSpeed's file holds more than tensors; its hash is the one that we wrote.
-        state = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["module"]
+        file = folder / "mp_rank_00_model_states.pt"
+        state = torch.load(file, map_location="cpu", weights_only=False)["module"]
     return list(state.items())

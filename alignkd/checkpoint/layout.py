@@ -1,7 +1,8 @@
 """Names in a run folder's ``checkpoints``, and what makes a checkpoint count.
 
-A checkpoint is written as ``step-N.tmp``, described by ``manifest.json`` (every file with its size and sha256),
-renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its manifest is used.
+A checkpoint is written as ``step-N.tmp``, described by ``manifest.json`` (every file with its size and
+sha256), renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its
+manifest is used.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 def save_rank_state(folder: Path, rank: int) -> None:
     version, numbers, gaussian = random.getstate()
     numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
-    numpy_state["state"] = {"key": numpy_state["state"]["key"].tolist(), "pos": int(numpy_state["state"]["pos"])}
+    numpy_state["state"] = {
+        "key": numpy_state["state"]["key"].tolist(),
+        "pos": int(numpy_state["state"]["pos"]),
+    }
     described = {"python": [version, list(numbers), gaussian], "numpy": numpy_state}
     (folder / f"random-{rank}.json").write_text(json.dumps(described), encoding="utf-8")
     tensors = {"torch": torch.get_rng_state()}

@@ -1,4 +1,4 @@
-"""Save and load a training run's state: the student's engine through DeepSpeed, plus each rank's random states.
+"""A training run's state on disk: the student's engine through DeepSpeed, and each rank's random states.
 
 The data position needs no state of its own: batches are a pure function of the optimizer step, which is the
 checkpoint's name.
@@ -41,12 +41,19 @@ def save_checkpoint(engine: Any, run: Path, step: int, facts: dict[str, Any], ra
     engine.save_checkpoint(str(parent), tag=partial.name, save_latest=False)
     save_rank_state(partial, ranks.rank)
     ranks.barrier()  # every rank's files are there before they are listed and hashed
-    mine = {name: describe(partial, name) for name in share_of(data_files(partial), ranks.rank, ranks.world_size)}
+    mine = {
+        name: describe(partial, name) for name in share_of(data_files(partial), ranks.rank, ranks.world_size)
+    }
     for name in mine:
         flush_to_disk(partial / name)
     files = {name: entry for part in ranks.gather_objects(mine) for name, entry in part.items()}
     if ranks.is_first:
-        manifest = {"step": step, "world_size": ranks.world_size, **facts, "files": dict(sorted(files.items()))}
+        manifest = {
+            "step": step,
+            "world_size": ranks.world_size,
+            **facts,
+            "files": dict(sorted(files.items())),
+        }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush_to_disk(partial / MANIFEST)
         flush_to_disk(partial)
@@ -80,8 +87,8 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> dict[str
     manifest = read_manifest(run, step)
     if manifest["world_size"] != ranks.world_size:
         raise CheckpointError(
-            f"{checkpoints_folder(run) / step_name(step)} was written by {manifest['world_size']} ranks, and this run "
-            f"has {ranks.world_size}; start it with the same nodes and GPUs per node"
+            f"{checkpoints_folder(run) / step_name(step)} was written by {manifest['world_size']} ranks, and "
+            f"this run has {ranks.world_size}; start it with the same nodes and GPUs per node"
         )
     engine.load_checkpoint(str(checkpoints_folder(run)), tag=step_name(step))
     load_rank_state(checkpoints_folder(run) / step_name(step), ranks.rank)

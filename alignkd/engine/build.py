@@ -17,7 +17,7 @@ from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
 def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
-    """None when distillation is off. ``ds_teacher`` is ``ds/teacher.json``, absent for a replicated teacher."""
+    """None when distillation is off. ``ds_teacher`` is ``ds/teacher.json``, absent when replicated."""
     folder = config.model.teacher
     if not config.distillation.enabled or folder is None:
         return None
@@ -30,7 +30,7 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:
-    """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the names of completed tensors."""
+    """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the completed tensors."""
     zero3 = ds_student if config.student.zero_stage == 3 else None
     building = Building(DTYPES[config.training.precision], zero3=zero3)
     student, completed = load_student(config.model, config.training.seed, building)
@@ -48,4 +48,3 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     restore_buffers(student)
     engine.train()
     return engine, completed
-

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopRequest, progress: Progress) -> int:
-    """Train to the last step, or to the edge after a stop signal. Returns the process's exit code. Collective."""
+    """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective."""
     started = time.monotonic()
     metrics = Metrics(job.run / "metrics.jsonl", job.config.distillation, job.ranks)
     metrics.cut_after(job.start_step)

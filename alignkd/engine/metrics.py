@@ -1,7 +1,7 @@
 """``metrics.jsonl``: one row per optimizer step, collected on the device and read one step late.
 
-Reading the step just launched would make the host wait for it. The row of step s is therefore finished while step
-s + 1 runs; :meth:`Metrics.flush` finishes the last one before a save or the end.
+Reading the step just launched would make the host wait for it. The row of step s is therefore finished while
+step s + 1 runs; :meth:`Metrics.flush` finishes the last one before a save or the end.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Pending:
 
 
 class Metrics:
-    """Rows are made on every rank (all see the same sums), so a bad loss stops all of them at the same step; rank 0
-    writes."""
+    """Rows are made on every rank (all see the same sums), so a bad loss stops all of them at the same step;
+    rank 0 writes."""
 
     def __init__(self, path: Path, distillation: DistillationSection, ranks: Ranks) -> None:
         self._path = path
@@ -49,7 +49,9 @@ class Metrics:
         """Drop rows beyond the resumed step: those steps will be made again."""
         if not self._ranks.is_first or not self._path.exists():
             return
-        lines = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        lines = [
+            line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
+        ]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         temporary.replace(self._path)
@@ -86,10 +88,13 @@ class Metrics:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.last) + "\n")
         if not math.isfinite(self.last["loss"]):
-            shown = {name: self.last[name] for name in ("loss", "ce", self._distillation.divergence, "attention", "vision")}
+            shown = {
+                name: self.last[name]
+                for name in ("loss", "ce", self._distillation.divergence, "attention", "vision")
+            }
             raise TrainingError(
-                f"step {self.last['step']}: the loss is not finite: {shown}. Lower training.learning_rate, or look at "
-                "the data of this step with `alignkd probe`; the checkpoints before it are kept."
+                f"step {self.last['step']}: the loss is not finite: {shown}. Lower training.learning_rate, "
+                "or look at the data of this step with `alignkd probe`; the checkpoints before it are kept."
             )
 
     def _finish(self, pending: _Pending) -> dict[str, Any]:

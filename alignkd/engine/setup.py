@@ -78,7 +78,9 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
     if start_step is not None:
         manifest = load_checkpoint(engine, run, start_step, ranks)
         if manifest["data"] != index.fingerprint:
-            raise UserError(f"{run}: the data, tokenizer or templates are not those of checkpoint step-{start_step}")
+            raise UserError(
+                f"{run}: the data, tokenizer or templates are not those of checkpoint step-{start_step}"
+            )
         log.info("resumed at step %d", start_step)
     start = start_step or 0
     loader = build_loader(config, index, tokenizer, facts, ranks.rank, ranks.world_size, accumulation, start)
@@ -90,8 +92,8 @@ def _check_split(config: Config, world_size: int, accumulation: int) -> None:
     if training.micro_batch_size * world_size * accumulation != training.global_batch_size:
         raise UserError(
             f"training.global_batch_size {training.global_batch_size} is not micro_batch_size "
-            f"{training.micro_batch_size} x {world_size} ranks x {accumulation} accumulation steps of ds/student.json; "
-            "the run folder was made for another number of ranks"
+            f"{training.micro_batch_size} x {world_size} ranks x {accumulation} accumulation steps of "
+            "ds/student.json; the run folder was made for another number of ranks"
         )
 
 
@@ -102,7 +104,9 @@ def _check_precision(config: Config) -> None:
         ("teacher.precision", config.teacher.precision),
     ):
         if precision == "fp16" and not accelerator.is_fp16_supported():
-            raise UserError(f"{key}: fp16 is not supported on {accelerator.device_name()}; valid here: bf16, fp32")
+            raise UserError(
+                f"{key}: fp16 is not supported on {accelerator.device_name()}; valid here: bf16, fp32"
+            )
 
 
 def _read_ds(path: Path) -> dict[str, Any] | None:

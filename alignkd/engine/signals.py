@@ -9,8 +9,8 @@ from alignkd.errors import EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1
 
 
 class StopRequest:
-    """Which stop signals this process has received. The handlers set flags and do nothing else; the training loop
-    agrees on them with the other ranks at the next step edge."""
+    """Which stop signals this process has received. The handlers set flags and do nothing else; the training
+    loop agrees on them with the other ranks at the next step edge."""
 
     def __init__(self) -> None:
         self.usr1 = False

@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 
 
 class Stopwatch:
-    """Adds up the time inside ``with`` blocks: device events on an accelerator, the host's clock on the CPU."""
+    """Adds up the time inside ``with`` blocks: events on an accelerator, the host's clock on the CPU."""
 
     def __init__(self) -> None:
         self._on_cpu = get_accelerator().device_name() == "cpu"
@@ -51,4 +51,4 @@ class Reading:
     def seconds(self) -> float:
         for _, end in self._events:
             end.synchronize()
-        return self._host_seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
+        return self._host_seconds + sum(float(start.elapsed_time(end)) for start, end in self._events) / 1000

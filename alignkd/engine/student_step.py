@@ -1,4 +1,4 @@
-"""The module that the student's engine trains: student, adapters, and the loss of one micro-batch in its forward."""
+"""What the student's engine trains: student, adapters, and in its forward the loss of one micro-batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StudentStep(nn.Module):
         targets: TeacherTargets | None = None,
         teacher_head_WD: torch.Tensor | None = None,
     ) -> StepOutput:
-        """``scales``: factor of each term's sum (see ``losses.terms.term_scales``), all that is normalised here.
+        """``scales``: factor of each term's sum (see ``losses.terms.term_scales``), all normalisation.
 
         Every sub-module runs whatever the batch holds: terms without elements are zeros with a graph.
         """
@@ -74,5 +74,7 @@ class StudentStep(nn.Module):
                 targets.focus_indices_IK,
                 rows_IM,
             )
-        loss = sum((scale * term for scale, term in zip(scales, terms, strict=True)), start=terms[0].new_zeros(()))
+        loss = sum(
+            (scale * term for scale, term in zip(scales, terms, strict=True)), start=terms[0].new_zeros(())
+        )
         return StepOutput(loss, torch.stack([term.detach() for term in terms]))

@@ -10,13 +10,17 @@ from torch import nn
 
 
 def attention_loss_sum(
-    adapter: nn.Module, teacher_block_IHMV: torch.Tensor, student_block_IHMV: torch.Tensor, text_rows_IM: torch.Tensor
+    adapter: nn.Module,
+    teacher_block_IHMV: torch.Tensor,
+    student_block_IHMV: torch.Tensor,
+    text_rows_IM: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared differences of equation 1 over valid rows (``text_rows_IM`` >= 0): an fp32 scalar with a graph."""
+    """Squared differences of equation 1 over valid rows (``text_rows_IM`` >= 0), in fp32, with a graph."""
     adapted_IMVH = adapter(_like_weights(adapter, teacher_block_IHMV.movedim(1, -1)))
     difference = student_block_IHMV.movedim(1, -1) - adapted_IMVH
     valid_IM = (text_rows_IM >= 0)[:, :, None, None]
-    return (difference.to(_wide(difference)).square() * valid_IM).sum()
+    squares: torch.Tensor = difference.to(_wide(difference)).square()
+    return (squares * valid_IM).sum()
 
 
 def vision_loss_sums(
@@ -35,7 +39,7 @@ def vision_loss_sums(
 
 
 def focus_indices(teacher_block_IHMV: torch.Tensor, top_k: int) -> torch.Tensor:
-    """Equation 2: the K vision tokens [I, K] with the highest attention, averaged over heads, summed over rows."""
+    """Equation 2: the K vision tokens [I, K] with most attention, averaged over heads, summed over rows."""
     return teacher_block_IHMV.mean(dim=1).sum(dim=1).topk(top_k, dim=-1).indices
 
 

@@ -1,7 +1,7 @@
 """L_Sup and the logit divergence (equation 6), fused with both heads.
 
-Logits exist for one chunk of positions at a time, in forward and, recomputed, in backward. Both losses share the
-student's log-softmax. Shapes: N positions, D widths, W vocabulary, C positions of a chunk.
+Logits exist for one chunk of positions at a time, in forward and, recomputed, in backward. Both losses share
+the student's log-softmax. Shapes: N positions, D widths, W vocabulary, C positions of a chunk.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class LogitTargets:
     temperature: float = 1.0
 
 
-def fused_logit_losses(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets) -> torch.Tensor:
+def fused_logit_losses(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets
+) -> torch.Tensor:
     """[cross-entropy sum, divergence sum] over all positions, in fp32, with a graph even when N is 0.
 
     The divergence is summed over the vocabulary and multiplied by temperature squared.
@@ -74,7 +76,7 @@ def _chunk_losses(
 def divergence_sum(log_student: torch.Tensor, log_teacher: torch.Tensor, kind: Divergence) -> torch.Tensor:
     """Sum over rows and vocabulary of log-probabilities [C, W].
 
-    reverse_kl: KL(student || teacher); forward_kl: KL(teacher || student); js: half of each one's KL to their mean.
+    reverse_kl: KL(student || teacher); forward_kl: KL(teacher || student); js: half of each KL to the mean.
     """
     if kind == "reverse_kl":
         return _kl_sum(log_student, log_teacher)

@@ -55,5 +55,5 @@ def total(means_: dict[str, float], weights: dict[str, float]) -> float:
 
 
 def term_scales(counts: dict[str, int], weights: dict[str, float], factor: float) -> tuple[float, ...]:
-    """Factor of each sum in a micro-batch's loss. ``factor`` (ranks x accumulation) cancels DeepSpeed's averages."""
+    """Factors of a micro-batch's sums. ``factor`` (ranks x accumulation) cancels DeepSpeed's averages."""
     return tuple(factor * weights[term] / max(counts[term], 1) for term in TERMS)

@@ -13,8 +13,8 @@ from alignkd.models.configuration import MobileVLMConfig
 
 
 class AlignmentAdapters(nn.Module):
-    """P_attn (heads, H_T -> H_S) and P_V (width, D_T -> D_S): 1x1 convolutions with bias, that is, linear maps of the
-    last dimension. Trained together with the student, saved in checkpoints, never exported."""
+    """P_attn (heads, H_T -> H_S) and P_V (width, D_T -> D_S): 1x1 convolutions with bias, that is, linear
+    maps of the last dimension. Trained together with the student, saved in checkpoints, never exported."""
 
     def __init__(self, teacher: MobileVLMConfig, student: MobileVLMConfig) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ def seeded_adapters(teacher: MobileVLMConfig, student: MobileVLMConfig, seed: in
 
 
 def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:
-    """From a safetensors file with ``attention.weight [H_S, H_T]``, ``attention.bias``, ``vision.weight [D_S, D_T]`` and
-    ``vision.bias``. Raises CheckpointError naming the tensors that do not fit."""
+    """From a safetensors file with ``attention.weight [H_S, H_T]``, ``attention.bias``, ``vision.weight [D_S,
+    D_T]`` and ``vision.bias``. Raises CheckpointError naming the tensors that do not fit."""
     adapters = AlignmentAdapters(teacher, student)
     try:
         tensors = load_file(path)

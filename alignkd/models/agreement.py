@@ -1,4 +1,4 @@
-"""Do a teacher and a student speak of the same tokens and pixels? Answered without torch, before anything starts."""
+"""Do teacher and student speak of the same tokens and pixels? Answered without torch, before a start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 
-PIXEL_KEYS = ("size", "crop_size", "resample", "do_resize", "do_center_crop", "do_normalize", "image_mean", "image_std")
+PIXEL_KEYS = (
+    "size",
+    "crop_size",
+    "resample",
+    "do_resize",
+    "do_center_crop",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 def student_folder(model: ModelSection) -> Path:
@@ -30,14 +39,17 @@ def tokenizer_hash(folder: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        raise CheckpointError(f"{path}: no such file; a model folder needs its sentencepiece tokenizer") from None
+        raise CheckpointError(
+            f"{path}: no such file; a model folder needs its sentencepiece tokenizer"
+        ) from None
 
 
 def check_agreement(model: ModelSection, top_k: int) -> list[str]:
     """Every reason why this teacher cannot distil this student (empty: none).
 
-    Compared are the tokenizer file, the vocabulary size, the number of vision tokens of an image (whose placeholder
-    is the same for the whole family) and the preprocessing, since both models see the same ids and pixels.
+    Compared are the tokenizer file, the vocabulary size, the number of vision tokens of an image (whose
+    placeholder is the same for the whole family) and the preprocessing, since both models see the same ids
+    and pixels.
     """
     problems: list[str] = []
     student = teacher = None
@@ -54,10 +66,13 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
     if tokenizer_hash(Path(model.teacher)) != tokenizer_hash(student_folder(model)):
         problems.append("teacher and student have different tokenizers (tokenizer.model differs)")
     if teacher.vocab_size != student.vocab_size:
-        problems.append(f"vocabulary sizes differ: teacher {teacher.vocab_size}, student {student.vocab_size}")
+        problems.append(
+            f"vocabulary sizes differ: teacher {teacher.vocab_size}, student {student.vocab_size}"
+        )
     if teacher.vision_tokens != student.vision_tokens:
         problems.append(
-            f"vision tokens per image differ: teacher {teacher.vision_tokens}, student {student.vision_tokens}"
+            f"vision tokens per image differ: teacher {teacher.vision_tokens}, "
+            f"student {student.vision_tokens}"
         )
     for key in PIXEL_KEYS:
         ours, theirs = student.preprocessor_config.get(key), teacher.preprocessor_config.get(key)

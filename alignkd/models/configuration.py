@@ -1,7 +1,7 @@
 """What a model folder says about itself, read without torch (the launcher needs it on a login node).
 
-The format is MobileVLM V2's ``config.json``: LLaMA's keys, the ``mm_*`` keys of the vision side, and the name of
-a CLIP tower whose own ``config.json`` is looked up (see :func:`find_tower_folder`). One key is ours:
+The format is MobileVLM V2's ``config.json``: LLaMA's keys, the ``mm_*`` keys of the vision side, and the name
+of a CLIP tower whose own ``config.json`` is looked up (see :func:`find_tower_folder`). One key is ours:
 ``mm_vision_tokens_per_side``, the pooled grid of the projector, 12 in all published models.
 """
 
@@ -83,8 +83,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path | str, vision_tower: Path | str | None = None) -> MobileVLMConfig:
-    """Read ``folder/config.json``. ``vision_tower`` (a CLIP or a MobileVLM folder) completes a plain LLaMA folder
-    or replaces the tower that the file names.
+    """Read ``folder/config.json``. ``vision_tower`` (a CLIP or a MobileVLM folder) completes a plain LLaMA
+    folder or replaces the tower that the file names.
 
     Raises CheckpointError for missing keys and for variants that the models here do not implement.
     """
@@ -149,8 +149,8 @@ def _tower_by_name(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, A
     if name == PUBLISHED_TOWER:
         return dict(PUBLISHED_TOWER_CONFIG), default_preprocessor(336)
     raise CheckpointError(
-        f"{folder / 'config.json'}: the vision tower `{name}` has no config.json in {folder}, beside it, or in the "
-        f"hub cache; only `{PUBLISHED_TOWER}` is built in"
+        f"{folder / 'config.json'}: the vision tower `{name}` has no config.json in {folder}, beside it, "
+        f"or in the hub cache; only `{PUBLISHED_TOWER}` is built in"
     )
 
 
@@ -160,7 +160,8 @@ def _tower_from_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any
         name = str(raw["mm_vision_tower"])
         return (name, *_tower_by_name(folder, name))
     # The name is what a save of the completed model refers to; the published one keeps its two parts.
-    name = PUBLISHED_TOWER if folder.resolve().parts[-2:] == tuple(PUBLISHED_TOWER.split("/")) else folder.resolve().name
+    parts = folder.resolve().parts
+    name = PUBLISHED_TOWER if "/".join(parts[-2:]) == PUBLISHED_TOWER else parts[-1]
     return (name, *_read_tower(folder))
 
 
@@ -209,10 +210,14 @@ def _refuse_variants(path: Path, raw: dict[str, Any], tower: dict[str, Any]) -> 
         if key in raw and raw[key] != value
     ]
     if "mm_hidden_size" in raw and raw["mm_hidden_size"] != tower["hidden_size"]:
-        problems.append(f"`mm_hidden_size` is {raw['mm_hidden_size']}, the tower's width is {tower['hidden_size']}")
+        problems.append(
+            f"`mm_hidden_size` is {raw['mm_hidden_size']}, the tower's width is {tower['hidden_size']}"
+        )
     side = raw.get("mm_vision_tokens_per_side", 12)
     patches = tower["image_size"] // tower["patch_size"]
     if not isinstance(side, int) or not 1 <= side <= patches:
-        problems.append(f"`mm_vision_tokens_per_side` is {side!r}; valid: 1 to {patches} (the tower's patches per side)")
+        problems.append(
+            f"`mm_vision_tokens_per_side` is {side!r}; valid: 1 to {patches} (the tower's patches per side)"
+        )
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(problems))

@@ -1,7 +1,8 @@
 """Build a model in its dtype and fill it from a folder, whole or sharded by ZeRO-3.
 
-Names on disk are the published ones (``model.layers.0...``, ``lm_head.weight``); :func:`public_name` maps ours to
-them. Nothing is loaded silently: every missing, unexpected or mis-shaped tensor is an error that lists them.
+Names on disk are the published ones (``model.layers.0...``, ``lm_head.weight``); :func:`public_name` maps
+ours to them. Nothing is loaded silently: every missing, unexpected or mis-shaped tensor is an error that
+lists them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,32 +61,35 @@ def load_model(folder: Path | str, building: Building) -> MobileVLM:
     config = read_model_config(folder)
     model = _empty_model(config, building)
     files = WeightFiles(Path(folder))
-    _fill(model, {name: files.read for name in files.names()}, files.shape, building, str(folder))
+    _fill(model, dict.fromkeys(files.names(), files.read), files.shape, building, str(folder))
     restore_buffers(model)
     return model
 
 
 def load_student(section: ModelSection, seed: int, building: Building) -> tuple[MobileVLM, list[str]]:
-    """The model to train, from a MobileVLM folder, from a plain LLaMA folder completed with ``model.vision_tower`` and
-    a seeded projector, or from scratch. Returns it with the names that did not come from ``model.student``."""
+    """The model to train, from a MobileVLM folder, from a plain LLaMA folder completed with
+    ``model.vision_tower`` and a seeded projector, or from scratch. Returns it with the names that did not
+    come from ``model.student``."""
     config = student_model_config(section)
     sources: dict[str, Callable[[str], torch.Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     if section.student != "scratch":
         files = WeightFiles(Path(section.student))
-        sources |= {name: files.read for name in files.names()}
+        sources |= dict.fromkeys(files.names(), files.read)
         shapes |= {name: files.shape(name) for name in files.names()}
     has_tower = any(name.startswith((TOWER_PREFIX, PROJECTOR_PREFIX)) for name in sources)
     completed: list[str] = []
     if has_tower and section.vision_tower is not None:
         raise CheckpointError(
-            f"model.vision_tower is set, but {section.student} brings its own tower and projector; remove the key"
+            f"model.vision_tower is set, but {section.student} brings its own tower and projector; "
+            "remove the key"
         )
     if not has_tower:
-        extra = {name: value for name, value in _tower_tensors(section).items()}
-        extra |= _initial_tensors(config, seed, only_projector=section.student != "scratch")
+        extra = _tower_tensors(section) | _initial_tensors(
+            config, seed, only_projector=section.student != "scratch"
+        )
         completed = sorted(extra)
-        sources |= {name: extra.__getitem__ for name in extra}
+        sources |= dict.fromkeys(extra, extra.__getitem__)
         shapes |= {name: tuple(value.shape) for name, value in extra.items()}
     model = _empty_model(config, building)
     _fill(model, sources, shapes.__getitem__, building, str(student_folder(section)))
@@ -94,12 +98,13 @@ def load_student(section: ModelSection, seed: int, building: Building) -> tuple[
 
 
 def restore_buffers(model: MobileVLM) -> None:
-    """Recompute the buffers, in their own dtypes. ``zero.Init`` and DeepSpeed's engines turn the rotary frequencies
-    into the model's half precision, after which positions drift silently; call this after either."""
+    """Recompute the buffers, in their own dtypes. ``zero.Init`` and DeepSpeed's engines turn the rotary
+    frequencies into the model's half precision, after which positions drift silently; call this after
+    either."""
     rotary = model.language_model.rotary_emb
     with torch.device("cpu"):
         fresh = LlamaRotaryEmbedding(llama_config(model.config))
-    device = model.projector.mlp.mlp[0].weight.device
+    device = model.head.weight.device
     rotary.inv_freq = fresh.inv_freq.to(device)
     rotary.original_inv_freq = fresh.original_inv_freq.to(device)
     embeddings = model.vision_tower.embeddings
@@ -107,14 +112,15 @@ def restore_buffers(model: MobileVLM) -> None:
 
 
 def full_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole parameter on this rank) for every parameter; gathers ZeRO-3 shards one by one. Collective."""
+    """(name, whole tensor) of every parameter; gathers ZeRO-3 shards one by one. Collective."""
     for name, parameter in model.named_parameters():
         with _gathered(parameter):
             yield name, parameter.data
 
 
 def fingerprint(model: MobileVLM) -> str:
-    """sha256 over published names, shapes and bytes: equal for a sharded and a whole model. Collective under ZeRO-3."""
+    """sha256 over published names, shapes and bytes: equal for a sharded and a whole model. Collective under
+    ZeRO-3."""
     digests = {}
     for name, value in full_tensors(model):
         data = value.detach().cpu().contiguous()
@@ -127,8 +133,9 @@ def fingerprint(model: MobileVLM) -> str:
 
 def _empty_model(config: MobileVLMConfig, building: Building) -> MobileVLM:
     if building.zero3 is not None:
-        # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is ignored
-        # by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would silently be bf16.
+        # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is
+        # ignored by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would
+        # silently be bf16.
         with deepspeed.zero.Init(config_dict_or_path=building.zero3), no_init_weights():
             model = MobileVLM(config)
         built = model.head.weight.dtype
@@ -154,7 +161,9 @@ def _fill(
     for name in sorted(given & set(parameters)):
         expected = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
         if shape_of(name) != expected:
-            problems.append(f"wrong shape: {name} is {list(shape_of(name))}, the model needs {list(expected)}")
+            problems.append(
+                f"wrong shape: {name} is {list(shape_of(name))}, the model needs {list(expected)}"
+            )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
     # In the order of the files; under ZeRO-3 only rank 0 reads, and the others receive their shards.
@@ -167,8 +176,10 @@ def _fill(
 
 @contextmanager
 def _gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> Iterator[None]:
-    sharded = hasattr(parameter, "ds_id")
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank) if sharded else nullcontext():
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=modifier_rank):
         yield
 
 

@@ -1,7 +1,8 @@
 """MobileVLM V2 on transformers' LLaMA and CLIP classes: vision tower -> projector -> language model -> head.
 
-Everything that the losses need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; they never see a model class.
-Shapes: B samples, L length, D width, I images (see ``data/batch.py``), P patches, V vision tokens of an image.
+Everything that the losses need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; they never see a
+model class. Shapes: B samples, L length, D width, I images (see ``data/batch.py``), P patches, V vision
+tokens of an image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from alignkd.models.projector import LDPv2Projector
 
 
 class ModelOutputs(NamedTuple):
-    """``vision_tokens_IVD`` are the projector's outputs, dummy images included; ``block_IHMV`` is None unless asked for.
+    """``vision_tokens_IVD``: the projector's outputs, dummy images included; ``block_IHMV``: on request.
 
     A tuple, because ZeRO-3's hooks find tensors in tuples, lists and dicts only.
     """
@@ -31,17 +32,15 @@ class ModelOutputs(NamedTuple):
 
 
 class LanguageModelHead(nn.Module):
-    """The output projection. The logit losses run inside its forward, so that ZeRO-3 gathers its weight like any other
-    module's, in forward and in the recomputation of backward."""
+    """The output projection. The logit losses run inside its forward, so that ZeRO-3 gathers its weight like
+    any other module's, in forward and in the recomputation of backward."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
-    def forward(
-        self, hidden: torch.Tensor, targets: LogitTargets | None = None
-    ) -> torch.Tensor:
-        """Logits [..., vocab], or with ``targets`` the two sums [2] of :func:`fused_logit_losses` over hidden [N, D]."""
+    def forward(self, hidden: torch.Tensor, targets: LogitTargets | None = None) -> torch.Tensor:
+        """Logits [..., vocab], or with ``targets`` the sums [2] of :func:`fused_logit_losses` over [N, D]."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
         return fused_logit_losses(hidden, self.weight, targets)
@@ -51,7 +50,9 @@ class MobileVLM(nn.Module):
     def __init__(self, config: MobileVLMConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_tower = CLIPVisionModel(CLIPVisionConfig(**config.tower_config, attn_implementation="sdpa"))
+        self.vision_tower = CLIPVisionModel(
+            CLIPVisionConfig(**config.tower_config, attn_implementation="sdpa")
+        )
         self.projector = LDPv2Projector(
             config.mm_hidden_size, config.hidden_size, config.mm_vision_tokens_per_side
         )
@@ -67,19 +68,23 @@ class MobileVLM(nn.Module):
     def unfreeze_vision_tower(self) -> None:
         """Train the tower's used layers (the ones after the selected hidden state never get a gradient)."""
         self.train_vision_tower = True
-        for module in (self.vision_tower.embeddings, self.vision_tower.pre_layrnorm, *self._used_tower_layers()):
+        for module in (
+            self.vision_tower.embeddings,
+            self.vision_tower.pre_layrnorm,
+            *self._used_tower_layers(),
+        ):
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
-        # Non-reentrant: the text x vision block leaves layer 0 by a side channel, and its gradient must survive.
+        # Non-reentrant: the text x vision block leaves layer 0 by a side channel, its gradient must survive.
         options = {"use_reentrant": False}
         self.language_model.activation_checkpointing_enable(options)
         if self.train_vision_tower:
             self.vision_tower.activation_checkpointing_enable(options)
 
     def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
-        """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank that
-        skipped them would leave the others alone in their collectives."""
+        """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank
+        that skipped them would leave the others alone in their collectives."""
         vision_tokens = self.vision_tokens(batch.pixel_values)
         request = None
         if collect_block:
@@ -128,7 +133,7 @@ class MobileVLM(nn.Module):
 
 
 def llama_config(config: MobileVLMConfig) -> LlamaConfig:
-    """A fresh transformers configuration (two models must not share one: it holds the attention implementation)."""
+    """A fresh transformers configuration: two models that share one share its attention implementation."""
     return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,

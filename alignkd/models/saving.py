@@ -1,4 +1,4 @@
-"""Write a model in the published MobileVLM V2 format: config.json, weights, tokenizer, and the tower's configuration."""
+"""Write a model in the published MobileVLM V2 format: config.json, weights, tokenizer, tower's facts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def save_model_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if file_format == "safetensors":
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in tensors.items()},
+            partial / "model.safetensors",
+            {"format": "pt"},
+        )
     else:
         torch.save(dict(tensors), partial / "pytorch_model.bin")
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -37,7 +41,11 @@ def save_model_folder(
         if path.is_file():
             shutil.copyfile(path, partial / path.name)
     # The tower's shape and preprocessing travel along, under the name that config.json gives it.
-    tower = partial / Path(config.mm_vision_tower).name if Path(config.mm_vision_tower).is_absolute() else partial / config.mm_vision_tower
+    tower = (
+        partial / Path(config.mm_vision_tower).name
+        if Path(config.mm_vision_tower).is_absolute()
+        else partial / config.mm_vision_tower
+    )
     tower.mkdir(parents=True, exist_ok=True)
     _write_json(tower / "config.json", {"model_type": "clip_vision_model", **config.tower_config})
     _write_json(tower / "preprocessor_config.json", config.preprocessor_config)

@@ -19,8 +19,8 @@ LAYOUTS = (  # in order of preference: (index file, single file)
 
 
 class WeightFiles:
-    """The tensors of one folder. Shapes are known without reading data; a shard stays open until another is asked
-    for, so reading in :meth:`names` order touches every file once and never holds two."""
+    """The tensors of one folder. Shapes are known without reading data; a shard stays open until another is
+    asked for, so reading in :meth:`names` order touches every file once and never holds two."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,7 +33,9 @@ class WeightFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         shard = self._shard(name)
-        return tuple(shard[name].shape) if isinstance(shard, dict) else tuple(shard.get_slice(name).get_shape())
+        return (
+            tuple(shard[name].shape) if isinstance(shard, dict) else tuple(shard.get_slice(name).get_shape())
+        )
 
     def read(self, name: str) -> torch.Tensor:
         shard = self._shard(name)
@@ -75,7 +77,9 @@ def _read_index(index: Path) -> dict[str, Path]:
         held = set(shard if isinstance(shard, dict) else shard.keys())
         lost = sorted(name for name, file in listed.items() if file == path and name not in held)
         if lost:
-            raise CheckpointError(f"{path}: does not hold {len(lost)} tensors that the index names, e.g. {lost[0]}")
+            raise CheckpointError(
+                f"{path}: does not hold {len(lost)} tensors that the index names, e.g. {lost[0]}"
+            )
     return listed
 
 

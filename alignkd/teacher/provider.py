@@ -16,11 +16,11 @@ class Teacher(Protocol):
     model: TeacherModel
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        """Run the frozen model once. Collective for a sharded teacher: every rank joins, whatever its batch holds."""
+        """Run the frozen model once. Collective when sharded: every rank joins, whatever its batch holds."""
         ...
 
     def head_weight(self) -> torch.Tensor:
-        """The whole output projection [vocab, D_T], to be held for one optimizer step. Collective when sharded."""
+        """The whole head [vocab, D_T], to be held for one optimizer step. Collective when sharded."""
         ...
 
 
@@ -37,7 +37,7 @@ class ReplicatedTeacher:
 
 
 class ShardedTeacher:
-    """``deepspeed.initialize`` at stage 3 without an optimizer (``init_inference`` ignores its zero section)."""
+    """ZeRO-3 by ``deepspeed.initialize`` without an optimizer; ``init_inference`` ignores its `zero`."""
 
     def __init__(self, folder: str, top_k: int, dtype: torch.dtype, ds_config: dict[str, Any]) -> None:
         self.model = TeacherModel(load_model(folder, Building(dtype, zero3=ds_config)), top_k)

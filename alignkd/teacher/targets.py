@@ -13,7 +13,7 @@ from alignkd.models.mobilevlm import MobileVLM
 
 
 class TeacherTargets(NamedTuple):
-    """N logit positions, I images of the batch (real ones), H heads, M text rows, V vision tokens, K focus tokens."""
+    """N logit positions, I real images, H heads, M text rows, V vision tokens, K focus tokens."""
 
     hidden_ND: torch.Tensor  # at the batch's logit positions; the head comes later, in chunks
     block_IHMV: torch.Tensor
@@ -22,7 +22,7 @@ class TeacherTargets(NamedTuple):
 
 
 class TeacherModel(nn.Module):
-    """A frozen model whose forward gives targets. One module, so that an engine's hooks see a whole forward."""
+    """A frozen model whose forward gives targets. One module, so an engine's hooks see a whole forward."""
 
     def __init__(self, model: MobileVLM, top_k: int) -> None:
         super().__init__()

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests import tiny
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
@@ -17,10 +16,17 @@ from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term
 from alignkd.models.loading import Building, load_model
 from alignkd.probe import run_probe
 from alignkd.teacher.targets import TeacherModel
+from tests import tiny
 
 RAGGED = ("v1", "rounds", "text")
 SINGLES = [(name,) for name in tiny.CASES]
-BATCHES = [*SINGLES, *permutations(RAGGED), tuple(tiny.CASES), ("v1", "v1"), ("rounds", "v1", "text", "plain")]
+BATCHES = [
+    *SINGLES,
+    *permutations(RAGGED),
+    tuple(tiny.CASES),
+    ("v1", "v1"),
+    ("rounds", "v1", "text", "plain"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,9 @@ def student_step(**distillation: object) -> StudentStep:
     return StudentStep(load_model(tiny.STUDENT, Building(torch.float32)), tiny.fixture_adapters(), section)
 
 
-def measure(step: StudentStep, teacher: TeacherModel, batch: Batch) -> tuple[dict[str, float], dict[str, int]]:
+def measure(
+    step: StudentStep, teacher: TeacherModel, batch: Batch
+) -> tuple[dict[str, float], dict[str, int]]:
     counts = element_counts(batch.counts, step.sizes())
     sums = step(batch, (0.0,) * len(TERMS), teacher(batch), teacher.model.head.weight).sums
     return means(dict(zip(TERMS, sums.tolist(), strict=True)), counts), counts
@@ -77,7 +85,11 @@ def test_every_term_moves_the_student(teacher: TeacherModel, term: str) -> None:
     counts = element_counts(batch.counts, step.sizes())
     scales = term_scales(counts, {name: float(name == term) for name in TERMS}, 1.0)
     step(batch, scales, teacher(batch), teacher.model.head.weight).loss.backward()
-    moved = {name for name, p in step.student.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-9}
+    moved = {
+        name
+        for name, p in step.student.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 1e-9
+    }
     reached = {
         "ce": "language_model.layers.1.mlp.up_proj.weight",
         "divergence": "language_model.layers.1.mlp.up_proj.weight",
@@ -114,7 +126,9 @@ def test_probe_prints_the_fixture_values(tmp_path: Path) -> None:
     data.write_text(json.dumps([tiny.CASES[name]["record"] for name in RAGGED]))
     adapters = tmp_path / "adapters.safetensors"
     save_file(tiny.fixture_adapters().state_dict(), adapters)
-    result = run_probe(tiny.TEACHER, tiny.STUDENT, data, tiny.FOLDER, "v1", "pad", adapters, "float32", 0).as_dict()
+    result = run_probe(
+        tiny.TEACHER, tiny.STUDENT, data, tiny.FOLDER, "v1", "pad", adapters, "float32", 0
+    ).as_dict()
     expected = tiny.EXPECTED_LOSSES["batch v1+rounds+text"]
     for name in ("ce", "reverse_kl", "attention", "vision_all", "vision_focus", "vision", "total"):
         assert result["terms"][name] == pytest.approx(expected["terms"][name], rel=1e-5), name

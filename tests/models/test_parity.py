@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests import tiny
 
 from alignkd.models.loading import Building, load_model
 from alignkd.models.mobilevlm import MobileVLM
+from tests import tiny
 
 IMAGE_CASES = ("plain", "v1", "rounds")
 
@@ -30,8 +30,12 @@ def test_image_case(model: MobileVLM, case: str) -> None:
     outputs = model(batch, collect_block=True)
     last_vision_token = int(batch.image_starts[0]) + 143
     logits = model.head(outputs.hidden_BLD[:, last_vision_token:])
-    assert torch.allclose(outputs.vision_tokens_IVD, tensor(values[f"{case}.{name}_image_features"]), atol=1e-5)
-    assert torch.allclose(outputs.block_IHMV, tensor(values[f"{case}.{name}_first_attention_block"]), atol=1e-5, rtol=0)
+    assert torch.allclose(
+        outputs.vision_tokens_IVD, tensor(values[f"{case}.{name}_image_features"]), atol=1e-5
+    )
+    assert torch.allclose(
+        outputs.block_IHMV, tensor(values[f"{case}.{name}_first_attention_block"]), atol=1e-5, rtol=0
+    )
     assert torch.allclose(logits, tensor(values[f"{case}.{name}_logits_from_last_vision_token"]), atol=1e-4)
 
 
