@@ -1,0 +1,94 @@
+"""The order of the parts and what is skipped; the parts themselves have tests of their own."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from alignkd.demo import __main__ as demo
+from alignkd.errors import TrainingError
+
+
+class Recorder:
+    """Stands in for ``subprocess.run``: notes commands, and leaves what each of them would leave."""
+
+    def __init__(self, failing=None):
+        self.commands = []
+        self.failing = failing
+
+    def __call__(self, command, check):
+        words = [Path(command[0]).name, *command[1:]]
+        self.commands.append(words)
+        if self.failing in words:
+            return subprocess.CompletedProcess(command, 3)
+        if "init" in words:
+            Path(words[-1]).write_text("run: {}")
+        elif "sample-data" in words:
+            (out := Path(words[words.index("--out") + 1])).mkdir()
+            (out / "test.json").write_text("[]")
+        elif "launch" in words:
+            finish(Path(words[2]).parent / "runs" / words[words.index("--stage") + 1])
+        elif "resume" in words:
+            finish(Path(words[-1]))
+        else:
+            Path(words[words.index("--out") + 1]).write_text('{"kinds": {}}')
+        return subprocess.CompletedProcess(command, 0)
+
+    def names(self):
+        return [words[1] if words[0] == "alignkd" else "evaluate" for words in self.commands]
+
+
+def finish(run):
+    (run / "student").mkdir(parents=True, exist_ok=True)
+    (run / "student" / "config.json").write_text("{}")
+    (run / "result.json").write_text('{"seconds": 1, "peak_memory_bytes_per_rank": [1]}')
+    (run / "metrics.jsonl").write_text("")
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Runs the demo with a recorder and returns it."""
+    reports = []
+    monkeypatch.setattr(demo, "print_report", lambda models, console: reports.append(models))
+
+    def run(out, *, baseline=False, failing=None):
+        recorder = Recorder(failing)
+        recorder.reports = reports
+        monkeypatch.setattr(demo.subprocess, "run", recorder)
+        demo.run_demo(out, baseline=baseline)
+        return recorder
+
+    return run
+
+
+def test_a_fresh_demo_runs_every_part_in_order(tmp_path, start):
+    done = start(tmp_path / "demo")
+    assert done.names() == ["init", "sample-data", "launch", "evaluate", "launch", "evaluate"]
+    assert [model.name for model in done.reports[-1]] == ["teacher", "student"]
+
+
+def test_a_second_demo_only_reports(tmp_path, start):
+    start(tmp_path / "demo")
+    again = start(tmp_path / "demo")
+    assert again.names() == []
+    assert len(again.reports) == 2
+
+
+def test_an_interrupted_run_is_resumed(tmp_path, start):
+    with pytest.raises(TrainingError, match="exit code 3"):
+        start(tmp_path / "demo", failing="teacher")
+    (tmp_path / "demo" / "runs" / "teacher").mkdir(parents=True)
+    done = start(tmp_path / "demo")
+    assert done.names() == ["resume", "evaluate", "launch", "evaluate"]
+
+
+def test_baseline_is_added_to_a_finished_demo(tmp_path, start):
+    start(tmp_path / "demo")
+    done = start(tmp_path / "demo", baseline=True)
+    assert done.names() == ["launch", "evaluate"]
+    assert [model.name for model in done.reports[-1]] == ["teacher", "student", "baseline"]
+
+
+def test_training_uses_two_local_nodes(tmp_path, start):
+    launches = [words for words in start(tmp_path / "demo").commands if "launch" in words]
+    assert all(words[-4:] == ["--nodes", "2", "--backend", "local"] for words in launches)
