@@ -1,0 +1,249 @@
+"""Whole runs in real ranks: a run folder in, metrics, checkpoints and a student out."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignkd.checkpoint.export import export_run
+from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
+from alignkd.checkpoint.training_state import find_checkpoint
+from alignkd.engine.loop import train
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.setup import prepare
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import AlignkdError
+from tests import tiny
+from tests.ranks import RankPool
+
+TIMES = {"step_seconds", "tokens_per_second", "samples_per_second", "teacher_seconds_share", "memory_bytes"}
+
+
+class StopAfter(StopRequest):
+    """A signal that arrives during one optimizer step, on one rank."""
+
+    def __init__(self, steps: int, signal: str) -> None:
+        super().__init__()
+        self._edges, self._steps, self._signal = 0, steps, signal
+
+    def _seen(self, signal: str) -> bool:
+        return self._signal == signal and self._edges > self._steps
+
+    @property
+    def usr1(self) -> bool:
+        self._edges += 1  # read once per step edge
+        return self._seen("usr1")
+
+    @usr1.setter
+    def usr1(self, _value: bool) -> None: ...
+
+    @property
+    def term(self) -> bool:
+        return self._seen("term")
+
+    @term.setter
+    def term(self, _value: bool) -> None: ...
+
+
+def train_run(ranks: Ranks, run: str, stop_after: int | None = None, signal: str = "usr1") -> int | str:
+    """Exit code, or the message of an error that every rank raises."""
+    stop = (
+        StopAfter(stop_after, signal)
+        if stop_after is not None and ranks.rank == ranks.world_size - 1
+        else StopRequest()
+    )
+    progress = Progress(Path(run), writes=ranks.is_first)
+    try:
+        return train(prepare(Path(run), ranks, progress), stop, progress)
+    except AlignkdError as error:
+        return str(error)
+
+
+def same_but_for_times(run: Path, other: Path) -> None:
+    ours, theirs = tiny.metrics_rows(run), tiny.metrics_rows(other)
+    assert len(ours) == len(theirs)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert {name for name in expected if mine[name] != expected[name]} <= TIMES
+    weights, expected_weights = (
+        load_file(run / "student/model.safetensors"),
+        load_file(other / "student/model.safetensors"),
+    )
+    assert weights.keys() == expected_weights.keys()
+    assert all(weights[name].equal(expected_weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "placement"),
+    [
+        (0, "fp32", "replicated"),
+        (1, "bf16", "zero3"),
+        (2, "fp32", "zero3"),
+        (2, "bf16", "zero3"),
+        (3, "bf16", "zero3"),
+        (3, "fp32", "replicated"),
+    ],
+)
+def test_resume_is_bitwise(
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, placement: str
+) -> None:
+    changes = {
+        "student__zero_stage": stage,
+        "training__precision": precision,
+        "teacher__placement": placement,
+    }
+    whole = tiny.write_run(tmp_path / "whole", 2, **changes)
+    assert two_ranks.run(train_run, str(whole)) == [0, 0]
+    stopped = tmp_path / "stopped"
+    shutil.copytree(whole, stopped)
+    for name in ("metrics.jsonl", "result.json", "progress.json"):
+        (stopped / name).unlink()
+    for name in ("checkpoints", "student"):
+        shutil.rmtree(stopped / name)
+    assert two_ranks.run(train_run, str(stopped), 3, "usr1") == [85, 85]
+    assert committed_steps(stopped) == [3, 2]
+    assert json.loads((stopped / "result.json").read_text())["status"] == "stopped"
+    assert not (stopped / "student").exists()
+    # Rows behind the checkpoint, as a killed run leaves them, are made again.
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 4, "loss": 0.0}) + '\n{"step": 5, "lo')
+    assert two_ranks.run(train_run, str(stopped)) == [0, 0]
+    same_but_for_times(stopped, whole)
+
+
+def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, training__epochs=2, training__warmup_ratio=0.25)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    rows = tiny.metrics_rows(run)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["samples"] for row in rows] == list(range(8, 65, 8))
+    assert rows[-1]["epoch"] == 2.0
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for row in rows:
+        terms = row["ce"] + row["reverse_kl"] + row["attention"] + row["vision"]
+        assert row["loss"] == pytest.approx(terms)
+        assert 0 < row["teacher_seconds_share"] < 1
+        assert row["gradient_norm"] > 0
+        assert row["skipped_samples"] == 0
+        assert all(math.isfinite(value) for value in row.values())
+    assert rows[0]["learning_rate"] == pytest.approx(5e-4)  # warm-up over two of eight steps
+    result = json.loads((run / "result.json").read_text())
+    assert (result["status"], result["step"], result["first"], result["last"]) == (
+        "done",
+        8,
+        rows[0],
+        rows[-1],
+    )
+    assert len(result["peak_memory_bytes_per_rank"]) == 2
+    assert json.loads((run / "progress.json").read_text())["phase"] == "done"
+
+
+def test_term_saves_once_and_exits_86(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=100)
+    assert two_ranks.run(train_run, str(run), 1, "term") == [86, 86]
+    assert committed_steps(run) == [1]
+
+
+def test_fifty_steps_of_mixed_batches_do_not_hang(two_ranks: RankPool, tmp_path: Path) -> None:
+    """Ragged, text-only and empty micro-batches on one rank while the other has images; all stages share the code."""
+    for stage in (2, 3):
+        run = tiny.write_run(
+            tmp_path / f"stage{stage}",
+            2,
+            student__zero_stage=stage,
+            training__global_batch_size=6,  # 32 samples: the last step of an epoch leaves ranks without samples
+            training__micro_batch_size=1,
+            training__epochs=9,
+            training__max_steps=50,
+            checkpoint__every=1000,
+        )
+        assert two_ranks.run(train_run, str(run)) == [0, 0]
+        assert len(tiny.metrics_rows(run)) == 50
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    poisoned = tmp_path / "models" / "student"
+    shutil.copytree(tiny.STUDENT, poisoned)
+    shutil.copytree(tiny.FOLDER / "openai", tmp_path / "models" / "openai")
+    weights = torch.load(poisoned / "pytorch_model.bin", weights_only=True)
+    weights["lm_head.weight"][7, 3] = math.nan
+    torch.save(weights, poisoned / "pytorch_model.bin")
+    run = tiny.write_run(tmp_path / "run", 2, model__student=str(poisoned), checkpoint__every=1)
+    for message in two_ranks.run(train_run, str(run)):
+        assert "step 1: the loss is not finite" in str(message)
+    assert committed_steps(run) == []
+
+
+def damage_size(folder: Path) -> str:
+    path = folder / "mp_rank_00_model_states.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "bytes instead of"
+
+
+def damage_bit(folder: Path) -> str:
+    path = folder / "mp_rank_00_model_states.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return "another sha256"
+
+
+def damage_missing(folder: Path) -> str:
+    (folder / "random-1.json").unlink()
+    return "random-1.json is missing"
+
+
+def damage_stranger(folder: Path) -> str:
+    (folder / "zero_pp_rank_7_mp_rank_00_optim_states.pt").write_bytes(b"x")
+    return "is not in the manifest"
+
+
+@pytest.mark.parametrize("damage", [damage_size, damage_bit, damage_missing, damage_stranger])
+def test_a_damaged_checkpoint_is_passed_over(two_ranks: RankPool, tmp_path: Path, damage: Any) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    reason = damage(checkpoints_folder(run) / "step-4")
+    found = two_ranks.run(find, str(run))
+    assert all(step == 2 for step, _ in found)
+    assert all(reason in refused[0] for _, refused in found)
+    with pytest.raises(AlignkdError, match=reason):
+        export_run(run, tmp_path / "out", 4, "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+def find(ranks: Ranks, run: str) -> tuple[int | None, list[str]]:
+    return find_checkpoint(Path(run), ranks)
+
+
+def test_without_distillation(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, distillation__enabled=False, training__train_vision_tower=True)
+    before = torch.load(tiny.STUDENT / "pytorch_model.bin", weights_only=True)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    row = tiny.metrics_rows(run)[-1]
+    assert row["loss"] == row["ce"]
+    after = load_file(run / "student" / "model.safetensors")
+    tower = [name for name in after if "vision_tower" in name]
+    assert any(not after[name].equal(before[name]) for name in tower)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_export_of_a_checkpoint_equals_the_engines(two_ranks: RankPool, tmp_path: Path, stage: int) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision="bf16")
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    assert export_run(run, tmp_path / "out", None, "safetensors") == 4
+    ours, expected = (
+        load_file(tmp_path / "out/model.safetensors"),
+        load_file(run / "student/model.safetensors"),
+    )
+    assert ours.keys() == expected.keys()
+    assert all(ours[name].equal(expected[name]) for name in ours)
+    assert not any("adapter" in name for name in ours)

@@ -1,0 +1,67 @@
+"""The ZeRO-3 teacher in real ranks: equal to a whole copy, and really sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from alignkd.engine.ranks import Ranks
+from alignkd.models.loading import DTYPES, fingerprint
+from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher
+from tests import tiny
+from tests.ranks import RankPool
+
+
+def ds_config(precision: str) -> dict[str, Any]:
+    """Nothing kept beyond its use: on a tiny model the defaults would gather everything at once."""
+    zero = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+    }
+    half = {precision: {"enabled": True}} if precision != "fp32" else {}
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **half}
+
+
+def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
+    dtype = DTYPES[precision]
+    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, dtype, ranks.device)
+    sharded = ShardedTeacher(str(tiny.TEACHER), 16, dtype, ds_config(precision))
+    # Every rank has another batch, and one of them no image: nobody may wait for anybody.
+    cases = [("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank]
+    batch = tiny.batch_of(*cases)
+    expected = whole.targets(batch)
+    differences = []
+    for _ in range(2):  # some parameters become resident after the second forward only
+        for ours, theirs in zip(sharded.targets(batch), expected, strict=True):
+            differences.append((ours.float() - theirs.float()).abs().max().item() if ours.numel() else 0.0)
+    held = total = 0
+    for parameter in sharded.model.parameters():
+        held += parameter.ds_tensor.numel() + parameter.data.numel()
+        total += parameter.ds_numel
+    head = sharded.head_weight()
+    return {
+        "difference": max(differences),
+        "held_share": held / total,
+        "head_equal": torch.equal(head, whole.head_weight()),
+        "fingerprints": (fingerprint(sharded.model.model), fingerprint(whole.model.model)),
+        "dtypes": {str(parameter.ds_tensor.dtype) for parameter in sharded.model.parameters()},
+        "rotary_dtype": str(sharded.model.model.language_model.rotary_emb.inv_freq.dtype),
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_sharded_equals_whole(request: pytest.FixtureRequest, world_size: int, precision: str) -> None:
+    pool: RankPool = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[world_size])
+    for result in pool.run(compare, precision):
+        assert result["difference"] == 0.0
+        assert result["held_share"] <= 1 / world_size + 0.01
+        assert result["head_equal"]
+        assert result["fingerprints"][0] == result["fingerprints"][1]
+        assert result["dtypes"] == {str(DTYPES[precision])}
+        assert result["rotary_dtype"] == "torch.float32"
