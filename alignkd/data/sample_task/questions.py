@@ -20,6 +20,7 @@ COLUMN_QUESTION = "Which column has the larger sum?"
 LARGEST_QUESTION = "What is the largest digit?"
 TWO_IMAGES_QUESTION = "Which digit is {position} in the {which} image?"
 TEXT_QUESTION = "What is {first} plus {second}?"
+LARGEST_SUMMAND = 4  # few enough sums to be learnt by heart from a few hundred questions
 WHICH = ("first", "second")
 SIDES = {"row": ("top", "bottom"), "column": ("left", "right")}
 EQUAL = "equal"
@@ -65,7 +66,7 @@ def draw_kind(random: np.random.Generator) -> str:
 def draw_question(kind: str, grids: list[Grid], random: np.random.Generator) -> Question:
     """One question of ``kind`` about ``grids``, of which there are as many as the kind has images."""
     if kind == "text":
-        first, second = (int(number) for number in random.integers(10, size=2))
+        first, second = (int(number) for number in random.integers(LARGEST_SUMMAND + 1, size=2))
         return Question(kind, TEXT_QUESTION.format(first=first, second=second), str(first + second))
     if kind == "two_images":
         image, cell = int(random.integers(2)), int(random.integers(4))
@@ -90,7 +91,7 @@ def draw_question(kind: str, grids: list[Grid], random: np.random.Generator) -> 
 
 def all_texts() -> list[str]:
     """Every sentence pattern with every word that can fill it."""
-    numbers = " ".join(str(number) for number in range(19))
+    numbers = " ".join(str(number) for number in range(10))
     return [
         *POSITIONS,
         *(POSITION_QUESTION.format(position=position) for position in POSITIONS),

@@ -34,7 +34,7 @@ ANSWERS = {
     "Which digit is top left in the first image?": "3",
     "Which digit is top left in the second image?": "0",
     "Which digit is bottom right in the second image?": "4",
-    "What is 7 plus 8?": "15",
+    "What is 3 plus 4?": "7",
 }
 
 
