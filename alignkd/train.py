@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from alignkd.engine.signals import StopRequest
-from alignkd.errors import EXIT_USER_ERROR, AlignkdError
+from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
 
 
 def main(arguments: list[str]) -> int:
@@ -25,8 +25,7 @@ def main(arguments: list[str]) -> int:
     try:
         return _run(Path(arguments[0]), stop)
     except AlignkdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return report_error(error)  # the launcher finds the message in this rank's log
 
 
 def _run(run: Path, stop: StopRequest) -> int:

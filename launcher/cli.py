@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -99,11 +100,12 @@ def probe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what each loss term weighs on a few samples."""
-    from alignkd.probe import run_probe
+    with redirect_stdout(sys.stderr):  # DeepSpeed greets on stdout, which is for the result
+        from alignkd.probe import run_probe
 
-    result = run_probe(
-        teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
-    ).as_dict()
+        result = run_probe(
+            teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
+        ).as_dict()
     if as_json:
         print(json.dumps(result))
         return
@@ -145,9 +147,10 @@ def export(
     ] = "safetensors",
 ) -> None:
     """Write a run's student in the MobileVLM V2 format."""
-    from alignkd.checkpoint.export import export_run
+    with redirect_stdout(sys.stderr):
+        from alignkd.checkpoint.export import export_run
 
-    export_run(run, out, step, file_format)
+        export_run(run, out, step, file_format)
     print(f"wrote {out}")
 
 

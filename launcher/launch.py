@@ -66,6 +66,7 @@ def resume(run: Path, console: Console) -> int:
     if result.get("status") == "done":
         _say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
         return 0
+    _say(console, f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})")
     return _start(run, manifest, console)
 
 

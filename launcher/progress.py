@@ -127,11 +127,13 @@ class PlainView:
         self._last_time = 0.0
 
     def show(self, now: Snapshot, left: float | None) -> None:
-        same_phase = self._last is not None and self._last[0] == now.phase
-        due = self._clock() - self._last_time >= PLAIN_SECONDS and (now.phase, now.step) != self._last
+        # Saving is a part of training here: it comes and goes with every checkpoint.
+        phase = "training" if now.phase == "saving" else now.phase
+        same_phase = self._last is not None and self._last[0] == phase
+        due = self._clock() - self._last_time >= PLAIN_SECONDS and (phase, now.step) != self._last
         if same_phase and not due:
             return
-        self._last, self._last_time = (now.phase, now.step), self._clock()
+        self._last, self._last_time = (phase, now.step), self._clock()
         done = f"step {now.step}/{now.total_steps}: " if now.total_steps is not None else ""
         self.note(done + details(now, left))
 

@@ -123,3 +123,18 @@ def test_resume_of_a_finished_run_does_nothing(make_run) -> None:
     (run / "result.json").write_text('{"status": "done", "step": 5, "total_steps": 5}')
     done = alignkd("resume", run)
     assert (done.returncode, done.stdout.strip()) == (0, f"{run} is done: 5 of 5 steps")
+
+
+def test_probe_prints_nothing_but_json(tmp_path) -> None:
+    fixture = ROOT / "tests" / "fixtures" / "mobilevlm_v2_tiny"
+    data = tmp_path / "data.json"
+    turns = [{"from": "human", "value": "<image>\nx"}, {"from": "gpt", "value": "y"}]
+    data.write_text(json.dumps([{"id": "a", "image": "image_0.png", "conversations": turns}]))
+    done = alignkd(
+        *("probe", "--teacher", fixture / "teacher", "--student", fixture / "student", "--data", data),
+        *("--image-folder", fixture, "--template", "v1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values.keys() == {"terms", "counts", "gradient_norms"}
+    assert values["terms"].keys() >= {"ce", "reverse_kl", "attention", "vision_all", "vision_focus", "total"}

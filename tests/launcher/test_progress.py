@@ -42,6 +42,7 @@ def test_plain_lines_come_now_and_then() -> None:
         now[0] = float(second)
         view.show(Snapshot("training", second, 100), None)
     view.show(Snapshot("saving", 30, 100), None)
+    view.show(Snapshot("exporting", 30, 100), None)
     lines = text.getvalue().splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "step 0/100",
@@ -50,7 +51,7 @@ def test_plain_lines_come_now_and_then() -> None:
         "step 30/100",
         "step 30/100",
     ]
-    assert lines[-1].endswith("saving")
+    assert lines[-1].endswith("exporting")
 
 
 def test_bar_on_a_terminal_shows_steps_and_fits_80_columns() -> None:
