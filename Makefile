@@ -19,6 +19,7 @@ demo-baseline: $(INSTALLED)
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into .venv; this takes some minutes on a slow line"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt $(TORCH)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
