@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.ranks import RankPool
+
+# Tiny models: threads cost more than they bring, above all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _pool(world_size: int) -> Iterator[RankPool]:

@@ -37,7 +37,9 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks) -> None:
         if ranks.is_first:
             tensors[public_name(name)] = value.detach().cpu().clone()
     if ranks.is_first:
-        save_model_folder(out, student_model_config(config.model), tensors, student_folder(config.model))
+        # A finished run that is started again exports again.
+        facts, tokenizer = student_model_config(config.model), student_folder(config.model)
+        save_model_folder(out, facts, tensors, tokenizer, replace=True)
     ranks.barrier()
 
 

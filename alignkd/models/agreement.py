@@ -15,6 +15,8 @@ PIXEL_KEYS = (
     "resample",
     "do_resize",
     "do_center_crop",
+    "do_rescale",
+    "rescale_factor",
     "do_normalize",
     "image_mean",
     "image_std",
@@ -52,18 +54,13 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
     and pixels.
     """
     problems: list[str] = []
-    student = teacher = None
-    try:
-        student = student_model_config(model)
-        tokenizer_hash(student_folder(model))
-        if model.teacher is not None:
-            teacher = read_model_config(model.teacher)
-            tokenizer_hash(Path(model.teacher))
-    except CheckpointError as error:
-        problems.append(str(error))
-    if student is None or teacher is None or model.teacher is None or problems:
+    student, student_tokenizer = _read(student_folder(model), model.vision_tower, problems)
+    if model.teacher is None:
         return problems
-    if tokenizer_hash(Path(model.teacher)) != tokenizer_hash(student_folder(model)):
+    teacher, teacher_tokenizer = _read(Path(model.teacher), None, problems)
+    if student is None or teacher is None or problems:
+        return problems
+    if teacher_tokenizer != student_tokenizer:
         problems.append("teacher and student have different tokenizers (tokenizer.model differs)")
     if teacher.vocab_size != student.vocab_size:
         problems.append(
@@ -84,3 +81,19 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
             f"valid: 1 to {student.vision_tokens}"
         )
     return problems
+
+
+def _read(
+    folder: Path, vision_tower: str | None, problems: list[str]
+) -> tuple[MobileVLMConfig | None, str | None]:
+    """(configuration, tokenizer's hash); what cannot be read is None, and why goes into ``problems``."""
+    config = tokenizer = None
+    try:
+        config = read_model_config(folder, vision_tower)
+    except CheckpointError as error:
+        problems.append(str(error))
+    try:
+        tokenizer = tokenizer_hash(folder)
+    except CheckpointError as error:
+        problems.append(str(error))
+    return config, tokenizer

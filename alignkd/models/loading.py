@@ -18,6 +18,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import nn
+from transformers import LlamaModel
 from transformers.initialization import no_init_weights
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -25,7 +26,7 @@ from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.mobilevlm import MobileVLM, llama_config
+from alignkd.models.mobilevlm import LanguageModelHead, MobileVLM, llama_config, new_projector
 from alignkd.models.weight_files import WeightFiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -59,8 +60,8 @@ def public_name(name: str) -> str:
 def load_model(folder: Path | str, building: Building) -> MobileVLM:
     """A complete MobileVLM folder. Raises CheckpointError listing what does not fit."""
     config = read_model_config(folder)
-    model = _empty_model(config, building)
     files = WeightFiles(Path(folder))
+    model = _empty_model(config, building)
     _fill(model, dict.fromkeys(files.names(), files.read), files.shape, building, str(folder))
     restore_buffers(model)
     return model
@@ -77,22 +78,21 @@ def load_student(section: ModelSection, seed: int, building: Building) -> tuple[
         files = WeightFiles(Path(section.student))
         sources |= dict.fromkeys(files.names(), files.read)
         shapes |= {name: files.shape(name) for name in files.names()}
-    has_tower = any(name.startswith((TOWER_PREFIX, PROJECTOR_PREFIX)) for name in sources)
-    completed: list[str] = []
-    if has_tower and section.vision_tower is not None:
+    where, completed = str(student_folder(section)), []
+    if any(name.startswith((TOWER_PREFIX, PROJECTOR_PREFIX)) for name in sources) and section.vision_tower:
         raise CheckpointError(
             f"model.vision_tower is set, but {section.student} brings its own tower and projector; "
             "remove the key"
         )
-    if not has_tower:
-        extra = _tower_tensors(section) | _initial_tensors(
-            config, seed, only_projector=section.student != "scratch"
-        )
+    if section.vision_tower is not None:
+        where += f", completed with {section.vision_tower}"
+        extra = _tower_tensors(Path(section.vision_tower))
+        extra |= _initial_tensors(config, seed, only_projector=section.student != "scratch")
         completed = sorted(extra)
         sources |= dict.fromkeys(extra, extra.__getitem__)
         shapes |= {name: tuple(value.shape) for name, value in extra.items()}
     model = _empty_model(config, building)
-    _fill(model, sources, shapes.__getitem__, building, str(student_folder(section)))
+    _fill(model, sources, shapes.__getitem__, building, where)
     restore_buffers(model)
     return model, completed
 
@@ -158,7 +158,7 @@ def _fill(
     missing = sorted(set(parameters) - given)
     unexpected = sorted(given - set(parameters))
     problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
-    for name in sorted(given & set(parameters)):
+    for name in [name for name in sources if name in parameters]:  # in the order of the files
         expected = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
         if shape_of(name) != expected:
             problems.append(
@@ -166,7 +166,7 @@ def _fill(
             )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
-    # In the order of the files; under ZeRO-3 only rank 0 reads, and the others receive their shards.
+    # Under ZeRO-3 only rank 0 reads, and the others receive their shards.
     for name in [name for name in sources if name in parameters]:
         parameter = parameters[name]
         with _gathered(parameter, modifier_rank=0):
@@ -183,10 +183,9 @@ def _gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> Iter
         yield
 
 
-def _tower_tensors(section: ModelSection) -> dict[str, torch.Tensor]:
-    """The tower of ``model.vision_tower`` under published names; the folder is CLIP's or a MobileVLM's."""
-    assert section.vision_tower is not None, "read_model_config demands it"
-    files = WeightFiles(Path(section.vision_tower))
+def _tower_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tower's tensors under published names; the folder is CLIP's or a MobileVLM's."""
+    files = WeightFiles(folder)
     prefixes = (TOWER_PREFIX, "vision_model.", "")
     names = files.names()
     prefix = next(prefix for prefix in prefixes if any(name.startswith(prefix) for name in names))
@@ -202,12 +201,16 @@ def _initial_tensors(config: MobileVLMConfig, seed: int, *, only_projector: bool
 
     LLaMA's by transformers (normal, ``initializer_range``), the projector's PyTorch's default.
     """
+    parts: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MobileVLM(config)
-        nn.init.normal_(model.head.weight, std=config.initializer_range)
+        parts["projector"] = new_projector(config)
+        if not only_projector:
+            parts["language_model"] = LlamaModel(llama_config(config))
+            parts["head"] = head = LanguageModelHead(config.hidden_size, config.vocab_size)
+            nn.init.normal_(head.weight, std=config.initializer_range)
     return {
-        public_name(name): parameter.data
-        for name, parameter in model.named_parameters()
-        if name.startswith("projector.") or not (only_projector or name.startswith("vision_tower."))
+        public_name(f"{part}.{name}"): parameter.data
+        for part, module in parts.items()
+        for name, parameter in module.named_parameters()
     }

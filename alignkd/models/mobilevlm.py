@@ -53,9 +53,7 @@ class MobileVLM(nn.Module):
         self.vision_tower = CLIPVisionModel(
             CLIPVisionConfig(**config.tower_config, attn_implementation="sdpa")
         )
-        self.projector = LDPv2Projector(
-            config.mm_hidden_size, config.hidden_size, config.mm_vision_tokens_per_side
-        )
+        self.projector = new_projector(config)
         self.language_model = LlamaModel(llama_config(config))
         self.head = LanguageModelHead(config.hidden_size, config.vocab_size)
         self.train_vision_tower = False
@@ -130,6 +128,10 @@ class MobileVLM(nn.Module):
         layers = list(self.vision_tower.encoder.layers)
         # hidden_states[k] is the output of k layers; -1 is the last one's.
         return layers[: self.config.mm_vision_select_layer % (len(layers) + 1)]
+
+
+def new_projector(config: MobileVLMConfig) -> LDPv2Projector:
+    return LDPv2Projector(config.mm_hidden_size, config.hidden_size, config.mm_vision_tokens_per_side)
 
 
 def llama_config(config: MobileVLMConfig) -> LlamaConfig:

@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
+from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig
+from alignkd.models.tower import portable_tower_name
 
 FileFormat = Literal["safetensors", "bin"]
 
@@ -22,34 +24,40 @@ def save_model_folder(
     tensors: Mapping[str, torch.Tensor],
     tokenizer_folder: Path,
     file_format: FileFormat = "safetensors",
+    *,
+    replace: bool = False,
 ) -> None:
-    """``tensors`` carry published names and the dtype to save in. The folder appears whole or not at all."""
-    partial = out.with_name(out.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
+    """``tensors`` carry published names and the dtype to save in. ``out`` appears whole or not at all.
+
+    The tower's configuration and preprocessing go into a folder inside, so that ``out`` can be moved.
+    Raises CheckpointError when ``out`` exists, unless ``replace`` is set; then the old one is there until the
+    new one is whole.
+    """
+    partial, old = out.with_name(out.name + ".tmp"), out.with_name(out.name + ".old")
+    if out.exists() and not replace:
+        raise CheckpointError(f"{out} exists; name a folder that does not")
+    for left_over in (partial, old) if out.exists() else (partial,):
+        shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
     if file_format == "safetensors":
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            partial / "model.safetensors",
-            {"format": "pt"},
-        )
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        save_file(contiguous, partial / "model.safetensors", {"format": "pt"})
     else:
         torch.save(dict(tensors), partial / "pytorch_model.bin")
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    _write_json(partial / "config.json", {**config.raw, "torch_dtype": dtype})
+    tower = portable_tower_name(config.mm_vision_tower)
+    facts = {key: value for key, value in config.raw.items() if key != "dtype"}  # the newer name of the next
+    facts["torch_dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    _write_json(partial / "config.json", {**facts, "mm_vision_tower": tower})
     for path in sorted(tokenizer_folder.glob("*token*")):
         if path.is_file():
             shutil.copyfile(path, partial / path.name)
-    # The tower's shape and preprocessing travel along, under the name that config.json gives it.
-    tower = (
-        partial / Path(config.mm_vision_tower).name
-        if Path(config.mm_vision_tower).is_absolute()
-        else partial / config.mm_vision_tower
-    )
-    tower.mkdir(parents=True, exist_ok=True)
-    _write_json(tower / "config.json", {"model_type": "clip_vision_model", **config.tower_config})
-    _write_json(tower / "preprocessor_config.json", config.preprocessor_config)
+    (partial / tower).mkdir(parents=True, exist_ok=True)
+    _write_json(partial / tower / "config.json", {"model_type": "clip_vision_model", **config.tower_config})
+    _write_json(partial / tower / "preprocessor_config.json", config.preprocessor_config)
+    if out.exists():
+        out.rename(old)  # a folder with content cannot be replaced in one step
     partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from alignkd.errors import CheckpointError
-from alignkd.models.configuration import read_json
+from alignkd.models.json_file import read_json
 
 LAYOUTS = (  # in order of preference: (index file, single file)
     ("model.safetensors.index.json", "model.safetensors"),
@@ -66,8 +68,8 @@ def _read_index(index: Path) -> dict[str, Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no `weight_map`")
-    for file in set(weight_map.values()):
-        if not isinstance(file, str) or Path(file).name != file:
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or file == "..":
             raise CheckpointError(f"{index}: shard {file!r} must be a file name in the same folder")
         if not (index.parent / file).is_file():
             raise CheckpointError(f"{index}: shard {file} is missing")
@@ -88,13 +90,26 @@ def _open(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safe_open(path, framework="pt")
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the old, non-zip format cannot be mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        loaded = _unpickle(path)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load such a file without the check.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(
+            f"{path}: not loaded, because it is damaged or holds something else than tensors"
+            + (f" ({found[1]})" if found else "")
+            + "; unpickling that could run code. Valid: a state dict of tensors, or safetensors"
+        ) from None
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as weights ({reason})") from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
         raise CheckpointError(f"{path}: holds something else than named tensors")
     return loaded
+
+
+def _unpickle(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(path, map_location="cpu", weights_only=True)  # the old format cannot be mapped
