@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -56,13 +57,16 @@ def build_cpu_operators(
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
-    """Where torch keeps compiled extensions (``torch.utils.cpp_extension.get_default_build_root``)."""
+    """Where torch keeps compiled extensions: what the user says, else a folder of this virtual environment.
+
+    torch's default is one folder for all environments, where each rebuilds what another one has built.
+    """
     if environment.get("TORCH_EXTENSIONS_DIR"):
         return Path(environment["TORCH_EXTENSIONS_DIR"])
     cache = environment.get("XDG_CACHE_HOME") or str(
         Path(environment.get("HOME", "~")).expanduser() / ".cache"
     )
-    return Path(cache) / "torch_extensions"
+    return Path(cache) / "alignkd" / f"extensions-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]}"
 
 
 def _versions() -> dict[str, str]:

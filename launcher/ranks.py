@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.operators import extensions_folder
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # here: nothing may be loaded between fork and exec
 
@@ -40,6 +42,7 @@ def rank_environments(
     clean = {key: value for key, value in base.items() if not key.startswith("DEEPSPEED_CONFIG")}
     # ninja is installed beside the interpreter, which may run without its environment being activated.
     clean["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), clean.get("PATH", os.defpath)])
+    clean["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(clean))
     environments = []
     for rank in range(world_size):
         node, local_rank = divmod(rank, gpus_per_node)

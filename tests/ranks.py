@@ -11,14 +11,15 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import socket
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from launcher.operators import build_cpu_operators
+from launcher.ranks import free_port, rank_environments
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -63,20 +64,10 @@ class RankPool:
         return path.read_text(errors="replace")[-6000:] if path.exists() else ""
 
     def _start(self) -> None:
-        port = free_port()
-        for rank in range(self.world_size):
+        environments = rank_environments(1, self.world_size, free_port(), "cpu", [], os.environ)
+        build_cpu_operators(environments[0], print)
+        for rank, environment in enumerate(environments):
             ours, theirs = CONTEXT.Pipe()
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.world_size),
-                "LOCAL_WORLD_SIZE": str(self.world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "DS_ACCELERATOR": "cpu",
-                "OMP_NUM_THREADS": "1",
-                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            }
             process = CONTEXT.Process(
                 target=_serve, args=(theirs, environment, self._logs / f"{rank}.log"), daemon=True
             )
@@ -84,13 +75,6 @@ class RankPool:
             theirs.close()
             self._processes.append(process)
             self._connections.append(ours)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _serve(connection: Connection, environment: dict[str, str], log: Path) -> None:

@@ -127,8 +127,9 @@ def test_two_launches_do_not_build_at_once(build, tmp_path) -> None:
     assert len(build()) == 1, "the kernel releases the lock of a killed process"
 
 
-def test_folder_is_torchs(monkeypatch) -> None:
-    cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
-    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
-    assert str(extensions_folder(os.environ)) == cpp_extension.get_default_build_root()
+def test_every_virtual_environment_builds_in_a_folder_of_its_own(monkeypatch) -> None:
     assert extensions_folder({"TORCH_EXTENSIONS_DIR": "/x"}) == Path("/x")
+    here = extensions_folder({"HOME": "/home/me"})
+    assert here.is_relative_to("/home/me/.cache")
+    monkeypatch.setattr("sys.prefix", "/another/environment")
+    assert extensions_folder({"HOME": "/home/me"}) != here
