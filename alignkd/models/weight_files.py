@@ -69,7 +69,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no `weight_map`")
     for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or file == "..":
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".."):
             raise CheckpointError(f"{index}: shard {file!r} must be a file name in the same folder")
         if not (index.parent / file).is_file():
             raise CheckpointError(f"{index}: shard {file} is missing")
@@ -80,7 +80,7 @@ def _read_index(index: Path) -> dict[str, Path]:
         lost = sorted(name for name, file in listed.items() if file == path and name not in held)
         if lost:
             raise CheckpointError(
-                f"{path}: does not hold {len(lost)} tensors that the index names, e.g. {lost[0]}"
+                f"{path}: does not hold {len(lost)} of the tensors that the index names, e.g. {lost[0]}"
             )
     return listed
 
