@@ -54,6 +54,7 @@ KNOWN: dict[str, Kind] = {
         "consecutive_hysteresis": bool,
         "min_loss_scale": int,
     },
+    "data_types": {"grad_accum_dtype": str},
     "zero_optimization": _ZERO,
 }
 

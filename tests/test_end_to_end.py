@@ -79,7 +79,7 @@ def steps_of(run: Path) -> int:
 
 
 def rank_processes(run: Path) -> list[int]:
-    """Processes that run ``alignkd.train`` on this run folder, without the loader workers that they forked."""
+    """Processes that run ``alignkd.train`` on this folder, without the loader workers that they forked."""
     found: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

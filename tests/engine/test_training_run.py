@@ -152,13 +152,13 @@ def test_term_saves_once_and_exits_86(two_ranks: RankPool, tmp_path: Path) -> No
 
 
 def test_fifty_steps_of_mixed_batches_do_not_hang(two_ranks: RankPool, tmp_path: Path) -> None:
-    """Ragged, text-only and empty micro-batches on one rank while the other has images; all stages share the code."""
+    """Ragged, text-only and empty micro-batches on one rank while the other has images."""
     for stage in (2, 3):
         run = tiny.write_run(
             tmp_path / f"stage{stage}",
             2,
             student__zero_stage=stage,
-            training__global_batch_size=6,  # 32 samples: the last step of an epoch leaves ranks without samples
+            training__global_batch_size=6,  # of 32: an epoch's last step leaves ranks without any
             training__micro_batch_size=1,
             training__epochs=9,
             training__max_steps=50,
