@@ -83,6 +83,8 @@ def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Pat
     tokenizer = SentencePieceTokenizer.from_folder(tokenizer_folder)
     processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
     index = build_index(data, tokenizer, facts.vision_tokens)
+    if any(report.removed for report in index.reports):
+        raise UserError(f"{index.summary()}; the probe wants all samples, so remove these")
     reader = ExampleReader(data, index, tokenizer, processor)
     return collate(
         [reader(number) for number in range(len(index))],

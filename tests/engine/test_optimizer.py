@@ -82,7 +82,9 @@ def test_rates_follow_each_other() -> None:
 def test_every_trained_parameter_has_its_rate_and_decay() -> None:
     module = step_module()
     groups = groups_by_name(module, TrainingSection(**RATES))
-    assert set(groups) == {name for name, p in module.named_parameters() if not name.startswith("student.vision_tower.")}
+    assert set(groups) == {
+        name for name, p in module.named_parameters() if not name.startswith("student.vision_tower.")
+    }
     for name, group in groups.items():
         rate = RATES["learning_rate"]
         if name.startswith("student.projector."):
@@ -114,7 +116,9 @@ def test_a_trained_tower_takes_part_but_for_its_unused_end() -> None:
     tower = "student.vision_tower."
     assert groups[tower + "encoder.layers.1.mlp.fc1.weight"]["lr"] == RATES["learning_rate"]
     assert groups[tower + "embeddings.class_embedding"]["weight_decay"] == 0.0
-    assert not any(name.startswith((tower + "encoder.layers.2.", tower + "post_layernorm")) for name in groups)
+    assert not any(
+        name.startswith((tower + "encoder.layers.2.", tower + "post_layernorm")) for name in groups
+    )
 
 
 def test_rates_are_set_from_the_peak_every_time() -> None:

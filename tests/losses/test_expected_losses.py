@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from itertools import permutations
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
 from alignkd.models.loading import Building, load_model
-from alignkd.probe import run_probe
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 
@@ -117,20 +114,3 @@ def test_terms_without_elements_are_zeros_with_a_graph(teacher: TeacherModel, ca
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
-
-
-def test_probe_prints_the_fixture_values(tmp_path: Path) -> None:
-    data = tmp_path / "data.json"
-    import json
-
-    data.write_text(json.dumps([tiny.CASES[name]["record"] for name in RAGGED]))
-    adapters = tmp_path / "adapters.safetensors"
-    save_file(tiny.fixture_adapters().state_dict(), adapters)
-    result = run_probe(
-        tiny.TEACHER, tiny.STUDENT, data, tiny.FOLDER, "v1", "pad", adapters, "float32", 0
-    ).as_dict()
-    expected = tiny.EXPECTED_LOSSES["batch v1+rounds+text"]
-    for name in ("ce", "reverse_kl", "attention", "vision_all", "vision_focus", "vision", "total"):
-        assert result["terms"][name] == pytest.approx(expected["terms"][name], rel=1e-5), name
-    assert result["counts"] == {name: expected["counts"][name] for name in result["counts"]}
-    assert all(norm > 0 for norm in result["gradient_norms"].values())

@@ -1,0 +1,161 @@
+"""`alignkd probe`: the fixture's values from PNG and text, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from alignkd.errors import UserError
+from alignkd.models.adapters import seeded_adapters
+from alignkd.models.configuration import read_model_config
+from alignkd.probe import ProbeResult, run_probe
+from tests import tiny
+from tests.model_folders import copy_model
+
+RAGGED = ("v1", "rounds", "text")
+
+
+def write_data(folder: Path, *records: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def probe(data: Path, **changes: Any) -> ProbeResult:
+    arguments: dict[str, Any] = {
+        "teacher": tiny.TEACHER,
+        "student": tiny.STUDENT,
+        "data": data,
+        "image_folder": tiny.FOLDER,
+        "template": "v1",
+        "image_aspect_ratio": "pad",
+        "adapters": None,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    return run_probe(**{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("adapters") / "adapters.safetensors"
+    save_file(tiny.fixture_adapters().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), tiny.CASES["text"]["record"])
+
+
+@pytest.mark.parametrize(
+    "cases", [*((case,) for case in tiny.CASES), *permutations(RAGGED), ("v1", "v1")], ids="+".join
+)
+def test_the_fixture_values(tmp_path: Path, adapters: Path, cases: tuple[str, ...]) -> None:
+    data = write_data(tmp_path, *(tiny.CASES[case]["record"] for case in cases))
+    result = probe(data, adapters=adapters, template=tiny.CASES[cases[0]]["template"]).as_dict()
+    one = len(set(cases)) == 1
+    expected = tiny.EXPECTED_LOSSES[cases[0] if one else "batch v1+rounds+text"]
+    assert set(result["terms"]) == set(expected["terms"]) - {"forward_kl"}
+    for name, value in result["terms"].items():
+        assert value == pytest.approx(expected["terms"][name], rel=1e-5), name
+    repeats = len(cases) if one else 1
+    assert result["counts"] == {name: expected["counts"][name] * repeats for name in result["counts"]}
+    assert set(result["gradient_norms"]) == {*result["counts"], "total"}
+    for name, norm in result["gradient_norms"].items():
+        without_image = cases == ("text",) and name in ("attention", "vision_all", "vision_focus")
+        assert (norm == 0) == without_image, name
+
+
+def test_double_precision_agrees_to_more_digits(tmp_path: Path, adapters: Path) -> None:
+    data = write_data(tmp_path, tiny.CASES["v1"]["record"])
+    single, double = (probe(data, adapters=adapters, dtype=dtype).terms for dtype in ("float32", "float64"))
+    for name, value in double.items():
+        assert value == pytest.approx(single[name], rel=1e-4), name
+    assert double != single
+
+
+def test_the_gradient_norm_of_the_total_is_no_sum(tmp_path: Path, adapters: Path) -> None:
+    """Gradients of the terms point into different directions, so norms obey the triangle inequality."""
+    norms = probe(write_data(tmp_path, tiny.CASES["v1"]["record"]), adapters=adapters).gradient_norms
+    parts = [norms[name] * (0.1 if name == "vision_focus" else 1.0) for name in norms if name != "total"]
+    assert 2 * max(parts) - sum(parts) <= norms["total"] <= sum(parts)
+
+
+def test_the_seed_draws_the_adapters_and_nothing_else(tmp_path: Path) -> None:
+    data = write_data(tmp_path, tiny.CASES["v1"]["record"])
+    torch.manual_seed(1)
+    first = probe(data, seed=3)
+    torch.manual_seed(2)
+    assert probe(data, seed=3) == first
+    other = probe(data, seed=4)
+    for name in ("ce", "reverse_kl"):
+        assert other.terms[name] == first.terms[name], name
+    for name in ("attention", "vision_all", "vision_focus", "total"):
+        assert other.terms[name] != first.terms[name], name
+
+
+def test_a_drawn_adapter_can_be_given_as_a_file(tmp_path: Path) -> None:
+    data = write_data(tmp_path, tiny.CASES["v1"]["record"])
+    drawn = seeded_adapters(read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT), 3)
+    save_file(drawn.state_dict(), tmp_path / "adapters.safetensors")
+    assert probe(data, adapters=tmp_path / "adapters.safetensors", seed=9) == probe(data, seed=3)
+
+
+def test_an_unknown_dtype_lists_the_valid_ones(text_only: Path) -> None:
+    with pytest.raises(UserError, match="--dtype int8: valid are float32, float64, bfloat16"):
+        probe(text_only, dtype="int8")
+
+
+def test_adapters_of_another_pair_are_refused(tmp_path: Path, text_only: Path) -> None:
+    path = tmp_path / "adapters.safetensors"
+    other = seeded_adapters(read_model_config(tiny.STUDENT), read_model_config(tiny.TEACHER), 0)
+    save_file(other.state_dict(), path)
+    with pytest.raises(UserError, match=r"adapters.safetensors: holds .*; these models need "):
+        probe(text_only, adapters=path)
+
+
+@pytest.mark.parametrize(
+    ("record", "parts"),
+    [
+        ({"id": "x7", "conversations": []}, ("data.json", "x7")),
+        ({**tiny.CASES["v1"]["record"], "image": "gone.png"}, ("data.json", "missing image", "gone.png")),
+        ({**tiny.CASES["v1"]["record"], "image": "../tiny.py"}, ("leaves the image folder",)),
+        ({**tiny.CASES["v1"]["record"], "image": "cases.json"}, ("broken image", "cases.json")),
+    ],
+    ids=["no turns", "missing image", "leaving image", "broken image"],
+)
+def test_a_bad_sample_is_named(tmp_path: Path, record: dict[str, Any], parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        probe(write_data(tmp_path, tiny.CASES["text"]["record"], record))
+    for part in parts:
+        assert part in str(caught.value), part
+
+
+def test_a_sample_that_would_be_left_out_is_an_error(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "why? " * 3000}, {"from": "gpt", "value": "because"}]
+    long = {"id": "long", "conversations": turns}
+    with pytest.raises(
+        UserError, match=r"1 of 2 samples, 1 too long \(> 2048\); the probe wants all samples"
+    ):
+        probe(write_data(tmp_path, tiny.CASES["text"]["record"], long))
+
+
+def test_different_tokenizers_and_vocabularies_are_refused_together(tmp_path: Path, text_only: Path) -> None:
+    student = copy_model(tmp_path / "student", vocab_size=700)
+    (student / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(
+        UserError, match=r"different tokenizers .*; vocabulary sizes differ: teacher 600, student 700"
+    ):
+        probe(text_only, student=student)
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.json"):
+        probe(tmp_path / "nowhere.json")
