@@ -24,15 +24,18 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
     if config.teacher.placement == "replicated":
-        return ReplicatedTeacher(folder, top_k, dtype, ranks.device)
+        return ReplicatedTeacher(folder, top_k, Building(dtype, ranks.device))
     assert ds_teacher is not None, "the launcher renders it"
-    return ShardedTeacher(folder, top_k, dtype, ds_teacher)
+    return ShardedTeacher(folder, top_k, Building(dtype, ranks.device, ds_teacher))
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:
     """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the completed tensors."""
-    zero3 = ds_student if config.student.zero_stage == 3 else None
-    building = Building(DTYPES[config.training.precision], zero3=zero3)
+    dtype = DTYPES[config.training.precision]
+    # Whole models start on the host; the engine moves them.
+    building = (
+        Building(dtype, ranks.device, ds_student) if config.student.zero_stage == 3 else Building(dtype)
+    )
     student, completed = load_student(config.model, config.training.seed, building)
     if config.training.train_vision_tower:
         student.unfreeze_vision_tower()
@@ -45,6 +48,6 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]
-    restore_buffers(student)
+    restore_buffers(student, ranks.device)
     engine.train()
     return engine, completed

@@ -22,7 +22,7 @@ from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
-from alignkd.teacher.provider import Teacher
+from alignkd.teacher.provider import Teacher, held_bytes
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,14 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
     if completed:
         log.info("not from model.student: %s", ", ".join(completed))
     teacher = build_teacher(config, _read_ds(run / "ds" / "teacher.json"), ranks)
+
+    if teacher is not None:
+        held = held_bytes(teacher)
+        log.info(
+            "teacher on this rank: %.1f MB of weights, and its head of %.1f MB during a step",
+            held["shard"] / 1e6,
+            held["head"] / 1e6,
+        )
 
     start_step, refused = find_checkpoint(run, ranks)
     for reason in refused:

@@ -43,7 +43,8 @@ OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")  # saved by ol
 
 @dataclass(frozen=True)
 class Building:
-    """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None."""
+    """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None; the
+    shards then live where that says, the buffers on ``device``."""
 
     dtype: torch.dtype
     device: torch.device | str = "cpu"
@@ -63,7 +64,7 @@ def load_model(folder: Path | str, building: Building) -> MobileVLM:
     files = WeightFiles(Path(folder))
     model = _empty_model(config, building)
     _fill(model, dict.fromkeys(files.names(), files.read), files.shape, building, str(folder))
-    restore_buffers(model)
+    restore_buffers(model, building.device)
     return model
 
 
@@ -93,18 +94,17 @@ def load_student(section: ModelSection, seed: int, building: Building) -> tuple[
         shapes |= {name: tuple(value.shape) for name, value in extra.items()}
     model = _empty_model(config, building)
     _fill(model, sources, shapes.__getitem__, building, where)
-    restore_buffers(model)
+    restore_buffers(model, building.device)
     return model, completed
 
 
-def restore_buffers(model: MobileVLM) -> None:
+def restore_buffers(model: MobileVLM, device: torch.device | str) -> None:
     """Recompute the buffers, in their own dtypes. ``zero.Init`` and DeepSpeed's engines turn the rotary
     frequencies into the model's half precision, after which positions drift silently; call this after
     either."""
     rotary = model.language_model.rotary_emb
     with torch.device("cpu"):
         fresh = LlamaRotaryEmbedding(llama_config(model.config))
-    device = model.head.weight.device
     rotary.inv_freq = fresh.inv_freq.to(device)
     rotary.original_inv_freq = fresh.original_inv_freq.to(device)
     embeddings = model.vision_tower.embeddings

@@ -24,9 +24,19 @@ class Teacher(Protocol):
         ...
 
 
+def held_bytes(teacher: Teacher) -> dict[str, int]:
+    """Bytes of the teacher on this rank outside a step (``shard``), and what its head adds during one."""
+    parameters: list[Any] = list(teacher.model.parameters())
+    head: Any = teacher.model.model.head.weight
+    if isinstance(teacher, ReplicatedTeacher):
+        return {"shard": sum(p.numel() * p.element_size() for p in parameters), "head": 0}
+    shard = sum(p.ds_tensor.numel() + p.numel() for p in parameters)  # p itself: what stays resident
+    return {"shard": shard * head.element_size(), "head": head.ds_numel * head.element_size()}
+
+
 class ReplicatedTeacher:
-    def __init__(self, folder: str, top_k: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.model = TeacherModel(load_model(folder, Building(dtype, device)), top_k)
+    def __init__(self, folder: str, top_k: int, building: Building) -> None:
+        self.model = TeacherModel(load_model(folder, building), top_k)
 
     def targets(self, batch: Batch) -> TeacherTargets:
         targets: TeacherTargets = self.model(batch)
@@ -39,10 +49,10 @@ class ReplicatedTeacher:
 class ShardedTeacher:
     """ZeRO-3 by ``deepspeed.initialize`` without an optimizer; ``init_inference`` ignores its `zero`."""
 
-    def __init__(self, folder: str, top_k: int, dtype: torch.dtype, ds_config: dict[str, Any]) -> None:
-        self.model = TeacherModel(load_model(folder, Building(dtype, zero3=ds_config)), top_k)
-        self.engine = deepspeed.initialize(model=self.model, config=ds_config)[0]
-        restore_buffers(self.model.model)
+    def __init__(self, folder: str, top_k: int, building: Building) -> None:
+        self.model = TeacherModel(load_model(folder, building), top_k)
+        self.engine = deepspeed.initialize(model=self.model, config=building.zero3)[0]
+        restore_buffers(self.model.model, building.device)
         self.engine.eval()
 
     def targets(self, batch: Batch) -> TeacherTargets:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alignkd.engine.ranks import Ranks
-from alignkd.models.loading import DTYPES, fingerprint
-from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher
+from alignkd.models.loading import DTYPES, Building, fingerprint
+from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, held_bytes
 from tests import tiny
 from tests.ranks import RankPool
 
@@ -29,8 +29,8 @@ def ds_config(precision: str) -> dict[str, Any]:
 
 def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     dtype = DTYPES[precision]
-    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, dtype, ranks.device)
-    sharded = ShardedTeacher(str(tiny.TEACHER), 16, dtype, ds_config(precision))
+    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, Building(dtype))
+    sharded = ShardedTeacher(str(tiny.TEACHER), 16, Building(dtype, zero3=ds_config(precision)))
     # Every rank has another batch, and one of them no image: nobody may wait for anybody.
     cases = [("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank]
     batch = tiny.batch_of(*cases)
@@ -39,14 +39,13 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     for _ in range(2):  # some parameters become resident after the second forward only
         for ours, theirs in zip(sharded.targets(batch), expected, strict=True):
             differences.append((ours.float() - theirs.float()).abs().max().item() if ours.numel() else 0.0)
-    held = total = 0
-    for parameter in sharded.model.parameters():
-        held += parameter.ds_tensor.numel() + parameter.data.numel()
-        total += parameter.ds_numel
+    total = held_bytes(whole)["shard"]
+    held = held_bytes(sharded)
     head = sharded.head_weight()
     return {
         "difference": max(differences),
-        "held_share": held / total,
+        "held_share": held["shard"] / total,
+        "head_bytes": (held["head"], head.numel() * head.element_size()),
         "head_equal": torch.equal(head, whole.head_weight()),
         "fingerprints": (fingerprint(sharded.model.model), fingerprint(whole.model.model)),
         "dtypes": {str(parameter.ds_tensor.dtype) for parameter in sharded.model.parameters()},
@@ -62,6 +61,7 @@ def test_sharded_equals_whole(request: pytest.FixtureRequest, world_size: int, p
         assert result["difference"] == 0.0
         assert result["held_share"] <= 1 / world_size + 0.01
         assert result["head_equal"]
+        assert result["head_bytes"][0] == result["head_bytes"][1]
         assert result["fingerprints"][0] == result["fingerprints"][1]
         assert result["dtypes"] == {str(DTYPES[precision])}
         assert result["rotary_dtype"] == "torch.float32"
