@@ -114,3 +114,20 @@ def test_terms_without_elements_are_zeros_with_a_graph(teacher: TeacherModel, ca
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("cases", [(), ("text",), ("v1", "text")], ids=["all-masked", "text-only", "mixed"])
+def test_without_a_teacher_every_trained_parameter_takes_part(cases: tuple[str, ...]) -> None:
+    """A rank whose batch has no image must not leave the others alone in the projector's collectives."""
+    model = load_model(tiny.STUDENT, Building(torch.float32))
+    step = StudentStep(model, None, DistillationSection(enabled=False))
+    batch = tiny.batch_of(*cases)
+    output = step(batch, (1.0, 0.0, 0.0, 0.0, 0.0))
+    assert output.sums[1:].tolist() == [0.0] * 4
+    output.loss.backward()
+    for name, parameter in step.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert bool(model.projector.mlp.mlp[0].weight.grad.any()) == ("v1" in cases)
+    if len(cases) == 1:
+        expected = tiny.EXPECTED_LOSSES[cases[0]]["terms"]["ce"]
+        assert output.sums[0].item() / batch.counts.supervised == pytest.approx(expected, rel=1e-5)

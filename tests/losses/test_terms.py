@@ -59,7 +59,7 @@ def test_a_term_without_elements_is_its_sum() -> None:
 
 
 def test_scales_give_the_total_whatever_the_split() -> None:
-    """Scaled sums of ranks x accumulation parts, averaged as by DeepSpeed, are the total of the whole step."""
+    """Scaled sums of ranks x accumulation parts, averaged as by DeepSpeed, are the total of the step."""
     parts = [{"ce": 1.0, "divergence": 2.0, "attention": 3.0, "vision_all": 4.0, "vision_focus": 5.0}] * 3
     parts.append(dict.fromkeys(TERMS, 0.5))
     scales = term_scales(ELEMENTS, WEIGHTS, factor=len(parts))

@@ -27,7 +27,7 @@ def request() -> BlockRequest:
     rows = [[3, 4, 8, 9, 10], [NO_ROW] * 5, [5, 11, NO_ROW, NO_ROW, NO_ROW]]
     return BlockRequest(
         image_samples=torch.tensor([0, 0, 2]),
-        image_starts=torch.tensor([0, 5, 2]),
+        image_starts=torch.tensor([0, 5, 0]),
         text_rows_IM=torch.tensor(rows),
         vision_tokens=VISION_TOKENS,
     )
