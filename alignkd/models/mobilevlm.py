@@ -74,11 +74,11 @@ class MobileVLM(nn.Module):
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
-        # Non-reentrant: the text x vision block leaves layer 0 by a side channel, its gradient must survive.
-        options = {"use_reentrant": False}
-        self.language_model.activation_checkpointing_enable(options)
-        if self.train_vision_tower:
-            self.vision_tower.activation_checkpointing_enable(options)
+        for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
+            # Renamed between transformers 5.17 and 5.23.
+            enable = getattr(module, "activation_checkpointing_enable", None)
+            # Non-reentrant: the text x vision block leaves layer 0 by a side channel, its gradient must survive.
+            (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
         """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank
