@@ -77,7 +77,7 @@ class MobileVLM(nn.Module):
         for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
             # Renamed between transformers 5.17 and 5.23.
             enable = getattr(module, "activation_checkpointing_enable", None)
-            # Non-reentrant: the text x vision block leaves layer 0 by a side channel, its gradient must survive.
+            # Non-reentrant: the block leaves layer 0 by a side channel, and its gradient must survive.
             (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
