@@ -3,7 +3,7 @@ import pytest
 
 from alignkd.data.records import Turn
 from alignkd.data.sample_task.digits import Grid
-from alignkd.data.sample_task.questions import KINDS, caption, draw_question
+from alignkd.data.sample_task.questions import KINDS, POSITIONS, caption, draw_question
 from alignkd.data.sample_task.tokenizer import VOCABULARY, train_tokenizer
 from alignkd.data.templates import IGNORE_INDEX, SYSTEM_SENTENCE, encode
 from alignkd.data.tokenizer import SentencePieceTokenizer
@@ -35,9 +35,10 @@ def test_training_gives_the_same_bytes_each_time():
     assert train_tokenizer() == train_tokenizer()
 
 
-def test_caption_has_one_token_per_word(tokenizer):
-    text = caption(GRIDS[0])
-    assert len(tokenizer.encode(text)) == len(text.split())
+def test_a_caption_is_four_positions_and_four_digits(tokenizer):
+    ids = tokenizer.encode(caption(GRIDS[0]))
+    assert [tokenizer.decode([token]) for token in ids[::2]] == list(POSITIONS)
+    assert [tokenizer.decode([token]) for token in ids[1::2]] == ["3", "5", "5", "9"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
