@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from alignkd.engine.signals import StopRequest
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
 def _run(run: Path, stop: StopRequest) -> int:
     import torch.distributed as dist
 
+    from alignkd.checkpoint.lock import WriterLock
     from alignkd.engine.loop import train
     from alignkd.engine.progress import Progress
     from alignkd.engine.ranks import start_ranks
@@ -39,7 +41,8 @@ def _run(run: Path, stop: StopRequest) -> int:
     ranks = start_ranks()
     progress = Progress(run, writes=ranks.is_first)
     progress.report("starting")
-    code = train(prepare(run, ranks, progress), stop, progress)
+    with WriterLock(run, logging.getLogger(__name__).warning) if ranks.is_first else nullcontext():
+        code = train(prepare(run, ranks, progress), stop, progress)
     dist.destroy_process_group()
     return code
 

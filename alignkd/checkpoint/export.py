@@ -14,8 +14,7 @@ import torch
 from alignkd.checkpoint.layout import (
     checkpoints_folder,
     committed_steps,
-    data_files,
-    difference,
+    differences,
     read_manifest,
     step_name,
 )
@@ -76,13 +75,11 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
 def _module_tensors(run: Path, step: int) -> Iterable[tuple[str, torch.Tensor]]:
     """The engine's module weights. Only files that fit the manifest are unpickled."""
     folder = checkpoints_folder(run) / step_name(step)
-    manifest = read_manifest(run, step)
-    files = manifest["files"]
-    problems = [problem for name in files if (problem := difference(folder, name, files[name]))]
-    problems += [f"{name} is not in the manifest" for name in data_files(folder) if name not in files]
+    manifest = read_manifest(folder)
+    problems = differences(folder, manifest["files"], sorted(manifest["files"]))
     if problems:
         raise CheckpointError(f"{folder}: {'; '.join(problems[:3])}")
-    if manifest["zero_stage"] == 3:
+    if manifest["config"]["student"]["zero_stage"] == 3:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)

@@ -38,10 +38,9 @@ def committed_steps(run: Path) -> list[int]:
     return sorted(found, reverse=True)
 
 
-def read_manifest(run: Path, step: int) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(
-        (checkpoints_folder(run) / step_name(step) / MANIFEST).read_text(encoding="utf-8")
-    )
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Of the checkpoint in ``folder``."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest
 
 
@@ -68,8 +67,17 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
 
 
-def difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
-    """Why ``name`` is not the file that the manifest describes; None when it is."""
+def differences(folder: Path, files: dict[str, Any], names: list[str]) -> list[str]:
+    """Why the files are not what the manifest (``files``) describes; empty when they are.
+
+    ``names`` are the ones whose contents are hashed here. A file that the manifest does not name is always a
+    difference, since DeepSpeed would unpickle it.
+    """
+    found = [problem for name in names if (problem := _difference(folder, name, files[name]))]
+    return found + [f"{name} is not in the manifest" for name in data_files(folder) if name not in files]
+
+
+def _difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
     path = folder / name
     if not path.is_file():
         return f"{name} is missing"

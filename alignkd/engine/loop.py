@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.export import export_engine
-from alignkd.checkpoint.training_state import save_checkpoint
+from alignkd.checkpoint.save import CheckpointSaver
+from alignkd.checkpoint.storage import Storage
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
 from alignkd.engine.progress import Progress
 from alignkd.engine.setup import Job
 from alignkd.engine.signals import StopRequest, exit_code
+from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.errors import EXIT_OK
+from alignkd.errors import EXIT_OK, TrainingError
 
 log = logging.getLogger(__name__)
 
 
-def train(job: Job, stop: StopRequest, progress: Progress) -> int:
+def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | None = None) -> int:
     """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective."""
     started = time.monotonic()
     metrics = Metrics(job.run / "metrics.jsonl", job.config.distillation, job.ranks)
-    metrics.cut_after(job.start_step)
-    saved_step = job.start_step
-    step, code = job.start_step, EXIT_OK
+    saver = CheckpointSaver(job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.resumed_from)
+    skipped = SkippedSteps(job.config.training.max_skipped_steps)
+    step = saved_step = job.resumed_from or 0
+    metrics.cut_after(step)
+    code = EXIT_OK
     sizes = job.engine.module.sizes()
     teacher_watch = Stopwatch()
     windows = iter(job.loader)
@@ -45,20 +51,24 @@ def train(job: Job, stop: StopRequest, progress: Progress) -> int:
             job.engine, job.teacher, window, facts, job.config.distillation, job.ranks, teacher_watch
         )
         step += 1
+        skipped.count(job.engine.was_step_applied(), step)
         now = time.perf_counter()
-        row = _known_at_once(job, step, factor)
+        row = {**_known_at_once(job, step, factor), "skipped_steps": skipped.total}
         metrics.add(row, sums, facts, teacher_watch.take(), now - edge)
         edge = now
         if metrics.last is not None:
             shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}
             progress.report("training", step=step, total_steps=job.total_steps, **shown)
         if step % job.config.checkpoint.every == 0 and step < job.total_steps:
-            _save(job, step, metrics, progress)
-            saved_step, edge = step, time.perf_counter()
+            if _save(job, saver, step, metrics, progress):
+                saved_step = step
+            edge = time.perf_counter()
     job.loader.close()
     metrics.flush()
-    if step > saved_step:
-        _save(job, step, metrics, progress)
+    if step > saved_step and not _save(job, saver, step, metrics, progress) and code != EXIT_OK:
+        raise TrainingError(
+            f"stopped at step {step}, but it could not be saved; step {saved_step} is the newest"
+        )
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
         export_engine(job.engine, job.config, job.run / "student", job.ranks)
@@ -77,22 +87,22 @@ def _known_at_once(job: Job, step: int, factor: float) -> dict[str, Any]:
         "epoch": samples / job.sampler.samples_per_epoch,
         "samples": samples,
         **{name: rates[name] * factor for name in RATE_NAMES},
-        "skipped_steps": job.engine.skipped_steps,
     }
 
 
-def _save(job: Job, step: int, metrics: Metrics, progress: Progress) -> None:
+def _save(job: Job, saver: CheckpointSaver, step: int, metrics: Metrics, progress: Progress) -> bool:
     # The last row is finished first, so that a non-finite loss stops the run before it is saved.
     metrics.flush()
     progress.report("saving", step=step, total_steps=job.total_steps)
-    facts = {
-        "zero_stage": job.config.student.zero_stage,
-        "precision": job.config.training.precision,
-        "data": job.index.fingerprint,
-        "samples": job.sampler.samples_before(step),
-    }
-    folder = save_checkpoint(job.engine, job.run, step, facts, job.ranks)
-    log.info("saved %s", folder)
+    facts = {**asdict(job.facts), "samples": job.sampler.samples_before(step), "versions": _versions()}
+    saved = saver.save(job.engine, step, facts)
+    if saved:
+        log.info("saved step-%d", step)
+    return saved
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("alignkd", "torch", "deepspeed", "transformers")}
 
 
 def _write_result(job: Job, status: str, step: int, seconds: float) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.checkpoint.training_state import find_checkpoint, load_checkpoint
+from alignkd.checkpoint.drift import config_drift
+from alignkd.checkpoint.resume import find_checkpoint, load_checkpoint
+from alignkd.checkpoint.storage import attach
 from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.data.index import Index, build_index
@@ -22,25 +24,35 @@ from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
+from alignkd.models.loading import fingerprint
 from alignkd.teacher.provider import Teacher, held_bytes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """What must not change between a checkpoint and its resume; part of every checkpoint's manifest."""
+
+    config: dict[str, Any]
+    data: str  # fingerprint of data files, tokenizer and templates
+    teacher: str | None  # fingerprint of its weights
+
+
+@dataclass(frozen=True)
 class Job:
-    """One run on this rank, ready to train from ``start_step``."""
+    """One run on this rank, ready to train."""
 
     run: Path
     config: Config
     ranks: Ranks
     engine: Any  # DeepSpeed engine around a StudentStep
     teacher: Teacher | None
-    index: Index
     loader: WindowLoader
-    start_step: int
+    resumed_from: int | None  # step of the loaded checkpoint
     total_steps: int
     sampler: GlobalBatchSampler
+    facts: RunFacts
 
 
 def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
@@ -56,10 +68,10 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
         raise UserError("; ".join(problems))
 
     progress.report("indexing")
-    facts = student_model_config(config.model)
+    model_facts = student_model_config(config.model)
     tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
     index: Index = ranks.broadcast_object(
-        build_index(config.data, tokenizer, facts.vision_tokens) if ranks.is_first else None
+        build_index(config.data, tokenizer, model_facts.vision_tokens) if ranks.is_first else None
     )
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)
@@ -80,19 +92,42 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
             held["head"] / 1e6,
         )
 
+    attach(engine)
+    facts = RunFacts(
+        config=config.model_dump(mode="json", exclude={"stages"}),
+        data=index.fingerprint,
+        teacher=None if teacher is None else fingerprint(teacher.model.model),
+    )
     start_step, refused = find_checkpoint(run, ranks)
     for reason in refused:
         log.warning("passed over %s", reason)
     if start_step is not None:
         manifest = load_checkpoint(engine, run, start_step, ranks)
-        if manifest["data"] != index.fingerprint:
-            raise UserError(
-                f"{run}: the data, tokenizer or templates are not those of checkpoint step-{start_step}"
-            )
+        _check_drift(run, manifest, facts)
         log.info("resumed at step %d", start_step)
-    start = start_step or 0
-    loader = build_loader(config, index, tokenizer, facts, ranks.rank, ranks.world_size, accumulation, start)
-    return Job(run, config, ranks, engine, teacher, index, loader, start, total_steps, sampler)
+    loader = build_loader(
+        config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, start_step or 0
+    )
+    return Job(run, config, ranks, engine, teacher, loader, start_step, total_steps, sampler, facts)
+
+
+def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
+    problems = config_drift(manifest["config"], facts.config, _allowed_changes(run))
+    if manifest["data"] != facts.data:
+        problems.append("the data, the tokenizer or the templates have changed")
+    if manifest["teacher"] != facts.teacher:
+        problems.append("the teacher's weights have changed")
+    if problems:
+        raise UserError(
+            f"{run}: not the run of its checkpoint step-{manifest['step']}\n  " + "\n  ".join(problems) + "\n"
+            "Undo the change, or accept a key with `alignkd resume RUN --allow-change KEY`."
+        )
+
+
+def _allowed_changes(run: Path) -> list[str]:
+    """Keys that the user has accepted, written by ``alignkd resume --allow-change``."""
+    path = run / "allowed_changes.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
 def _check_split(config: Config, world_size: int, accumulation: int) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.export import export_run
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
-from alignkd.checkpoint.training_state import find_checkpoint
+from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.engine.loop import train
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks

@@ -1,0 +1,46 @@
+"""What has changed between a checkpoint's configuration and the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash.
+MAY_CHANGE = (
+    "run.",
+    "slurm.",
+    "checkpoint.",
+    "data.workers",
+    "model.",
+    "teacher.placement",
+    "training.max_skipped_steps",
+)
+PATHS = ("file", "image_folder")
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested mappings; lists are compared as a whole."""
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
+    """``key: was A, is B`` for every difference that is neither harmless nor in ``allowed``."""
+    before, after = _comparable(saved), _comparable(current)
+    return [
+        f"{key}: the checkpoint has {before.get(key)!r}, the run has {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE) and key not in allowed
+    ]
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the paths of the data: files may move, their contents are part of the data's fingerprint."""
+    flat = flatten(config)
+    flat["data.sources"] = [
+        {key: value for key, value in source.items() if key not in PATHS} for source in flat["data.sources"]
+    ]
+    return flat

@@ -1,0 +1,118 @@
+"""One writer per run: a file with host, process, job and a heartbeat.
+
+No clocks are compared, since hosts disagree about the time: a lock is alive when its beat changes while one
+looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from alignkd.errors import UserError
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 45.0  # without a new beat
+
+
+class WriterLock:
+    """Held by rank 0 while a run is written to. ``note`` hears when a stale lock is taken over."""
+
+    def __init__(
+        self,
+        run: Path,
+        note: Callable[[str], None],
+        beat_seconds: float = BEAT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
+        self._path = run / "writer.json"
+        self._note = note
+        self._beat_seconds = beat_seconds
+        self._stale_seconds = stale_seconds
+        self._beat = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name="writer-lock", daemon=True)
+
+    def __enter__(self) -> WriterLock:
+        """Raises UserError when another job writes this run."""
+        other = self._read()
+        if other is not None:
+            self._wait_until_stale(other)
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+
+    def _wait_until_stale(self, other: dict[str, Any]) -> None:
+        who = f"process {other.get('pid')} on {other.get('host')}" + (
+            f" (job {other['job']})" if other.get("job") else ""
+        )
+        if not self._surely_dead(other):
+            self._note(f"{self._path}: written by {who}; looking whether it is alive")
+            deadline = time.monotonic() + self._stale_seconds
+            while time.monotonic() < deadline:
+                now = self._read()
+                if now is None:
+                    return
+                if now.get("beat") != other.get("beat"):
+                    raise UserError(
+                        f"{self._path.parent}: {who} is writing this run; stop it first, or wait for its end"
+                    )
+                time.sleep(min(self._beat_seconds / 4, 1.0))
+        self._note(f"took over the run from {who}, which is gone")
+
+    def _surely_dead(self, other: dict[str, Any]) -> bool:
+        """A requeued job is its own successor; on this host the process table knows."""
+        if other.get("job") and other["job"] == _job():
+            return True
+        pid = other.get("pid")
+        return (
+            other.get("host") == socket.gethostname()
+            and isinstance(pid, int)
+            and not Path(f"/proc/{pid}").exists()
+        )
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            value = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _write(self) -> None:
+        self._beat += 1
+        facts = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": _job(),
+            "beat": f"{os.getpid()}.{self._beat}",
+        }
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
+        temporary.replace(self._path)
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(self._beat_seconds):
+            try:
+                self._write()
+            except OSError as error:  # a full disk must not end the run; a save will say so
+                self._note(f"{self._path}: {error}")
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID")
