@@ -1,0 +1,141 @@
+"""A save that fails on any rank at any phase: all agree, nothing half is left, training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
+from alignkd.checkpoint.resume import find_checkpoint
+from alignkd.checkpoint.storage import Storage
+from alignkd.engine.loop import train
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.setup import prepare
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import AlignkdError
+from tests import tiny
+from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
+from tests.ranks import RankPool
+
+ON_EVERY_RANK = ("shards", "seal")
+
+
+class FullDisk(Storage):
+    """DeepSpeed's own writes fail in the given save: the folder is a file system without room."""
+
+    def write_rank(self, engine, partial, rank):  # type: ignore[no-untyped-def]
+        if partial.name == "step-2.tmp" and rank == 1:
+            engine.checkpoint_engine.save = lambda state_dict, path: self._fail(
+                engine.checkpoint_engine, path
+            )
+        else:
+            engine.checkpoint_engine.__dict__.pop("save", None)
+        return super().write_rank(engine, partial, rank)
+
+    @staticmethod
+    def _fail(files, path):  # type: ignore[no-untyped-def]
+        files.problem = OSError(28, "No space left on device", path)
+
+
+def train_with_fault(ranks: Ranks, run: str, phase: str, rank: int, steps: list[int]) -> int | str:
+    storage: Storage = Storage()
+    if phase == "inside DeepSpeed":
+        storage = FullDisk()
+    elif ranks.rank == rank:
+        storage = Faults(phase, steps)
+    progress = Progress(Path(run), writes=ranks.is_first)
+    try:
+        return train(prepare(Path(run), ranks, progress), StopRequest(), progress, storage)
+    except AlignkdError as error:
+        return str(error)
+
+
+class Faults(FaultyStorage):
+    def __init__(self, phase: str, steps: list[int]) -> None:
+        super().__init__(phase, steps[0], disk_full)
+        self._steps = steps
+
+    def _at(self, phase: str) -> None:
+        if phase == self._phase and self._saving in self._steps:
+            self._fault()
+
+
+@pytest.mark.parametrize(
+    ("phase", "rank"),
+    [(phase, rank) for phase in PHASES[:6] for rank in ((0, 1) if phase in ON_EVERY_RANK else (0,))]
+    + [("inside DeepSpeed", 1)],
+)
+def test_training_goes_on_with_the_older_checkpoints(
+    two_ranks: RankPool, tmp_path: Path, phase: str, rank: int
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    assert two_ranks.run(train_with_fault, str(run), phase, rank, [2]) == [0, 0]
+    assert committed_steps(run) == [4, 3, 1]
+    names = {path.name for path in checkpoints_folder(run).iterdir()}
+    assert names == {"step-1", "step-3", "step-4", "latest"}
+    assert (checkpoints_folder(run) / "latest").read_text() == "step-4"
+    assert len(tiny.metrics_rows(run)) == 4
+
+
+def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__max_failures=2)
+    for message in two_ranks.run(train_with_fault, str(run), "seal", 1, [2, 3]):
+        assert "2 checkpoints in a row could not be written" in str(message)
+        assert "rank 1" in str(message)
+        assert "No space left on device" in str(message)
+    assert committed_steps(run) == [1]
+
+
+def test_retention_keeps_what_was_asked_for(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(
+        tmp_path / "run",
+        2,
+        checkpoint__every=1,
+        checkpoint__keep_last=1,
+        checkpoint__keep_every=2,
+        training__epochs=2,
+    )
+    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    assert committed_steps(run) == [8, 6, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("training__learning_rate", 2e-3, "training.learning_rate"),
+        ("distillation__temperature", 2.0, "temperature"),
+    ],
+)
+def test_another_configuration_is_not_resumed(
+    two_ranks: RankPool, tmp_path: Path, key: str, value: float, named: str
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    other = tiny.write_run(tmp_path / "other", 2, **{key: value})
+    (run / "config.yaml").write_text((other / "config.yaml").read_text())
+    for message in two_ranks.run(train_with_fault, str(run), "latest", 0, [99]):
+        assert named in str(message)
+        assert "--allow-change" in str(message)
+    (run / "allowed_changes.json").write_text(f'["{key.replace("__", ".")}"]')
+    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+
+
+def test_another_teacher_or_other_data_are_not_resumed(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    (run / "plain.json").write_text((run / "plain.json").read_text().replace("red circle", "red square"))
+    assert all("data" in str(m) for m in two_ranks.run(train_with_fault, str(run), "latest", 0, [99]))
+
+
+def find(ranks: Ranks, run: str) -> tuple[int | None, list[str]]:
+    return find_checkpoint(Path(run), ranks)
+
+
+def test_a_lying_latest_file_is_never_read(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    (checkpoints_folder(run) / "latest").write_text("step-2")
+    moved = run.rename(tmp_path / "moved")
+    assert two_ranks.run(find, str(moved)) == [(4, []), (4, [])]
