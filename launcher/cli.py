@@ -15,6 +15,7 @@ from rich.table import Table
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, report_error
+from launcher.checkpoints import CheckpointFacts, allow_changes, checkpoint_table, list_checkpoints
 from launcher.launch import Backend, LaunchRequest
 from launcher.launch import launch as launch_run
 from launcher.launch import resume as resume_run
@@ -77,9 +78,49 @@ def launch(
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; may be repeated."),
+    ] = None,
+) -> None:
     """Go on with a run from its newest checkpoint."""
+    if allow_change:
+        allow_changes(run, allow_change)
     raise typer.Exit(resume_run(run, Console()))
+
+
+ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
+app.add_typer(ckpt, name="ckpt")
+
+
+@ckpt.command("list")
+def ckpt_list(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the checkpoints of a run."""
+    _show_checkpoints(list_checkpoints(run, verify=False), as_json)
+
+
+@ckpt.command("verify")
+def ckpt_verify(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Hash every file of every checkpoint; exit code 1 when one is broken."""
+    console = Console(stderr=True)
+    facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
+    _show_checkpoints(facts, as_json)
+    raise typer.Exit(int(any(row.state == "broken" for row in facts)))
+
+
+def _show_checkpoints(facts: list[CheckpointFacts], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([row.as_dict() for row in facts]))
+    else:
+        Console().print(checkpoint_table(facts))
 
 
 @app.command()

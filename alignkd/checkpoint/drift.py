@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "training.max_skipped_steps",
 )
 PATHS = ("file", "image_folder")
+ALLOWED_CHANGES = "allowed_changes.json"  # in the run folder: keys that the user has accepted
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

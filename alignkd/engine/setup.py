@@ -10,7 +10,7 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.checkpoint.drift import config_drift
+from alignkd.checkpoint.drift import ALLOWED_CHANGES, config_drift
 from alignkd.checkpoint.resume import find_checkpoint, load_checkpoint
 from alignkd.checkpoint.storage import attach
 from alignkd.config import load_config
@@ -126,7 +126,7 @@ def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
 
 def _allowed_changes(run: Path) -> list[str]:
     """Keys that the user has accepted, written by ``alignkd resume --allow-change``."""
-    path = run / "allowed_changes.json"
+    path = run / ALLOWED_CHANGES
     return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
 
 
