@@ -13,13 +13,14 @@ from alignkd.config import Config, load_config, warnings_of
 from alignkd.errors import ConfigError, UserError
 from launcher.devices import visible_gpus
 from launcher.files import read_json
+from launcher.job_scripts import render_scripts
 from launcher.local import choose_device, rank_command, run_local
 from launcher.manifest import Manifest, make_manifest, read_manifest
 from launcher.preflight import launch_problems
 from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
-from launcher.slurm import render_scripts, slurm_answers, submit
+from launcher.slurm import slurm_answers, submit
 
 Backend = Literal["auto", "local", "slurm"]
 
@@ -72,7 +73,10 @@ def resume(run: Path, console: Console) -> int:
 
 def _write(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
     world_size = request.nodes * request.gpus_per_node
-    device = choose_device(world_size, visible_gpus(os.environ)) if backend == "local" else "auto"
+    if backend == "local":
+        device = choose_device(world_size, visible_gpus(os.environ))
+    else:
+        device = "cpu" if config.slurm.gpu_option == "none" else "auto"
     manifest = make_manifest(
         config,
         request.nodes,

@@ -46,14 +46,21 @@ def build_cpu_operators(
             f"{folder}: cannot be made ({error.strerror}); TORCH_EXTENSIONS_DIR names another"
         ) from error
     stamp = folder / f"{OPERATOR}.alignkd.json"
-    if read_json(stamp) == _versions() and not _locks(folder) and any(folder.glob(f"**/{OPERATOR}.so")):
+    if _is_built(folder, stamp):
         return
     _check_tools(environment)
     with _one_at_a_time(folder / f".{OPERATOR}.alignkd-lock", note, time_out):
         _clear_stale_locks(folder, note, time_out)
+        if _is_built(folder, stamp):  # by the one that was waited for
+            return
         note("building DeepSpeed's CPU operator (once)")
         _build(command, environment, folder, time_out)
         write_json(stamp, _versions())
+
+
+def _is_built(folder: Path, stamp: Path) -> bool:
+    built = read_json(stamp) == _versions() and any(folder.glob(f"**/{OPERATOR}.so"))
+    return built and not _locks(folder)
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
@@ -172,3 +179,20 @@ def _build(command: Sequence[str], environment: Mapping[str, str], folder: Path,
         raise AlignkdError(
             f"DeepSpeed's CPU operator could not be built (exit code {done.returncode}):\n{last}"
         )
+
+
+def main() -> int:
+    """For a rank of a job, which has no launcher beside it: build, print the folder of the operators."""
+    from alignkd.errors import report_error
+
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(extensions_folder(os.environ))}
+    try:
+        build_cpu_operators(environment, lambda text: print(text, file=sys.stderr))
+    except AlignkdError as error:
+        return report_error(error)
+    print(environment["TORCH_EXTENSIONS_DIR"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,139 +1,133 @@
-"""The Slurm back end: renders the batch and rank scripts of a run and submits them.
-
-Every value goes through one of three quotings: shell words, ``#SBATCH`` lines (which are not shell), and file
-name patterns (in which ``%`` means something).
-"""
+"""Questions to Slurm and jobs for it, through its own commands (``--json`` changes between versions)."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
-import jinja2
-
-from alignkd.config import Config
-from alignkd.config.schema import SlurmSection
 from alignkd.errors import AlignkdError, UserError
-from launcher.resources import resource_folder
+from launcher.lifecycle import JobState
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_PLAIN = re.compile(r"[A-Za-z0-9_./:@=,+%-]+")
-
-
-def shell_word(value: str) -> str:
-    """One word of a shell command. Control characters are refused: no path or name needs them."""
-    return shlex.quote(_refuse_control(value))
+_SECONDS = 60
 
 
-def sbatch_word(value: str) -> str:
-    """One word of an ``#SBATCH`` line: a backslash escapes in quotes too, a bare # is a comment."""
-    _refuse_control(value)
-    if _PLAIN.fullmatch(value):
-        return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+@dataclass(frozen=True)
+class QueuedJob:
+    """One line of ``squeue``. ``start`` is when it started, or Slurm's estimate, or None."""
+
+    id: str
+    state: str
+    reason: str
+    start: str | None
+    script: str
 
 
-def file_pattern(folder: Path, pattern: str) -> str:
-    """A pattern such as ``rank-%t.log`` in a folder whose own % is meant literally."""
-    if "\\" in str(folder):
-        raise UserError(
-            f"{folder}: Slurm reads no file name patterns in a path with a backslash; rename the folder"
-        )
-    return f"{str(folder).replace('%', '%%')}/{pattern}"
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what a surrounding job left: sbatch would take ``SLURM_*`` for options of the new job."""
+    left = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
+    return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(left)}
 
 
-def _refuse_control(value: str) -> str:
-    if _CONTROL.search(value):
-        raise UserError(f"{value!r}: a control character (a newline, say) cannot go into a job script")
-    return value
-
-
-def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) -> dict[str, str]:
-    """``job.sbatch`` and ``rank.sh`` of a run whose folder will be ``run`` (absolute)."""
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(resource_folder("slurm")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # shell, not HTML; every value below is quoted for its place
-    )
-    python = Path(sys.executable)
-    values = {
-        "directives": _directives(config.slurm, run, nodes, gpus_per_node),
-        "srun_options": " ".join(_srun_options(config.slurm, run, nodes, gpus_per_node)),
-        "rank_script": shell_word(str(run / "rank.sh")),
-        "run": shell_word(str(run)),
-        "python": shell_word(str(python)),
-        "bin_folder": shell_word(str(python.parent)),
-        "gpus_per_node": gpus_per_node,
-    }
-    return {name: templates.get_template(f"{name}.j2").render(values) for name in ("job.sbatch", "rank.sh")}
-
-
-def _directives(slurm: SlurmSection, run: Path, nodes: int, gpus_per_node: int) -> list[str]:
-    options: list[tuple[str, str | int | None]] = [
-        ("job-name", run.name),
-        ("account", slurm.account),
-        ("partition", slurm.partition),
-        ("qos", slurm.qos),
-        ("constraint", slurm.constraint),
-        ("time", slurm.time_limit),
-        ("nodes", nodes),
-        ("ntasks-per-node", gpus_per_node),
-        ("gpus-per-node", gpus_per_node),
-        ("cpus-per-task", slurm.cpus_per_task),
-        ("output", file_pattern(run / "logs", "slurm-%j.log")),
-        ("open-mode", "append"),  # else a requeue cuts the log
-        # To every process of the steps, not to this script (no `B:`): the ranks save by themselves.
-        ("signal", f"USR1@{slurm.signal_seconds}"),
-    ]
-    lines = [f"--{name}={sbatch_word(str(value))}" for name, value in options if value is not None]
-    # A preempted or lost job starts again by itself: ranks go on from the newest checkpoint.
-    return [*lines, "--requeue"]
-
-
-def _srun_options(slurm: SlurmSection, run: Path, nodes: int, gpus_per_node: int) -> list[str]:
-    options = [
-        f"--nodes={nodes}",
-        f"--ntasks={nodes * gpus_per_node}",
-        f"--ntasks-per-node={gpus_per_node}",
-        # Slurm 22.05 to 23.02 do not pass it on from the job.
-        *([f"--cpus-per-task={slurm.cpus_per_task}"] if slurm.cpus_per_task is not None else []),
-        "--kill-on-bad-exit=1",
-        "--mpi=none",
-        "--export=ALL",  # under `sbatch --export=NONE` a rank would have no PATH
-        f"--output={file_pattern(run / 'logs', 'rank-%t.log')}",
-        "--open-mode=append",
-    ]
-    return [shell_word(option) for option in options]
+def ask(*command: str) -> str | None:
+    """What a Slurm command prints; None when it is not here, fails or does not answer."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS,
+            env=clean_environment(os.environ),
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def slurm_answers() -> bool:
     """Does a Slurm controller answer from here?"""
-    if shutil.which("scontrol") is None or shutil.which("sbatch") is None:
-        return False
+    return shutil.which("sbatch") is not None and "UP" in (ask("scontrol", "ping") or "")
+
+
+def _job_text(job: str) -> str | None:
+    return ask("scontrol", "show", "job", "--oneliner", job)
+
+
+def _field(text: str, name: str) -> str | None:
+    # The first one: free text (the command, the comment) comes after all fields that are read here.
+    found = re.search(rf"(?:^|\s){name}=(\S+)", text)
+    return found[1] if found and found[1] not in ("None", "Unknown", "N/A", "(null)") else None
+
+
+def job_state(job: str) -> JobState:
+    """Of the job around this script. When Slurm does not answer: a job left in peace."""
+    text = _job_text(job)
+    if text is None:
+        return JobState()
+    return JobState(
+        state=_field(text, "JobState") or "RUNNING",
+        reason=_field(text, "Reason") or "None",
+        preempted=_field(text, "PreemptTime") is not None,
+    )
+
+
+def queue_seconds(job: str) -> float | None:
+    """How long the job waited for this start."""
+    text = _job_text(job) or ""
+    submitted, started = _field(text, "SubmitTime"), _field(text, "StartTime")
+    if submitted is None or started is None:
+        return None
     try:
-        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=15)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return done.returncode == 0 and "UP" in done.stdout
+        return (datetime.fromisoformat(started) - datetime.fromisoformat(submitted)).total_seconds()
+    except ValueError:
+        return None
 
 
-def submit(run: Path) -> str:
+def is_running(job: str) -> bool:
+    return (ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") or "").strip() == "RUNNING"
+
+
+def queued_jobs(run: Path) -> list[QueuedJob] | None:
+    """This user's jobs that wait or run for the run folder; None when Slurm does not answer.
+
+    They are found by the script that they run, so those submitted by hand are there too.
+    """
+    text = ask("squeue", "--noheader", "--me", "--format=%i|%T|%r|%S|%o")
+    if text is None:
+        return None
+    jobs = []
+    for line in text.splitlines():
+        parts = line.split("|", 4)
+        if len(parts) == 5 and parts[4] == str(run / "job.sbatch"):
+            start = None if parts[3] == "N/A" else parts[3]
+            jobs.append(QueuedJob(parts[0], parts[1], parts[2], start, parts[4]))
+    return jobs
+
+
+def submit(run: Path, options: Sequence[str] = ()) -> str:
     """Submit the run's job; returns the job id. Raises AlignkdError with what sbatch said."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on PATH: this is no Slurm login node; use --backend local")
+    script = run / "job.sbatch"
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", str(run / "job.sbatch")], capture_output=True, text=True, timeout=120
-        )
+            ["sbatch", "--parsable", *options, str(script)],
+            capture_output=True, text=True, timeout=120, env=clean_environment(os.environ),
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise AlignkdError(f"sbatch did not answer: {error}") from error
     if done.returncode != 0:
-        raise AlignkdError(f"sbatch refused {run / 'job.sbatch'}:\n{done.stderr.strip()}")
+        raise AlignkdError(f"sbatch refused {script}:\n{done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]  # `--parsable` prints id[;cluster]
+
+
+def signal_ranks(job: str) -> bool:
+    """SIGUSR1 to the steps of a job, not to its batch script."""
+    return ask("scancel", "--signal=USR1", job) is not None
+
+
+def cancel_job(job: str) -> None:
+    if ask("scancel", job) is None:
+        raise AlignkdError(f"scancel did not cancel job {job}")

@@ -66,7 +66,7 @@ def describe(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         words = "one of " + ", ".join(str(choice) for choice in get_args(kind))
     elif get_origin(kind) is list:
-        words = "a list of sections" if issubclass(get_args(kind)[0], Section) else "a list"
+        words = "a list" if _element(field.annotation) is None else "a list of sections"
     elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
         words = "a section"
     else:

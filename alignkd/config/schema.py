@@ -140,7 +140,9 @@ class ContainerSection(Section):
 
     kind: Literal["none", "pyxis", "apptainer"] = "none"
     image: SlurmText | None = Field(None, description="what pyxis or apptainer takes as an image")
-    mounts: list[SlurmText] = Field(default_factory=list, description="SOURCE:TARGET; the run folder, data, models")
+    mounts: list[SlurmText] = Field(
+        default_factory=list, description="SOURCE:TARGET; the run folder, data, models"
+    )
     python: SlurmText = Field("python3", description="interpreter inside, with alignkd installed")
 
 
@@ -169,7 +171,9 @@ class SlurmSection(Section):
     signal_seconds: int = Field(
         300, ge=10, le=65535, description="lead of SIGUSR1 before the time limit: a step and a save must fit"
     )
-    requeue: bool = Field(True, description="false where jobs may not be requeued: a chained job follows instead")
+    requeue: bool = Field(
+        True, description="false where jobs may not be requeued: a chained job follows instead"
+    )
     max_restarts: int = Field(3, ge=0, le=1000, description="restarts without a new checkpoint in between")
     mail_user: SlurmText | None = None
     mail_type: list[SlurmText] = Field(default_factory=list, description="BEGIN, END, FAIL, REQUEUE, ...")
@@ -179,12 +183,14 @@ class SlurmSection(Section):
         default_factory=dict, description="variables for the ranks (NCCL_..., proxies); no secrets"
     )
     secrets: list[VariableName] = Field(
-        default_factory=list, description="names of variables that the submitting shell must have; never written"
+        default_factory=list,
+        description="names of variables that the submitting shell must have; never written",
     )
     network_interface: SlurmText | None = Field(None, description="for NCCL and gloo; default: they choose")
     container: ContainerSection = ContainerSection()  # type: ignore[call-arg]
     sbatch_options: dict[OptionName, SlurmText | int | bool] = Field(
-        default_factory=dict, description="any other option of sbatch, without the dashes; wins over ours"
+        default_factory=dict,
+        description="any other option of sbatch, without the dashes; wins over ours, `false` removes one",
     )
     srun_options: dict[OptionName, SlurmText | int | bool] = Field(
         default_factory=dict, description="the same for srun"

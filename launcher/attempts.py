@@ -1,0 +1,143 @@
+"""The attempts of a run: ``attempt.json`` while one is open, then one line of ``attempts.jsonl``.
+
+An attempt that is killed cannot close itself; whoever looks next (the following attempt, `alignkd resume`)
+closes it from the files that it left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alignkd.checkpoint.layout import committed_steps
+from launcher.files import read_json, write_json
+from launcher.lifecycle import Reason
+
+OPEN, HISTORY, EXITS, STOP, JOB = "attempt.json", "attempts.jsonl", "exits", "stop", "job.json"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` the newest
+    checkpoint; what lies between them is lost."""
+
+    number: int
+    job: str
+    nodes: str
+    start: float
+    first_step: int
+    queue_seconds: float | None = None
+    end: float | None = None
+    reason: str | None = None
+    last_step: int | None = None
+    saved_step: int | None = None
+    lost_steps: int | None = None
+
+    @property
+    def progressed(self) -> bool:
+        return self.saved_step is not None and self.saved_step > self.first_step
+
+
+def newest_step(run: Path) -> int:
+    """Step of the newest committed checkpoint; 0 when there is none."""
+    return next(iter(committed_steps(run)), 0)
+
+
+def read_history(run: Path) -> list[Attempt]:
+    """All closed attempts, oldest first. A line that was torn by a full disk is left out."""
+    try:
+        lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [attempt for line in lines if (attempt := _parse(line)) is not None]
+
+
+def _parse(line: str) -> Attempt | None:
+    try:
+        return Attempt(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def open_attempt(run: Path) -> Attempt | None:
+    values = read_json(run / OPEN)
+    try:
+        return None if values is None else Attempt(**values)
+    except TypeError:
+        return None
+
+
+def begin(run: Path, job: str, nodes: str, queue_seconds: float | None) -> Attempt:
+    """Open the next attempt; one that was killed before is closed first."""
+    left = open_attempt(run)
+    if left is not None:
+        close(run, left, Reason.LOST, end=last_sign(run, left))
+    shutil.rmtree(run / EXITS, ignore_errors=True)
+    (run / "result.json").unlink(missing_ok=True)  # of the attempt before: it would speak for this one
+    number = len(read_history(run)) + 1
+    attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
+    write_json(run / OPEN, asdict(attempt))
+    return attempt
+
+
+def close(run: Path, attempt: Attempt, reason: Reason, end: float | None = None) -> Attempt:
+    """Move the open attempt to the history."""
+    saved = newest_step(run)
+    last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
+    closed = replace(
+        attempt,
+        end=time.time() if end is None else end,
+        reason=str(reason),
+        last_step=last,
+        saved_step=saved,
+        lost_steps=last - saved,
+    )
+    with (run / HISTORY).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(closed)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    (run / OPEN).unlink(missing_ok=True)
+    return closed
+
+
+def last_sign(run: Path, attempt: Attempt) -> float:
+    """When the attempt was last heard of."""
+    values = read_json(run / "progress.json") or {}
+    updated = values.get("updated")
+    return max(attempt.start, updated) if isinstance(updated, float | int) else attempt.start
+
+
+def _computed_step(run: Path, since: float) -> int:
+    values: dict[str, Any] = read_json(run / "progress.json") or {}
+    step, updated = values.get("step"), values.get("updated")
+    current = isinstance(step, int) and isinstance(updated, float | int) and updated >= since
+    return int(values["step"]) if current else 0
+
+
+def exit_codes(run: Path) -> dict[int, int]:
+    """Exit codes that the ranks of this attempt wrote down, in the order of their ends."""
+    found = []
+    for path in (run / EXITS).glob("rank-*"):
+        code, _, ended = path.read_text(encoding="utf-8").partition(" ")
+        found.append((float(ended), int(path.name.removeprefix("rank-")), int(code)))
+    return {rank: code for _, rank, code in sorted(found)}
+
+
+def fruitless_restarts(run: Path) -> int:
+    """Attempts in a row that failed without a new checkpoint, since the user last submitted the run.
+
+    A preemption or a lost node is not the run's fault and does not count.
+    """
+    submitted = (read_json(run / JOB) or {}).get("attempts_before", 0)
+    count = 0
+    for attempt in reversed(read_history(run)[submitted:]):
+        if attempt.progressed:
+            break
+        if attempt.reason in (Reason.CRASHED, Reason.TIME_LIMIT):
+            count += 1
+    return count

@@ -1,0 +1,228 @@
+"""A real Slurm with four nodes on this machine: own munge, own ports, everything in one temporary folder.
+
+Needs root and the packages ``slurmctld slurmd slurm-client munge``; no systemd, cgroup or database. The nodes
+share one host name and one port space. Every process carries SLURM_CONF in its environment, so whatever the
+cluster started can be found and ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+NODES = 4
+GPUS = 2
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
+SBIN = "/usr/sbin"
+
+CONF = """\
+ClusterName=alignkd
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SwitchType=switch/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+SlurmdTimeout=20
+MessageTimeout=30
+OverTimeLimit=0
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/jobcomp
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+GresTypes=gpu
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
+PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
+PartitionName=short Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=OFF MaxTime=5
+"""  # noqa: E501
+
+
+def missing_programs() -> str | None:
+    """Why no cluster can run here; None when one can."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:{SBIN}") is None]
+    if missing:
+        return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
+    return None if os.geteuid() == 0 else "starting slurmd needs root"
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.conf = folder / "slurm.conf"
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For whatever talks to the cluster."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        return {**clean, "SLURM_CONF": str(self.conf), "PATH": f"{clean['PATH']}:{SBIN}"}
+
+    def start(self) -> None:
+        host = socket.gethostname().partition(".")[0]
+        self._write_key()
+        first = _free_ports(NODES + 1)
+        fields = {"host": host, "folder": self.folder, "port": first, "first": first + 1}
+        fields |= {"last": first + NODES, "nodes": NODES, "gpus": GPUS}
+        self.conf.write_text(CONF.format(**fields))
+        self._write_gpus()
+        (self.folder / "state").mkdir()
+        # One process that ends everything, should this one be killed.
+        self._children["keeper"] = subprocess.Popen(
+            [sys.executable, __file__, str(self.conf)], stdin=subprocess.PIPE, start_new_session=True
+        )
+        munge = [f"--{name}={self.folder}/munge.{name}" for name in ("socket", "pid-file", "log-file")]
+        munge += [f"--key-file={self.folder}/munge.key", f"--seed-file={self.folder}/munge.seed"]
+        self._start("munged", ["munged", "--foreground", "--force", *munge])
+        wait_for((self.folder / "munge.socket").exists, "munge")
+        self._start("slurmctld", ["slurmctld", "-D", "-c", "-f", str(self.conf)])
+        for number in range(1, NODES + 1):
+            self.start_node(f"n{number}")
+        self.wait_for_nodes()
+
+    def start_node(self, name: str) -> None:
+        self._start(name, ["slurmd", "-D", "-N", name, "-f", str(self.conf)])
+
+    def wait_for_nodes(self, seconds: float = 60) -> None:
+        wait_for(lambda: self.run("sinfo", "-h", "-o", "%D %T").split() == ["4", "idle"], "4 nodes", seconds)
+
+    def lose_node(self, name: str) -> None:
+        """Its slurmd, the step managers and all their processes are gone at once, as with the power cord."""
+        for pid in _processes(f"SLURMD_NODENAME={name}", str(self.conf)):
+            _kill(pid)
+        self._children.pop(name).kill()
+
+    def run(self, *command: str) -> str:
+        """Output of a Slurm program. Raises CalledProcessError."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout.strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        """Fields of ``scontrol show job``; values with spaces are cut."""
+        text = self.run("scontrol", "show", "job", "-o", job)
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    def state(self, job: str) -> str:
+        return self.job(job)["JobState"]
+
+    def cancel_all(self) -> None:
+        jobs = self.run("squeue", "-h", "-o", "%A").split()
+        if jobs:
+            self.run("scancel", *jobs)
+        wait_for(lambda: self.run("squeue", "-h") == "", "an empty queue", 60)
+
+    def stop(self) -> None:
+        end_all(str(self.conf))
+        for process in self._children.values():
+            if process.stdin is not None:
+                process.stdin.close()
+            process.wait()
+
+    def _start(self, name: str, command: list[str]) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self._children[name] = subprocess.Popen(
+                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _write_key(self) -> None:
+        self.folder.chmod(0o755)
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+
+    def _write_gpus(self) -> None:
+        """Pretend GPUs. Slurm wants device files; those of a driver that is not there do no harm."""
+        for index in range(GPUS):
+            os.mknod(self.folder / f"nvidia{index}", stat.S_IFCHR | 0o600, os.makedev(195, index))
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/nvidia[0-{GPUS - 1}]\n")
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+
+
+def end_all(conf: str) -> None:
+    """Kill everything that has this cluster in its environment: daemons, step managers, jobs."""
+    for _ in range(50):
+        found = _processes("", conf)
+        if not found:
+            return
+        for pid in found:
+            _kill(pid)
+        time.sleep(0.1)
+
+
+def _processes(marker: str, conf: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = path.read_bytes().split(b"\0")
+            if f"SLURM_CONF={conf}".encode() in variables and (not marker or marker.encode() in variables):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if pid != os.getpid() and not _is_zombie(pid)]
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _free_ports(count: int) -> int:
+    """The first of ``count`` ports in a row that nothing listens on."""
+    for first in random.sample(range(21000, 31000, 16), 200):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("", port))
+            return first
+    raise OSError("no free ports")
+
+
+if __name__ == "__main__":  # the keeper: stdin ends when its parent does
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.stdin.read()
+    end_all(sys.argv[1])

@@ -1,0 +1,102 @@
+"""Runs on the real cluster: what a user types, and what is seen of it. Their ranks are the toy."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.attempts import Attempt, read_history
+from tests.slurm.cluster import Cluster, wait_for
+
+TOY = Path(__file__).with_name("toy.py")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Runs:
+    cluster: Cluster
+    folder: Path
+    config: Path
+
+    def alignkd(
+        self, *arguments: object, code: int | None = 0, cwd: Path | None = None, **variables: str
+    ) -> str:
+        """Output of the command, which must end with ``code`` (None: any)."""
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.cli", *map(str, arguments)],
+            capture_output=True, text=True, timeout=120, cwd=cwd or ROOT,
+            env={**self.cluster.environment, "COLUMNS": "200", **variables},
+        )  # fmt: skip
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def json(self, *arguments: object) -> Any:
+        return json.loads(self.alignkd(*arguments, "--json"))
+
+    def prepare(
+        self, name: str = "run", *, nodes: int = 2, folder: str = "runs", slurm: Any = None, **plan: Any
+    ) -> Path:
+        """A run folder with the toy in the place of the training ranks; not submitted."""
+        site = {
+            "gpu_option": "none",
+            "activate": f"export PYTHON={shlex.quote(str(self._toy_python()))}",
+            "signal_seconds": 10,
+            "export": {"ALIGNKD_MASTER_ADDR": "127.0.0.1"},  # all nodes are this machine
+            **(slurm or {}),
+        }
+        place = self.folder / folder
+        self.alignkd(
+            *("launch", self.config, "--backend", "slurm", "--nodes", nodes, "--name", name, "--dry-run"),
+            *("--set", f"run.folder={json.dumps(str(place), ensure_ascii=False)}"),
+            *("--set", f"slurm={json.dumps(site)}"),
+        )
+        run = place / name
+        toy = {"steps": 10, "seconds": 0.1, "every": 5, "failures": [], **plan}
+        (run / "toy.json").write_text(json.dumps(toy))
+        return run
+
+    def submit(self, run: Path) -> str:
+        """As by hand; returns the job's id."""
+        return self.cluster.run("sbatch", "--parsable", str(run / "job.sbatch"))
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        wait_for(lambda: self.step(run) >= step, f"step {step} of {run}", 60)
+
+    def step(self, run: Path) -> int:
+        try:
+            return int(json.loads((run / "progress.json").read_text())["step"])
+        except (OSError, ValueError):
+            return 0
+
+    def wait_for_end(self, job: str, seconds: float = 60) -> str:
+        """Final state of a job."""
+        final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
+        wait_for(lambda: self.cluster.state(job) in final, f"the end of job {job}", seconds)
+        return self.cluster.state(job)
+
+    def reasons(self, run: Path) -> list[str | None]:
+        return [attempt.reason for attempt in self.attempts(run)]
+
+    def attempts(self, run: Path) -> list[Attempt]:
+        return read_history(run)
+
+    def log(self, run: Path) -> str:
+        return "\n".join(path.read_text() for path in sorted((run / "logs").glob("*.log")))
+
+    def _toy_python(self) -> Path:
+        """An interpreter that runs the toy when it is asked for ``-m alignkd.train``."""
+        path = self.folder / "toy-python"
+        python, toy = shlex.quote(sys.executable), shlex.quote(str(TOY))
+        path.write_text(
+            "#!/bin/bash\n"
+            f'if [[ $2 == alignkd.train ]]; then exec {python} {toy} "$3"; fi\n'
+            f"if [[ $2 == launcher.operators ]]; then echo none; exit; fi\n"
+            f'exec {python} "$@"\n'
+        )
+        path.chmod(0o755)
+        return path

@@ -1,0 +1,198 @@
+"""What a job does on each event of its life, on the real Slurm, with ranks that keep the contract."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.runs import Runs
+
+NASTY = [
+    "with space",
+    "quo'te",
+    'dou"ble',
+    "$(touch x)",
+    "back\\slash",
+    "ha#sh %j",
+    "Umlaut-ä-漢",
+    "semi;&|*",
+]
+
+
+def test_a_run_by_hand_is_finished(runs: Runs) -> None:
+    run = runs.prepare(nodes=4)
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.job, attempt.nodes) == ("done", job, "n[1-4]")
+    assert (attempt.first_step, attempt.last_step, attempt.saved_step, attempt.lost_steps) == (0, 10, 10, 0)
+    assert attempt.queue_seconds is not None
+    again = runs.submit(run)
+    assert runs.wait_for_end(again) == "COMPLETED"
+    assert len(runs.attempts(run)) == 1
+    assert "is done already" in runs.log(run)
+
+
+def test_preemption_waits_for_slurm_and_goes_on(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=120, every=1000)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 10)
+    cluster.run(
+        "sbatch", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 2"
+    )
+    assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
+    first, second = runs.attempts(run)
+    assert (first.reason, second.reason) == ("preempted", "done")
+    assert first.job == second.job == job
+    assert second.first_step == first.saved_step == first.last_step
+    assert first.lost_steps == 0
+
+
+def test_usr1_before_the_time_limit_requeues(runs: Runs) -> None:
+    # Slurm checks limits once a minute; this one is over at the first look.
+    run = runs.prepare(steps=700, every=1000, slurm={"time_limit": "1", "signal_seconds": 45})
+    job = runs.submit(run)
+    wait_for(lambda: len(runs.attempts(run)) == 1, "the first attempt's end", 90)
+    wait_for(lambda: runs.step(run) > (runs.attempts(run)[0].last_step or 0), "the second attempt", 30)
+    (first,) = runs.attempts(run)
+    assert (first.reason, first.lost_steps) == ("time limit", 0)
+    assert 0 < (first.saved_step or 0) < 700
+    assert first.job == job
+
+
+def test_the_time_limit_itself_requeues_too(runs: Runs) -> None:
+    """When USR1 was no help (here: never sent in time), TERM comes at the limit."""
+    run = runs.prepare(steps=3000, every=3000, slurm={"time_limit": "1", "sbatch_options": {"signal": False}})
+    runs.submit(run)
+    wait_for(lambda: len(runs.attempts(run)) == 1, "the first attempt's end", 120)
+    wait_for(lambda: runs.step(run) > (runs.attempts(run)[0].last_step or 0), "the second attempt", 30)
+    assert runs.reasons(run) == ["time limit"]
+
+
+def test_one_crash_restarts_from_the_last_checkpoint(runs: Runs) -> None:
+    run = runs.prepare(steps=12, failures=[{"attempt": 1, "rank": 1, "step": 7, "code": 3}])
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    first, second = runs.attempts(run)
+    assert (first.reason, second.reason) == ("crashed", "done")
+    assert (first.saved_step, second.first_step) == (5, 5)
+    assert first.lost_steps == (first.last_step or 0) - 5 >= 2
+    assert "rank 1 ended with exit code 3" in runs.log(run)  # not the 143 of the rank that srun killed
+
+
+def test_a_crash_loop_ends_with_the_first_error(runs: Runs) -> None:
+    failures = [{"attempt": n, "rank": 1, "step": 2, "code": 3} for n in range(1, 9)]
+    run = runs.prepare(failures=failures, slurm={"max_restarts": 2})
+    job = runs.submit(run)
+    assert runs.wait_for_end(job, 90) == "FAILED", runs.log(run)
+    assert runs.reasons(run) == ["crashed"] * 3
+    assert runs.cluster.job(job)["ExitCode"] == "3:0"
+    assert "given up after 2 restarts" in runs.log(run)
+    assert "| out of cheese at step 2" in runs.log(run)
+
+
+def test_progress_resets_the_count(runs: Runs) -> None:
+    failures = [{"attempt": n, "rank": 0, "step": 4 * n + 1, "code": -9} for n in range(1, 4)]
+    run = runs.prepare(steps=16, every=4, failures=failures, slurm={"max_restarts": 1})
+    job = runs.submit(run)
+    assert runs.wait_for_end(job, 90) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["crashed"] * 3 + ["done"]
+
+
+def test_bad_input_is_never_retried(runs: Runs) -> None:
+    run = runs.prepare(failures=[{"attempt": 1, "rank": 1, "step": 0, "code": 2}])
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "FAILED"
+    assert runs.reasons(run) == ["configuration error"]
+    assert runs.cluster.job(job)["ExitCode"] == "2:0"
+    assert "sample a: no such image" in (run / "logs" / f"slurm-{job}.log").read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=1000)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 3)
+    cluster.run("scancel", job)
+    assert runs.wait_for_end(job) == "CANCELLED"
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.lost_steps) == ("cancelled", 0)
+    assert cluster.run("squeue", "-h") == ""
+    # Submitted again by hand, it goes on.
+    (run / "toy.json").write_text((run / "toy.json").read_text().replace('"steps": 1000', '"steps": 20'))
+    assert runs.wait_for_end(runs.submit(run)) == "COMPLETED"
+    assert runs.attempts(run)[1].first_step == attempt.saved_step
+
+
+def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -> None:
+    failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
+    run = runs.prepare(steps=20, failures=failures, slurm={"requeue": False})
+    job = runs.submit(run)
+    wait_for(lambda: len(runs.attempts(run)) == 2, "two attempts", 60)
+    first, second = runs.attempts(run)
+    assert (first.reason, second.reason) == ("crashed", "done")
+    assert first.job == job != second.job
+    assert runs.wait_for_end(second.job) == "COMPLETED"
+    assert len(cluster.run("scontrol", "show", "job", "-o").split(f"{run}/job.sbatch")) == 3  # no third job
+
+
+def test_a_lost_node_is_replaced(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=60, every=5, nodes=2)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 8)
+    cluster.lose_node("n2")
+    try:
+        assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
+    finally:
+        cluster.start_node("n2")
+        cluster.wait_for_nodes()
+    first, second = runs.attempts(run)
+    assert second.reason == "done"
+    assert "n2" not in second.nodes
+    assert second.first_step == first.saved_step
+    assert first.job == second.job
+
+
+def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:
+    run = runs.prepare(steps=50)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 2)
+    assert runs.wait_for_end(runs.submit(run)) == "FAILED"
+    assert f"job {job} is training this run" in runs.log(run)
+    assert runs.wait_for_end(job) == "COMPLETED"
+    assert runs.reasons(run) == ["done"]
+
+
+def test_two_runs_at_once_have_ports_of_their_own(runs: Runs) -> None:
+    pair = [runs.prepare(name) for name in ("one", "two")]
+    jobs = [runs.submit(run) for run in pair]
+    assert [runs.wait_for_end(job) for job in jobs] == ["COMPLETED"] * 2
+    ports = [(run / "logs" / "rank-0.log").read_text().partition("master ")[2].split()[0] for run in pair]
+    assert ports[0] != ports[1]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_any_folder_name(runs: Runs, name: str) -> None:
+    run = runs.prepare(folder=name, steps=2)
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["done"]
+    assert {path.name for path in (run / "logs").iterdir()} == {
+        "rank-0.log",
+        "rank-1.log",
+        f"slurm-{job}.log",
+    }
+    assert not list(Path.cwd().glob("x"))
+
+
+def test_a_copied_folder_is_a_run_of_its_own(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=3)
+    copy = runs.folder / "elsewhere" / "copy of it"
+    shutil.copytree(run, copy)
+    shutil.rmtree(run)
+    job = cluster.run("sbatch", "--parsable", f"--chdir={copy}", f"{copy}/job.sbatch")
+    assert runs.wait_for_end(job) == "COMPLETED"
+    assert runs.reasons(copy) == ["done"]
+    assert not run.exists()
