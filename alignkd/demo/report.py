@@ -54,9 +54,7 @@ def accuracy_table(models: Sequence[TrainedModel]) -> Table:
 
 def loss_table(models: Sequence[TrainedModel]) -> Table:
     """Mean of each term over the first and the last steps of each run."""
-    table = Table(
-        title=f"loss terms: mean of the first {AVERAGED_STEPS} steps -> of the last {AVERAGED_STEPS}"
-    )
+    table = Table(title=f"losses, first {AVERAGED_STEPS} steps -> last {AVERAGED_STEPS}")
     table.add_column("term")
     for model in models:
         table.add_column(model.name, justify="right")
