@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.layout import committed_steps
 from launcher.files import read_json, write_json
 from launcher.lifecycle import Reason
+from launcher.verdict import first_failure
 
 OPEN, HISTORY, EXITS, STOP, JOB = "attempt.json", "attempts.jsonl", "exits", "stop", "job.json"
 
@@ -37,10 +38,15 @@ class Attempt:
     last_step: int | None = None
     saved_step: int | None = None
     lost_steps: int | None = None
+    failed_rank: int | None = None  # the one that failed first
+    exit_code: int | None = None  # its exit code
 
     @property
     def progressed(self) -> bool:
         return self.saved_step is not None and self.saved_step > self.first_step
+
+
+_FIELDS = {field.name for field in fields(Attempt)}
 
 
 def newest_step(run: Path) -> int:
@@ -59,17 +65,22 @@ def read_history(run: Path) -> list[Attempt]:
 
 def _parse(line: str) -> Attempt | None:
     try:
-        return Attempt(**json.loads(line))
-    except (ValueError, TypeError):
+        return _attempt(json.loads(line))
+    except ValueError:
+        return None
+
+
+def _attempt(values: Any) -> Attempt | None:
+    """Fields of another version are left out."""
+    try:
+        return Attempt(**{key: value for key, value in values.items() if key in _FIELDS})
+    except (TypeError, AttributeError):
         return None
 
 
 def open_attempt(run: Path) -> Attempt | None:
     values = read_json(run / OPEN)
-    try:
-        return None if values is None else Attempt(**values)
-    except TypeError:
-        return None
+    return None if values is None else _attempt(values)
 
 
 def begin(run: Path, job: str, nodes: str, queue_seconds: float | None) -> Attempt:
@@ -89,6 +100,8 @@ def close(run: Path, attempt: Attempt, reason: Reason, end: float | None = None)
     """Move the open attempt to the history."""
     saved = newest_step(run)
     last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
+    codes = exit_codes(run)
+    failed = first_failure(codes)
     closed = replace(
         attempt,
         end=time.time() if end is None else end,
@@ -96,6 +109,8 @@ def close(run: Path, attempt: Attempt, reason: Reason, end: float | None = None)
         last_step=last,
         saved_step=saved,
         lost_steps=last - saved,
+        failed_rank=failed,
+        exit_code=None if failed is None else codes[failed],
     )
     with (run / HISTORY).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(closed)) + "\n")

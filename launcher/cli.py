@@ -15,10 +15,10 @@ from rich.table import Table
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, report_error
-from launcher.checkpoints import CheckpointFacts, allow_changes, checkpoint_table, list_checkpoints
+from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints
+from launcher.cli_runs import runs
 from launcher.launch import Backend, LaunchRequest
 from launcher.launch import launch as launch_run
-from launcher.launch import resume as resume_run
 
 app = typer.Typer(
     add_completion=False,
@@ -69,30 +69,21 @@ def launch(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the run folder, show it, stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a configuration, write its run folder and run it."""
     request = LaunchRequest(
         config, nodes, gpus_per_node, backend, name, stage, tuple(overrides or ()), dry_run
     )
-    raise typer.Exit(launch_run(request, Console()))
-
-
-@app.command()
-def resume(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; may be repeated."),
-    ] = None,
-) -> None:
-    """Go on with a run from its newest checkpoint."""
-    if allow_change:
-        allow_changes(run, allow_change)
-    raise typer.Exit(resume_run(run, Console()))
+    result = launch_run(request, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(result))
+    raise typer.Exit(result["code"])
 
 
 ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
 app.add_typer(ckpt, name="ckpt")
+app.add_typer(runs)  # without a name: commands of their own
 
 
 @ckpt.command("list")

@@ -1,4 +1,4 @@
-"""``alignkd launch`` and ``alignkd resume``: from a configuration to a run folder to a back end."""
+"""``alignkd launch``: from a configuration to a run folder to a back end."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any, Literal
 from rich.console import Console
 
 from alignkd.config import Config, load_config, warnings_of
-from alignkd.errors import ConfigError, UserError
+from alignkd.errors import ConfigError
+from launcher.control import start_run
 from launcher.devices import visible_gpus
 from launcher.files import read_json
 from launcher.job_scripts import render_scripts
-from launcher.local import choose_device, rank_command, run_local
-from launcher.manifest import Manifest, make_manifest, read_manifest
+from launcher.local import choose_device, rank_command
+from launcher.manifest import Manifest, make_manifest
 from launcher.preflight import launch_problems
 from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
-from launcher.slurm import slurm_answers, submit
+from launcher.slurm import slurm_answers
 
 Backend = Literal["auto", "local", "slurm"]
 
@@ -37,8 +38,11 @@ class LaunchRequest:
     dry_run: bool = False
 
 
-def launch(request: LaunchRequest, console: Console) -> int:
-    """Check, write the run folder, start; returns the exit code. Nothing is written when a check fails."""
+def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
+    """Check, write the run folder, start. Nothing is written when a check fails.
+
+    Returns the run folder, the job (None: none was submitted) and the exit code.
+    """
     overrides = list(request.overrides)
     if request.name is not None:
         overrides.append(f'run.name="{request.name}"')
@@ -55,20 +59,13 @@ def launch(request: LaunchRequest, console: Console) -> int:
     _say_plan(config, manifest, run, console)
     if request.dry_run:
         _say_files(run, manifest, console)
-        return 0
-    return _start(run, manifest, console)
-
-
-def resume(run: Path, console: Console) -> int:
-    """Go on with a run from its newest checkpoint, on as many ranks as before."""
-    run = Path(os.path.abspath(run))
-    manifest = read_manifest(run)
-    result = read_json(run / "result.json") or {}
-    if result.get("status") == "done":
-        _say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
-        return 0
-    _say(console, f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})")
-    return _start(run, manifest, console)
+        return {"run": str(run), "job": None, "code": 0}
+    code, job = start_run(run, manifest, console)
+    if job is not None:
+        _say(console, f"submitted job {job}; next: alignkd status {run}")
+    elif code == 0 and (result := read_json(run / "result.json")) is not None:
+        _say_result(run, result, console)
+    return {"run": str(run), "job": job, "code": code}
 
 
 def _write(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
@@ -90,20 +87,6 @@ def _write(config: Config, request: LaunchRequest, backend: str) -> tuple[Manife
         config, manifest, student_config(config, world_size, device), teacher_config(config), scripts
     )
     return manifest, run
-
-
-def _start(run: Path, manifest: Manifest, console: Console) -> int:
-    if manifest.backend == "slurm":
-        job = submit(run)
-        _say(console, f"submitted job {job}; logs: {run / 'logs'}")
-        return 0
-    if manifest.backend != "local":
-        raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm")
-    code = run_local(run, manifest, console)
-    result = read_json(run / "result.json")
-    if code == 0 and result is not None:
-        _say_result(run, result, console)
-    return code
 
 
 def _say_result(run: Path, result: dict[str, Any], console: Console) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 from rich.console import Console
 
 from alignkd.errors import UserError
+from launcher.attempts import STOP
 from launcher.devices import visible_gpus
 from launcher.manifest import Manifest
 from launcher.operators import build_cpu_operators
@@ -49,6 +50,7 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
             "continue where they are"
         )
     with _only_launcher(run):
+        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
         environments = rank_environments(
             manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, os.environ
         )
@@ -107,6 +109,7 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
         ended = group.next_exit(POLL_SECONDS)
         if (now := read_snapshot(run / "progress.json", started)) is not None:
             view.show(now, pace.seconds_left(now))
+        _read_stop_file(run, stops)
         for number in stops.received[seen:]:
             _forward(group, number, first=seen == 0, view=view)
             seen += 1
@@ -121,6 +124,15 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
         if deadline is not None and time.monotonic() > deadline:
             view.note("a rank did not end after the save; ending it")
             group.stop(FAILURE_GRACE_SECONDS)
+
+
+def _read_stop_file(run: Path, stops: _Stops) -> None:
+    """`alignkd stop` and `alignkd cancel` come from another terminal."""
+    path = run / STOP
+    if path.exists():
+        planned = path.read_text(encoding="utf-8").strip() == "USR1"
+        stops.received.append(signal.SIGUSR1 if planned else signal.SIGTERM)
+        path.unlink(missing_ok=True)
 
 
 def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:

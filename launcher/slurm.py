@@ -14,7 +14,7 @@ from pathlib import Path
 from alignkd.errors import AlignkdError, UserError
 from launcher.lifecycle import JobState
 
-_SECONDS = 60
+_SECONDS = 30
 
 
 @dataclass(frozen=True)

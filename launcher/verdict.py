@@ -41,7 +41,7 @@ def exit_code(codes: Mapping[int, int]) -> int:
 def failure_report(rank: int, code: int, log: Path) -> str:
     """Why a rank failed: its own message for a user's error, else the last lines of its log."""
     lines = tail(log)
-    message = _error_message(lines)
+    message = error_message(lines)
     if code == EXIT_USER_ERROR and message:
         return message
     how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
@@ -55,15 +55,20 @@ def tail(log: Path) -> list[str]:
         with log.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
+            return clean_lines(file.read())
     except OSError:
         return []
+
+
+def clean_lines(data: bytes) -> list[str]:
+    """Lines of a log that are not empty, safe to show on a terminal."""
+    text = data.decode("utf-8", errors="replace")
     # Control characters of a log (colours, bells) are not for the user's terminal.
     clean = "".join(c if c.isprintable() or c in "\n\r\t" else "?" for c in text)
     return [line for line in clean.splitlines() if line.strip()]
 
 
-def _error_message(lines: list[str]) -> str | None:
+def error_message(lines: list[str]) -> str | None:
     """The rank's last error as ``report_error`` wrote it, with the lines that belong to it."""
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith(ERROR_PREFIX):

@@ -66,8 +66,9 @@ def test_old_progress_is_not_this_attempts(tmp_path) -> None:
 def test_a_torn_line_is_left_out(tmp_path) -> None:
     closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
     with (tmp_path / HISTORY).open("a") as file:
-        file.write('{"number": 2, "jo')
-    assert read_history(tmp_path) == [closed]
+        file.write('{"number": 2, "jo\n[]\n{"number": 3}\n')
+        file.write(json.dumps({**asdict(closed), "of a later version": 1}) + "\n")
+    assert read_history(tmp_path) == [closed, closed]
     (tmp_path / OPEN).write_text('{"unknown": 1}')
     assert open_attempt(tmp_path) is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt")
 HEAVY = ("torch", "transformers", "deepspeed", "numpy")
 
 
@@ -37,7 +38,7 @@ def test_the_surface(tmp_path) -> None:
     done = alignkd("--help")
     assert done.returncode == 0
     assert is_light(done)
-    for command in ("init", "launch", "resume", "probe", "sample-data", "export"):
+    for command in ("init", "launch", "resume", "probe", "sample-data", "export", *RUNS):
         assert f"\n  {command} " in done.stdout
         help_text = alignkd(command, "--help")
         assert help_text.returncode == 0

@@ -33,10 +33,10 @@ class Runs:
             env={**self.cluster.environment, "COLUMNS": "200", **variables},
         )  # fmt: skip
         assert code is None or done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stdout if "--json" in arguments else done.stdout + done.stderr
 
-    def json(self, *arguments: object) -> Any:
-        return json.loads(self.alignkd(*arguments, "--json"))
+    def json(self, *arguments: object, **variables: str) -> Any:
+        return json.loads(self.alignkd(*arguments, "--json", **variables))
 
     def prepare(
         self, name: str = "run", *, nodes: int = 2, folder: str = "runs", slurm: Any = None, **plan: Any
@@ -70,7 +70,7 @@ class Runs:
     def step(self, run: Path) -> int:
         try:
             return int(json.loads((run / "progress.json").read_text())["step"])
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):  # not there, or not training yet
             return 0
 
     def wait_for_end(self, job: str, seconds: float = 60) -> str:

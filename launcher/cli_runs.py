@@ -1,0 +1,154 @@
+"""Commands on runs that have their folder: status, logs, stop, cancel, resume, list."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from alignkd.errors import UserError
+from launcher import control, run_logs, tables
+from launcher.checkpoints import allow_changes
+from launcher.manifest import read_manifest
+from launcher.run_state import RunState, inspect_run
+from launcher.slurm import queued_jobs
+
+runs = typer.Typer(rich_markup_mode=None)
+
+Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+ASK_SECONDS = 30.0  # between two questions to Slurm while a log is followed
+
+
+@runs.command()
+def status(
+    run: Annotated[Path | None, typer.Argument(help="Folder of the run; default: all in `runs`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a run is doing, or all runs."""
+    if run is None:
+        list_runs(Path("runs"), as_json)
+        return
+    state = _state(Path(os.path.abspath(run)))
+    if as_json:
+        print(json.dumps(state.as_dict()))
+    else:
+        tables.show_state(state, Console())
+
+
+@runs.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Parent of the run folders.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Show all runs below a folder."""
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the parent of the run folders")
+    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    states = [_state(run) for run in found]
+    if as_json:
+        print(json.dumps([state.as_dict() for state in states]))
+    elif states:
+        Console().print(tables.state_table(states))
+    else:
+        print(f"no runs in {folder}")
+
+
+@runs.command()
+def logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Rank.")] = 0,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Attempt; default: the last.")] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Show the first error across ranks.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the log of a rank."""
+    read_manifest(run)
+    if follow and (as_json or errors or attempt is not None):
+        raise UserError("--follow goes with --rank only")
+    if errors:
+        _show_errors(run, attempt, as_json)
+    elif follow:
+        for text in run_logs.follow(run, rank, _Ended(Path(os.path.abspath(run)))):
+            print(text, end="", flush=True)
+    else:
+        lines = run_logs.attempt_lines(run, rank, attempt)
+        print(json.dumps({"rank": rank, "lines": lines}) if as_json else "\n".join(lines))
+
+
+def _show_errors(run: Path, attempt: int | None, as_json: bool) -> None:
+    error = run_logs.first_error(run, attempt)
+    if as_json:
+        print(json.dumps(None if error is None else vars(error)))
+    elif error is None:
+        print("no attempt has failed" if attempt is None else f"attempt {attempt} has not failed")
+    else:
+        print(f"attempt {error.attempt}: rank {error.rank} failed first, exit code {error.exit_code}")
+        print("\n".join(f"  | {line}" for line in error.lines))
+
+
+@runs.command()
+def stop(run: Run, as_json: Json = False) -> None:
+    """Let a run save and stop, without a requeue."""
+    _show_action(control.stop_run(run), as_json)
+
+
+@runs.command()
+def cancel(run: Run, as_json: Json = False) -> None:
+    """Cancel a run's job."""
+    _show_action(control.cancel_run(run), as_json)
+
+
+@runs.command()
+def resume(
+    run: Run,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Must be the number it was made for.")] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run from its newest checkpoint."""
+    if allow_change:
+        allow_changes(run, allow_change)
+    result = control.resume_run(run, nodes, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(result))
+    elif result["job"]:
+        print(f"submitted job {result['job']}; next: alignkd status {run}")
+    raise typer.Exit(result["code"])
+
+
+def _state(run: Path) -> RunState:
+    on_slurm = read_manifest(run).backend == "slurm"
+    return inspect_run(run, queued_jobs(run) if on_slurm else None)
+
+
+def _show_action(done: dict[str, Any], as_json: bool) -> None:
+    job = f"job {done['job']}: " if done["job"] else ""
+    print(json.dumps(done) if as_json else f"{job}{done['action']}; see: alignkd status {done['run']}")
+
+
+class _Ended:
+    """Is the run over? Slurm is asked now and then only."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._asked = 0.0
+
+    def __call__(self) -> bool:
+        if run_logs.is_over(self._run):
+            return True
+        if time.monotonic() - self._asked < ASK_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return _state(self._run).state not in ("running", "queued")

@@ -1,0 +1,114 @@
+"""``stop``, ``cancel``, ``resume`` and the start of a run that has its folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from alignkd.errors import AlignkdError, UserError
+from launcher.attempts import JOB, STOP, read_history
+from launcher.files import read_json, write_atomic, write_json
+from launcher.local import run_local
+from launcher.manifest import Manifest, read_manifest
+from launcher.run_state import inspect_run
+from launcher.slurm import QueuedJob, cancel_job, queued_jobs, signal_ranks, submit
+
+
+def start_run(run: Path, manifest: Manifest, console: Console) -> tuple[int, str | None]:
+    """Start, or go on: (exit code, job id). The local back end and an allocation return at the end."""
+    if manifest.backend == "local":
+        return run_local(run, manifest, console), None
+    if manifest.backend != "slurm":
+        raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm")
+    (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+    if in_allocation():
+        console.print(f"using the allocation {os.environ['SLURM_JOB_ID']}", markup=False, highlight=False)
+        _note_submission(run, os.environ["SLURM_JOB_ID"])
+        # The batch script by hand: same ranks, same verdict, but nothing is requeued.
+        environment = {**os.environ, "ALIGNKD_RUN": str(run)}
+        return subprocess.run(["bash", str(run / "job.sbatch")], env=environment).returncode, None
+    job = submit(run)
+    _note_submission(run, job)
+    return 0, job
+
+
+def _note_submission(run: Path, job: str) -> None:
+    """Failures before this moment do not count towards slurm.max_restarts."""
+    write_json(run / JOB, {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))})
+
+
+def in_allocation() -> bool:
+    """Is this the shell of a `salloc`? (Not a job or a step: those have a process id in the job.)"""
+    interactive = os.environ.get("SLURM_STEP_ID") == "4294967290"  # salloc with use_interactive_step
+    return "SLURM_JOB_ID" in os.environ and ("SLURM_PROCID" not in os.environ or interactive)
+
+
+def resume_run(run: Path, nodes: int | None, console: Console) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint. Raises UserError when it cannot, or runs already."""
+    run = Path(os.path.abspath(run))
+    manifest = read_manifest(run)
+    if nodes is not None and nodes != manifest.nodes:
+        raise UserError(
+            f"--nodes {nodes}: {run} was made for {manifest.nodes} nodes x {manifest.gpus_per_node} ranks, "
+            f"and its checkpoints can be loaded by {manifest.world_size} ranks only"
+        )
+    result = read_json(run / "result.json") or {}
+    if result.get("status") == "done":
+        steps = f"{result.get('step')} of {result.get('total_steps')} steps"
+        console.print(f"{run} is done: {steps}", markup=False, highlight=False, soft_wrap=True)
+        return {"run": str(run), "state": "done", "code": 0, "job": None}
+    jobs = queued_jobs(run) if manifest.backend == "slurm" and not in_allocation() else None
+    if jobs:
+        raise UserError(f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`")
+    text = f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    code, job = start_run(run, manifest, console)
+    return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}
+
+
+def stop_run(run: Path) -> dict[str, Any]:
+    """Ask a run to save and to stop, without a requeue."""
+    run, manifest, jobs = _live(run)
+    if manifest.backend != "slurm":
+        write_atomic(run / STOP, "USR1\n")
+        return {"run": str(run), "job": None, "action": "asked its launcher to save and stop"}
+    running = [job for job in jobs if job.state != "PENDING"]
+    for job in jobs:
+        if job.state == "PENDING":
+            cancel_job(job.id)
+    if not running:
+        return {"run": str(run), "job": jobs[0].id, "action": "taken out of the queue"}
+    # The file first: it tells the batch script that this USR1 is no time limit.
+    write_atomic(run / STOP, "USR1\n")
+    for job in running:
+        if not signal_ranks(job.id):
+            raise AlignkdError(f"scancel could not signal job {job.id}")
+    return {"run": str(run), "job": running[0].id, "action": "asked to save and stop"}
+
+
+def cancel_run(run: Path) -> dict[str, Any]:
+    """Cancel a run's jobs. The ranks are told by SIGTERM and save if the cluster grants the time."""
+    run, manifest, jobs = _live(run)
+    if manifest.backend != "slurm":
+        write_atomic(run / STOP, "TERM\n")
+        return {"run": str(run), "job": None, "action": "cancelled"}
+    for job in jobs:
+        cancel_job(job.id)
+    return {"run": str(run), "job": jobs[0].id, "action": "cancelled"}
+
+
+def _live(run: Path) -> tuple[Path, Manifest, list[QueuedJob]]:
+    run = Path(os.path.abspath(run))
+    manifest = read_manifest(run)
+    on_slurm = manifest.backend == "slurm"
+    jobs = queued_jobs(run) if on_slurm else []
+    if jobs is None:
+        raise UserError("Slurm does not answer here; do this on a login node of the cluster")
+    if not jobs and (on_slurm or inspect_run(run, None).state != "running"):
+        raise UserError(f"{run} is {inspect_run(run, jobs).state}; there is nothing to stop")
+    return run, manifest, jobs

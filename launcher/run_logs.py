@@ -1,0 +1,102 @@
+"""Logs of a run: one file per rank, in which every attempt begins with a line of its own."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.errors import UserError
+from launcher.attempts import open_attempt, read_history
+from launcher.ranks import log_path
+from launcher.verdict import clean_lines, error_message
+
+_BEGIN = re.compile(r"=== attempt (\d+): ")
+
+
+@dataclass(frozen=True)
+class FirstError:
+    attempt: int
+    rank: int
+    exit_code: int | None
+    lines: list[str]
+
+
+def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
+    """Lines of a rank in one attempt, its first line included (None: the last attempt).
+
+    A log without such lines (the local back end's) is one attempt. UserError for what is not there.
+    """
+    path = log_path(run / "logs", rank)
+    try:
+        text = path.read_bytes()
+    except OSError:
+        raise UserError(f"{path}: {_ranks_text(run)}") from None
+    lines = clean_lines(text)
+    starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
+    if not starts:
+        return lines
+    wanted = starts[-1][0] if attempt is None else attempt
+    for place, (number, index) in enumerate(starts):
+        if number == wanted:
+            end = starts[place + 1][1] if place + 1 < len(starts) else len(lines)
+            return lines[index:end]
+    known = ", ".join(str(number) for number, _ in starts)
+    raise UserError(f"{path} has no attempt {wanted}; it has: {known}")
+
+
+def _ranks_text(run: Path) -> str:
+    found = sorted(
+        int(path.stem[5:]) for path in (run / "logs").glob("rank-*.log") if path.stem[5:].isdigit()
+    )
+    return (
+        f"no such log; there are those of ranks {found[0]} to {found[-1]}"
+        if found
+        else "no rank has started yet"
+    )
+
+
+def first_error(run: Path, attempt: int | None) -> FirstError | None:
+    """The rank that failed first, and what it said (None: no attempt has failed).
+
+    Without ``attempt``: that of the last attempt that failed. The others only die of it.
+    """
+    failed = [a for a in read_history(run) if a.failed_rank is not None]
+    chosen = [a for a in failed if attempt is None or a.number == attempt]
+    if not chosen:
+        return None
+    last = chosen[-1]
+    assert last.failed_rank is not None
+    lines = attempt_lines(run, last.failed_rank, last.number)
+    message = error_message(lines)
+    shown = message.splitlines() if message else lines[-40:]
+    return FirstError(last.number, last.failed_rank, last.exit_code, shown)
+
+
+def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:
+    """New text of a rank's log until ``ended`` says so. Starts with the lines of the last attempt."""
+    path = log_path(run / "logs", rank)
+    while not path.exists() and not ended():
+        time.sleep(seconds)
+    if not path.exists():
+        return
+    yield from (line + "\n" for line in attempt_lines(run, rank, None))
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        while True:
+            finished = ended()  # asked first: what was written before the end is still read
+            text = file.read()
+            if text:
+                yield "".join(line + "\n" for line in clean_lines(text))
+            elif finished:
+                return
+            else:
+                time.sleep(seconds)
+
+
+def is_over(run: Path) -> bool:
+    """By the files alone: no attempt is open, and the last one ended for good."""
+    history = read_history(run)
+    return open_attempt(run) is None and bool(history) and history[-1].reason in ("done", "stopped")

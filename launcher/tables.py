@@ -1,0 +1,54 @@
+"""How run states look on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.progress import duration
+from launcher.run_state import RunState
+
+
+def show_state(state: RunState, console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _fields(state):
+        table.add_row(name, value)
+    console.print(table, markup=False, highlight=False)
+
+
+def _fields(state: RunState) -> list[tuple[str, str]]:
+    shown = [
+        ("run", state.run),
+        ("state", f"{state.state}: {state.detail}" if state.detail else state.state),
+        ("step", _steps(state)),
+    ]
+    if state.start_estimate:
+        shown.append(("start", f"{state.start_estimate} (Slurm's estimate)"))
+    if state.seconds_left is not None:
+        shown.append(("left", duration(state.seconds_left)))
+    if state.loss is not None:
+        shown.append(("loss", f"{state.loss:.4g}"))
+    if state.backend == "slurm":
+        shown.append(("job", state.job or "none"))
+        queued = f", {duration(state.queue_seconds)} in the queue"
+        shown.append(("attempts", f"{state.attempts}, {state.lost_steps} steps lost{queued}"))
+    if state.goodput is not None:
+        shown.append(("goodput", f"{state.goodput:.0%} of the time went into steps that were kept"))
+    return [*shown, ("next", state.next)]
+
+
+def state_table(states: list[RunState]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "state", "step", "left", "loss", "attempts", "goodput"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    for state in states:
+        left = "" if state.seconds_left is None else duration(state.seconds_left)
+        loss = "" if state.loss is None else f"{state.loss:.4g}"
+        goodput = "" if state.goodput is None else f"{state.goodput:.0%}"
+        attempts = str(state.attempts) if state.backend == "slurm" else ""
+        table.add_row(state.run, state.state, _steps(state), left, loss, attempts, goodput)
+    return table
+
+
+def _steps(state: RunState) -> str:
+    return f"{state.step} of {state.total_steps}" if state.total_steps else str(state.step)

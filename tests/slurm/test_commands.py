@@ -1,0 +1,206 @@
+"""status, logs, stop, cancel, resume and list on the real Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.runs import ROOT, Runs
+
+
+def test_launch_says_what_comes_next(runs: Runs) -> None:
+    result = runs.json(
+        *("launch", runs.config, "--backend", "slurm", "--nodes", 2),
+        *("--set", "slurm.sbatch_options={hold: true}"),
+    )
+    run = runs.folder / "runs" / "run"
+    assert result == {"run": str(run), "job": result["job"], "code": 0}
+    assert runs.cluster.state(result["job"]) == "PENDING"
+    state = runs.json("status", run)
+    assert (state["state"], state["job"]) == ("queued", result["job"])
+    assert "held" in state["detail"]
+    assert "taken out of the queue" in runs.alignkd("stop", run)
+    assert runs.wait_for_end(result["job"]) == "CANCELLED"
+    assert runs.json("status", run)["state"] == "not started"
+
+
+def test_planned_stop_and_resume(runs: Runs) -> None:
+    run = runs.prepare(steps=60, every=1000)
+    text = runs.alignkd("resume", run)
+    job = text.partition("submitted job ")[2].partition(";")[0]
+    runs.wait_for_step(run, 5)
+    state = runs.json("status", run)
+    assert (state["state"], state["detail"], state["job"], state["total_steps"]) == (
+        *("running", "training", job),
+        60,
+    )
+    assert state["seconds_left"] > 0
+    assert "is running already" in runs.alignkd("resume", run, code=2)
+    assert runs.json("stop", run) == {"run": str(run), "job": job, "action": "asked to save and stop"}
+    assert runs.wait_for_end(job) == "FAILED"  # exit code 85: what waits for this job must not start
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.lost_steps) == ("stopped", 0)
+    state = runs.json("status", run)
+    assert (state["state"], state["next"]) == ("stopped", f"alignkd resume {run}")
+    assert "nothing to stop" in runs.alignkd("stop", run, code=2)
+    again = runs.json("resume", run)["job"]
+    assert again != job
+    assert runs.wait_for_end(again) == "COMPLETED", runs.log(run)
+    assert runs.attempts(run)[1].first_step == attempt.saved_step
+    state = runs.json("status", run)
+    assert (state["state"], state["attempts"], state["lost_steps"], state["step"]) == ("done", 2, 0, 60)
+    assert 0 < state["goodput"] <= 1
+
+
+def test_cancel(runs: Runs) -> None:
+    run = runs.prepare(steps=1000)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 2)
+    assert "cancelled" in runs.alignkd("cancel", run)
+    assert runs.wait_for_end(job) == "CANCELLED"
+    assert runs.json("status", run)["state"] == "cancelled"
+
+
+def test_other_node_counts_are_refused(runs: Runs) -> None:
+    run = runs.prepare(nodes=2)
+    assert "made for 2 nodes" in runs.alignkd("resume", run, "--nodes", 4, code=2)
+    assert not (run / "attempts.jsonl").exists()
+
+
+def test_a_crash_is_explained(runs: Runs) -> None:
+    run = runs.prepare(
+        steps=20,
+        failures=[
+            {"attempt": 1, "rank": 1, "step": 6, "code": 3},
+            {"attempt": 2, "rank": 0, "step": 7, "code": 2},
+        ],
+    )
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "FAILED"
+    state = runs.json("status", run)
+    assert (state["state"], state["detail"]) == ("failed", "configuration error: rank 0, exit code 2")
+    assert state["next"] == f"alignkd logs {run} --errors"
+    error = runs.json("logs", run, "--errors")
+    assert (error["attempt"], error["rank"], error["lines"]) == (2, 0, ["sample a: no such image"])
+    shown = runs.alignkd("logs", run, "--errors", "--attempt", 1)
+    assert "rank 1 failed first, exit code 3" in shown
+    assert "out of cheese at step 6" in shown
+    assert "from step 0" not in runs.alignkd("logs", run)
+    assert "rank 0 of 2 starts at step 0" in runs.alignkd("logs", run, "--attempt", 1)
+    assert "rank 0 of 2 starts at step 5" in runs.alignkd("logs", run, "--attempt", 2)
+    assert runs.json("logs", run, "--rank", 1)["lines"][0].startswith("=== attempt 2: ")
+    assert "it has: 1, 2" in runs.alignkd("logs", run, "--attempt", 7, code=2)
+    assert "ranks 0 to 1" in runs.alignkd("logs", run, "--rank", 9, code=2)
+    assert "goes with --rank only" in runs.alignkd("logs", run, "-f", "--errors", code=2)
+
+
+def test_following_a_log_ends_with_the_run(runs: Runs) -> None:
+    run = runs.prepare(steps=15)
+    runs.submit(run)
+    assert "rank 0 of 2 starts at step 0" in runs.alignkd("logs", run, "-f")
+    assert runs.reasons(run) == ["done"]
+
+
+def test_status_without_slurm_reads_the_folder(runs: Runs) -> None:
+    run = runs.prepare(steps=1000)
+    runs.submit(run)
+    runs.wait_for_step(run, 3)
+    elsewhere = {"PATH": str(Path(sys.executable).parent)}  # a machine without Slurm
+    state = runs.json("status", run, **elsewhere)
+    assert (state["state"], state["detail"]) == ("running", "training; Slurm does not answer here")
+    assert "login node" in runs.alignkd("stop", run, code=2, **elsewhere)
+
+
+@pytest.mark.parametrize("name", ["with 'space'", "$(touch x)\\ä"])
+def test_all_commands_take_any_folder_name(runs: Runs, name: str) -> None:
+    run = runs.prepare(folder=name, steps=1000)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 1)
+    assert runs.json("status", run)["job"] == job
+    assert "starts at step 0" in runs.alignkd("logs", run)
+    (state,) = runs.json("list", run.parent)
+    assert (state["run"], state["state"]) == (str(run), "running")
+    assert runs.json("stop", run)["job"] == job
+    assert runs.wait_for_end(job) == "FAILED"
+    assert runs.reasons(run) == ["stopped"]
+
+
+def test_list(runs: Runs) -> None:
+    first, second = runs.prepare("first", steps=2), runs.prepare("second")
+    assert runs.wait_for_end(runs.submit(first)) == "COMPLETED"
+    assert [(s["run"], s["state"]) for s in runs.json("list", first.parent)] == [
+        (str(first), "done"),
+        (str(second), "not started"),
+    ]
+    text = runs.alignkd("list", first.parent)
+    assert "2 of 2" in text
+    assert runs.alignkd("status", cwd=runs.folder).count("first") >= 1
+    assert "no such folder" in runs.alignkd("list", runs.folder / "missing", code=2)
+
+
+def test_submitting_from_inside_a_job(runs: Runs, cluster: Cluster) -> None:
+    """SLURM_* and SBATCH_* of the outer job must not become options of the new one."""
+    run = runs.prepare(steps=3)
+    script = runs.folder / "outer.sh"
+    script.write_text(
+        "#!/bin/bash\nexport SBATCH_PARTITION=high SBATCH_TIMELIMIT=3 ALIGNKD_ATTEMPT=9\n"
+        f"cd {ROOT} && {sys.executable} -m launcher.cli resume {run} > {runs.folder}/out 2>&1\n"
+    )
+    outer = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--nodes=1", "--exclusive", str(script))
+    assert runs.wait_for_end(outer) == "COMPLETED", (runs.folder / "out").read_text()
+    job = (runs.folder / "out").read_text().partition("submitted job ")[2].partition(";")[0]
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    assert cluster.job(job)["Partition"] == "low"
+    assert [attempt.job for attempt in runs.attempts(run)] == [job]
+
+
+def test_an_allocation_is_used(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=3)
+    command = f"cd {ROOT} && {sys.executable} -m launcher.cli resume {run}"
+    done = subprocess.run(
+        ["salloc", "--nodes=2", "--exclusive", "bash", "-c", command],
+        env=cluster.environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "using the allocation" in done.stdout
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.nodes) == ("done", "n[1-2]")
+    assert cluster.state(attempt.job) == "COMPLETED"
+
+
+def test_stop_and_cancel_on_the_local_back_end(runs: Runs, tmp_path: Path) -> None:
+    run = runs.prepare()
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "backend": "local"}))
+    for command, code in (("stop", 85), ("cancel", 86)):
+        program = f"import sys; sys.argv[1:] = ['resume', {str(run)!r}]\n" + LOCAL
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env={**os.environ})
+        wait_for((run / "ready").exists, "the ranks", 30)
+        assert runs.json("status", run)["state"] == "running"
+        runs.alignkd(command, run)
+        assert process.wait(60) == code
+        (run / "ready").unlink()
+    assert "nothing to stop" in runs.alignkd("stop", run, code=2)
+
+
+LOCAL = f"""
+from launcher import local
+rank = '''
+import pathlib, signal, sys, time
+for number, code in (({int(signal.SIGUSR1)}, 85), ({int(signal.SIGTERM)}, 86)):
+    signal.signal(number, lambda *_, code=code: sys.exit(code))
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(60)
+'''
+local.rank_command = lambda run: [sys.executable, "-c", rank, str(run)]
+local.build_cpu_operators = lambda *_, **__: None
+from launcher.cli import main
+main()
+"""

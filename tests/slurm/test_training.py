@@ -1,0 +1,132 @@
+"""Real training on the real Slurm: from submit to a student, and losses that an interruption does not change.
+
+The tiny fixture models on gloo, fp32. Two ranks on two nodes, where the uninterrupted run is the yardstick.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests import tiny
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.runs import Runs
+
+STEPS = 40
+
+
+def configuration(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 107
+    (folder / "data.json").write_text(json.dumps(records))
+    document = {
+        "model": {"teacher": str(tiny.TEACHER), "student": str(tiny.STUDENT)},
+        "data": {"sources": [{"file": "data.json", "image_folder": str(tiny.FOLDER)}], "workers": 1},
+        "training": {
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "precision": "fp32",
+            "learning_rate": 1e-3,
+            "max_steps": STEPS,
+        },
+        "checkpoint": {"every": 5},
+        "slurm": {
+            "gpu_option": "none",
+            "network_interface": "lo",  # the nodes are this machine
+            "export": {"ALIGNKD_MASTER_ADDR": "127.0.0.1"},
+            "signal_seconds": 50,
+        },
+    }
+    path = folder / "alignkd.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def train(cluster: Cluster, tmp_path: Path) -> Runs:
+    return Runs(cluster, tmp_path, configuration(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def losses(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Of the uninterrupted run, step by step."""
+    runs = Runs(slurm, folder := tmp_path_factory.mktemp("whole"), configuration(folder))
+    runs.alignkd("launch", runs.config, "--nodes", 2, "--backend", "slurm")
+    run = folder / "runs" / "run"
+    wait_for((run / "student" / "config.json").exists, "a student", 180)
+    return [row["loss"] for row in rows(run)]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return tiny.metrics_rows(run)
+
+
+def launched(runs: Runs, nodes: int = 2) -> tuple[Path, str]:
+    """A run that trains: (folder, job)."""
+    text = runs.alignkd("launch", runs.config, "--nodes", nodes, "--backend", "slurm")
+    return runs.folder / "runs" / "run", text.partition("submitted job ")[2].split()[0].rstrip(";")
+
+
+def assert_same_losses(run: Path, losses: list[float]) -> None:
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    assert [row["loss"] for row in rows(run)] == pytest.approx(losses, abs=1e-6, rel=0)
+
+
+def test_four_nodes_from_submit_to_student(train: Runs) -> None:
+    run, job = launched(train, nodes=4)
+    assert train.wait_for_end(job, 180) == "COMPLETED", train.log(run)
+    assert (run / "student" / "model.safetensors").exists()
+    assert train.reasons(run) == ["done"]
+    assert rows(run)[-1]["loss"] < rows(run)[0]["loss"]
+    # One rank on each node.
+    for rank in range(4):
+        assert f"job {job} on n{rank + 1}" in (run / "logs" / f"rank-{rank}.log").read_text()
+
+
+def test_preemption(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+    run, job = launched(train)
+    train.wait_for_step(run, 7)
+    cluster.run(
+        *("sbatch", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 1")
+    )
+    assert train.wait_for_end(job, 240) == "COMPLETED", train.log(run)
+    first, second = train.attempts(run)
+    assert (first.reason, second.reason, first.job, second.job) == ("preempted", "done", job, job)
+    assert first.lost_steps == 0
+    assert second.first_step == first.last_step < STEPS
+    assert_same_losses(run, losses)
+
+
+def test_time_limit(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+    run, job = launched(train)
+    train.wait_for_step(run, 3)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    assert train.wait_for_end(job, 240) == "COMPLETED", train.log(run)
+    *stopped, last = train.attempts(run)  # the limit may be reached more than once
+    assert last.reason == "done"
+    assert {(attempt.reason, attempt.lost_steps, attempt.job) for attempt in stopped} == {
+        ("time limit", 0, job)
+    }
+    assert last.first_step == stopped[-1].last_step < STEPS
+    assert_same_losses(run, losses)
+
+
+def test_lost_node(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+    run, job = launched(train)
+    train.wait_for_step(run, 7)
+    cluster.lose_node("n2")
+    try:
+        assert train.wait_for_end(job, 240) == "COMPLETED", train.log(run)
+    finally:
+        cluster.start_node("n2")
+        cluster.wait_for_nodes()
+    attempts = train.attempts(run)
+    assert attempts[-1].reason == "done"
+    assert "n2" not in attempts[-1].nodes
+    assert attempts[-1].first_step == attempts[0].saved_step > 0
+    assert {attempt.job for attempt in attempts} == {job}
+    assert_same_losses(run, losses)
