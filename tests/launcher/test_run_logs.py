@@ -1,0 +1,70 @@
+import json
+from dataclasses import asdict
+
+import pytest
+
+from alignkd.errors import UserError
+from launcher.attempts import HISTORY, Attempt
+from launcher.run_logs import attempt_lines, first_error, follow
+
+LOG = "=== attempt 1: job 5 on n1\nfirst\n=== attempt 3: job 5 on n2\nthird\n\x1b[31mred\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0.log").write_text(LOG)
+    return tmp_path
+
+
+def fail(run, number: int, rank: int, code: int) -> None:
+    attempt = Attempt(number, "5", "n1", 0.0, 0, end=1.0, reason="crashed", failed_rank=rank, exit_code=code)
+    with (run / HISTORY).open("a") as file:
+        file.write(json.dumps(asdict(attempt)) + "\n")
+
+
+def test_attempts_are_told_apart(run) -> None:
+    assert attempt_lines(run, 0, 1) == ["=== attempt 1: job 5 on n1", "first"]
+    # Control characters of a log are not for a terminal.
+    assert attempt_lines(run, 0, None) == ["=== attempt 3: job 5 on n2", "third", "?[31mred"]
+    with pytest.raises(UserError, match="no attempt 2; it has: 1, 3"):
+        attempt_lines(run, 0, 2)
+    with pytest.raises(UserError, match="ranks 0 to 0"):
+        attempt_lines(run, 1, None)
+    (run / "logs" / "rank-1.log").write_text("of the local back end\n")
+    assert attempt_lines(run, 1, None) == ["of the local back end"]
+
+
+def test_no_log_yet(tmp_path) -> None:
+    with pytest.raises(UserError, match="no rank has started yet"):
+        attempt_lines(tmp_path, 0, None)
+
+
+def test_the_first_error(run) -> None:
+    assert first_error(run, None) is None
+    fail(run, 1, 0, 9)
+    (run / "logs" / "rank-2.log").write_text(
+        "=== attempt 3: job 5\nnoise\nalignkd: error: a: 2 problems\n  - x\n  - y\nmore noise\n"
+    )
+    fail(run, 3, 2, 2)
+    error = first_error(run, None)
+    assert error is not None
+    assert (error.attempt, error.rank, error.exit_code) == (3, 2, 2)
+    assert error.lines == ["a: 2 problems", "  - x", "  - y"]
+    error = first_error(run, 1)
+    assert error is not None
+    assert error.lines[-1] == "first"
+    assert first_error(run, 2) is None
+
+
+def test_following(run) -> None:
+    steps = iter([False, False, True])
+
+    def ended() -> bool:
+        finished = next(steps)
+        if not finished:
+            with (run / "logs" / "rank-0.log").open("a") as file:
+                file.write("new\n")
+        return finished
+
+    assert "".join(follow(run, 0, ended, seconds=0)).splitlines()[1:] == ["third", "?[31mred", "new", "new"]
