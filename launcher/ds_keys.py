@@ -22,6 +22,7 @@ _ZERO: dict[str, Kind] = {
     "allgather_partitions": bool,
     "allgather_bucket_size": int,
     "overlap_comm": bool,
+    "memory_efficient_linear": bool,
     "round_robin_gradients": bool,
     "sub_group_size": int,
     "offload_optimizer": {**_OFFLOAD, "ratio": float},

@@ -84,7 +84,6 @@ def _module_tensors(run: Path, step: int) -> Iterable[tuple[str, torch.Tensor]]:
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     else:
-        # DeepSpeed's file holds more than tensors; its hash is the one that we wrote.
         file = folder / "mp_rank_00_model_states.pt"
-        state = torch.load(file, map_location="cpu", weights_only=False)["module"]
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
     return list(state.items())

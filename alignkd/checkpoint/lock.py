@@ -54,7 +54,8 @@ class WriterLock:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        self._path.unlink(missing_ok=True)
+        if self._is_ours():
+            self._path.unlink(missing_ok=True)
 
     def _wait_until_stale(self, other: dict[str, Any]) -> None:
         who = f"process {other.get('pid')} on {other.get('host')}" + (
@@ -76,7 +77,7 @@ class WriterLock:
 
     def _surely_dead(self, other: dict[str, Any]) -> bool:
         """A requeued job is its own successor; on this host the process table knows."""
-        if other.get("job") and other["job"] == _job():
+        if other.get("job") and other["job"] == _job() and other.get("restart") != _restart():
             return True
         pid = other.get("pid")
         return (
@@ -94,9 +95,14 @@ class WriterLock:
             return {}
         return value if isinstance(value, dict) else {}
 
+    def _is_ours(self) -> bool:
+        facts = self._read() or {}
+        return facts.get("host") == socket.gethostname() and facts.get("pid") == os.getpid()
+
     def _write(self) -> None:
         self._beat += 1
         facts = {
+            "restart": _restart(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job": _job(),
@@ -109,9 +115,17 @@ class WriterLock:
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             try:
+                if not self._is_ours():
+                    self._note(f"{self._path}: another process has taken over this run")
+                    return
                 self._write()
             except OSError as error:  # a full disk must not end the run; a save will say so
                 self._note(f"{self._path}: {error}")
+
+
+def _restart() -> str:
+    """Slurm counts the starts of a requeued job; the variable is missing at the first."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0")
 
 
 def _job() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,42 @@ from alignkd.checkpoint.layout import (
 )
 from alignkd.checkpoint.rank_state import load_rank_state
 from alignkd.checkpoint.storage import ShardFiles
+from alignkd.engine.optimizer import OWN_SETTINGS
 from alignkd.engine.ranks import Ranks
-from alignkd.errors import CheckpointError
+from alignkd.errors import CheckpointError, TrainingError
 
 
-def find_checkpoint(run: Path, ranks: Ranks) -> tuple[int | None, list[str]]:
-    """The newest checkpoint whose files fit its manifest, and why newer ones were passed over. Collective.
+@dataclass(frozen=True)
+class Found:
+    """``step`` is None when there is no checkpoint. ``verified``: steps found whole, newest first."""
 
-    Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the verdict. Raises
-    CheckpointError when there are marked checkpoints but none is whole.
+    step: int | None
+    verified: tuple[int, ...]
+    refused: tuple[str, ...]  # newer ones that were passed over, with the reason
+
+
+def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
+    """The newest checkpoint whose files fit its manifest. Collective.
+
+    Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the verdict. Older
+    ones are verified as well, up to ``keep_last``, so that retention knows what it can rely on. Raises
+    CheckpointError when there are marked checkpoints but none is whole, TrainingError when one cannot be
+    read: that may be the file system's fault, and going back to an older one would throw work away.
     """
     steps: list[int] = ranks.broadcast_object(committed_steps(run) if ranks.is_first else None)
     refused: list[str] = []
+    verified: list[int] = []
     for step in steps:
-        mine = _problems(checkpoints_folder(run) / step_name(step), ranks)
-        problems = [problem for part in ranks.gather_objects(mine) for problem in part]
+        if len(verified) >= (keep_last or 1):
+            break
+        problems = _agreed_problems(checkpoints_folder(run) / step_name(step), ranks)
         if not problems:
-            return step, refused
-        refused.append(f"{step_name(step)}: {'; '.join(sorted(set(problems))[:3])}")
-    if refused:
+            verified.append(step)
+        elif not verified:
+            refused.append(f"{step_name(step)}: {'; '.join(sorted(set(problems))[:3])}")
+    if refused and not verified:
         raise CheckpointError(f"{checkpoints_folder(run)}: no usable checkpoint\n  " + "\n  ".join(refused))
-    return None, refused
+    return Found(verified[0] if verified else None, tuple(verified), tuple(refused))
 
 
 def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> dict[str, Any]:
@@ -51,15 +67,28 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> dict[str
     files = engine.checkpoint_engine
     assert isinstance(files, ShardFiles)
     files.verified = frozenset(folder / name for name in manifest["files"])
+    # The optimizer's groups come back as they were saved; what the configuration says now is put back.
+    settings = [{key: group[key] for key in OWN_SETTINGS} for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(own)
     files.verified = frozenset()
     load_rank_state(folder, ranks.rank)
     return manifest
 
 
-def _problems(folder: Path, ranks: Ranks) -> list[str]:
+def _agreed_problems(folder: Path, ranks: Ranks) -> list[str]:
+    problems: list[str] = []
+    unreadable = None
     try:
         files: dict[str, Any] = read_manifest(folder)["files"]
-        return differences(folder, files, share_of(sorted(files), ranks.rank, ranks.world_size))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
+        problems = differences(folder, files, share_of(sorted(files), ranks.rank, ranks.world_size))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problems = [f"{MANIFEST} cannot be read ({error})"]
+    except OSError as error:
+        unreadable = f"rank {ranks.rank}: {error}"
+    answers = ranks.gather_objects((problems, unreadable))
+    for _, failure in answers:
+        if failure is not None:
+            raise TrainingError(f"{folder}: cannot be read: {failure}")
+    return [problem for found, _ in answers for problem in found]

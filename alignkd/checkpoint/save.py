@@ -7,7 +7,7 @@ checkpoint's name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ SPACE_MARGIN = 1.05
 
 
 class CheckpointSaver:
-    """Saves of one run in one process. ``resumed_from`` is never removed."""
+    """Saves of one run in one process. ``resumed_from`` is never removed; ``verified`` are the steps of older
+    checkpoints that were found whole."""
 
     def __init__(
         self,
@@ -32,13 +33,14 @@ class CheckpointSaver:
         ranks: Ranks,
         storage: Storage,
         resumed_from: int | None,
+        verified: Collection[int] = (),
     ) -> None:
         self._run = run
         self._section = section
         self._ranks = ranks
         self._storage = storage
         self._resumed_from = resumed_from
-        self._verified = set() if resumed_from is None else {resumed_from}
+        self._verified = set(verified)
         self._size = 0  # bytes of the last checkpoint
         self._failures = 0
         if ranks.is_first:
@@ -88,13 +90,13 @@ class CheckpointSaver:
             if problem is not None:
                 self._agree(self._on_first(lambda: self._discard(partial, final)))
                 return problem
-        self._size = sum(entry["bytes"] for entry in sealed.values()) * self._ranks.world_size
         return None
 
     def _commit(
         self, partial: Path, final: Path, step: int, facts: dict[str, Any], sealed: dict[str, dict[str, Any]]
     ) -> None:
         files = {name: entry for part in self._ranks.gather_objects(sealed) for name, entry in part.items()}
+        self._size = sum(entry["bytes"] for entry in files.values())
         if not self._ranks.is_first:
             return
         manifest = {

@@ -13,6 +13,7 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 
 from alignkd.checkpoint.layout import MANIFEST, MARKER, describe, flush_to_disk
 from alignkd.checkpoint.rank_state import save_rank_state
+from alignkd.errors import CheckpointError
 
 
 class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
@@ -47,7 +48,8 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
             self.problem = OSError(errno.EIO, str(error).splitlines()[0], path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        assert Path(path) in self.verified, f"{path} was not verified against a manifest"
+        if Path(path) not in self.verified:
+            raise CheckpointError(f"{path}: was not verified against a manifest")
         return super().load(path, map_location=map_location)
 
 
@@ -67,8 +69,11 @@ class Storage:
     def begin(self, partial: Path, final: Path, needed_bytes: int) -> None:
         """An empty ``partial``, and room for the checkpoint."""
         partial.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, final):  # ``final`` is unmarked, or its step would not be made again
-            self.remove(leftover)
+        self.remove(partial)
+        if (final / MARKER).exists():  # passed over at the start, and now made again: kept, out of the way
+            self.remove(final.with_suffix(".passed-over"))
+            final.rename(final.with_suffix(".passed-over"))
+        self.remove(final)
         free = shutil.disk_usage(partial.parent).free
         if free < needed_bytes:
             raise OSError(

@@ -75,6 +75,15 @@ def _offload(student: StudentSection) -> list[str]:
     return []
 
 
+def _half_without_zero(student: StudentSection, training: TrainingSection) -> list[str]:
+    if student.zero_stage == 0 and training.precision == "fp16":
+        # DeepSpeed 0.19.8 scales the loss for ZeRO optimizers only, but divides the gradients here, too.
+        return [
+            "training.precision = fp16 does not train with student.zero_stage = 0; valid: stage 1, 2 or 3"
+        ]
+    return []
+
+
 def _signal(slurm: SlurmSection) -> list[str]:
     if slurm.time_limit is None:
         return []
@@ -94,6 +103,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
+    (_half_without_zero, ("student", "training")),
     (_signal, ("slurm",)),
 ]
 
@@ -129,6 +139,13 @@ def warnings_of(config: Config) -> list[str]:
             f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
             f"{config.training.max_steps}: nothing is saved before the end"
         )
+    training = config.training
+    if config.student.zero_stage == 0 and training.precision == "bf16":
+        found.append(
+            "student.zero_stage = 0 with bf16 keeps no fp32 weights: small updates are lost; 1 or 2 do"
+        )
+    if config.student.zero_stage == 1 and training.precision != "fp32":
+        found.append(f"student.zero_stage = 1 adds up micro-batches in {training.precision}, 2 and 3 in fp32")
     for source in config.data.sources:
         if source.template == "plain" and source.image_folder is None:
             found.append(f"data.sources: {source.file} uses the template `plain` but has no image_folder")

@@ -26,6 +26,7 @@ from alignkd.errors import UserError
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 Progress = Callable[[int, int], None]  # bytes read so far, bytes of all files
 
+ARRAYS = ("source", "entry", "start", "stop", "length", "image_count")
 TOO_LONG = "too long"
 _BLOCK = 4096  # entries that are tokenised in one call
 
@@ -117,7 +118,7 @@ def build_index(
         weights=tuple(source.weight for source in data.sources),
         reports=tuple(reports),
         max_length=data.max_length,
-        fingerprint=_fingerprint(data, files, tokenizer, vision_tokens),
+        fingerprint=data_fingerprint(data, tokenizer, vision_tokens),
     )
     if len(index) == 0:
         raise UserError(f"no sample is left to train on:\n{index.summary()}")
@@ -183,13 +184,11 @@ def _check_image_folder(source: DataSource, number: int) -> None:
         raise UserError(f"data.sources[{number}].image_folder: no such folder: {source.image_folder}")
 
 
-def _fingerprint(
-    data: DataSection, files: Sequence[JsonListFile], tokenizer: SentencePieceTokenizer, vision_tokens: int
-) -> str:
+def data_fingerprint(data: DataSection, tokenizer: SentencePieceTokenizer, vision_tokens: int) -> str:
     """sha256 over contents and settings, free of paths: a moved data set stays the same."""
     sources = [
-        {**source.model_dump(exclude={"file", "image_folder"}), "sha256": file.sha256()}
-        for source, file in zip(data.sources, files, strict=True)
+        {**source.model_dump(exclude={"file", "image_folder"}), "sha256": JsonListFile(source.file).sha256()}
+        for source in data.sources
     ]
     described = {
         "sources": sources,

@@ -30,9 +30,11 @@ def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | No
     """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective."""
     started = time.monotonic()
     metrics = Metrics(job.run / "metrics.jsonl", job.config.distillation, job.ranks)
-    saver = CheckpointSaver(job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.resumed_from)
+    saver = CheckpointSaver(
+        job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found.step, job.found.verified
+    )
     skipped = SkippedSteps(job.config.training.max_skipped_steps)
-    step = saved_step = job.resumed_from or 0
+    step = saved_step = job.found.step or 0
     metrics.cut_after(step)
     code = EXIT_OK
     sizes = job.engine.module.sizes()
@@ -51,10 +53,11 @@ def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | No
             job.engine, job.teacher, window, facts, job.config.distillation, job.ranks, teacher_watch
         )
         step += 1
-        skipped.count(job.engine.was_step_applied(), step)
+        applied = job.engine.was_step_applied()
+        skipped.count(applied, step)
         now = time.perf_counter()
         row = {**_known_at_once(job, step, factor), "skipped_steps": skipped.total}
-        metrics.add(row, sums, facts, teacher_watch.take(), now - edge)
+        metrics.add(row, sums, facts, teacher_watch.take(), now - edge, applied=applied)
         edge = now
         if metrics.last is not None:
             shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}

@@ -1,12 +1,14 @@
 """``metrics.jsonl``: one row per optimizer step, collected on the device and read one step late.
 
-Reading the step just launched would make the host wait for it. The row of step s is therefore finished while
-step s + 1 runs; :meth:`Metrics.flush` finishes the last one before a save or the end.
+Reading the step just launched would make the host wait for it (as DeepSpeed's own overflow check does once
+per step; nothing here adds to that). The row of step s is therefore finished while step s + 1 runs;
+:meth:`Metrics.flush` finishes the last one before a save or the end.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
 from alignkd.losses.terms import TERMS, means, term_weights, total
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Pending:
@@ -32,6 +36,7 @@ class _Pending:
     copied: Any  # device event behind that copy; None on the CPU
     teacher: Reading
     step_seconds: float
+    norm_must_be_finite: bool
 
 
 class Metrics:
@@ -43,6 +48,7 @@ class Metrics:
         self._distillation = distillation
         self._ranks = ranks
         self._pending: _Pending | None = None
+        self._unwritten: list[str] = []
         self.last: dict[str, Any] | None = None
 
     def cut_after(self, step: int) -> None:
@@ -63,8 +69,13 @@ class Metrics:
         facts: WindowFacts,
         teacher: Reading,
         step_seconds: float,
+        *,
+        applied: bool,
     ) -> None:
-        """Hand in step s; the row of step s - 1 is finished. Collective."""
+        """Hand in step s; the row of step s - 1 is finished. Collective.
+
+        ``applied`` is false when DeepSpeed left the step out because of an overflow.
+        """
         dist.all_reduce(sums.terms)
         norm = torch.as_tensor(math.nan if sums.gradient_norm is None else sums.gradient_norm)
         values = torch.cat([sums.terms, norm.to(sums.terms).reshape(1)])
@@ -74,7 +85,8 @@ class Metrics:
             copied = get_accelerator().Event()
             copied.record()
         self.flush()
-        self._pending = _Pending(row, facts, values, copied, teacher, step_seconds)
+        must_be_finite = applied and sums.gradient_norm is not None
+        self._pending = _Pending(row, facts, values, copied, teacher, step_seconds, must_be_finite)
 
     def flush(self) -> None:
         """Finish the row that is waiting. Raises TrainingError when its loss is not finite."""
@@ -85,17 +97,35 @@ class Metrics:
             pending.copied.synchronize()
         self.last = self._finish(pending)
         if self._ranks.is_first:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.last) + "\n")
-        if not math.isfinite(self.last["loss"]):
+            self._unwritten.append(json_line(self.last))
+            self._write_rows()
+        bad_norm = pending.norm_must_be_finite and not math.isfinite(self.last["gradient_norm"])
+        if bad_norm or not math.isfinite(self.last["loss"]):
             shown = {
                 name: self.last[name]
-                for name in ("loss", "ce", self._distillation.divergence, "attention", "vision")
+                for name in (
+                    "loss",
+                    "ce",
+                    self._distillation.divergence,
+                    "attention",
+                    "vision",
+                    "gradient_norm",
+                )
             }
+            what = "gradient" if bad_norm else "loss"
             raise TrainingError(
-                f"step {self.last['step']}: the loss is not finite: {shown}. Lower training.learning_rate, "
+                f"step {self.last['step']}: the {what} is not finite: {shown}. Lower training.learning_rate, "
                 "or look at the data of this step with `alignkd probe`; the checkpoints before it are kept."
             )
+
+    def _write_rows(self) -> None:
+        """Rows that a full disk does not take wait for the next time; a save will say what is wrong."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+            self._unwritten = []
+        except OSError as error:
+            log.warning("%s: %s", self._path, error)
 
     def _finish(self, pending: _Pending) -> dict[str, Any]:
         *sums, gradient_norm = pending.values.tolist()
@@ -118,6 +148,15 @@ class Metrics:
             "memory_bytes": peak_memory_bytes(),
             "skipped_samples": counts.skipped,
         }
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """JSON has no infinity and no NaN: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
 
 
 def _step_of(line: str) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from alignkd.config.schema import TrainingSection
 from alignkd.engine.student_step import StudentStep
 
+OWN_SETTINGS = ("base_rate", "weight_decay")  # of a parameter group, from the configuration
 RATE_NAMES = ("learning_rate", "projector_learning_rate", "adapter_learning_rate")
 
 

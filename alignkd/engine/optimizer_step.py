@@ -13,6 +13,7 @@ from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
+from alignkd.errors import TrainingError
 from alignkd.losses.terms import element_counts, term_scales, term_weights
 from alignkd.teacher.provider import Teacher
 
@@ -40,6 +41,11 @@ def agree_on_window(window: list[Batch], sizes: Any, stop: StopRequest, ranks: R
     local = sum((batch.counts for batch in window), start=TermCounts())
     summed = ranks.sum_on_host([*local.as_list(), int(stop.usr1), int(stop.term)])
     counts = TermCounts.from_list(summed[:-2])
+    if counts.samples == 0:
+        raise TrainingError(
+            f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
+            "image folder not there? Set data.on_bad_sample to error to see the first one"
+        )
     return WindowFacts(counts, element_counts(counts, sizes), usr1=summed[-2] > 0, term=summed[-1] > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -24,5 +25,7 @@ class Progress:
             return
         self._phase, self._written = phase, now
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"phase": phase, **facts, "updated": now}), encoding="utf-8")
-        temporary.replace(self._path)
+        # A full disk must not end the run here: whether it can go on is for the next save to say.
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({"phase": phase, **facts, "updated": now}), encoding="utf-8")
+            temporary.replace(self._path)

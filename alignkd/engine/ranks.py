@@ -16,7 +16,6 @@ from deepspeed.accelerator import get_accelerator
 @dataclass(frozen=True)
 class Ranks:
     rank: int
-    local_rank: int
     world_size: int
     device: torch.device
     cpu_group: Any  # gloo: reductions of host numbers without a device synchronisation
@@ -48,19 +47,19 @@ class Ranks:
         dist.barrier(group=self.cpu_group)
 
 
-def start_ranks(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
     """Join the group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
     accelerator = get_accelerator()
-    local_rank = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() != "cpu":
-        # A cluster may give every rank its own device only.
-        accelerator.set_device(local_rank % max(accelerator.device_count(), 1))
+        # A cluster may show every rank its own device only. DeepSpeed reads the variable, too.
+        index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
+        os.environ["LOCAL_RANK"] = str(index)
+        accelerator.set_device(index)
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
     )
     return Ranks(
         rank=dist.get_rank(),
-        local_rank=local_rank,
         world_size=dist.get_world_size(),
         device=torch.device(accelerator.current_device_name()),
         cpu_group=dist.new_group(backend="gloo", timeout=timeout),

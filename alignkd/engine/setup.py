@@ -11,11 +11,12 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from alignkd.checkpoint.drift import ALLOWED_CHANGES, config_drift
-from alignkd.checkpoint.resume import find_checkpoint, load_checkpoint
+from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint
 from alignkd.checkpoint.storage import attach
 from alignkd.config import load_config
 from alignkd.config.schema import Config
-from alignkd.data.index import Index, build_index
+from alignkd.data.index import Index
+from alignkd.data.index_cache import cached_index
 from alignkd.data.loader import WindowLoader, build_loader, build_sampler
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
@@ -49,7 +50,7 @@ class Job:
     engine: Any  # DeepSpeed engine around a StudentStep
     teacher: Teacher | None
     loader: WindowLoader
-    resumed_from: int | None  # step of the loaded checkpoint
+    found: Found  # the checkpoint that was loaded, if any
     total_steps: int
     sampler: GlobalBatchSampler
     facts: RunFacts
@@ -71,7 +72,9 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
     model_facts = student_model_config(config.model)
     tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
     index: Index = ranks.broadcast_object(
-        build_index(config.data, tokenizer, model_facts.vision_tokens) if ranks.is_first else None
+        cached_index(run / "index.npz", config.data, tokenizer, model_facts.vision_tokens)
+        if ranks.is_first
+        else None
     )
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)
@@ -96,19 +99,23 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
     facts = RunFacts(
         config=config.model_dump(mode="json", exclude={"stages"}),
         data=index.fingerprint,
-        teacher=None if teacher is None else fingerprint(teacher.model.model),
+        teacher=None if teacher is None else ranks.broadcast_object(_teacher_fingerprint(teacher, ranks)),
     )
-    start_step, refused = find_checkpoint(run, ranks)
-    for reason in refused:
+    found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
+    for reason in found.refused:
         log.warning("passed over %s", reason)
-    if start_step is not None:
-        manifest = load_checkpoint(engine, run, start_step, ranks)
+    if found.step is not None:
+        manifest = load_checkpoint(engine, run, found.step, ranks)
         _check_drift(run, manifest, facts)
-        log.info("resumed at step %d", start_step)
+        log.info("resumed at step %d", found.step)
     loader = build_loader(
-        config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, start_step or 0
+        config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, found.step or 0
     )
-    return Job(run, config, ranks, engine, teacher, loader, start_step, total_steps, sampler, facts)
+    return Job(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, facts)
+
+
+def _teacher_fingerprint(teacher: Teacher, ranks: Ranks) -> str:
+    return fingerprint(teacher.model.model, hashing=ranks.is_first)
 
 
 def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:

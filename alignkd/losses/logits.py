@@ -6,6 +6,7 @@ the student's log-softmax. Shapes: N positions, D widths, W vocabulary, C positi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,7 +83,7 @@ def divergence_sum(log_student: torch.Tensor, log_teacher: torch.Tensor, kind: D
         return _kl_sum(log_student, log_teacher)
     if kind == "forward_kl":
         return _kl_sum(log_teacher, log_student)
-    log_mean = torch.logaddexp(log_student, log_teacher) - torch.log(log_student.new_tensor(2.0))
+    log_mean = torch.logaddexp(log_student, log_teacher) - math.log(2.0)
     return 0.5 * (_kl_sum(log_student, log_mean) + _kl_sum(log_teacher, log_mean))
 
 

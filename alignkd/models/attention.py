@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "alignkd_sdpa"
 ROWS_PER_CHUNK = 128
@@ -114,5 +113,6 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+# No mask function goes with it: without one transformers builds no mask, and does not look for packed
+# sequences in the positions either, for which the host would wait for the device. Right padding needs none.
 AttentionInterface.register(ATTENTION_NAME, attention)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

@@ -116,7 +116,7 @@ class MobileVLM(nn.Module):
         rows_IV = batch.image_samples[:, None].expand_as(columns_IV)
         embeddings = embeddings.index_put((rows_IV, columns_IV), real.to(embeddings.dtype))
         # The dummy image of a text-only batch keeps the projector in the graph, with a zero gradient.
-        return embeddings + 0.0 * vision_tokens_IVD[batch.image_count :].sum()
+        return embeddings + (0.0 * vision_tokens_IVD[batch.image_count :]).sum()
 
     def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
         """Hidden states of new positions behind those in ``cache`` (a transformers Cache), for generation."""

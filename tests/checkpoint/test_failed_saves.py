@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
-from alignkd.checkpoint.resume import find_checkpoint
+from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.checkpoint.storage import Storage
 from alignkd.engine.loop import train
 from alignkd.engine.progress import Progress
@@ -119,7 +121,19 @@ def test_another_configuration_is_not_resumed(
         assert named in str(message)
         assert "--allow-change" in str(message)
     (run / "allowed_changes.json").write_text(f'["{key.replace("__", ".")}"]')
+    shutil.rmtree(checkpoints_folder(run) / "step-4")
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    if named == "training.learning_rate":
+        # Not the 1e-3 of the optimizer state in the checkpoint.
+        assert two_ranks.run(saved_rates, str(run))[0] == {2e-3}
+
+
+def saved_rates(_ranks: Ranks, run: str) -> set[float]:
+    """Peak learning rates in the newest checkpoint's optimizer state."""
+    path = checkpoints_folder(Path(run)) / "step-4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    state = torch.load(path, weights_only=False)["optimizer_state_dict"]["base_optimizer_state"]
+    groups = state["param_groups"] if isinstance(state, dict) else state
+    return {group["base_rate"] for group in groups}
 
 
 def test_another_teacher_or_other_data_are_not_resumed(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -129,8 +143,8 @@ def test_another_teacher_or_other_data_are_not_resumed(two_ranks: RankPool, tmp_
     assert all("data" in str(m) for m in two_ranks.run(train_with_fault, str(run), "latest", 0, [99]))
 
 
-def find(ranks: Ranks, run: str) -> tuple[int | None, list[str]]:
-    return find_checkpoint(Path(run), ranks)
+def find(ranks: Ranks, run: str) -> Found:
+    return find_checkpoint(Path(run), ranks, keep_last=1)
 
 
 def test_a_lying_latest_file_is_never_read(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -138,4 +152,4 @@ def test_a_lying_latest_file_is_never_read(two_ranks: RankPool, tmp_path: Path) 
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     (checkpoints_folder(run) / "latest").write_text("step-2")
     moved = run.rename(tmp_path / "moved")
-    assert two_ranks.run(find, str(moved)) == [(4, []), (4, [])]
+    assert two_ranks.run(find, str(moved)) == [Found(4, (4,), ())] * 2

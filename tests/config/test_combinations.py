@@ -16,6 +16,7 @@ from .conftest import BASE
         (["distillation.rows=prompt_only", "data.sources.0.template=plain"], "has no prompt"),
         (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
         (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
+        (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
@@ -82,3 +83,14 @@ def test_divisors() -> None:
 )
 def test_times_of_slurm(text: str, seconds: int) -> None:
     assert time_limit_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"), [(0, "no fp32 weights"), (1, "adds up micro-batches in bf16"), (2, None)]
+)
+def test_half_precision_that_loses_digits_is_warned_about(write, stage: int, text: str | None) -> None:
+    warnings = [
+        w for w in warnings_of(load_config(write(BASE), [f"student.zero_stage={stage}"])) if "bf16" in w
+    ]
+    assert len(warnings) == (text is not None)
+    assert text is None or text in warnings[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignkd.checkpoint import layout
 from alignkd.checkpoint.export import export_run
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
-from alignkd.checkpoint.resume import find_checkpoint
+from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.engine.loop import train
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
@@ -213,15 +216,59 @@ def test_a_damaged_checkpoint_is_passed_over(two_ranks: RankPool, tmp_path: Path
     assert two_ranks.run(train_run, str(run)) == [0, 0]
     reason = damage(checkpoints_folder(run) / "step-4")
     found = two_ranks.run(find, str(run))
-    assert all(step == 2 for step, _ in found)
-    assert all(reason in refused[0] for _, refused in found)
+    assert all(result.step == 2 for result in found)
+    assert all(reason in result.refused[0] for result in found)
     with pytest.raises(AlignkdError, match=reason):
         export_run(run, tmp_path / "out", 4, "safetensors")
     assert not (tmp_path / "out").exists()
 
 
-def find(ranks: Ranks, run: str) -> tuple[int | None, list[str]]:
-    return find_checkpoint(Path(run), ranks)
+def find(ranks: Ranks, run: str) -> Found:
+    return find_checkpoint(Path(run), ranks, keep_last=3)
+
+
+def test_a_checkpoint_that_was_passed_over_is_kept_when_its_step_is_made_again(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    damage_bit(checkpoints_folder(run) / "step-4")
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    assert committed_steps(run) == [4, 2]
+    assert (checkpoints_folder(run) / "step-4.passed-over" / "mp_rank_00_model_states.pt").is_file()
+    assert two_ranks.run(find, str(run))[0].verified == (4, 2)
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_start(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    for message in two_ranks.run(train_with_a_sick_disk, str(run)):
+        assert "step-4: cannot be read: rank 1" in str(message)
+    assert committed_steps(run) == [4, 2]
+
+
+def train_with_a_sick_disk(ranks: Ranks, run: str) -> int | str:
+    """An input/output error on one rank, which says nothing about the checkpoint."""
+
+    def sick(_folder: Path, name: str) -> dict[str, Any]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if ranks.rank == 1:
+            patch.setattr(layout, "describe", sick)
+        return train_run(ranks, run)
+
+
+def test_a_global_batch_of_bad_samples_stops_the_run(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, data__on_bad_sample="skip")
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "empty").mkdir()
+    (run / "config.yaml").write_text(config.replace(str(tiny.FOLDER) + "\n", str(tmp_path / "empty") + "\n"))
+    text_free = json.loads((run / "v1.json").read_text())
+    (run / "v1.json").write_text(json.dumps([record for record in text_free if "image" in record]))
+    for message in two_ranks.run(train_run, str(run)):
+        assert "samples of a global batch were bad" in str(message)
+    assert committed_steps(run) == []
 
 
 def test_without_distillation(two_ranks: RankPool, tmp_path: Path) -> None:

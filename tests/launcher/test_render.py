@@ -31,14 +31,19 @@ def test_a_split_that_does_not_work_says_what_does() -> None:
         render.accumulation_steps(training, 5)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "precision", "offload"),
+    [
+        (stage, precision, offload)
+        for stage in (0, 1, 2, 3)
+        for precision in ("bf16", "fp16", "fp32")
+        for offload in (False, True)
+        if stage > 0 or (precision != "fp16" and not offload)  # refused by the configuration
+    ],
+)
 def test_every_student_file_is_nested_complete_and_without_auto(
     make_config, stage, precision, offload
 ) -> None:
-    if stage == 0 and offload:
-        return
     config = make_config(
         f"student.zero_stage={stage}",
         f"training.precision={precision}",
