@@ -24,6 +24,16 @@ from alignkd.errors import UserError
 from launcher.files import write_json
 
 
+IN_DEEPSPEED_FILES = (
+    "student.offload",
+    "student.zero_stage",
+    "training.global_batch_size",
+    "training.max_gradient_norm",
+    "training.micro_batch_size",
+    "training.precision",
+)
+
+
 @dataclass(frozen=True)
 class CheckpointFacts:
     """``state`` is "committed", "verified", "not committed" or "broken"; ``problems`` says why."""
@@ -70,6 +80,10 @@ def allow_changes(run: Path, keys: list[str]) -> None:
     """Note that these keys may differ from the checkpoint's. Raises UserError for an unknown key."""
     known = flatten(load_config(run / "config.yaml").model_dump())
     for key in keys:
+        if key in IN_DEEPSPEED_FILES:
+            raise UserError(
+                f"--allow-change {key}: is fixed in the run's DeepSpeed files; start a new run for it"
+            )
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""

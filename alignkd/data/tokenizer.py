@@ -65,11 +65,6 @@ class SentencePieceTokenizer:
     def unk_id(self) -> int:
         return int(self._processor.unk_id())
 
-    @property
-    def pad_id(self) -> int:
-        """Padding shares the id of ``<unk>``, as in the published models: know padding by length."""
-        return self.unk_id
-
     def encode(self, text: str) -> list[int]:
         """Ids of one chunk of text, without ``<s>``; an empty chunk has none."""
         ids: list[int] = self._processor.encode(text)

@@ -32,11 +32,11 @@ def test_encoding_many_chunks_is_encoding_each(tokenizer):
 
 def test_decoding_leaves_special_ids_out(tokenizer):
     ids = tokenizer.encode("two")
-    assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.pad_id, -200, 600]) == "two"
+    assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.unk_id, -200, 600]) == "two"
 
 
 def test_ids_and_fingerprint(tokenizer, fixture_folder):
-    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, len(tokenizer)) == (0, 1, 2, 600)
+    assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, len(tokenizer)) == (0, 1, 2, 600)
     model = (fixture_folder / "student" / "tokenizer.model").read_bytes()
     assert tokenizer.fingerprint() == hashlib.sha256(model).hexdigest()
 

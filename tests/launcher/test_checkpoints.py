@@ -81,5 +81,7 @@ def test_allowed_changes_add_up_and_unknown_keys_are_refused(run: Path) -> None:
     allow_changes(run, ["distillation.temperature"])
     kept = json.loads((run / "allowed_changes.json").read_text())
     assert kept == ["distillation.temperature", "training.learning_rate"]
+    with pytest.raises(UserError, match="start a new run"):
+        allow_changes(run, ["training.precision"])
     with pytest.raises(UserError, match=r"did you mean training\.learning_rate"):
         allow_changes(run, ["training.learning_rat"])
