@@ -23,7 +23,6 @@ from alignkd.config import load_config
 from alignkd.errors import UserError
 from launcher.files import write_json
 
-
 IN_DEEPSPEED_FILES = (
     "student.offload",
     "student.zero_stage",
