@@ -63,7 +63,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     dtype = DTYPES[config.training.precision]
     tensors = {
         public_name(name.removeprefix(STUDENT_PREFIX)): value.to(dtype)
-        for name, value in _module_tensors(run, chosen)
+        for name, value in _module_tensors(run, chosen, config.student.zero_stage)
         if name.startswith(STUDENT_PREFIX)
     }
     save_model_folder(
@@ -72,14 +72,17 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     return chosen
 
 
-def _module_tensors(run: Path, step: int) -> Iterable[tuple[str, torch.Tensor]]:
+def _module_tensors(run: Path, step: int, zero_stage: int) -> Iterable[tuple[str, torch.Tensor]]:
     """The engine's module weights. Only files that fit the manifest are unpickled."""
     folder = checkpoints_folder(run) / step_name(step)
-    manifest = read_manifest(folder)
-    problems = differences(folder, manifest["files"], sorted(manifest["files"]))
+    try:
+        files = read_manifest(folder)["files"]
+        problems = differences(folder, files, sorted(files))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problems = [f"cannot be read ({error})"]
     if problems:
         raise CheckpointError(f"{folder}: {'; '.join(problems[:3])}")
-    if manifest["config"]["student"]["zero_stage"] == 3:
+    if zero_stage == 3:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
