@@ -1,7 +1,8 @@
-"""``python -m launcher.batch begin|end RUN``: what ``job.sbatch`` asks on the node that it runs on.
+"""``python -m launcher.batch begin|end|chained RUN``: what ``job.sbatch`` asks on the node that it runs on.
 
 ``begin`` prints ``run ATTEMPT`` or ``exit CODE``; ``end`` prints ``restart 0``, ``wait SECONDS`` or
-``exit CODE``. Everything for people goes to stderr, which is the job's log.
+``exit CODE``; ``chained`` tells the stage that waits for this run which job to wait for now. Everything for
+people goes to stderr, which is the job's log.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from launcher.files import read_json
 from launcher.lifecycle import Action, Evidence, Reason, decide
 from launcher.ranks import log_path
 from launcher.slurm import is_running, job_state, queue_seconds
+from launcher.stages import hand_on
 from launcher.verdict import failure_report, first_failure
 
 LATE_SECONDS = 60.0
@@ -102,8 +104,10 @@ def main(arguments: list[str]) -> None:
             print(begin_attempt(Path(run)))
         case ["end", run, status]:
             print(end_attempt(Path(run), int(status)))
+        case ["chained", run, job]:
+            hand_on(Path(run), job)
         case _:
-            sys.exit("usage: python -m launcher.batch begin RUN | end RUN STATUS")
+            sys.exit("usage: python -m launcher.batch begin RUN | end RUN STATUS | chained RUN JOB")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def launch(
     backend: Annotated[Backend, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Name of the run (run.name).")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage of a file that has stages.")] = None,
+    stages: Annotated[str | None, typer.Option(help="Stages to run one after the other: a,b.")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
@@ -73,7 +74,7 @@ def launch(
 ) -> None:
     """Check a configuration, write its run folder and run it."""
     request = LaunchRequest(
-        config, nodes, gpus_per_node, backend, name, stage, tuple(overrides or ()), dry_run
+        config, nodes, gpus_per_node, backend, name, stage, stages, tuple(overrides or ()), dry_run
     )
     result = launch_run(request, Console(stderr=as_json))
     if as_json:

@@ -17,10 +17,16 @@ from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
 from launcher.run_state import inspect_run
 from launcher.slurm import QueuedJob, cancel_job, queued_jobs, signal_ranks, submit
+from launcher.stages import hand_on
 
 
-def start_run(run: Path, manifest: Manifest, console: Console) -> tuple[int, str | None]:
-    """Start, or go on: (exit code, job id). The local back end and an allocation return at the end."""
+def start_run(
+    run: Path, manifest: Manifest, console: Console, after: str | None = None
+) -> tuple[int, str | None]:
+    """Start, or go on: (exit code, job id). The local back end and an allocation return at the end.
+
+    A submitted job waits until job ``after`` has ended well.
+    """
     if manifest.backend == "local":
         return run_local(run, manifest, console), None
     if manifest.backend != "slurm":
@@ -32,8 +38,9 @@ def start_run(run: Path, manifest: Manifest, console: Console) -> tuple[int, str
         # The batch script by hand: same ranks, same verdict, but nothing is requeued.
         environment = {**os.environ, "ALIGNKD_RUN": str(run)}
         return subprocess.run(["bash", str(run / "job.sbatch")], env=environment).returncode, None
-    job = submit(run)
+    job = submit(run, [f"--dependency=afterok:{after}"] if after else [])
     _note_submission(run, job)
+    hand_on(run, job)
     return 0, job
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alignkd.config import Config, load_config, warnings_of
 from alignkd.errors import ConfigError
-from launcher.control import start_run
+from launcher.control import in_allocation, start_run
 from launcher.devices import visible_gpus
 from launcher.files import read_json
 from launcher.job_scripts import render_scripts
@@ -21,7 +21,10 @@ from launcher.preflight import launch_problems
 from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
+from launcher.site import read_site
 from launcher.slurm import slurm_answers
+from launcher.slurm_preflight import slurm_problems, slurm_warnings, space_problems
+from launcher.stages import check_runs, link, stage_names
 
 Backend = Literal["auto", "local", "slurm"]
 
@@ -34,35 +37,77 @@ class LaunchRequest:
     backend: Backend = "auto"
     name: str | None = None
     stage: str | None = None
+    stages: str | None = None  # names with commas between them: one after the other
     overrides: tuple[str, ...] = ()
     dry_run: bool = False
 
 
 def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
-    """Check, write the run folder, start. Nothing is written when a check fails.
+    """Check, write the run folder, start; with several stages, one run after the other.
 
-    Returns the run folder, the job (None: none was submitted) and the exit code.
+    Nothing is written when a check fails. Returns the run folder, the job (None: none was submitted) and the
+    exit code; with several stages these of each, and the first exit code that is not 0.
     """
-    overrides = list(request.overrides)
-    if request.name is not None:
-        overrides.append(f'run.name="{request.name}"')
-    config = load_config(request.config, overrides, request.stage)
-    for warning in warnings_of(config):
-        _say(console, f"warning: {warning}")
-    problems = launch_problems(config, request.nodes * request.gpus_per_node)
-    if problems:
-        raise ConfigError(str(request.config), problems)
     backend = request.backend
     if backend == "auto":
         backend = "slurm" if slurm_answers() else "local"
-    manifest, run = _write(config, request, backend)
-    _say_plan(config, manifest, run, console)
-    if request.dry_run:
-        _say_files(run, manifest, console)
-        return {"run": str(run), "job": None, "code": 0}
-    code, job = start_run(run, manifest, console)
+    names = stage_names(request.stage, request.stages, request.name)
+    configs = _checked_configs(request, names, backend, console)
+    runs: list[tuple[Manifest, Path]] = []
+    for config in configs:
+        manifest, run = _write(config, request, backend)
+        _say_plan(config, manifest, run, console)
+        if runs:
+            link(runs[-1][1], run)
+        runs.append((manifest, run))
+    results: list[dict[str, Any]] = []
+    for manifest, run in runs:
+        if request.dry_run:
+            _say_files(run, manifest, console)
+            results.append({"run": str(run), "job": None, "code": 0})
+            continue
+        results.append(_start(run, manifest, results[-1]["job"] if results else None, console))
+        if results[-1]["code"] != 0:
+            break
+    code = results[-1]["code"]
+    return results[0] if len(configs) == 1 else {"stages": results, "code": code}
+
+
+def _checked_configs(
+    request: LaunchRequest, names: list[str | None], backend: str, console: Console
+) -> list[Config]:
+    """The configuration of every stage. Raises ConfigError with the problems of all of them."""
+    overrides = list(request.overrides)
+    if request.name is not None:
+        overrides.append(f'run.name="{request.name}"')
+    site = read_site()
+    configs = [load_config(request.config, overrides, name, site) for name in names]
+    paths = [run_path(config) for config in configs]
+    check_runs(names, paths)
+    problems: list[str] = []
+    for index, config in enumerate(configs):
+        warnings = warnings_of(config)
+        found = launch_problems(config, request.nodes * request.gpus_per_node, paths[:index])
+        if not found:
+            found += space_problems(config) if index == 0 else []
+        if backend == "slurm" and not in_allocation():
+            found += slurm_problems(config, request.nodes, request.gpus_per_node)
+            warnings += slurm_warnings(config, request.nodes)
+        prefix = f"[stage {names[index]}] " if len(names) > 1 else ""
+        problems += [prefix + problem for problem in found]
+        for warning in warnings:
+            _say(console, f"warning: {prefix}{warning}")
+    if problems:
+        raise ConfigError(str(request.config), problems)
+    return configs
+
+
+def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -> dict[str, Any]:
+    """``after`` is the job of the stage before, which must end well first."""
+    code, job = start_run(run, manifest, console, after)
     if job is not None:
-        _say(console, f"submitted job {job}; next: alignkd status {run}")
+        waits = f" (waits for job {after})" if after else ""
+        _say(console, f"submitted job {job}{waits}; next: alignkd status {run}")
     elif code == 0 and (result := read_json(run / "result.json")) is not None:
         _say_result(run, result, console)
     return {"run": str(run), "job": job, "code": code}

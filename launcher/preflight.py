@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alignkd.config import Config
@@ -12,12 +12,16 @@ from launcher.render import accumulation_steps
 from launcher.run_folder import existing_run_problem, run_path
 
 
-def launch_problems(config: Config, world_size: int) -> list[str]:
-    """Every reason not to start this run on ``world_size`` ranks (empty: none)."""
+def launch_problems(config: Config, world_size: int, coming: Sequence[Path] = ()) -> list[str]:
+    """Every reason not to start this run on ``world_size`` ranks (empty: none).
+
+    ``coming`` are runs of earlier stages: models in them are not there yet, and are checked by the ranks.
+    """
     problems = [problem for problem in [existing_run_problem(run_path(config))] if problem]
     problems += _data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
-    problems += model_problems(config)
+    if not any(_is_in(folder, run) for folder in _model_folders(config).values() for run in coming):
+        problems += model_problems(config)
     return problems
 
 
@@ -40,16 +44,9 @@ def model_problems(config: Config) -> list[str]:
     from alignkd.models.agreement import check_agreement
 
     model = config.model
-    named = {
-        "model.teacher": model.teacher if config.distillation.enabled else None,
-        "model.student": None if model.student == "scratch" else model.student,
-        "model.student_config": model.student_config if model.student == "scratch" else None,
-        "model.vision_tower": model.vision_tower,
-    }
+    named = _model_folders(config)
     missing = [
-        f"{key} = {folder}: no such folder"
-        for key, folder in named.items()
-        if folder is not None and not Path(folder).is_dir()
+        f"{key} = {folder}: no such folder" for key, folder in named.items() if not Path(folder).is_dir()
     ]
     if missing:
         return missing
@@ -58,6 +55,22 @@ def model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
     return problems
+
+
+def _model_folders(config: Config) -> dict[str, str]:
+    """Those that this configuration reads, by key."""
+    model = config.model
+    named = {
+        "model.teacher": model.teacher if config.distillation.enabled else None,
+        "model.student": None if model.student == "scratch" else model.student,
+        "model.student_config": model.student_config if model.student == "scratch" else None,
+        "model.vision_tower": model.vision_tower,
+    }
+    return {key: folder for key, folder in named.items() if folder is not None}
+
+
+def _is_in(folder: str, run: Path) -> bool:
+    return run in Path(folder).parents
 
 
 def _raised(check: Callable[[], object]) -> list[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from alignkd.errors import UserError
 from launcher.attempts import open_attempt, read_history
 from launcher.ranks import log_path
-from launcher.verdict import clean_lines, error_message
+from launcher.verdict import ATTEMPT_PREFIX, clean_lines, error_message
 
-_BEGIN = re.compile(r"=== attempt (\d+): ")
+_BEGIN = re.compile(rf"{ATTEMPT_PREFIX}(\d+): ")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _ETA_ROWS = 50
 _TAIL_BYTES = 256 * 1024
 
 _WAITS = {
+    "None": "Slurm has not looked at it yet",
     "Priority": "jobs with a higher priority come first",
     "Resources": "not enough free nodes yet",
     "BeginTime": "Slurm holds a requeued job back for about two minutes",

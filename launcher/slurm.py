@@ -28,7 +28,7 @@ class QueuedJob:
     script: str
 
 
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Without what a surrounding job left: sbatch would take ``SLURM_*`` for options of the new job."""
     left = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
     return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(left)}
@@ -39,7 +39,7 @@ def ask(*command: str) -> str | None:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_SECONDS,
-            env=clean_environment(os.environ),
+            env=clean_environment(),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
@@ -55,7 +55,8 @@ def _job_text(job: str) -> str | None:
     return ask("scontrol", "show", "job", "--oneliner", job)
 
 
-def _field(text: str, name: str) -> str | None:
+def field_of(text: str, name: str) -> str | None:
+    """A field of ``scontrol show``; None where it has no value."""
     # The first one: free text (the command, the comment) comes after all fields that are read here.
     found = re.search(rf"(?:^|\s){name}=(\S+)", text)
     return found[1] if found and found[1] not in ("None", "Unknown", "N/A", "(null)") else None
@@ -67,16 +68,16 @@ def job_state(job: str) -> JobState:
     if text is None:
         return JobState()
     return JobState(
-        state=_field(text, "JobState") or "RUNNING",
-        reason=_field(text, "Reason") or "None",
-        preempted=_field(text, "PreemptTime") is not None,
+        state=field_of(text, "JobState") or "RUNNING",
+        reason=field_of(text, "Reason") or "None",
+        preempted=field_of(text, "PreemptTime") is not None,
     )
 
 
 def queue_seconds(job: str) -> float | None:
     """How long the job waited for this start."""
     text = _job_text(job) or ""
-    submitted, started = _field(text, "SubmitTime"), _field(text, "StartTime")
+    submitted, started = field_of(text, "SubmitTime"), field_of(text, "StartTime")
     if submitted is None or started is None:
         return None
     try:
@@ -114,7 +115,7 @@ def submit(run: Path, options: Sequence[str] = ()) -> str:
     try:
         done = subprocess.run(
             ["sbatch", "--parsable", *options, str(script)],
-            capture_output=True, text=True, timeout=120, env=clean_environment(os.environ),
+            capture_output=True, text=True, timeout=120, env=clean_environment(),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise AlignkdError(f"sbatch did not answer: {error}") from error

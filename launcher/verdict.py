@@ -15,6 +15,7 @@ from alignkd.errors import (
 )
 
 SAVED = (EXIT_SAVED_ON_USR1, EXIT_SAVED_ON_TERM)
+ATTEMPT_PREFIX = "=== attempt "  # rank.sh begins every attempt with it
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 30
 
@@ -41,6 +42,8 @@ def exit_code(codes: Mapping[int, int]) -> int:
 def failure_report(rank: int, code: int, log: Path) -> str:
     """Why a rank failed: its own message for a user's error, else the last lines of its log."""
     lines = tail(log)
+    start = max((n for n, line in enumerate(lines) if line.startswith(ATTEMPT_PREFIX)), default=0)
+    lines = lines[start:]  # the attempts before have had their say
     message = error_message(lines)
     if code == EXIT_USER_ERROR and message:
         return message

@@ -32,11 +32,17 @@ PATH_KEYS = {
 NOT_PATHS = {"", "scratch"}
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = (), stage: str | None = None) -> Config:
+def load_config(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    stage: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
     """Read, merge and check a configuration.
 
-    ``overrides`` are ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which
-    wins over the file. Relative paths of the file start at the file's folder, those of an override at the
+    ``defaults`` is a document without paths that lies under the file (a site profile). ``overrides`` are
+    ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which wins over the file.
+    Relative paths of the file start at the file's folder, those of an override at the
     current one. Raises ConfigError with every problem, UserError when the file cannot be read.
     """
     path = Path(path)
@@ -56,6 +62,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), stage: str | No
             "stages: must be a section of sections (`stages: {pretrain: {...}, finetune: {...}}`)"
         )
         stages = {}
+    document = _merge(defaults or {}, document)
     stages = {name: _resolve_paths(keys or {}, (), folder) for name, keys in stages.items()}
     problems += _stage_problems(stages, stage)
     merged = {name: _merge(document, keys) for name, keys in stages.items()} or {"": document}

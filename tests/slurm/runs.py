@@ -39,26 +39,42 @@ class Runs:
         return json.loads(self.alignkd(*arguments, "--json", **variables))
 
     def prepare(
-        self, name: str = "run", *, nodes: int = 2, folder: str = "runs", slurm: Any = None, **plan: Any
+        self,
+        name: str = "run",
+        *,
+        nodes: int = 2,
+        gpus_per_node: int = 1,
+        folder: str = "runs",
+        slurm: Any = None,
+        **plan: Any,
     ) -> Path:
         """A run folder with the toy in the place of the training ranks; not submitted."""
-        site = {
-            "gpu_option": "none",
-            "activate": f"export PYTHON={shlex.quote(str(self._toy_python()))}",
-            "signal_seconds": 10,
-            "export": {"ALIGNKD_MASTER_ADDR": "127.0.0.1"},  # all nodes are this machine
-            **(slurm or {}),
-        }
+        site = self.site(slurm or {})
         place = self.folder / folder
         self.alignkd(
             *("launch", self.config, "--backend", "slurm", "--nodes", nodes, "--name", name, "--dry-run"),
+            *("--gpus-per-node", gpus_per_node),
             *("--set", f"run.folder={json.dumps(str(place), ensure_ascii=False)}"),
             *("--set", f"slurm={json.dumps(site)}"),
         )
         run = place / name
+        self.plan(run, **plan)
+        return run
+
+    def site(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Slurm settings that put the toy in the place of the training ranks."""
+        return {
+            "gpu_option": "none",
+            "activate": f"export PYTHON={shlex.quote(str(self._toy_python()))}",
+            "signal_seconds": 10,
+            "export": {"ALIGNKD_MASTER_ADDR": "127.0.0.1"},  # all nodes are this machine
+            **changes,
+        }
+
+    def plan(self, run: Path, **plan: Any) -> None:
+        """What the toy does in this run."""
         toy = {"steps": 10, "seconds": 0.1, "every": 5, "failures": [], **plan}
         (run / "toy.json").write_text(json.dumps(toy))
-        return run
 
     def submit(self, run: Path) -> str:
         """As by hand; returns the job's id."""

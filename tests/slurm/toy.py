@@ -110,5 +110,6 @@ def other(plan: dict[str, Any]) -> int:
     return int(LEAVE.read_text() or 0)
 
 
+print(f"sees GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
 PLAN = json.loads((RUN / "toy.json").read_text())
 sys.exit(first(PLAN) if RANK == 0 else other(PLAN))

@@ -1,0 +1,47 @@
+"""The site profile: what one cluster wants of every job, written once in ``~/.config/alignkd/site.yaml``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignkd.config.schema import SlurmSection
+from alignkd.config.yaml_reader import read_yaml
+from alignkd.errors import ConfigError
+
+
+def site_path(environment: Mapping[str, str]) -> Path:
+    home = environment.get("XDG_CONFIG_HOME") or str(
+        Path(environment.get("HOME", "~")).expanduser() / ".config"
+    )
+    return Path(home) / "alignkd" / "site.yaml"
+
+
+def read_site(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """``{"slurm": {...}}`` of the profile, {} without one. It lies under every configuration file.
+
+    Raises ConfigError with all of its problems.
+    """
+    path = site_path(environment)
+    if not path.is_file():
+        return {}
+    document = read_yaml(path)
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or set(document) != {"slurm"}:
+        raise ConfigError(str(path), ["a site profile has one section: `slurm: {partition: ..., ...}`"])
+    try:
+        SlurmSection.model_validate(document["slurm"])
+    except ValidationError as error:
+        valid = ", ".join(SlurmSection.model_fields)
+        problems = []
+        for details in error.errors(include_url=False):
+            key = ".".join(str(part) for part in ("slurm", *details["loc"]))
+            unknown = details["type"] == "extra_forbidden"
+            problems.append(f"{key}: unknown key; valid: {valid}" if unknown else f"{key}: {details['msg']}")
+        raise ConfigError(str(path), problems) from None
+    return document
