@@ -17,6 +17,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 # No control characters: a path ends up in scripts, logs and `#SBATCH` lines.
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+DEFAULT_MAX_IMAGE_PIXELS = 50_000_000
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -66,7 +68,7 @@ class DataSection(Section):
         2048, ge=8, description="longest sample in embedding tokens, image included; longer ones are removed"
     )
     on_bad_sample: Literal["error", "skip"] = "error"
-    max_image_pixels: int = Field(50_000_000, ge=1, description="larger images are refused")
+    max_image_pixels: int = Field(DEFAULT_MAX_IMAGE_PIXELS, ge=1, description="larger images are refused")
     workers: int = Field(2, ge=0, le=256, description="loader processes per rank")
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 
+from alignkd.config.schema import DEFAULT_MAX_IMAGE_PIXELS
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.images import AspectRatio, BadImage, ImageProcessor
@@ -22,7 +23,6 @@ from alignkd.evaluate.accuracy import Accuracy, score
 from alignkd.evaluate.decoding import greedy_decode
 from alignkd.models.loading import Building, load_model
 
-MAX_IMAGE_PIXELS = 50_000_000
 DEFAULT_KIND = "question"
 
 Progress = Callable[[int, int], None]
@@ -62,7 +62,7 @@ def evaluate_folder(
     if image_folder is None and any(question.sample.images for question in questions):
         raise UserError(f"{data}: has images; name their folder with --image-folder")
     model = load_model(model_folder, Building(torch.float32)).eval()
-    processor = ImageProcessor(model.config.preprocessor_config, MAX_IMAGE_PIXELS)
+    processor = ImageProcessor(model.config.preprocessor_config, DEFAULT_MAX_IMAGE_PIXELS)
     aspect_ratio = cast(AspectRatio, model.config.image_aspect_ratio)
     settings = CollateSettings(model.config.vision_tokens, processor.shape)
     answers: dict[int, str] = {}

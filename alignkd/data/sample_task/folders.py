@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from alignkd.data.sample_task.digits import IMAGE_SIDE
 from alignkd.data.sample_task.tokenizer import VOCABULARY
+from alignkd.models.tower import default_preprocessor
 
 TOWER = "tower"  # named by the models' `mm_vision_tower`, found beside their folders
 TOWER_WIDTH = 96
@@ -38,17 +39,7 @@ TOWER_CONFIG: dict[str, Any] = {
 
 PREPROCESSOR_CONFIG: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": IMAGE_SIDE},
-    "resample": 3,
-    "do_center_crop": True,
-    "crop_size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    **default_preprocessor(IMAGE_SIDE),
 }
 
 
