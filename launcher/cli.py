@@ -17,6 +17,7 @@ from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, report_error
 from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints
 from launcher.cli_runs import runs
+from launcher.hostfile import read_hosts
 from launcher.launch import Backend, LaunchRequest
 from launcher.launch import launch as launch_run
 
@@ -59,9 +60,14 @@ def init(
 @app.command()
 def launch(
     config: Annotated[Path, typer.Argument(help="Configuration of the run.")] = Path("alignkd.yaml"),
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="Ranks on each node, one per GPU.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: 1, or all hosts.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on each node, one per GPU; default: 1, or all slots.")
+    ] = None,
     backend: Annotated[Backend, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Of --backend ssh: one `host slots=N` a line.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run (run.name).")] = None,
     stage: Annotated[str | None, typer.Option(help="Stage of a file that has stages.")] = None,
     stages: Annotated[str | None, typer.Option(help="Stages to run one after the other: a,b.")] = None,
@@ -73,8 +79,10 @@ def launch(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a configuration, write its run folder and run it."""
+    hosts = read_hosts(backend, hostfile, nodes, gpus_per_node)
+    nodes, gpus_per_node = nodes or len(hosts) or 1, gpus_per_node or (hosts[0].slots if hosts else 1)
     request = LaunchRequest(
-        config, nodes, gpus_per_node, backend, name, stage, stages, tuple(overrides or ()), dry_run
+        config, nodes, gpus_per_node, backend, hosts, name, stage, stages, tuple(overrides or ()), dry_run
     )
     result = launch_run(request, Console(stderr=as_json))
     if as_json:

@@ -17,6 +17,7 @@ from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
 from launcher.run_state import inspect_run
 from launcher.slurm import QueuedJob, cancel_job, queued_jobs, signal_ranks, submit
+from launcher.ssh import run_ssh
 from launcher.stages import hand_on
 
 
@@ -29,8 +30,10 @@ def start_run(
     """
     if manifest.backend == "local":
         return run_local(run, manifest, console), None
+    if manifest.backend == "ssh":
+        return run_ssh(run, manifest, console), None
     if manifest.backend != "slurm":
-        raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm")
+        raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm, ssh")
     (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
     if in_allocation():
         console.print(f"using the allocation {os.environ['SLURM_JOB_ID']}", markup=False, highlight=False)

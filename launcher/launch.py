@@ -14,6 +14,7 @@ from alignkd.errors import ConfigError
 from launcher.control import in_allocation, start_run
 from launcher.devices import visible_gpus
 from launcher.files import read_json
+from launcher.hostfile import Host
 from launcher.job_scripts import render_scripts
 from launcher.local import choose_device, rank_command
 from launcher.manifest import Manifest, make_manifest
@@ -24,9 +25,10 @@ from launcher.run_folder import create_run_folder, run_path
 from launcher.site import read_site
 from launcher.slurm import slurm_answers
 from launcher.slurm_preflight import slurm_problems, slurm_warnings, space_problems
+from launcher.ssh import write_hosts
 from launcher.stages import check_runs, link, stage_names
 
-Backend = Literal["auto", "local", "slurm"]
+Backend = Literal["auto", "local", "slurm", "ssh"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class LaunchRequest:
     nodes: int = 1
     gpus_per_node: int = 1
     backend: Backend = "auto"
+    hosts: tuple[Host, ...] = ()  # of the ssh back end
     name: str | None = None
     stage: str | None = None
     stages: str | None = None  # names with commas between them: one after the other
@@ -57,6 +60,8 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     for config in configs:
         manifest, run = _write(config, request, backend)
         _say_plan(config, manifest, run, console)
+        if backend == "ssh":
+            write_hosts(run, request.hosts)
         if runs:
             link(runs[-1][1], run)
         runs.append((manifest, run))

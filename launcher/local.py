@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -49,8 +49,8 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
             f"{run} was made for {manifest.world_size} GPUs and this machine has {len(gpus)}; "
             "continue where they are"
         )
-    with _only_launcher(run):
-        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+
+    def start() -> RankGroup:
         environments = rank_environments(
             manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, os.environ
         )
@@ -59,16 +59,34 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
                 environments[0],
                 note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
             )
+        return start_ranks(command or rank_command(run), environments, run / "logs")
+
+    return watch_ranks(run, start, console)
+
+
+def watch_ranks(
+    run: Path,
+    start: Callable[[], RankGroup],
+    console: Console,
+    log_of: Callable[[Path, int], Path] = log_path,
+) -> int:
+    """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
+
+    Signals to this process go to the ranks, and all of them end when one fails. Raises UserError when
+    another launcher has the run. ``log_of`` finds what a rank that failed has written.
+    """
+    with _only_launcher(run):
+        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
         with _Stops() as stops:
             started = time.time()
-            group = start_ranks(command or rank_command(run), environments, run / "logs")
+            group = start()
             view = make_view(console)
             try:
                 _watch(group, run, started, view, stops)
             finally:
                 group.kill()
                 view.close()
-    return _conclude(group, run, console, stopped=bool(stops.received))
+    return _conclude(group, run, console, log_of, stopped=bool(stops.received))
 
 
 @contextlib.contextmanager
@@ -147,7 +165,9 @@ def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:
         group.kill()
 
 
-def _conclude(group: RankGroup, run: Path, console: Console, stopped: bool) -> int:
+def _conclude(
+    group: RankGroup, run: Path, console: Console, log_of: Callable[[Path, int], Path], stopped: bool
+) -> int:
     code = exit_code(group.codes)
     rank = first_failure(group.codes)
     if rank is None:
@@ -161,5 +181,5 @@ def _conclude(group: RankGroup, run: Path, console: Console, stopped: bool) -> i
     elif stopped and -group.codes[rank] in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL):
         print(f"{run}: ended before the ranks could save; what was saved before is there", file=sys.stderr)
     else:
-        print(failure_report(rank, group.codes[rank], log_path(run / "logs", rank)), file=sys.stderr)
+        print(failure_report(rank, group.codes[rank], log_of(run / "logs", rank)), file=sys.stderr)
     return code

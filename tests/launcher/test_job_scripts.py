@@ -87,6 +87,11 @@ def test_golden_files(render, name: str) -> None:
         assert text == path.read_text(), f"{path} differs"
 
 
+def test_the_manual_shows_the_script() -> None:
+    manual = (GOLDEN.parents[2] / "docs" / "slurm.md").read_text()
+    assert (GOLDEN / "plain" / "job.sbatch").read_text() in manual
+
+
 def test_directives(render) -> None:
     values = directives(render(EVERYTHING)["job.sbatch"])
     assert values["account"] == "a #b"

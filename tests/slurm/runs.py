@@ -112,6 +112,7 @@ class Runs:
             "#!/bin/bash\n"
             f'if [[ $2 == alignkd.train ]]; then exec {python} {toy} "$3"; fi\n'
             f"if [[ $2 == launcher.operators ]]; then echo none; exit; fi\n"
+            f'if [[ $3 == end ]]; then sleep "$(cat "$4/slow" 2>/dev/null || echo 0)"; fi\n'
             f'exec {python} "$@"\n'
         )
         path.chmod(0o755)

@@ -36,33 +36,6 @@ def test_a_run_by_hand_is_finished(runs: Runs) -> None:
     assert "is done already" in runs.log(run)
 
 
-def test_preemption_waits_for_slurm_and_goes_on(runs: Runs, cluster: Cluster) -> None:
-    run = runs.prepare(steps=120, every=1000)
-    job = runs.submit(run)
-    runs.wait_for_step(run, 10)
-    cluster.run(
-        "sbatch", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 2"
-    )
-    assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
-    first, second = runs.attempts(run)
-    assert (first.reason, second.reason) == ("preempted", "done")
-    assert first.job == second.job == job
-    assert second.first_step == first.saved_step == first.last_step
-    assert first.lost_steps == 0
-
-
-def test_usr1_before_the_time_limit_requeues(runs: Runs) -> None:
-    # Slurm checks limits once a minute; this one is over at the first look.
-    run = runs.prepare(steps=700, every=1000, slurm={"time_limit": "1", "signal_seconds": 45})
-    job = runs.submit(run)
-    wait_for(lambda: len(runs.attempts(run)) == 1, "the first attempt's end", 90)
-    wait_for(lambda: runs.step(run) > (runs.attempts(run)[0].last_step or 0), "the second attempt", 30)
-    (first,) = runs.attempts(run)
-    assert (first.reason, first.lost_steps) == ("time limit", 0)
-    assert 0 < (first.saved_step or 0) < 700
-    assert first.job == job
-
-
 def test_the_time_limit_itself_requeues_too(runs: Runs) -> None:
     """When USR1 was no help (here: never sent in time), TERM comes at the limit."""
     run = runs.prepare(steps=3000, every=3000, slurm={"time_limit": "1", "sbatch_options": {"signal": False}})
@@ -126,6 +99,19 @@ def test_a_cancelled_job_stays_cancelled(runs: Runs, cluster: Cluster) -> None:
     assert runs.attempts(run)[1].first_step == attempt.saved_step
 
 
+def test_a_cancel_while_the_verdict_is_found_stays_a_cancel(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(steps=1000)
+    (run / "slow").write_text("2")
+    job = runs.submit(run)
+    runs.wait_for_step(run, 3)
+    cluster.run("scancel", "--signal=USR1", job)  # as before the time limit: it would be requeued
+    wait_for((run / "result.json").exists, "the save")
+    cluster.run("scancel", job)
+    assert runs.wait_for_end(job) == "CANCELLED", runs.log(run)
+    assert cluster.run("squeue", "-h") == ""
+    assert len(runs.attempts(run)) == 1
+
+
 def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -> None:
     failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
     run = runs.prepare(steps=20, failures=failures, slurm={"requeue": False})
@@ -136,23 +122,6 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
     assert first.job == job != second.job
     assert runs.wait_for_end(second.job) == "COMPLETED"
     assert len(cluster.run("scontrol", "show", "job", "-o").split(f"{run}/job.sbatch")) == 3  # no third job
-
-
-def test_a_lost_node_is_replaced(runs: Runs, cluster: Cluster) -> None:
-    run = runs.prepare(steps=60, every=5, nodes=2)
-    job = runs.submit(run)
-    runs.wait_for_step(run, 8)
-    cluster.lose_node("n2")
-    try:
-        assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
-    finally:
-        cluster.start_node("n2")
-        cluster.wait_for_nodes()
-    first, second = runs.attempts(run)
-    assert second.reason == "done"
-    assert "n2" not in second.nodes
-    assert second.first_step == first.saved_step
-    assert first.job == second.job
 
 
 def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:

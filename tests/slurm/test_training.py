@@ -74,13 +74,6 @@ def launched(runs: Runs, nodes: int = 2) -> tuple[Path, str]:
     return runs.folder / "runs" / "run", text.partition("submitted job ")[2].split()[0].rstrip(";")
 
 
-def is_pending(process: int, number: signal.Signals) -> bool:
-    """Has the signal been sent to this (halted) process?"""
-    status = Path(f"/proc/{process}/status").read_text()
-    pending = int(status.partition("ShdPnd:")[2].split()[0], 16)
-    return bool(pending & 1 << (number - 1))
-
-
 def assert_same_losses(run: Path, losses: list[float]) -> None:
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
     assert [row["loss"] for row in rows(run)] == pytest.approx(losses, abs=1e-6, rel=0)
@@ -114,14 +107,13 @@ def test_preemption(train: Runs, cluster: Cluster, losses: list[float]) -> None:
 def test_time_limit(train: Runs, cluster: Cluster, losses: list[float]) -> None:
     run, job = launched(train)
     train.wait_for_step(run, 3)
-    # Slurm looks at limits twice a minute, which is longer than this training takes: one rank is halted until
-    # the signal has come.
-    rank = min(rank_processes(run))
-    os.kill(rank, signal.SIGSTOP)
+    # Slurm looks at limits twice a minute, which is longer than this training takes: one rank is halted. The
+    # SIGCONT that Slurm sends along with USR1 wakes it up.
+    os.kill(min(rank_processes(run)), signal.SIGSTOP)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-    wait_for(lambda: is_pending(rank, signal.SIGUSR1), "USR1 before the limit", 120)
+    wait_for(lambda: train.attempts(run), "USR1 before the limit", 120)
+    wait_for(lambda: cluster.state(job) == "PENDING", "the requeue", 30)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=UNLIMITED")
-    os.kill(rank, signal.SIGCONT)
     assert train.wait_for_end(job, 240) == "COMPLETED", train.log(run)
     first, second = train.attempts(run)
     assert (first.reason, first.lost_steps, second.reason) == ("time limit", 0, "done")

@@ -1,12 +1,14 @@
 #!/bin/bash
-# One rank of the run: `srun` starts this once per GPU, with RUN and env.sh in its environment (see job.sbatch).
+# One rank of the run, with RUN and env.sh in its environment: `srun` starts this once per GPU (see job.sbatch).
+# The ssh back end does the same, and says in ALIGNKD_* what Slurm says in SLURM_*.
 
-exec >>"$RUN/logs/rank-$SLURM_PROCID.log" 2>&1
-echo "=== attempt $ALIGNKD_ATTEMPT: job $SLURM_JOB_ID on ${SLURMD_NODENAME:-?}, $(date -Is)"
+RANK=${ALIGNKD_RANK:-$SLURM_PROCID}
+exec >>"$RUN/logs/rank-$RANK.log" 2>&1
+echo "=== attempt $ALIGNKD_ATTEMPT: job ${SLURM_JOB_ID:-none} on ${SLURMD_NODENAME:-$HOSTNAME}, $(date -Is)"
 PYTHON=python3 # inside the container; the other one is not there
 
-export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID NODE_RANK=$SLURM_NODEID
-export WORLD_SIZE=$SLURM_NTASKS LOCAL_WORLD_SIZE=4
+export RANK LOCAL_RANK=${ALIGNKD_LOCAL_RANK:-$SLURM_LOCALID} NODE_RANK=${ALIGNKD_NODE_RANK:-$SLURM_NODEID}
+export WORLD_SIZE=${ALIGNKD_WORLD_SIZE:-$SLURM_NTASKS} LOCAL_WORLD_SIZE=4
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # Slurm sends the signals to python as well. This shell only has to outlive it, to write down how it ended.
@@ -19,7 +21,7 @@ mkdir -p "$RUN/exits" && echo "$code $(date +%s.%N)" >"$RUN/exits/.rank-$RANK" &
     mv "$RUN/exits/.rank-$RANK" "$RUN/exits/rank-$RANK"
 
 # 85 and 86 say "saved". srun would take them for failures and kill the ranks that are about to leave.
-if [[ $code -eq 85 || $code -eq 86 ]]; then
+if [[ -z ${ALIGNKD_RANK-} && ($code -eq 85 || $code -eq 86) ]]; then
     exit 0
 fi
 exit "$code"
