@@ -1,4 +1,4 @@
-"""Commands on runs that have their folder: status, logs, stop, cancel, resume, list."""
+"""Commands on runs that have their folder (status, logs, stop, cancel, resume, list) and on scripts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from alignkd.errors import UserError
 from launcher import control, run_logs, tables
 from launcher.checkpoints import allow_changes
+from launcher.explain import explain as find_traps
 from launcher.manifest import read_manifest
 from launcher.run_state import RunState, inspect_run
 from launcher.slurm import queued_jobs
@@ -126,6 +127,22 @@ def resume(
     elif result["job"]:
         print(f"submitted job {result['job']}; next: alignkd status {run}")
     raise typer.Exit(result["code"])
+
+
+@runs.command()
+def explain(
+    script: Annotated[Path, typer.Argument(help="Any batch script of Slurm.")], as_json: Json = False
+) -> None:
+    """Find the traps of Slurm in a batch script; exit code 1 when there are some."""
+    findings = find_traps(script)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings]))
+    for finding in [] if as_json else findings:
+        place = f"line {finding.line}" if finding.line else "the script"
+        print(f"{place}: {finding.text}\n  {finding.reason}")
+    if not findings and not as_json:
+        print("no trap that is known here")
+    raise typer.Exit(int(bool(findings)))
 
 
 def _state(run: Path) -> RunState:

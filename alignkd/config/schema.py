@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveRate = Annotated[float, Field(gt=0, lt=1)]
@@ -134,6 +134,17 @@ class CheckpointSection(Section):
 
 SlurmText = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+def _open_name(name: str) -> str:
+    if any(
+        word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "APIKEY", "CREDENTIAL")
+    ):
+        raise ValueError(f"{name} looks like a secret, which is never written down; name it in slurm.secrets")
+    return name
+
+
+OpenName = Annotated[VariableName, AfterValidator(_open_name)]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
 
@@ -181,8 +192,9 @@ class SlurmSection(Section):
     mail_type: list[SlurmText] = Field(default_factory=list, description="BEGIN, END, FAIL, REQUEUE, ...")
     modules: list[SlurmText] = Field(default_factory=list, description="`module load` of these, in order")
     activate: SlurmText | None = Field(None, description="shell line that makes the environment ready")
-    export: dict[VariableName, SlurmText] = Field(
-        default_factory=dict, description="variables for the ranks (NCCL_..., proxies); no secrets"
+    export: dict[OpenName, SlurmText] = Field(
+        default_factory=dict,
+        description="variables for the ranks (NCCL_..., proxies); secrets go to `secrets`",
     )
     secrets: list[VariableName] = Field(
         default_factory=list,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt")
+RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt", "explain")
 HEAVY = ("torch", "transformers", "deepspeed", "numpy")
 
 

@@ -38,11 +38,23 @@ def test_a_run_by_hand_is_finished(runs: Runs) -> None:
 
 def test_the_time_limit_itself_requeues_too(runs: Runs) -> None:
     """When USR1 was no help (here: never sent in time), TERM comes at the limit."""
-    run = runs.prepare(steps=3000, every=3000, slurm={"time_limit": "1", "sbatch_options": {"signal": False}})
+    run = runs.prepare(steps=3000, every=3000, slurm={"sbatch_options": {"time": "1", "signal": False}})
     runs.submit(run)
     wait_for(lambda: len(runs.attempts(run)) == 1, "the first attempt's end", 120)
     wait_for(lambda: runs.step(run) > (runs.attempts(run)[0].last_step or 0), "the second attempt", 30)
     assert runs.reasons(run) == ["time limit"]
+
+
+def test_a_crash_after_a_preemption_is_a_crash(runs: Runs, cluster: Cluster) -> None:
+    """What Slurm noted about the preemption must not speak for the attempts after it."""
+    run = runs.prepare(steps=60, every=1000, failures=[{"attempt": 2, "rank": 0, "step": 40, "code": 3}])
+    job = runs.submit(run)
+    runs.wait_for_step(run, 5)
+    cluster.run(
+        *("sbatch", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 1")
+    )
+    assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["preempted", "crashed", "done"]
 
 
 def test_one_crash_restarts_from_the_last_checkpoint(runs: Runs) -> None:
