@@ -21,6 +21,7 @@ from typing import Any
 from launcher.operators import build_cpu_operators
 from launcher.ranks import free_port, rank_environments
 
+RANK_NAME = "alignkd-rank"
 CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -33,6 +34,8 @@ class RankPool:
 
     def run(self, job: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
         """Results in rank order. After ``timeout`` seconds every rank prints its stack and the test fails."""
+        if any(not process.is_alive() for process in self._processes):
+            self.stop()
         if not self._processes:
             self._start()
         for connection in self._connections:
@@ -69,7 +72,10 @@ class RankPool:
         for rank, environment in enumerate(environments):
             ours, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(
-                target=_serve, args=(theirs, environment, self._logs / f"{rank}.log"), daemon=True
+                target=_serve,
+                name=f"{RANK_NAME}-{rank}",
+                args=(theirs, environment, self._logs / f"{rank}.log"),
+                daemon=True,
             )
             process.start()
             theirs.close()

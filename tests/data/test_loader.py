@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alignkd.data.index import build_index
 from alignkd.data.loader import build_loader, build_sampler
 from alignkd.errors import UserError
 from tests.data.records import entry
+from tests.ranks import RANK_NAME
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,12 @@ def test_a_bad_image_stops_the_run_with_a_users_error(
     assert "\n" not in message
     assert message.startswith(f"{config.data.sources[0].file}: entry ")
     assert "missing image: '3.png'" in message
-    assert not multiprocessing.active_children()
+    assert not loader_workers()
+
+
+def loader_workers() -> list[BaseProcess]:
+    """Children of this process, without the ranks that other tests share."""
+    return [child for child in multiprocessing.active_children() if not child.name.startswith(RANK_NAME)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -154,7 +161,7 @@ def test_workers_ignore_the_signals_of_a_stop(data_set, write_json, tmp_path, to
         found = []
         for window in loader:
             found.append(window)
-            for worker in multiprocessing.active_children():
+            for worker in loader_workers():
                 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
                     os.kill(worker.pid, number)
     assert same(found, wanted)
@@ -166,10 +173,10 @@ def test_closing_in_the_middle_ends_the_workers(data_set, write_json, tmp_path, 
     loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
     stream = iter(loader)
     next(stream)
-    assert len(multiprocessing.active_children()) == 2
+    assert len(loader_workers()) == 2
     loader.close()
     loader.close()
-    assert not multiprocessing.active_children()
+    assert not loader_workers()
 
 
 def test_python_ends_although_a_loader_is_still_open(data_set, write_json, tmp_path, fixture_folder):
