@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test lint clean
+.PHONY: demo demo-baseline install test test-slurm lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -31,7 +31,12 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/slurm
+
+# On a real four-node Slurm that the tests start here (root; Debian: slurmctld slurmd slurm-client munge). Apart from
+# `make test`, because some scenarios still depend on how busy the machine is.
+test-slurm: $(INSTALLED)
+	$(BIN)/pytest tests/slurm
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
