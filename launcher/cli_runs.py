@@ -145,6 +145,25 @@ def explain(
     raise typer.Exit(int(bool(findings)))
 
 
+@runs.command()
+def drill(
+    run: Run,
+    steps: Annotated[int, typer.Option(min=8, help="Length of the two short runs.")] = 40,
+    as_json: Json = False,
+) -> None:
+    """Prove that a run comes back on this cluster; exit code 1 when it does not."""
+    from launcher.drill import drill as run_drill
+
+    findings = []
+    for finding in run_drill(Path(os.path.abspath(run)), steps, Console(stderr=as_json)):
+        findings.append(finding)
+        if not as_json:
+            print(f"{'ok ' if finding.ok else 'NOT OK'}  {finding.text}", flush=True)
+    if as_json:
+        print(json.dumps([vars(finding) for finding in findings]))
+    raise typer.Exit(int(not all(finding.ok for finding in findings)))
+
+
 def _state(run: Path) -> RunState:
     on_slurm = read_manifest(run).backend == "slurm"
     return inspect_run(run, queued_jobs(run) if on_slurm else None)

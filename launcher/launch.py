@@ -58,7 +58,7 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     configs = _checked_configs(request, names, backend, console)
     runs: list[tuple[Manifest, Path]] = []
     for config in configs:
-        manifest, run = _write(config, request, backend)
+        manifest, run = write_run(config, request, backend)
         _say_plan(config, manifest, run, console)
         if backend == "ssh":
             write_hosts(run, request.hosts)
@@ -118,7 +118,8 @@ def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -
     return {"run": str(run), "job": job, "code": code}
 
 
-def _write(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
+def write_run(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
+    """Make the run folder. Raises UserError when it cannot be made."""
     world_size = request.nodes * request.gpus_per_node
     if backend == "local":
         device = choose_device(world_size, visible_gpus(os.environ))

@@ -25,6 +25,9 @@ def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
     problems = [text for name, script in scripts.items() if (text := _syntax(name, script))]
     problems += _partition_problems(config.slurm, nodes)
     problems += _lead_problems(config.slurm)
+    container = config.slurm.container
+    if container.kind != "none" and container.image is None:
+        problems.append(f"slurm.container.kind = {container.kind} needs slurm.container.image")
     if not problems:
         problems += _test_only(scripts["job.sbatch"])
     return problems

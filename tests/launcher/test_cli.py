@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt", "explain")
+RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt", "explain", "drill")
 HEAVY = ("torch", "transformers", "deepspeed", "numpy")
 
 

@@ -50,6 +50,7 @@ def partitions(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{partition: 'short,low', time_limit: '99:00:00'}", 1, None),
         ("{time_limit: '6', signal_seconds: 300}", 1, "told to save at once"),
         ("{time_limit: '7', signal_seconds: 300}", 1, None),
+        ("{container: {kind: pyxis}}", 1, "needs slurm.container.image"),
     ],
 )
 def test_partitions_and_limits(make_config, settings: str, nodes: int, message: str | None) -> None:

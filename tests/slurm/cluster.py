@@ -44,7 +44,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 KillWait=5
-SlurmdTimeout=20
+SlurmdTimeout=15
 MessageTimeout=30
 OverTimeLimit=0
 SchedulerType=sched/backfill
@@ -61,7 +61,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
-PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=high Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
 PartitionName=short Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=OFF MaxTime=5
 """  # noqa: E501
@@ -226,3 +226,4 @@ if __name__ == "__main__":  # the keeper: stdin ends when its parent does
     with contextlib.suppress(KeyboardInterrupt):
         sys.stdin.read()
     end_all(sys.argv[1])
+    shutil.rmtree(Path(sys.argv[1]).parent, ignore_errors=True)

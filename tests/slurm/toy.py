@@ -84,11 +84,10 @@ def first(plan: dict[str, Any]) -> int:
         fail_if_told(plan["failures"], step)
         time.sleep(plan["seconds"])
         step += 1
+        loss = 9.0 - step / total
         with metrics.open("a") as file:
-            file.write(
-                json.dumps({"step": step, "loss": 9.0 - step / total, "step_seconds": plan["seconds"]})
-            )
-            file.write("\n")
+            row = {"step": step, "loss": loss, "step_seconds": plan["seconds"]}
+            file.write(json.dumps(row) + "\n")
         report("training", step, total)
         if step % every == 0:
             save(step)
@@ -111,5 +110,6 @@ def other(plan: dict[str, Any]) -> int:
 
 
 print(f"sees GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}", flush=True)
-PLAN = json.loads((RUN / "toy.json").read_text())
+PLAN_FILE = RUN / "toy.json"
+PLAN = json.loads((PLAN_FILE if PLAN_FILE.exists() else RUN.parent / "toy.json").read_text())
 sys.exit(first(PLAN) if RANK == 0 else other(PLAN))

@@ -1,0 +1,157 @@
+"""``alignkd drill RUN``: proves on the cluster itself, before a long run, that a run comes back.
+
+Two short runs are made from the run's configuration. One is left alone. The other is requeued as by a
+preemption, told to save as before a time limit, and has its ranks killed; in the end both must have the same
+losses.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from alignkd.config import load_config
+from alignkd.errors import AlignkdError, UserError
+from launcher.attempts import HISTORY, open_attempt, read_history
+from launcher.control import start_run
+from launcher.files import read_json
+from launcher.launch import LaunchRequest, write_run
+from launcher.manifest import Manifest, read_manifest
+from launcher.slurm import ask, queued_jobs
+
+SLURM_SECONDS = 30.0  # between two questions to Slurm
+PATIENCE_SECONDS = 4 * 3600.0  # with each wait: a job may be queued for long
+LOSS_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that is done to a job, and what it must look like afterwards."""
+
+    name: str
+    command: Callable[[str], tuple[str, ...]]
+    saves: bool  # are the ranks told before they are ended?
+
+
+EVENTS = (
+    Event("a requeue, as by a preemption", lambda job: ("scontrol", "requeue", job), True),
+    Event("SIGUSR1, as before a time limit", lambda job: ("scancel", "--signal=USR1", job), True),
+    Event("killed ranks", lambda job: ("scancel", "--signal=KILL", f"{job}.0"), False),
+)
+
+
+def drill(run: Path, steps: int, console: Console, slurm_seconds: float = SLURM_SECONDS) -> Iterator[Finding]:
+    """What the cluster grants, one finding after the other; ``steps`` is the length of the short runs.
+
+    Raises UserError when ``run`` is not Slurm's, AlignkdError when a short run is gone or nothing happens.
+    """
+    manifest = read_manifest(run)
+    if manifest.backend != "slurm":
+        raise UserError(f"{run}: made for the {manifest.backend} back end; a drill is for a cluster")
+    whole, cut = (_short_run(run, manifest, name, steps) for name in ("drill-whole", "drill-cut"))
+    _, whole_job = start_run(whole, manifest, console)
+    _, job = start_run(cut, manifest, console)
+    assert job is not None
+    console.print(f"jobs {whole_job} (left alone) and {job} (interrupted)", markup=False, highlight=False)
+    if "Requeue=1" not in (ask("scontrol", "show", "job", "--oneliner", job) or ""):
+        yield Finding(False, "the job may not be requeued here; set slurm.requeue: false for chained jobs")
+    for number, event in enumerate(EVENTS, start=1):
+        yield _try(event, number, cut, slurm_seconds)
+    for short in (whole, cut):
+        _wait(short, lambda short=short: _is_done(short), slurm_seconds)  # type: ignore[misc]
+    yield _folder_finding(cut, manifest)
+    yield _loss_finding(_losses(whole), _losses(cut))
+
+
+def _short_run(run: Path, manifest: Manifest, suffix: str, steps: int) -> Path:
+    name = f"{run.name}-{suffix}"
+    folder = json.dumps(str(run.parent), ensure_ascii=False)
+    overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
+    overrides.append(f"checkpoint.every={max(1, steps // 8)}")
+    request = LaunchRequest(run / "config.yaml", manifest.nodes, manifest.gpus_per_node, "slurm")
+    _, short = write_run(load_config(run / "config.yaml", overrides), request, "slurm")
+    shutil.copy(run / "env.sh", short / "env.sh")  # it may have been edited by hand
+    return short
+
+
+def _try(event: Event, number: int, run: Path, slurm_seconds: float) -> Finding:
+    """Wait until the attempt has a checkpoint of its own, do it, and look at the attempt that follows."""
+    _wait(run, lambda: _made_progress(run, number) or _is_done(run), slurm_seconds)
+    attempt = open_attempt(run)
+    if attempt is None:
+        return Finding(False, f"{event.name}: the short run was over before; give it more --steps")
+    if ask(*event.command(attempt.job)) is None:
+        return Finding(False, f"{event.name}: refused by Slurm ({' '.join(event.command(attempt.job))})")
+    _wait(run, lambda: len(read_history(run)) >= number and open_attempt(run) is not None, slurm_seconds)
+    ended, following = read_history(run)[number - 1], open_attempt(run)
+    assert following is not None
+    if following.first_step != ended.saved_step:
+        text = f"went on at step {following.first_step} instead of {ended.saved_step}"
+        return Finding(False, f"{event.name}: {text}")
+    text = f"{event.name}: went on at step {following.first_step} after {_waited(ended.end, following.start)}"
+    if event.saves and (ended.lost_steps or 0) > 0:
+        return Finding(False, f"{text}, but {ended.lost_steps} steps were lost: too short a grace to save")
+    return Finding(True, text)
+
+
+def _waited(end: float | None, start: float) -> str:
+    return f"{start - (end or start):.0f} s"
+
+
+def _made_progress(run: Path, number: int) -> bool:
+    attempt = open_attempt(run)
+    progress = read_json(run / "progress.json") or {}
+    if attempt is None or attempt.number != number or progress.get("updated", 0) < attempt.start:
+        return False
+    return int(progress.get("step") or 0) >= attempt.first_step + 2
+
+
+def _is_done(run: Path) -> bool:
+    return (read_json(run / "result.json") or {}).get("status") == "done" and open_attempt(run) is None
+
+
+def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> None:
+    """Files are looked at often, and Slurm now and then, whether there is still a job to wait for."""
+    end, asked = time.monotonic() + PATIENCE_SECONDS, time.monotonic()
+    while not condition():
+        now = time.monotonic()
+        if now > end:
+            raise AlignkdError(f"{run}: nothing has happened for {PATIENCE_SECONDS / 3600:.0f} hours")
+        if now - asked > slurm_seconds:
+            asked = now
+            if queued_jobs(run) == [] and not condition():
+                raise AlignkdError(f"{run}: its job is gone; see: alignkd logs {run} --errors")
+        time.sleep(0.1)
+
+
+def _folder_finding(run: Path, manifest: Manifest) -> Finding:
+    logs = len(list((run / "logs").glob("rank-*.log")))
+    seen = logs == manifest.world_size and (run / HISTORY).exists()
+    text = f"{logs} of {manifest.world_size} ranks wrote into the run folder"
+    return Finding(seen, text if seen else f"{text}: it is not on a file system that every node sees")
+
+
+def _losses(run: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["loss"] for row in rows}
+
+
+def _loss_finding(whole: dict[int, float], cut: dict[int, float]) -> Finding:
+    if whole.keys() != cut.keys():
+        return Finding(False, f"{len(cut)} steps were made instead of {len(whole)}")
+    worst = max((abs(whole[step] - cut[step]), step) for step in whole)
+    if worst[0] <= LOSS_TOLERANCE:
+        return Finding(True, f"the losses of all {len(whole)} steps are those of the run that was left alone")
+    return Finding(False, f"losses differ by up to {worst[0]:.2g} (step {worst[1]})")
