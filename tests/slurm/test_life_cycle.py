@@ -146,6 +146,13 @@ def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:
     assert runs.reasons(run) == ["done"]
 
 
+def test_ranks_have_a_path_under_export_none(runs: Runs) -> None:
+    run = runs.prepare(slurm={"sbatch_options": {"export": "NONE"}}, steps=2)
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["done"]
+
+
 def test_two_runs_at_once_have_ports_of_their_own(runs: Runs) -> None:
     pair = [runs.prepare(name) for name in ("one", "two")]
     jobs = [runs.submit(run) for run in pair]
