@@ -93,7 +93,8 @@ def decide(found: Evidence) -> Decision:
             Action.WAIT, FOREVER_SECONDS, Reason.PREEMPTED, "Slurm requeues the job when it ends it"
         )
     if found.job.being_ended:
-        return Decision(Action.WAIT, WAIT_SECONDS, Reason.CANCELLED, "cancelled: it stays so")
+        # Slurm has decided already; the end of the script changes nothing.
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "cancelled: it stays so")
     if first_failure(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "told to go away by SIGTERM")
     if first_failure(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:

@@ -32,8 +32,8 @@ USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 
         ({"codes": {0: 138, 1: 143}, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
         ({"codes": TERM, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
         ({"codes": CRASH, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
-        ({"codes": TERM, "job": CANCELLED}, Action.WAIT, Reason.CANCELLED),
-        ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.WAIT, Reason.CANCELLED),
+        ({"codes": TERM, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         # Both signals: whoever sent TERM decides.
         ({"codes": {0: 85, 1: 86}}, Action.WAIT, Reason.TERMINATED),
         ({"codes": TERM}, Action.WAIT, Reason.TERMINATED),
@@ -52,7 +52,7 @@ def test_events(changes, action: Action, reason: Reason) -> None:
 
 def test_preemption_is_waited_for_longer_than_any_grace() -> None:
     assert decide(replace(PEACE, codes=TERM, job=PREEMPTED)).value > 3600
-    assert decide(replace(PEACE, codes=TERM, job=CANCELLED)).value == WAIT_SECONDS
+    assert decide(replace(PEACE, codes=TERM)).value == WAIT_SECONDS
 
 
 @pytest.mark.parametrize("codes", [USR1, CRASH])
