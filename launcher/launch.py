@@ -135,7 +135,11 @@ def write_run(config: Config, request: LaunchRequest, backend: str) -> tuple[Man
     )
     scripts = render_scripts(config, run_path(config), request.nodes, request.gpus_per_node)
     run = create_run_folder(
-        config, manifest, student_config(config, world_size, device), teacher_config(config), scripts
+        config,
+        manifest,
+        student_config(config, world_size, device),
+        teacher_config(config, device),
+        scripts,
     )
     return manifest, run
 

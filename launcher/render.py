@@ -53,9 +53,13 @@ def student_config(config: Config, world_size: int, device: str = "auto") -> dic
     return _checked(values, "ds/student.json")
 
 
-def teacher_config(config: Config) -> dict[str, Any] | None:
-    """ZeRO-3 inference without an optimizer; None when no teacher is sharded."""
-    if not config.distillation.enabled or config.teacher.placement != "zero3":
+def teacher_config(config: Config, device: str = "auto") -> dict[str, Any] | None:
+    """ZeRO-3 inference without an optimizer; None when no teacher is sharded.
+
+    Over which ranks the shards lie is not in it: the engine passes the group.
+    """
+    placement = config.teacher.placement
+    if not config.distillation.enabled or placement == "replicated":
         return None
     values = _base("teacher_zero3.json", 3)
     values |= {
@@ -63,6 +67,8 @@ def teacher_config(config: Config) -> dict[str, Any] | None:
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         **_precision(config.teacher.precision or config.training.precision, values),
     }
+    if placement == "zero3_offload":
+        values["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": device != "cpu"}
     return _checked(values, "ds/teacher.json")
 
 

@@ -99,7 +99,7 @@ def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "ds").mkdir()
     (folder / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
-    teacher = teacher_config(config)
+    teacher = teacher_config(config, "cpu")
     if teacher is not None:
         (folder / "ds" / "teacher.json").write_text(json.dumps(teacher))
     return folder

@@ -100,7 +100,11 @@ class StudentSection(Section):
 
 
 class TeacherSection(Section):
-    placement: Literal["zero3", "replicated"] = "zero3"
+    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated"] = Field(
+        "zero3",
+        description="where its weights lie: sharded over all ranks, over the ranks of a node (gathers stay "
+        "inside), over all ranks in host memory, or whole on every rank",
+    )
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
 
 

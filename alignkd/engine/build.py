@@ -8,7 +8,7 @@ import deepspeed
 
 from alignkd.config.schema import Config
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
-from alignkd.engine.ranks import Ranks
+from alignkd.engine.ranks import Ranks, node_group
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
@@ -26,7 +26,8 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
     if config.teacher.placement == "replicated":
         return ReplicatedTeacher(folder, top_k, Building(dtype, ranks.device))
     assert ds_teacher is not None, "the launcher renders it"
-    return ShardedTeacher(folder, top_k, Building(dtype, ranks.device, ds_teacher))
+    group = node_group(ranks) if config.teacher.placement == "zero3_node" else None
+    return ShardedTeacher(folder, top_k, Building(dtype, ranks.device, ds_teacher, group))
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+
+from alignkd.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,38 @@ class Ranks:
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)
+
+
+def node_group(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> Any:
+    """The device group of the ranks on this rank's node, known by NODE_RANK and LOCAL_WORLD_SIZE. Collective.
+
+    Raises UserError (on every rank) when the variables are missing or the nodes differ in size.
+    """
+    facts = ranks.gather_objects((environment.get("NODE_RANK"), environment.get("LOCAL_WORLD_SIZE")))
+    members = nodes_of(facts)
+    # Every rank makes every group, in the same order: a group that only its members make hangs the others.
+    groups = [dist.new_group(group) for group in members]
+    return next(group for group, on_node in zip(groups, members, strict=True) if ranks.rank in on_node)
+
+
+def nodes_of(facts: list[tuple[str | None, str | None]]) -> list[list[int]]:
+    """Ranks of each node from every rank's (NODE_RANK, LOCAL_WORLD_SIZE). Raises UserError."""
+    if any(value is None for fact in facts for value in fact):
+        raise UserError(
+            "teacher.placement = zero3_node needs NODE_RANK and LOCAL_WORLD_SIZE in each rank's environment; "
+            "valid: start the ranks with `alignkd launch`, or another placement"
+        )
+    nodes: dict[str, list[int]] = {}
+    for rank, (node, _) in enumerate(facts):
+        nodes.setdefault(str(node), []).append(rank)
+    stated = {str(size) for _, size in facts}
+    if {str(len(members)) for members in nodes.values()} != stated or len(stated) != 1:
+        sizes = ", ".join(f"node {node}: {len(members)}" for node, members in nodes.items())
+        raise UserError(
+            f"teacher.placement = zero3_node needs the same number of ranks on every node; here: {sizes} "
+            f"(LOCAL_WORLD_SIZE: {', '.join(sorted(stated))}); valid: equal nodes, or another placement"
+        )
+    return list(nodes.values())
 
 
 def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:

@@ -90,8 +90,10 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
     if teacher is not None:
         held = held_bytes(teacher)
         log.info(
-            "teacher on this rank: %.1f MB of weights, and its head of %.1f MB during a step",
+            "teacher on this rank: %.1f MB of weights (%.1f MB more in host memory), and its head of %.1f MB "
+            "during a step",
             held["shard"] / 1e6,
+            held["host"] / 1e6,
             held["head"] / 1e6,
         )
 

@@ -44,11 +44,13 @@ OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")  # saved by ol
 @dataclass(frozen=True)
 class Building:
     """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None; the
-    shards then live where that says, the buffers on ``device``."""
+    shards then live where that says, the buffers on ``device``. ``group`` holds the ranks that share one
+    set of shards; None: all ranks."""
 
     dtype: torch.dtype
     device: torch.device | str = "cpu"
     zero3: dict[str, Any] | None = None
+    group: Any = None
 
 
 def public_name(name: str) -> str:
@@ -138,7 +140,8 @@ def _empty_model(config: MobileVLMConfig, building: Building) -> MobileVLM:
         # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is
         # ignored by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would
         # silently be bf16.
-        with deepspeed.zero.Init(config_dict_or_path=building.zero3), no_init_weights():
+        sharded = deepspeed.zero.Init(data_parallel_group=building.group, config_dict_or_path=building.zero3)
+        with sharded, no_init_weights():
             model = MobileVLM(config)
         built = model.head.weight.dtype
         assert built == building.dtype, f"ZeRO-3 built {built}, wanted {building.dtype}"
@@ -168,11 +171,11 @@ def _fill(
             )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
-    # Under ZeRO-3 only rank 0 reads, and the others receive their shards.
+    # Under ZeRO-3 only the first rank of the group reads, and the others receive their shards.
     for name in [name for name in sources if name in parameters]:
         parameter = parameters[name]
         with _gathered(parameter, modifier_rank=0):
-            if building.zero3 is None or torch.distributed.get_rank() == 0:
+            if building.zero3 is None or torch.distributed.get_rank(building.group) == 0:
                 parameter.data.copy_(sources[name](name))
 
 

@@ -1,4 +1,4 @@
-"""Who gives the teacher's targets: sharded over all ranks by ZeRO-3, or a whole copy on every rank."""
+"""Who gives the teacher's targets: a model sharded by ZeRO-3, or a whole copy on every rank."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ class Teacher(Protocol):
 
 
 def held_bytes(teacher: Teacher) -> dict[str, int]:
-    """Bytes of the teacher on this rank outside a step (``shard``), and what its head adds during one."""
+    """Bytes of the teacher on this rank outside a step, on the device (``shard``) and in host memory
+    (``host``: a shard that was put there), and what its head adds on the device during a step."""
     parameters: list[Any] = list(teacher.model.parameters())
     head: Any = teacher.model.model.head.weight
     if isinstance(teacher, ReplicatedTeacher):
-        return {"shard": sum(p.numel() * p.element_size() for p in parameters), "head": 0}
-    shard = sum(p.ds_tensor.numel() + p.numel() for p in parameters)  # p itself: what stays resident
-    return {"shard": shard * head.element_size(), "head": head.ds_numel * head.element_size()}
+        return {"shard": sum(p.numel() * p.element_size() for p in parameters), "host": 0, "head": 0}
+    assert isinstance(teacher, ShardedTeacher)
+    size = head.element_size()
+    resident = sum(p.numel() for p in parameters) * size  # what ZeRO-3 keeps whole on top of its shard
+    shards = {"cpu": 0, "device": 0}
+    for parameter in parameters:
+        in_host = teacher.in_host_memory and parameter.ds_tensor.device.type == "cpu"
+        shards["cpu" if in_host else "device"] += parameter.ds_tensor.numel() * size
+    return {"shard": shards["device"] + resident, "host": shards["cpu"], "head": head.ds_numel * size}
 
 
 class ReplicatedTeacher:
@@ -47,10 +54,16 @@ class ReplicatedTeacher:
 
 
 class ShardedTeacher:
-    """ZeRO-3 by ``deepspeed.initialize`` without an optimizer; ``init_inference`` ignores its `zero`."""
+    """ZeRO-3 by ``deepspeed.initialize`` without an optimizer; ``init_inference`` ignores its `zero`.
+
+    The shards lie on the ranks of ``building.group``, on the device or, with ``offload_param``, in host
+    memory.
+    """
 
     def __init__(self, folder: str, top_k: int, building: Building) -> None:
         self.model = TeacherModel(load_model(folder, building), top_k)
+        assert building.zero3 is not None
+        self.in_host_memory = "offload_param" in building.zero3["zero_optimization"]
         self.engine = deepspeed.initialize(model=self.model, config=building.zero3)[0]
         restore_buffers(self.model.model, building.device)
         self.engine.eval()

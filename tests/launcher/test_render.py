@@ -73,6 +73,12 @@ def test_teacher_file(make_config) -> None:
     assert values["bf16"] == {"enabled": True}
     assert "optimizer" not in values
     assert render.teacher_config(make_config("teacher.placement=replicated")) is None
+    in_host = render.teacher_config(make_config("teacher.placement=zero3_offload"), device="cpu")
+    assert in_host["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": False}
+    assert (
+        "offload_param"
+        not in render.teacher_config(make_config("teacher.placement=zero3_node"))["zero_optimization"]
+    )
     assert render.teacher_config(make_config("distillation.enabled=false")) is None
 
 

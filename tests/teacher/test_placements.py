@@ -1,0 +1,110 @@
+"""Every placement of the teacher in four real ranks, two nodes of two: equal targets, other shards, groups."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch.distributed as dist
+from deepspeed.comm import comm
+
+from alignkd.config import load_config
+from alignkd.engine.build import build_teacher
+from alignkd.engine.ranks import Ranks, nodes_of
+from alignkd.errors import UserError
+from alignkd.teacher.provider import held_bytes
+from tests import tiny
+from tests.ranks import RankPool
+
+# Nothing kept beyond its use: on a tiny model the defaults would gather everything at once.
+LEAN = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+}
+SHARDED = ("zero3", "zero3_node", "zero3_offload")
+
+
+def compare(ranks: Ranks, folder: str) -> dict[str, Any]:
+    on_nodes = {"NODE_RANK": str(ranks.rank // 2), "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(ranks.rank % 2)}
+    # Every rank has another batch, and one of them no image: nobody may wait for anybody.
+    batch = tiny.batch_of(*[("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank])
+    found: dict[str, Any] = {}
+    expected: Any = None
+    with patch.dict(os.environ, on_nodes):
+        for placement in ("replicated", *SHARDED):
+            run = Path(folder) / placement
+            config = load_config(run / "config.yaml")
+            file = run / "ds" / "teacher.json"
+            ds_teacher = json.loads(file.read_text()) if file.exists() else None
+            if ds_teacher is not None:
+                ds_teacher["zero_optimization"] |= LEAN
+            teacher = build_teacher(config, ds_teacher, ranks)
+            assert teacher is not None
+            gathers: Counter[tuple[int, ...]] = Counter()
+            with patch.object(comm.cdb, "all_gather_into_tensor", _recording(gathers)):
+                for _ in range(2):  # some parameters become resident after the second forward only
+                    targets = teacher.targets(batch)
+                head = teacher.head_weight()
+            expected = expected or (targets, head)
+            pairs = list(zip((*targets, head), (*expected[0], expected[1]), strict=True))
+            found[placement] = {
+                "equal": all(ours.equal(theirs) for ours, theirs in pairs),
+                "held": held_bytes(teacher),
+                "gathers": dict(gathers),
+            }
+    return found
+
+
+def _recording(gathers: Counter[tuple[int, ...]]) -> Any:
+    original = comm.cdb.all_gather_into_tensor
+
+    def all_gather_into_tensor(*tensors: Any, group: Any = None, **options: Any) -> Any:
+        gathers[tuple(dist.get_process_group_ranks(group or dist.group.WORLD))] += 1
+        return original(*tensors, group=group, **options)
+
+    return all_gather_into_tensor
+
+
+def test_targets_shards_and_groups(four_ranks: RankPool, tmp_path: Path) -> None:
+    for placement in ("replicated", *SHARDED):
+        tiny.write_run(tmp_path / placement, 4, teacher__placement=placement)
+    for rank, found in enumerate(four_ranks.run(compare, str(tmp_path))):
+        assert all(values["equal"] for values in found.values())
+        whole = found["replicated"]["held"]["shard"]
+        node = (0, 1) if rank < 2 else (2, 3)
+        for placement, on_device, in_host, group in (
+            ("replicated", 1, 0, None),
+            ("zero3", 1 / 4, 0, (0, 1, 2, 3)),
+            ("zero3_node", 1 / 2, 0, node),
+            ("zero3_offload", 0, 1 / 4, (0, 1, 2, 3)),
+        ):
+            held = found[placement]["held"]
+            # Shards are filled up to a multiple of the ranks, hence not exact.
+            assert held["shard"] == pytest.approx(whole * on_device, rel=0.005), placement
+            assert held["host"] == pytest.approx(whole * in_host, rel=0.005), placement
+            groups = set(found[placement]["gathers"])
+            assert groups == ({group} if group else set()), placement
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([("0", "2"), ("0", "2"), ("1", "1")], "node 0: 2, node 1: 1"),
+        ([("0", "2"), ("0", "2"), ("0", "2")], "node 0: 3"),
+        ([("0", "2"), (None, "2")], "needs NODE_RANK and LOCAL_WORLD_SIZE"),
+    ],
+)
+def test_uneven_nodes_are_refused(facts: list[tuple[str | None, str | None]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        nodes_of(facts)
+
+
+def test_nodes_need_not_hold_neighbouring_ranks() -> None:
+    assert nodes_of([("1", "2"), ("0", "2"), ("1", "2"), ("0", "2")]) == [[0, 2], [1, 3]]
