@@ -1,4 +1,4 @@
-"""Every placement of the teacher in four real ranks, two nodes of two: equal targets, other shards, groups."""
+"""All placements of the teacher in four real ranks, two nodes of two: equal targets, other shards, groups."""
 
 from __future__ import annotations
 
