@@ -6,6 +6,7 @@ Everything that a user can cause (a bad key, a missing file, tensors that do not
 
 from __future__ import annotations
 
+import errno
 import sys
 
 EXIT_OK = 0
@@ -46,6 +47,43 @@ class CheckpointError(UserError):
 
 class TrainingError(AlignkdError):
     """Training cannot go on (a non-finite loss, say)."""
+
+
+class FileSystemError(AlignkdError):
+    """The file system failed, not the file: another try may go well, so a launcher starts the run again."""
+
+
+_PASSING = frozenset(
+    {
+        errno.EIO,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EBUSY,
+        errno.ESTALE,
+        errno.EREMOTEIO,
+        errno.ETIMEDOUT,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+    }
+)
+
+
+def raise_if_passing(error: BaseException, path: object) -> None:
+    """Raise FileSystemError when ``error`` says that a disk, a server or a network failed at ``path``.
+
+    Otherwise (no such file, no permission, broken contents) do nothing: the caller knows better what to say.
+    """
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        raise FileSystemError(f"{path}: the file system failed ({error.strerror}); try again") from error
 
 
 def report_error(error: AlignkdError) -> int:

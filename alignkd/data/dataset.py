@@ -11,14 +11,15 @@ from alignkd.data.batch import Batch
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.records import BadSample
 from alignkd.data.sampler import GlobalBatchSampler
-from alignkd.errors import UserError
+from alignkd.errors import AlignkdError, FileSystemError
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A user's error on its way out of a loader worker, where exceptions lose their type and message."""
+    """An error on its way out of a loader worker, where exceptions lose their type and message."""
 
     message: str
+    passing: bool  # the file system's failure, not the sample's
 
 
 class MicroBatchDataset(Dataset[Batch | Failure]):
@@ -38,9 +39,9 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
                 examples.append(self._read_example(sample))
             except BadSample as bad:
                 if not self._skip_bad:
-                    return Failure(str(bad))
-            except UserError as error:
-                return Failure(str(error))
+                    return Failure(str(bad), passing=False)
+            except AlignkdError as error:
+                return Failure(str(error), passing=isinstance(error, FileSystemError))
         return collate(examples, self._settings, skipped=len(samples) - len(examples))
 
 

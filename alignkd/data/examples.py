@@ -12,7 +12,7 @@ from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import BadSample, Sample
 from alignkd.data.templates import encode
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.errors import UserError
+from alignkd.errors import UserError, raise_if_passing
 
 
 class ExampleReader:
@@ -35,6 +35,9 @@ class ExampleReader:
         try:
             value = file.entry(int(index.start[number]), int(index.stop[number]))
             sample = checked_sample(value, settings, source, int(index.entry[number]))
+        except OSError as error:
+            raise_if_passing(error, settings.file)
+            raise
         except UserError as error:  # it was fine when the index was built
             raise UserError(f"{error} (has the file changed since the run began?)") from error
         encoded = encode(sample.turns, settings.template, self._tokenizer)

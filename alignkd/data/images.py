@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from alignkd.errors import raise_if_passing
+
 AspectRatio = Literal["pad", "square"]
 
 # Formats of photographs and drawings whose decoders run inside Pillow (EPS, say, would start Ghostscript).
@@ -47,7 +49,8 @@ class ImageProcessor:
         return 3, int(size["height"]), int(size["width"])
 
     def read(self, folder: str | Path, path: str, aspect_ratio: AspectRatio) -> torch.Tensor:
-        """``path`` below ``folder`` -> float32 [3, H, W]; raises :class:`BadImage`.
+        """``path`` below ``folder`` -> float32 [3, H, W]; raises :class:`BadImage`, or FileSystemError,
+        which says nothing about the image.
 
         ``pad`` first pads to a square with the mean colour, ``square`` leaves the cut to CLIP's centre crop.
         """
@@ -76,6 +79,7 @@ class ImageProcessor:
         except Image.DecompressionBombError as error:
             raise BadImage("image too large", path, str(error)) from error
         except Exception as error:  # decoders of foreign bytes raise nearly anything
+            raise_if_passing(error, file)
             raise BadImage("broken image", path, f"{type(error).__name__}: {error}") from error
 
     def _check_size(self, size: tuple[int, int], path: str, aspect_ratio: AspectRatio) -> None:
@@ -115,5 +119,6 @@ def resolve_below(folder: str | Path, path: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         raise BadImage("missing image", path, f"looked in {folder}") from None
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL byte, a loop of links
+        raise_if_passing(error, Path(folder) / path)
         raise BadImage("unreadable image", path, str(error)) from error
     return file

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from alignkd.errors import UserError
+from alignkd.errors import UserError, raise_if_passing
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BYTE_ORDER_MARK = "\xef\xbb\xbf"
@@ -36,6 +36,7 @@ class JsonListFile:
             try:
                 self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
             except OSError as error:
+                raise_if_passing(error, self.path)
                 raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         return self._file
 

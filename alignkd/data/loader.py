@@ -22,7 +22,7 @@ from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.errors import UserError
+from alignkd.errors import FileSystemError, UserError
 
 
 class ModelFacts(Protocol):
@@ -91,7 +91,8 @@ class WindowLoader:
         return len(self._order) // self._order.accumulation
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used."""
+        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used, and
+        FileSystemError where the file system failed, which skips no sample."""
         self._start()
         for _ in range(len(self)):
             yield [self._next() for _ in range(self._order.accumulation)]
@@ -108,7 +109,7 @@ class WindowLoader:
         assert self._iterator is not None, "the loader is closed"
         result = next(self._iterator)
         if isinstance(result, Failure):
-            raise UserError(result.message)
+            raise (FileSystemError if result.passing else UserError)(result.message)
         return result
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from alignkd.errors import UserError
+from alignkd.errors import UserError, raise_if_passing
 
 MODEL_FILE = "tokenizer.model"
 
@@ -44,6 +44,7 @@ class SentencePieceTokenizer:
         try:
             model = path.read_bytes()
         except OSError as error:
+            raise_if_passing(error, path)
             raise UserError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
         return cls(model, str(path))
 

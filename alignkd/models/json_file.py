@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignkd.errors import CheckpointError
+from alignkd.errors import CheckpointError, raise_if_passing
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -16,6 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; a model folder needs it") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise_if_passing(error, path)
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: must hold a JSON object")

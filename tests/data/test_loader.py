@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from PIL import Image
 from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
 from alignkd.data.index import build_index
 from alignkd.data.loader import build_loader, build_sampler
-from alignkd.errors import UserError
+from alignkd.errors import EXIT_FAILED, FileSystemError, UserError
 from tests.data.records import entry
 from tests.ranks import RANK_NAME
 
@@ -144,6 +145,22 @@ def test_bad_images_can_be_skipped_and_are_counted(data_set, write_json, tmp_pat
     counts = [b.counts for window in windows(config, tokenizer, facts)[:4] for b in window]
     assert sum(c.skipped for c in counts) == bad > 0
     assert sum(c.samples for c in counts) == 30 - bad
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_file_system_skips_no_sample(
+    data_set, write_json, tmp_path, tokenizer, facts, workers, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    config = configure(write_json, tmp_path, data_set, workers, on_bad_sample="skip")
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(
+        FileSystemError, match=r"\.png: the file system failed \(Stale file handle\)"
+    ) as caught:
+        windows(config, tokenizer, facts)
+    assert caught.value.exit_code == EXIT_FAILED  # a launcher tries again
 
 
 def test_the_runs_own_random_state_is_left_alone(data_set, write_json, tmp_path, tokenizer, facts):
