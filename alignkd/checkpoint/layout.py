@@ -16,6 +16,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
+METRICS = "metrics.jsonl"  # of the run: one row per optimizer step
 _STEP = re.compile(r"step-(\d+)")
 
 

@@ -12,24 +12,28 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 
-def save_rank_state(folder: Path, rank: int) -> list[Path]:
-    """Returns the files written."""
+def rank_state() -> dict[str, Any]:
+    """The random states as they are now."""
     version, numbers, gaussian = random.getstate()
     numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
     numpy_state["state"] = {
         "key": numpy_state["state"]["key"].tolist(),
         "pos": int(numpy_state["state"]["pos"]),
     }
-    described = {
+    described: dict[str, Any] = {
         "python": [version, list(numbers), gaussian],
         "numpy": numpy_state,
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
     }
     if get_accelerator().device_name() != "cpu":
         described["device"] = get_accelerator().get_rng_state().cpu().numpy().tobytes().hex()
+    return described
+
+
+def write_rank_state(folder: Path, rank: int, described: dict[str, Any]) -> Path:
     path = _path(folder, rank)
     path.write_text(json.dumps(described), encoding="utf-8")
-    return [path]
+    return path
 
 
 def load_rank_state(folder: Path, rank: int) -> None:

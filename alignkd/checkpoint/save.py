@@ -7,113 +7,219 @@ checkpoint's name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.layout import MARKER, checkpoints_folder, committed_steps, step_name
+from alignkd.checkpoint.background import BackgroundWrite, Sealed
+from alignkd.checkpoint.layout import (
+    MARKER,
+    METRICS,
+    checkpoints_folder,
+    committed_steps,
+    flush_to_disk,
+    read_manifest,
+    step_name,
+)
+from alignkd.checkpoint.resume import Found
 from alignkd.checkpoint.retention import expired_steps
-from alignkd.checkpoint.storage import Storage
+from alignkd.checkpoint.storage import Shards, Storage
+from alignkd.checkpoint.timing import TIMING
 from alignkd.config.schema import CheckpointSection
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import TrainingError
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
+CLOSE_SECONDS = 60.0  # for a write that is no longer wanted
+
+
+@dataclass
+class _Flight:
+    """A save that has begun and is not committed."""
+
+    step: int
+    facts: dict[str, Any]
+    partial: Path
+    final: Path
+    asynchronous: bool
+    snapshot_seconds: float = 0.0  # until training may go on
+    held_seconds: float = 0.0  # training stood still for it
+
+
+@dataclass(frozen=True)
+class SaveTotals:
+    """Of this process."""
+
+    committed: int = 0
+    failed: int = 0
+    held_seconds: float = 0.0  # the training loop was held by committed saves
+    write_seconds: float = 0.0  # the slowest rank's writing, flushing and hashing, summed over saves
+    bytes: int = 0  # of the last one
 
 
 class CheckpointSaver:
-    """Saves of one run in one process. ``resumed_from`` is never removed; ``verified`` are the steps of older
-    checkpoints that were found whole."""
+    """Saves of one run in one process, at most one in flight. ``found``: what the run was resumed from."""
 
     def __init__(
-        self,
-        run: Path,
-        section: CheckpointSection,
-        ranks: Ranks,
-        storage: Storage,
-        resumed_from: int | None,
-        verified: Collection[int] = (),
+        self, run: Path, section: CheckpointSection, ranks: Ranks, storage: Storage, found: Found
     ) -> None:
         self._run = run
         self._section = section
         self._ranks = ranks
         self._storage = storage
-        self._resumed_from = resumed_from
-        self._verified = set(verified)
-        self._size = 0  # bytes of the last checkpoint
+        self._resumed_from = found.step
+        self._verified = set(found.verified)
         self._failures = 0
+        self._flight: _Flight | None = None
+        self._write: BackgroundWrite | None = None
+        self.newest = found.step or 0  # committed step
+        self.totals = SaveTotals(bytes=_bytes_of(run, found.step))
         if ranks.is_first:
             for name in storage.remove_leftovers(checkpoints_folder(run)):
                 log.info("removed %s, left by a save that was cut off", name)
         ranks.barrier()  # nobody begins a save among folders that are being removed
 
-    def save(self, engine: Any, step: int, facts: dict[str, Any]) -> bool:
-        """Write and commit ``checkpoints/step-N``; False when it failed and the older ones stay.
+    @property
+    def in_flight(self) -> bool:
+        """The same on all ranks."""
+        return self._flight is not None
 
-        Collective. Raises TrainingError after ``checkpoint.max_failures`` failures in a row.
+    @property
+    def written(self) -> bool:
+        """This rank has nothing left to write, so that nobody would wait for it in :meth:`finish`."""
+        return self._write is None or self._write.done
+
+    def save(self, engine: Any, step: int, facts: dict[str, Any], *, wait: bool) -> None:
+        """Take the state of ``step`` and write it, in a thread while training goes on unless ``wait`` or the
+        configuration says otherwise. It counts once :meth:`finish` has committed it. Collective.
+
+        A save that fails leaves the older ones. Raises TrainingError after ``checkpoint.max_failures`` in
+        a row.
         """
-        problem = self._write(engine, step, facts)
-        if problem is None:
-            self._failures = 0
-            self._verified.add(step)
-            self._remove_expired()
-            return True
-        self._failures += 1
-        log.warning("checkpoint of step %d failed: %s", step, problem)
-        if self._failures >= self._section.max_failures:
-            raise TrainingError(
-                f"{self._failures} checkpoints in a row could not be written, the last one at step {step}: "
-                f"{problem}; the older ones are kept (checkpoint.max_failures)"
+        self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
+        parent, background = checkpoints_folder(self._run), self._section.asynchronous and not wait
+        flight = _Flight(
+            step,
+            facts,
+            parent / (step_name(step) + ".tmp"),
+            parent / step_name(step),
+            asynchronous=background,
+        )
+        started = time.monotonic()
+        shards: list[Shards] = []
+        needed = int(self.totals.bytes * SPACE_MARGIN)
+        # Each part of a save ends with all ranks agreeing that it worked. That is also the barrier that
+        # closes a race: nobody writes into a folder that is still being cleared,
+        problem = self._agree(
+            self._on_first(lambda: self._storage.begin(flight.partial, flight.final, needed))
+        ) or self._agree(
+            # and nobody starts a writer for a save that another rank has given up.
+            lambda: shards.append(
+                self._storage.snapshot_rank(engine, flight.partial, self._ranks.rank, copies=background)
             )
-        return False
-
-    def _write(self, engine: Any, step: int, facts: dict[str, Any]) -> str | None:
-        """The first rank's problem, known to all ranks; None when the checkpoint counts."""
-        parent, storage = checkpoints_folder(self._run), self._storage
-        partial, final = parent / (step_name(step) + ".tmp"), parent / step_name(step)
-        needed = int(self._size * SPACE_MARGIN)
-        written: list[Path] = []
-        sealed: dict[str, dict[str, Any]] = {}
-        # Each step ends with all ranks agreeing that it worked. That is also the barrier that closes a race:
-        steps: list[Callable[[], None]] = [
-            # nobody writes into a folder that is still being cleared
-            self._on_first(lambda: storage.begin(partial, final, needed)),
-            # nobody lists or publishes a folder that others still write into
-            lambda: written.extend(storage.write_rank(engine, partial, self._ranks.rank)),
-            lambda: sealed.update(storage.seal_rank(partial, written)),
-            # nobody goes on, or exits, before the checkpoint counts
-            lambda: self._commit(partial, final, step, facts, sealed),
-        ]
-        for action in steps:
-            problem = self._agree(action)
-            if problem is not None:
-                self._agree(self._on_first(lambda: self._discard(partial, final)))
-                return problem
-        return None
-
-    def _commit(
-        self, partial: Path, final: Path, step: int, facts: dict[str, Any], sealed: dict[str, dict[str, Any]]
-    ) -> None:
-        files = {name: entry for part in self._ranks.gather_objects(sealed) for name, entry in part.items()}
-        self._size = sum(entry["bytes"] for entry in files.values())
-        if not self._ranks.is_first:
+        )
+        flight.held_seconds = flight.snapshot_seconds = time.monotonic() - started
+        if problem is not None:
+            self._fail(flight, problem)
             return
+        self._flight = flight
+        self._write = BackgroundWrite(lambda: self._write_and_seal(flight.partial, shards.pop()))
+        if not background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save in flight, if there is one, and commit it. Collective."""
+        flight, write = self._flight, self._write
+        if flight is None or write is None:
+            return
+        self._flight = self._write = None
+        started = time.monotonic()
+        sealed, own_problem = write.result()
+        # Nobody lists or publishes a folder that others still write into.
+        answers = self._ranks.gather_objects((sealed, own_problem, write.seconds))
+        problem = next(
+            (f"rank {rank}: {found}" for rank, (_, found, _) in enumerate(answers) if found is not None), None
+        )
+        files = {name: entry for part, _, _ in answers for name, entry in part.items()}
+        write_seconds = max(seconds for _, _, seconds in answers)
+        if problem is None:
+            held = flight.held_seconds + time.monotonic() - started
+            timing = {
+                "asynchronous": flight.asynchronous,
+                "held_seconds": held,
+                "save_seconds": flight.snapshot_seconds + write_seconds,
+            }
+            # Nobody goes on, or exits, before the checkpoint counts.
+            problem = self._agree(self._on_first(lambda: self._commit(flight, timing, files)))
+        if problem is not None:
+            self._fail(flight, problem)
+            return
+        self._failures = 0
+        self.newest = flight.step
+        self._verified.add(flight.step)
+        self._remove_expired()
+        held = flight.held_seconds + time.monotonic() - started
+        size = sum(entry["bytes"] for entry in files.values())
+        before = self.totals
+        self.totals = replace(
+            before,
+            committed=before.committed + 1,
+            held_seconds=before.held_seconds + held,
+            write_seconds=before.write_seconds + write_seconds,
+            bytes=size,
+        )
+        log.info(
+            "saved %s: %.1f MB, written in %.2f s, training held for %.2f s",
+            step_name(flight.step),
+            size / 1e6,
+            write_seconds,
+            held,
+        )
+
+    def close(self) -> None:
+        """End without a commit. Not collective: ranks may come here for reasons of their own."""
+        if self._write is not None:
+            self._write.wait(CLOSE_SECONDS)  # an interpreter that ends below a running writer may crash
+
+    def _write_and_seal(self, partial: Path, shards: Shards) -> Sealed:
+        """In the writer's thread."""
+        return self._storage.seal_rank(partial, self._storage.write_files(shards))
+
+    def _commit(self, flight: _Flight, timing: dict[str, Any], files: Sealed) -> None:
+        metrics = self._run / METRICS
+        if metrics.exists():  # the rows up to here are not made again once the checkpoint counts
+            flush_to_disk(metrics)
         manifest = {
-            "step": step,
+            "step": flight.step,
             "world_size": self._ranks.world_size,
-            **facts,
+            **flight.facts,
+            TIMING: timing,
             "files": dict(sorted(files.items())),
         }
-        self._storage.write_manifest(partial, manifest)
-        self._storage.publish(partial, final)
-        self._storage.mark(final)
-        self._storage.write_latest(final)
+        self._storage.write_manifest(flight.partial, manifest)
+        self._storage.publish(flight.partial, flight.final)
+        self._storage.mark(flight.final)
+        self._storage.write_latest(flight.final)
 
-    def _discard(self, partial: Path, final: Path) -> None:
-        self._storage.remove(partial)
-        if not (final / MARKER).exists():
-            self._storage.remove(final)
+    def _fail(self, flight: _Flight, problem: str) -> None:
+        """Collective; ``problem`` is the same on all ranks."""
+        self._agree(self._on_first(lambda: self._discard(flight)))
+        self._failures += 1
+        self.totals = replace(self.totals, failed=self.totals.failed + 1)
+        log.warning("checkpoint of step %d failed: %s", flight.step, problem)
+        if self._failures >= self._section.max_failures:
+            raise TrainingError(
+                f"{self._failures} checkpoints in a row could not be written, the last one at step "
+                f"{flight.step}: {problem}; the older ones are kept (checkpoint.max_failures)"
+            )
+
+    def _discard(self, flight: _Flight) -> None:
+        self._storage.remove(flight.partial)
+        if not (flight.final / MARKER).exists():
+            self._storage.remove(flight.final)
 
     def _on_first(self, action: Callable[[], None]) -> Callable[[], None]:
         """``action`` on rank 0, nothing elsewhere."""
@@ -140,3 +246,11 @@ class CheckpointSaver:
                 self._storage.remove(checkpoints_folder(self._run) / step_name(step))
             except OSError as error:
                 log.warning("step-%d could not be removed: %s", step, error)
+
+
+def _bytes_of(run: Path, step: int | None) -> int:
+    """Of the checkpoint that was resumed from, so that the first save knows what room it needs."""
+    if step is None:
+        return 0
+    files = read_manifest(checkpoints_folder(run) / step_name(step))["files"]
+    return sum(int(entry["bytes"]) for entry in files.values())

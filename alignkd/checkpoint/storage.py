@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
+from alignkd.checkpoint.host_copy import host_copy
 from alignkd.checkpoint.layout import MANIFEST, MARKER, describe, flush_to_disk
-from alignkd.checkpoint.rank_state import save_rank_state
+from alignkd.checkpoint.rank_state import rank_state, write_rank_state
 from alignkd.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's file access, with two differences.
+    """DeepSpeed's file access, with three differences.
 
+    With ``copies`` set, a state is copied to host memory and written later, by :meth:`Storage.write_files`.
     A failed write is remembered instead of raised: ``save_checkpoint`` has barriers, and a rank that left it
     by an exception would leave the others waiting. And only files that were verified are unpickled.
     """
@@ -26,9 +33,15 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.zipfile_serialization = True
-        self.written: list[Path] = []
-        self.problem: OSError | None = None
         self.verified: frozenset[Path] = frozenset()
+        self.begin(copies=False)
+
+    def begin(self, *, copies: bool) -> None:
+        """Before each ``save_checkpoint``."""
+        self._copies = copies
+        self.written: list[Path] = []
+        self.waiting: list[tuple[Path, Any]] = []  # copies, and where they go
+        self.problem: OSError | None = None
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         try:
@@ -39,18 +52,30 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
     def save(self, state_dict: Any, path: str) -> None:
         if self.problem is not None:
             return
+        if self._copies:
+            try:
+                self.waiting.append((Path(path), host_copy(state_dict)))
+                return
+            except (OSError, MemoryError, RuntimeError) as error:  # torch's allocators raise the last
+                log.warning("no copy of %s (%s): it is written at once, and training waits", path, error)
         try:
-            super().save(state_dict, path)
+            write_shard(state_dict, Path(path))
             self.written.append(Path(path))
         except OSError as error:
             self.problem = error
-        except RuntimeError as error:  # torch's own writer, on a full disk
-            self.problem = OSError(errno.EIO, str(error).splitlines()[0], path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         if Path(path) not in self.verified:
             raise CheckpointError(f"{path}: was not verified against a manifest")
         return super().load(path, map_location=map_location)
+
+
+def write_shard(state: Any, path: Path) -> None:
+    """As DeepSpeed writes it. Raises OSError, for torch's own writer on a full disk, too."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
 
 
 def attach(engine: Any) -> ShardFiles:
@@ -62,9 +87,20 @@ def attach(engine: Any) -> ShardFiles:
     return files
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What one rank has to write of a checkpoint."""
+
+    partial: Path
+    rank: int
+    waiting: list[tuple[Path, Any]]  # copies in host memory, each dropped when it is written
+    written: list[Path]
+    rank_state: dict[str, Any]
+
+
 class Storage:
-    """The phases of a save, in their order. All raise OSError; ``write_rank`` and ``seal_rank`` run on every
-    rank, the others on rank 0."""
+    """The phases of a save, in their order. All raise OSError. ``snapshot_rank``, ``write_files`` and
+    ``seal_rank`` run on every rank, the last two in a thread; the others on rank 0."""
 
     def begin(self, partial: Path, final: Path, needed_bytes: int) -> None:
         """An empty ``partial``, and room for the checkpoint."""
@@ -81,18 +117,36 @@ class Storage:
             )
         partial.mkdir()
 
-    def write_rank(self, engine: Any, partial: Path, rank: int) -> list[Path]:
-        """Write what belongs to this rank; returns its files. Collective inside DeepSpeed."""
+    def snapshot_rank(self, engine: Any, partial: Path, rank: int, *, copies: bool) -> Shards:
+        """This rank's state as it is now. Collective inside DeepSpeed.
+
+        With ``copies`` it is held in host memory; otherwise DeepSpeed's files are written here.
+        """
         files = engine.checkpoint_engine
         assert isinstance(files, ShardFiles)
-        files.written, files.problem = [], None
+        files.begin(copies=copies)
         engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False)
-        if files.problem is not None:
-            raise files.problem
-        return files.written + save_rank_state(partial, rank)
+        waiting, written, problem = files.waiting, files.written, files.problem
+        files.begin(copies=False)  # the copies are the caller's alone, and go when it is done with them
+        if problem is not None:
+            raise problem
+        return Shards(partial, rank, waiting, written, rank_state())
+
+    def write_files(self, shards: Shards) -> list[Path]:
+        """Write what is not written yet; returns all files of this rank. May run in a thread."""
+        written = list(shards.written)
+        while shards.waiting:
+            path, state = shards.waiting.pop(0)
+            self.write_file(path, state)
+            written.append(path)
+        return [*written, write_rank_state(shards.partial, shards.rank, shards.rank_state)]
+
+    def write_file(self, path: Path, state: Any) -> None:
+        write_shard(state, path)
 
     def seal_rank(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
-        """Flush this rank's files (no other host can) and read them back: name -> size and sha256."""
+        """Flush this rank's files (no other host can) and read them back: name -> size and sha256. May run in
+        a thread."""
         for path in written:
             flush_to_disk(path)
         names = [str(path.relative_to(partial)) for path in written]

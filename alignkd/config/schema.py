@@ -134,6 +134,11 @@ class CheckpointSection(Section):
     keep_last: PositiveInt | None = Field(3, description="checkpoints to keep; null keeps all")
     keep_every: PositiveInt | None = Field(None, description="also keep the multiples of so many steps")
     max_failures: PositiveInt = Field(3, description="failed saves in a row that stop the run")
+    asynchronous: bool = Field(
+        True,
+        description="train on while files are written from a copy in host memory, as large as the rank's "
+        "files; without room for it, or with false, training waits",
+    )
 
 
 SlurmText = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import asdict
 from importlib import metadata
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.export import export_engine
-from alignkd.checkpoint.save import CheckpointSaver
+from alignkd.checkpoint.layout import METRICS
+from alignkd.checkpoint.save import CheckpointSaver, SaveTotals
 from alignkd.checkpoint.storage import Storage
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
@@ -23,30 +23,38 @@ from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, TrainingError
 
-log = logging.getLogger(__name__)
-
 
 def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | None = None) -> int:
     """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective."""
+    saver = CheckpointSaver(job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found)
+    try:
+        return _train(job, stop, progress, saver)
+    finally:
+        saver.close()
+
+
+def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSaver) -> int:
     started = time.monotonic()
-    metrics = Metrics(job.run / "metrics.jsonl", job.config.distillation, job.ranks)
-    saver = CheckpointSaver(
-        job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found.step, job.found.verified
-    )
-    skipped = SkippedSteps(job.config.training.max_skipped_steps)
-    step = saved_step = job.found.step or 0
+    metrics = Metrics(job.run / METRICS, job.config.distillation, job.ranks)
+    skipped = SkippedSteps(job.config.training.max_skipped_steps, int(job.engine.skipped_steps))
+    step = job.found.step or 0
     metrics.cut_after(step)
     code = EXIT_OK
     sizes = job.engine.module.sizes()
     teacher_watch = Stopwatch()
     windows = iter(job.loader)
+    slowest = 0.0  # step since the last save, seconds
     edge = time.perf_counter()
     while step < job.total_steps:
         window = next(windows)
-        facts = agree_on_window(window, sizes, stop, job.ranks)
+        facts = agree_on_window(window, sizes, stop, job.ranks, saver.written)
         if facts.usr1 or facts.term:
             code = exit_code(facts.usr1, facts.term)
             break
+        if saver.in_flight and facts.written:
+            held = time.perf_counter()
+            saver.finish()
+            edge += time.perf_counter() - held  # not a part of the step
         factor = schedule_factor(step, job.total_steps, job.config.training.warmup_ratio)
         set_learning_rates(job.engine.optimizer, factor)
         sums = run_optimizer_step(
@@ -56,6 +64,7 @@ def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | No
         applied = job.engine.was_step_applied()
         skipped.count(applied, step)
         now = time.perf_counter()
+        slowest = max(slowest, now - edge)
         row = {**_known_at_once(job, step, factor), "skipped_steps": skipped.total}
         metrics.add(row, sums, facts, teacher_watch.take(), now - edge, applied=applied)
         edge = now
@@ -63,19 +72,24 @@ def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | No
             shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}
             progress.report("training", step=step, total_steps=job.total_steps, **shown)
         if step % job.config.checkpoint.every == 0 and step < job.total_steps:
-            if _save(job, saver, step, metrics, progress):
-                saved_step = step
-            edge = time.perf_counter()
+            _save(job, saver, step, metrics, progress, slowest, wait=False)
+            slowest, edge = 0.0, time.perf_counter()
     job.loader.close()
     metrics.flush()
-    if step > saved_step and not _save(job, saver, step, metrics, progress) and code != EXIT_OK:
+    # A save in flight is the first to be had when the time runs out: it is committed before a newer one.
+    saver.finish()
+    if step > saver.newest:
+        _save(job, saver, step, metrics, progress, slowest, wait=True)
+    if step > saver.newest and code != EXIT_OK:
         raise TrainingError(
-            f"stopped at step {step}, but it could not be saved; step {saved_step} is the newest"
+            f"stopped at step {step}, but it could not be saved; step {saver.newest} is the newest"
         )
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
         export_engine(job.engine, job.config, job.run / "student", job.ranks)
-    _write_result(job, "done" if code == EXIT_OK else "stopped", step, time.monotonic() - started)
+    _write_result(
+        job, "done" if code == EXIT_OK else "stopped", step, time.monotonic() - started, saver.totals
+    )
     progress.report("done" if code == EXIT_OK else "stopped", step=step, total_steps=job.total_steps)
     return code
 
@@ -93,26 +107,37 @@ def _known_at_once(job: Job, step: int, factor: float) -> dict[str, Any]:
     }
 
 
-def _save(job: Job, saver: CheckpointSaver, step: int, metrics: Metrics, progress: Progress) -> bool:
+def _save(
+    job: Job,
+    saver: CheckpointSaver,
+    step: int,
+    metrics: Metrics,
+    progress: Progress,
+    slowest_step: float,
+    *,
+    wait: bool,
+) -> None:
     # The last row is finished first, so that a non-finite loss stops the run before it is saved.
     metrics.flush()
     progress.report("saving", step=step, total_steps=job.total_steps)
-    facts = {**asdict(job.facts), "samples": job.sampler.samples_before(step), "versions": _versions()}
-    saved = saver.save(job.engine, step, facts)
-    if saved:
-        log.info("saved step-%d", step)
-    return saved
+    facts = {
+        **asdict(job.facts),
+        "samples": job.sampler.samples_before(step),
+        "step_seconds": slowest_step,
+        "versions": _versions(),
+    }
+    saver.save(job.engine, step, facts, wait=wait)
 
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("alignkd", "torch", "deepspeed", "transformers")}
 
 
-def _write_result(job: Job, status: str, step: int, seconds: float) -> None:
+def _write_result(job: Job, status: str, step: int, seconds: float, saves: SaveTotals) -> None:
     memory = job.ranks.gather_objects(peak_memory_bytes())
     if not job.ranks.is_first:
         return
-    rows = [json.loads(line) for line in _lines(job.run / "metrics.jsonl")]
+    rows = [json.loads(line) for line in _lines(job.run / METRICS)]
     result = {
         "status": status,
         "step": step,
@@ -120,6 +145,7 @@ def _write_result(job: Job, status: str, step: int, seconds: float) -> None:
         "first": rows[0] if rows else None,
         "last": rows[-1] if rows else None,
         "seconds": seconds,
+        "saves": asdict(saves),
         "peak_memory_bytes_per_rank": memory,
     }
     temporary = job.run / "result.tmp"

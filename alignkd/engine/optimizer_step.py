@@ -26,6 +26,7 @@ class WindowFacts:
     elements: dict[str, int]  # divisors of the terms' sums
     usr1: bool  # some rank was asked to stop
     term: bool
+    written: bool  # every rank's checkpoint writer is done
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,23 @@ class StepSums:
     gradient_norm: torch.Tensor | float | None  # over all ranks, before clipping
 
 
-def agree_on_window(window: list[Batch], sizes: Any, stop: StopRequest, ranks: Ranks) -> WindowFacts:
-    """One host all-reduce for the counts of the coming step and the stop flags. No device is involved."""
+def agree_on_window(
+    window: list[Batch], sizes: Any, stop: StopRequest, ranks: Ranks, written: bool = True
+) -> WindowFacts:
+    """One host all-reduce for the counts of the coming step, the stop flags, and whether this rank's
+    checkpoint is ``written``. No device is involved."""
     local = sum((batch.counts for batch in window), start=TermCounts())
-    summed = ranks.sum_on_host([*local.as_list(), int(stop.usr1), int(stop.term)])
-    counts = TermCounts.from_list(summed[:-2])
+    summed = ranks.sum_on_host([*local.as_list(), int(stop.usr1), int(stop.term), int(written)])
+    counts = TermCounts.from_list(summed[:-3])
     if counts.samples == 0:
         raise TrainingError(
             f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
             "image folder not there? Set data.on_bad_sample to error to see the first one"
         )
-    return WindowFacts(counts, element_counts(counts, sizes), usr1=summed[-2] > 0, term=summed[-1] > 0)
+    usr1, term, writers = summed[-3:]
+    return WindowFacts(
+        counts, element_counts(counts, sizes), usr1 > 0, term > 0, written=writers == ranks.world_size
+    )
 
 
 def run_optimizer_step(

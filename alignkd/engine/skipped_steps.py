@@ -6,10 +6,11 @@ from alignkd.errors import TrainingError
 
 
 class SkippedSteps:
-    def __init__(self, most_in_a_row: int) -> None:
+    def __init__(self, most_in_a_row: int, before: int = 0) -> None:
+        """``before``: those before the checkpoint that was resumed from."""
         self._most_in_a_row = most_in_a_row
         self._in_a_row = 0
-        self.total = 0  # of this process
+        self.total = before
 
     def count(self, applied: bool, step: int) -> None:
         """Raises TrainingError after too many in a row. DeepSpeed decides on all ranks alike."""

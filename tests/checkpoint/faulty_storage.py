@@ -1,7 +1,7 @@
-"""A storage that fails, or kills its process, at one phase of a save; and a rank program that uses it.
+"""A storage that fails, or kills processes, at one phase of a save; and a rank program that uses it.
 
-``python -m tests.checkpoint.faulty_storage RUN PHASE RANK STEP`` trains RUN and SIGKILLs rank RANK (``all``:
-every rank that comes to it) at PHASE of the save of STEP.
+``python -m tests.checkpoint.faulty_storage RUN PHASE RANK VICTIM STEP`` is ``alignkd.train RUN``, except that
+rank RANK sends SIGKILL to VICTIM (itself, all ranks, or their parent) at PHASE of the save of STEP.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.storage import Storage
+from alignkd.checkpoint.storage import Shards, Storage
 
 PHASES = (
     "begin",
-    "shards",  # DeepSpeed's files are there, this rank's own are not
+    "snapshot",  # taken; nothing of this rank is written when the save is asynchronous
+    "between",  # two files of this rank
+    "shards",  # all files of this rank are there, not yet flushed
     "seal",
     "manifest",
     "publish",
@@ -45,9 +48,18 @@ class FaultyStorage(Storage):
         self._at("begin")
         super().begin(partial, final, needed_bytes)
 
-    def write_rank(self, engine: Any, partial: Path, rank: int) -> list[Path]:
+    def snapshot_rank(self, engine: Any, partial: Path, rank: int, *, copies: bool) -> Shards:
         self._saving = int(partial.name.removeprefix("step-").removesuffix(".tmp"))
-        written = super().write_rank(engine, partial, rank)
+        shards = super().snapshot_rank(engine, partial, rank, copies=copies)
+        self._at("snapshot")
+        return shards
+
+    def write_file(self, path: Path, state: Any) -> None:
+        super().write_file(path, state)
+        self._at("between")
+
+    def write_files(self, shards: Shards) -> list[Path]:
+        written = super().write_files(shards)
         self._at("shards")
         return written
 
@@ -82,23 +94,43 @@ def disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def kill_this_rank() -> None:
+VICTIMS = ("rank", "all", "parent")
+
+
+def kill(victim: str) -> None:
+    """From a rank that the local back end started."""
+    if victim == "parent":
+        os.kill(os.getppid(), signal.SIGKILL)  # and the kernel ends the ranks
+        time.sleep(60)  # nothing more comes from this thread, whenever that happens
+    if victim == "all":
+        for sibling in children(os.getppid()):
+            if sibling != os.getpid():
+                os.kill(sibling, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(run: Path, phase: str, rank: str, step: int) -> int:
-    from alignkd.engine.loop import train
-    from alignkd.engine.progress import Progress
-    from alignkd.engine.ranks import start_ranks
-    from alignkd.engine.setup import prepare
-    from alignkd.engine.signals import StopRequest
+def children(parent: int) -> list[int]:
+    """Process ids."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(path.parent.name))
+    return found
 
-    ranks = start_ranks()
-    hit = rank == "all" or ranks.rank == int(rank)
-    storage = FaultyStorage(phase, step, kill_this_rank) if hit else Storage()
-    progress = Progress(run, writes=ranks.is_first)
-    return train(prepare(run, ranks, progress), StopRequest(), progress, storage)
+
+def main(run: str, phase: str, rank: str, victim: str, step: str) -> int:
+    from alignkd.engine import loop
+    from alignkd.train import main as train
+
+    if os.environ["RANK"] == rank:
+        faulty = FaultyStorage(phase, int(step), lambda: kill(victim))
+        loop.Storage = lambda: faulty  # type: ignore[assignment,misc]
+    return train([run])
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
+    sys.exit(main(*sys.argv[1:]))

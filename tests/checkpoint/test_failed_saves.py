@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,32 +23,16 @@ from tests import tiny
 from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
 from tests.ranks import RankPool
 
-ON_EVERY_RANK = ("shards", "seal")
-
-
-class FullDisk(Storage):
-    """DeepSpeed's own writes fail in the given save: the folder is a file system without room."""
-
-    def write_rank(self, engine, partial, rank):  # type: ignore[no-untyped-def]
-        if partial.name == "step-2.tmp" and rank == 1:
-            engine.checkpoint_engine.save = lambda state_dict, path: self._fail(
-                engine.checkpoint_engine, path
-            )
-        else:
-            engine.checkpoint_engine.__dict__.pop("save", None)
-        return super().write_rank(engine, partial, rank)
-
-    @staticmethod
-    def _fail(files, path):  # type: ignore[no-untyped-def]
-        files.problem = OSError(28, "No space left on device", path)
+ON_EVERY_RANK = ("snapshot", "between", "shards", "seal")
 
 
 def train_with_fault(ranks: Ranks, run: str, phase: str, rank: int, steps: list[int]) -> int | str:
-    storage: Storage = Storage()
-    if phase == "inside DeepSpeed":
-        storage = FullDisk()
-    elif ranks.rank == rank:
-        storage = Faults(phase, steps)
+    storage = Faults(phase, steps) if ranks.rank == rank else Storage()
+    return train_with(ranks, run, storage)
+
+
+def train_with(ranks: Ranks, run: str, storage: Storage) -> int | str:
+    """Exit code, or the message of an error that every rank raises."""
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
         return train(prepare(Path(run), ranks, progress), StopRequest(), progress, storage)
@@ -66,19 +52,53 @@ class Faults(FaultyStorage):
 
 @pytest.mark.parametrize(
     ("phase", "rank"),
-    [(phase, rank) for phase in PHASES[:6] for rank in ((0, 1) if phase in ON_EVERY_RANK else (0,))]
-    + [("inside DeepSpeed", 1)],
+    [(phase, rank) for phase in PHASES[:8] for rank in ((0, 1) if phase in ON_EVERY_RANK else (0,))],
 )
 def test_training_goes_on_with_the_older_checkpoints(
     two_ranks: RankPool, tmp_path: Path, phase: str, rank: int
 ) -> None:
-    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    run = tiny.write_run(
+        tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=phase not in ("snapshot", "seal")
+    )
     assert two_ranks.run(train_with_fault, str(run), phase, rank, [2]) == [0, 0]
     assert committed_steps(run) == [4, 3, 1]
     names = {path.name for path in checkpoints_folder(run).iterdir()}
     assert names == {"step-1", "step-3", "step-4", "latest"}
     assert (checkpoints_folder(run) / "latest").read_text() == "step-4"
     assert len(tiny.metrics_rows(run)) == 4
+    saves = json.loads((run / "result.json").read_text())["saves"]
+    assert (saves["committed"], saves["failed"]) == (3, 1)
+
+
+class MountedFull(Storage):
+    """On a file system that has room for a part of a checkpoint, until the save of step 3."""
+
+    def begin(self, partial: Path, final: Path, needed_bytes: int) -> None:
+        if final.name == "step-3":
+            subprocess.run(["mount", "-o", "remount,size=1g", str(partial.parent)], check=True)
+        super().begin(partial, final, needed_bytes)
+
+
+def train_on_a_full_disk(ranks: Ranks, run: str) -> int | str:
+    return train_with(ranks, run, MountedFull())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_disk_that_is_really_full(two_ranks: RankPool, tmp_path: Path, asynchronous: bool) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=asynchronous)
+    folder = checkpoints_folder(run)
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs may be mounted here ({mounted.stderr.strip()}); the test above has the double")
+    try:
+        assert two_ranks.run(train_on_a_full_disk, str(run)) == [0, 0]
+        assert committed_steps(run) == [4, 3]
+        assert {path.name for path in folder.iterdir()} == {"step-3", "step-4", "latest"}
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""Ranks that are really killed in the middle of a save: the next start picks a whole checkpoint."""
+"""Processes that are really killed in the middle of a save: the next start picks a whole checkpoint and goes
+on as if nothing had happened. ``make chaos`` has every phase with every victim."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +13,28 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments, start_ranks
+from launcher.ranks import free_port, rank_environments
 from tests import tiny
+from tests.checkpoint.killing import start_with_kill, wait_until_gone, write_manifest
 from tests.checkpoint.test_failed_saves import train_with_fault
 from tests.ranks import RankPool
 
-KILLS = [  # phase, rank, newest checkpoint that must be there afterwards
-    ("begin", "0", 1),
-    ("shards", "1", 1),
-    ("shards", "all", 1),
-    ("seal", "1", 1),
-    ("manifest", "0", 1),
-    ("publish", "0", 1),
-    ("mark", "0", 1),
-    ("latest", "0", 2),
-    ("removal", "0", 2),
+KILLS = [  # phase and rank at which VICTIM is killed, newest checkpoint that must be there afterwards
+    ("begin", 0, "rank", 1),
+    ("snapshot", 1, "rank", 1),
+    ("between", 0, "rank", 1),
+    ("between", 1, "all", 1),
+    ("between", 0, "parent", 1),
+    ("shards", 1, "rank", 1),
+    ("seal", 1, "all", 1),
+    ("manifest", 0, "rank", 1),
+    ("manifest", 0, "parent", 1),
+    ("publish", 0, "all", 1),
+    ("mark", 0, "rank", 1),
+    ("mark", 0, "parent", 1),
+    ("latest", 0, "all", 2),
+    ("removal", 0, "rank", 2),
+    ("removal", 0, "parent", 2),
 ]
 
 
@@ -38,6 +45,7 @@ def whole(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path
         tmp_path_factory.mktemp("whole") / "run", 2, checkpoint__every=1, checkpoint__keep_last=1
     )
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
+    build_cpu_operators(rank_environments(1, 2, free_port(), "cpu", [], os.environ)[0], print)
     return run
 
 
@@ -46,37 +54,29 @@ def fresh_copy(whole: Path, to: Path) -> Path:
     return Path(shutil.copytree(whole, to, ignore=kept))
 
 
-def run_until_killed(run: Path, phase: str, rank: str) -> list[int]:
-    """Exit codes of the ranks; the survivors are ended as a launcher ends them."""
-    environments = rank_environments(1, 2, free_port(), "cpu", [], os.environ)
-    build_cpu_operators(environments[0], print)
-    logs = run / "logs"
-    logs.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tests.checkpoint.faulty_storage", str(run), phase, rank, "2"]
-    group = start_ranks(command, environments, logs)
-    ended = group.next_exit(120)
-    assert ended is not None, "nobody was killed"
-    group.stop(0.5)
-    while group.running:
-        group.next_exit(5)
-    return list(group.codes.values())
+def same_trajectory(run: Path, whole: Path) -> None:
+    losses = [[row["loss"] for row in tiny.metrics_rows(folder)] for folder in (run, whole)]
+    assert losses[0] == losses[1]
+    ours, expected = (load_file(folder / "student" / "model.safetensors") for folder in (run, whole))
+    assert all(ours[name].equal(expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
-    ("phase", "rank", "newest"), KILLS, ids=[f"{phase}-{rank}" for phase, rank, _ in KILLS]
+    ("phase", "rank", "victim", "newest"), KILLS, ids=[f"{phase}-{victim}" for phase, _, victim, _ in KILLS]
 )
 def test_killed_in_a_save(
-    two_ranks: RankPool, whole: Path, tmp_path: Path, phase: str, rank: str, newest: int
+    two_ranks: RankPool, whole: Path, tmp_path: Path, phase: str, rank: int, victim: str, newest: int
 ) -> None:
     run = fresh_copy(whole, tmp_path / "run")
-    assert -signal.SIGKILL in run_until_killed(run, phase, rank)
+    write_manifest(run)
+    code = start_with_kill(run, phase, rank, victim, 2).wait(timeout=180)
+    wait_until_gone(run)
+    if victim == "parent":
+        assert code == -signal.SIGKILL
+    else:
+        assert "was ended by SIGKILL" in (run / "launcher.log").read_text()
     assert committed_steps(run)[0] == newest
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
-    assert [row["loss"] for row in tiny.metrics_rows(run)] == [
-        row["loss"] for row in tiny.metrics_rows(whole)
-    ]
-    ours, expected = (load_file(folder / "student" / "model.safetensors") for folder in (run, whole))
-    assert all(ours[name].equal(expected[name]) for name in expected)
-    left = {path.name for path in checkpoints_folder(run).iterdir() if path.suffix != ".tmp"}
+    same_trajectory(run, whole)
+    left = {path.name for path in checkpoints_folder(run).iterdir()}
     assert {"step-4", "latest"} <= left <= {"step-4", "latest", f"step-{newest}", "step-1"}
-    assert not list(checkpoints_folder(run).glob("*.tmp"))

@@ -1,0 +1,124 @@
+"""A copy of a state in host memory that stays as it is while training changes the original in place."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+MEMORY_MARGIN = 1.1
+
+
+def host_copy(state: Any) -> Any:
+    """``state`` with every tensor on the host; containers and other objects are copied, too.
+
+    A storage that several tensors share is copied once and shared again, so the copy takes what the original
+    takes, in memory and when it is written. On an accelerator the copies go to pinned memory and are complete
+    when this returns. Raises OSError (ENOMEM) when the host has no room for it.
+    """
+    needed = sum(storage.nbytes() for storage in _storages(state))
+    # Every rank of this host does the same at the same time.
+    together = needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = free_host_bytes()
+    if together * MEMORY_MARGIN > free:
+        raise OSError(errno.ENOMEM, f"{free:,} bytes of host memory free, the copies take {together:,}")
+    copied = _Copier().copy(state)
+    if get_accelerator().device_name() != "cpu":
+        get_accelerator().synchronize()  # the copies above were only launched
+    return copied
+
+
+class _Copier:
+    def __init__(self) -> None:
+        # The originals are kept, too: a freed one's address could come again.
+        self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self._memo: dict[int, Any] = {}  # of copy.deepcopy, for whatever is not a container of tensors
+
+    def copy(self, value: Any) -> Any:
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided:
+            return self._tensor(value)
+        if isinstance(value, dict):
+            copied = copy.copy(value)  # keeps the type and attributes such as a state dict's _metadata
+            for key, item in value.items():
+                copied[key] = self.copy(item)
+            return copied
+        if type(value) in (list, tuple):
+            return type(value)(self.copy(item) for item in value)
+        return copy.deepcopy(value, self._memo)
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        storage = self._storage(value.untyped_storage())
+        with torch.no_grad():
+            copied = torch.empty(0, dtype=value.dtype).set_(
+                storage, value.storage_offset(), value.size(), value.stride()
+            )
+        if isinstance(value, torch.nn.Parameter):
+            return torch.nn.Parameter(copied, requires_grad=value.requires_grad)
+        return copied
+
+    def _storage(self, original: torch.UntypedStorage) -> torch.UntypedStorage:
+        key = original._cdata
+        if key not in self._copies:
+            pinned = original.device.type != "cpu"
+            source = torch.empty(0, dtype=torch.uint8, device=original.device).set_(original)
+            target = torch.empty(original.nbytes(), dtype=torch.uint8, pin_memory=pinned)
+            target.copy_(source, non_blocking=pinned)
+            self._copies[key] = (original, target.untyped_storage())
+        return self._copies[key][1]
+
+
+def _storages(state: Any) -> list[torch.UntypedStorage]:
+    """The different storages under ``state``."""
+    return list(
+        {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in _tensors(state)}.values()
+    )
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        if state.layout is torch.strided:
+            yield state
+    elif isinstance(state, dict):
+        for item in state.values():
+            yield from _tensors(item)
+    elif isinstance(state, list | tuple):
+        for item in state:
+            yield from _tensors(item)
+
+
+def free_host_bytes() -> int:
+    """What this process can still take: of the machine, and of its control groups (Slurm and containers limit
+    a job by them)."""
+    meminfo = Path("/proc/meminfo").read_text()
+    free = (
+        int(next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:")).split()[1]) * 1024
+    )
+    try:
+        line = next(
+            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
+        )
+    except (OSError, StopIteration):
+        return free
+    group = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
+    for folder in (group, *group.parents):
+        free = min(free, _free_in_group(folder, free))
+        if folder == Path("/sys/fs/cgroup"):
+            break
+    return max(free, 0)
+
+
+def _free_in_group(folder: Path, otherwise: int) -> int:
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return otherwise
+    # Pages of files that were not used of late are given back when memory is wanted.
+    return otherwise if limit == "max" else int(limit) - used + int(statistics.get("inactive_file", 0))
