@@ -1,7 +1,7 @@
 """Runs under the local back end whose ranks, or whose launcher, are really killed.
 
-``python -m tests.checkpoint.killing RUN PHASE RANK VICTIM STEP`` is the launcher of ``alignkd resume RUN`` with
-the ranks of ``tests.checkpoint.faulty_storage``.
+``python -m tests.checkpoint.killing RUN PHASE RANK VICTIM STEP`` is the launcher of ``alignkd resume RUN``
+with the ranks of ``tests.checkpoint.faulty_storage``.
 """
 
 from __future__ import annotations
