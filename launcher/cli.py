@@ -16,6 +16,7 @@ from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, report_error
 from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints
+from launcher.cli_plan import GpuMemory, memory_option, plans
 from launcher.cli_runs import runs
 from launcher.hostfile import read_hosts
 from launcher.launch import Backend, LaunchRequest
@@ -75,6 +76,10 @@ def launch(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
     ] = None,
+    gpu_memory: GpuMemory = None,
+    skip_memory_check: Annotated[
+        bool, typer.Option("--skip-memory-check", help="Launch what `alignkd plan` says cannot fit.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the run folder, show it, stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -82,7 +87,18 @@ def launch(
     hosts = read_hosts(backend, hostfile, nodes, gpus_per_node)
     nodes, gpus_per_node = nodes or len(hosts) or 1, gpus_per_node or (hosts[0].slots if hosts else 1)
     request = LaunchRequest(
-        config, nodes, gpus_per_node, backend, hosts, name, stage, stages, tuple(overrides or ()), dry_run
+        config,
+        nodes,
+        gpus_per_node,
+        backend,
+        hosts,
+        name,
+        stage,
+        stages,
+        tuple(overrides or ()),
+        dry_run,
+        memory_option(gpu_memory),
+        skip_memory_check,
     )
     result = launch_run(request, Console(stderr=as_json))
     if as_json:
@@ -93,6 +109,7 @@ def launch(
 ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(runs)  # without a name: commands of their own
+app.add_typer(plans)
 
 
 @ckpt.command("list")

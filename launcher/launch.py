@@ -18,6 +18,8 @@ from launcher.hostfile import Host
 from launcher.job_scripts import render_scripts
 from launcher.local import choose_device, rank_command
 from launcher.manifest import Manifest, make_manifest
+from launcher.plan.check import check_memory
+from launcher.plan.workload import Cluster
 from launcher.preflight import launch_problems
 from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
@@ -43,6 +45,8 @@ class LaunchRequest:
     stages: str | None = None  # names with commas between them: one after the other
     overrides: tuple[str, ...] = ()
     dry_run: bool = False
+    gpu_memory: int | None = None  # bytes of one GPU; None: slurm.gpu_memory, or not known
+    skip_memory_check: bool = False
 
 
 def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
@@ -98,6 +102,10 @@ def _checked_configs(
         if backend == "slurm" and not in_allocation():
             found += slurm_problems(config, request.nodes, request.gpus_per_node)
             warnings += slurm_warnings(config, request.nodes)
+        if not found and not request.skip_memory_check and _device(config, request, backend) != "cpu":
+            cluster = Cluster(request.nodes, request.gpus_per_node)
+            too_much, notes = check_memory(config, cluster, request.gpu_memory)
+            found, warnings = found + too_much, warnings + notes
         prefix = f"[stage {names[index]}] " if len(names) > 1 else ""
         problems += [prefix + problem for problem in found]
         for warning in warnings:
@@ -121,10 +129,7 @@ def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -
 def write_run(config: Config, request: LaunchRequest, backend: str) -> tuple[Manifest, Path]:
     """Make the run folder. Raises UserError when it cannot be made."""
     world_size = request.nodes * request.gpus_per_node
-    if backend == "local":
-        device = choose_device(world_size, visible_gpus(os.environ))
-    else:
-        device = "cpu" if config.slurm.gpu_option == "none" else "auto"
+    device = _device(config, request, backend)
     manifest = make_manifest(
         config,
         request.nodes,
@@ -142,6 +147,12 @@ def write_run(config: Config, request: LaunchRequest, backend: str) -> tuple[Man
         scripts,
     )
     return manifest, run
+
+
+def _device(config: Config, request: LaunchRequest, backend: str) -> str:
+    if backend == "local":
+        return choose_device(request.nodes * request.gpus_per_node, visible_gpus(os.environ))
+    return "cpu" if config.slurm.gpu_option == "none" else "auto"
 
 
 def _say_result(run: Path, result: dict[str, Any], console: Console) -> None:

@@ -182,6 +182,11 @@ class SlurmSection(Section):
         "gpus-per-node", description="how this site asks for GPUs; `none` trains on CPUs (gloo)"
     )
     gpu_type: SlurmText | None = Field(None, description="a100, say: asks for gpu:a100:N")
+    gpu_memory: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)?[MGT]$",
+        description="of one GPU, 80G say; lets launch refuse what cannot fit",
+    )
     cpus_per_task: PositiveInt | None = Field(None, description="CPUs per rank")
     memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="per node; 0 takes all")
     exclusive: bool = False

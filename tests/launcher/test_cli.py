@@ -38,7 +38,7 @@ def test_the_surface(tmp_path) -> None:
     done = alignkd("--help")
     assert done.returncode == 0
     assert is_light(done)
-    for command in ("init", "launch", "resume", "probe", "sample-data", "export", *RUNS):
+    for command in ("init", "plan", "launch", "resume", "probe", "sample-data", "export", *RUNS):
         assert f"\n  {command} " in done.stdout
         help_text = alignkd(command, "--help")
         assert help_text.returncode == 0

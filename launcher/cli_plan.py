@@ -1,0 +1,74 @@
+"""``alignkd plan``: what a run will need, before anything queues."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from alignkd.config import load_config
+from alignkd.errors import UserError
+from launcher.plan.advice import advise, changes, make_plan
+from launcher.plan.apply import apply_changes
+from launcher.plan.check import configured_memory, memory_bytes
+from launcher.plan.compute import H100_BF16_DENSE, Speed
+from launcher.plan.show import plan_as_dict, show_plan
+from launcher.plan.workload import Cluster
+from launcher.site import read_site
+
+plans = typer.Typer(rich_markup_mode=None)
+GpuMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory of one GPU, 80G say; default: slurm.gpu_memory.")
+]
+
+
+@plans.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Configuration of the run.")] = Path("alignkd.yaml"),
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
+    gpu_memory: GpuMemory = None,
+    flops: Annotated[
+        float, typer.Option(min=1e6, help="FLOP/s of one GPU at its best; default: an H100's in bf16.")
+    ] = H100_BF16_DENSE,
+    utilisation: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="The share of them that training reaches.")
+    ] = 0.4,
+    stage: Annotated[str | None, typer.Option(help="Stage of a file that has stages.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the advice into the file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a run's memory, traffic and work, and what would fit best."""
+    resolved = load_config(config, overrides or (), stage, read_site())
+    memory = memory_option(gpu_memory) or configured_memory(resolved)
+    if apply and memory is None:
+        raise UserError("--apply needs the memory of a GPU: --gpu-memory 80G, or the key slurm.gpu_memory")
+    planned = make_plan(resolved, Cluster(nodes, gpus_per_node))
+    advised = None if memory is None else advise(planned, memory)
+    speed = Speed(flops, utilisation)
+    if as_json:
+        print(json.dumps(plan_as_dict(planned, memory, advised, speed)))
+    else:
+        show_plan(planned, memory, advised, speed, Console())
+    if not apply:
+        return
+    if advised is None:
+        raise UserError(f"{config}: nothing fits, so nothing was written")
+    say = Console(stderr=as_json)
+    for line in apply_changes(config, stage, changes(planned, advised)):
+        say.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def memory_option(text: str | None) -> int | None:
+    """Bytes of ``--gpu-memory``. Raises UserError."""
+    size = None if text is None else memory_bytes(text)
+    if size == 0:
+        raise UserError(f"--gpu-memory {text}: not a size of memory; valid: a number and M, G or T (80G)")
+    return size

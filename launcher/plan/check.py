@@ -1,0 +1,39 @@
+"""Does a run fit into its GPUs? Asked by ``alignkd launch`` before anything is written."""
+
+from __future__ import annotations
+
+import re
+
+from alignkd.config import Config
+from alignkd.errors import UserError
+from launcher.plan.advice import GIB, make_plan
+from launcher.plan.show import verdict
+from launcher.plan.workload import Cluster
+
+
+def check_memory(config: Config, cluster: Cluster, gpu_memory: int | None) -> tuple[list[str], list[str]]:
+    """(reasons not to launch, what was not checked)."""
+    gpu_memory = gpu_memory or configured_memory(config)
+    if gpu_memory is None:
+        return [], [
+            "memory was not checked: how much a GPU has is not known (--gpu-memory, slurm.gpu_memory)"
+        ]
+    try:
+        plan = make_plan(config, cluster)
+    except UserError as error:
+        return [], [f"memory was not checked: {error}"]
+    if plan.fits(gpu_memory):
+        return [], []
+    return [f"{verdict(plan, gpu_memory)}; see `alignkd plan`, or launch with --skip-memory-check"], []
+
+
+def configured_memory(config: Config) -> int | None:
+    return None if config.slurm.gpu_memory is None else memory_bytes(config.slurm.gpu_memory)
+
+
+def memory_bytes(text: str) -> int:
+    """``80G`` in bytes (units of 1024, as Slurm has them); 0 for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(?:i?B)?", text, re.IGNORECASE)
+    if match is None:
+        return 0
+    return int(float(match[1]) * GIB * {"M": 1 / 1024, "G": 1, "T": 1024}[match[2].upper()])

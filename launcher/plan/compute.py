@@ -1,0 +1,88 @@
+"""Floating-point operations of an optimizer step, and what they take at a stated speed.
+
+A multiplication and an addition are two operations. Counted are the matrix products of the language models,
+their heads at supervised positions, the towers and the projectors; causal attention counts half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignkd.config import Config
+from launcher.plan.activations import patches_of
+from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.workload import Cluster, Workload
+
+H100_BF16_DENSE = 989e12
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Assumed, not measured."""
+
+    flops: float = H100_BF16_DENSE  # of one GPU, per second, at its best
+    utilisation: float = 0.4  # the share of it that training reaches
+
+
+@dataclass(frozen=True)
+class Compute:
+    teacher_flops: float  # of one rank and optimizer step
+    student_flops: float
+    tokens: int  # of one rank and optimizer step, image tokens included
+    ranks: int
+
+    @property
+    def flops(self) -> float:
+        return self.teacher_flops + self.student_flops
+
+    def step_seconds(self, speed: Speed) -> float:
+        return self.flops / (speed.flops * speed.utilisation)
+
+    def tokens_per_second(self, speed: Speed) -> float:
+        """Of all ranks, when nothing waits for data or the network."""
+        return self.tokens * self.ranks / self.step_seconds(speed)
+
+
+def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
+    student, training = sizes.student, config.training
+    # A backward is two forwards; checkpointing runs the layers once more, the head's chunks always do.
+    layers = 4 if training.gradient_checkpointing else 3
+    own = (
+        layers * layer_flops(student, work)
+        + 4 * head_flops(student, work)
+        + 3 * projector_flops(student, work)
+        + tower_flops(student, work) * (layers if training.train_vision_tower else 1)
+    )
+    teacher = 0.0
+    if sizes.teacher is not None:
+        model = sizes.teacher
+        teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
+        teacher += 2 * head_flops(model, work)  # in the chunk and in its recomputation
+    times = work.accumulation
+    return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)
+
+
+def layer_flops(model: ModelSizes, work: Workload) -> float:
+    """One forward of all decoder layers over a micro-batch."""
+    D, layers = model.config.hidden_size, model.config.num_hidden_layers
+    matrices = model.count("language_model.layers.")
+    return 2.0 * work.tokens * (matrices + layers * work.length * D)
+
+
+def head_flops(model: ModelSizes, work: Workload) -> float:
+    return 2.0 * work.supervised * model.count("head.")
+
+
+def projector_flops(model: ModelSizes, work: Workload) -> float:
+    return 2.0 * work.images * patches_of(model.config) * model.count("projector.mlp.")
+
+
+def tower_flops(model: ModelSizes, work: Workload) -> float:
+    width, positions = model.config.tower_config["hidden_size"], patches_of(model.config) + 1
+    used = sum(
+        size
+        for name, size in model.tensors.items()
+        if name.startswith("vision_tower.encoder.") and model.is_used(name)
+    )
+    attention = 2 * model.used_tower_layers * positions * width
+    return float(2 * work.images * positions * (used + attention))

@@ -1,0 +1,248 @@
+"""A plan on a terminal of 80 columns, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.plan.advice import (
+    GIB,
+    PLACEMENTS,
+    Plan,
+    changes,
+    largest_micro_batch,
+    with_placement,
+)
+from launcher.plan.compute import Speed
+from launcher.plan.memory import Phase
+from launcher.plan.workload import IMAGES_PER_SAMPLE
+
+PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
+PARTS = (
+    ("tower", "vision_tower."),
+    ("proj.", "projector."),
+    ("layers", "language_model.layers."),
+    ("embed.", "language_model.embed_tokens."),
+    ("head", "head."),
+)
+
+
+def show_plan(
+    plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed, console: Console
+) -> None:
+    _say_workload(plan, console)
+    console.print(_parameter_table(plan))
+    console.print(_memory_table(plan))
+    _say_fit(plan, gpu_memory, console)
+    if plan.traffic:
+        console.print(_traffic_table(plan))
+    if plan.sizes.teacher is not None:
+        console.print(_placement_table(plan, gpu_memory))
+    _say_speed(plan, speed, console)
+    if gpu_memory is not None:
+        _say_advice(plan, gpu_memory, advised, console)
+
+
+def verdict(plan: Plan, gpu_memory: int | None) -> str:
+    """One sentence: what is needed, and whether that is there."""
+    needed = (
+        f"about {_gib(plan.needed)} GiB per GPU "
+        f"({_gib(plan.needed - plan.memory.peak)} of them for what is no tensor)"
+    )
+    if gpu_memory is None:
+        return f"{needed}; the GPUs' memory is not known, so nothing was checked"
+    fits = "fits" if plan.fits(gpu_memory) else "does not fit"
+    return f"{needed}, {fits} into {_gib(gpu_memory)}"
+
+
+def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed) -> dict[str, Any]:
+    """Bytes, elements and seconds, not rounded."""
+    sizes, work = plan.sizes, plan.work
+    return {
+        "nodes": plan.cluster.nodes,
+        "gpus_per_node": plan.cluster.gpus_per_node,
+        "workload": {
+            **asdict(work),
+            "tokens": work.tokens,
+            "images": work.images,
+            "supervised": work.supervised,
+        },
+        "parameters": {
+            "teacher": None if sizes.teacher is None else sizes.teacher.count(),
+            "student": sizes.student.count(),
+            "adapters": sum(sizes.adapters.values()),
+            "trainable": sum(sizes.trainable(plan.config).values()),
+        },
+        "memory": {
+            "parts": [asdict(part) for part in plan.memory.parts],
+            "peak_phase": plan.memory.peak_phase,
+            "tensors": plan.memory.peak,
+            "needed": plan.needed,
+            "host_per_node": plan.memory.host * plan.cluster.gpus_per_node,
+            "gpu": gpu_memory,
+            "fits": None if gpu_memory is None else plan.fits(gpu_memory),
+            "largest_micro_batch": None if gpu_memory is None else largest_micro_batch(plan, gpu_memory),
+        },
+        "traffic": [
+            {
+                **asdict(transfer),
+                "received_by_rank": transfer.received_by_rank,
+                "entering_node": transfer.entering_node,
+            }
+            for transfer in plan.traffic
+        ],
+        "compute": {
+            "teacher_flops": plan.compute.teacher_flops,
+            "student_flops": plan.compute.student_flops,
+            "assumed_flops": speed.flops,
+            "assumed_utilisation": speed.utilisation,
+            "step_seconds": plan.compute.step_seconds(speed),
+            "tokens_per_second": plan.compute.tokens_per_second(speed),
+        },
+        "advice": None if advised is None else changes(plan, advised),
+    }
+
+
+def _say_workload(plan: Plan, console: Console) -> None:
+    work, cluster = plan.work, plan.cluster
+    image = f"{IMAGES_PER_SAMPLE} image of {work.vision_tokens} included"
+    _say(
+        console,
+        f"{cluster.nodes} x {cluster.gpus_per_node} = {cluster.ranks} ranks; a step is {work.accumulation} x "
+        f"a micro-batch of {work.samples} samples on each",
+    )
+    _say(console, f"taken as the worst case: {work.length} tokens each ({image}), all text supervised\n")
+
+
+def _parameter_table(plan: Plan) -> Table:
+    table = _table("parameters, M", *(name for name, _ in PARTS), "all", "trained")
+    sizes = plan.sizes
+    for name, model, trained in (
+        ("teacher", sizes.teacher, 0),
+        ("student", sizes.student, sum(sizes.trainable(plan.config).values()) - sum(sizes.adapters.values())),
+    ):
+        if model is not None:
+            parts = [_million(model.count(prefix)) for _, prefix in PARTS]
+            table.add_row(name, *parts, _million(model.count()), _million(trained))
+    if sizes.adapters:
+        adapters = _million(sum(sizes.adapters.values()))
+        table.add_row("adapters", *[""] * len(PARTS), adapters, adapters)
+    return table
+
+
+def _memory_table(plan: Plan) -> Table:
+    table = _table("memory of a rank, GiB", "always", "teacher", "student", "update", "host")
+    for name in dict.fromkeys(part.name for part in plan.memory.parts):
+        cells = dict.fromkeys([*PHASES, "host"], "")
+        for part in plan.memory.parts:
+            if part.name == name:
+                cells["host" if part.in_host_memory else part.phase] = _gib(part.bytes)
+        table.add_row(name, *cells.values())
+    table.add_section()
+    sums = [_gib(plan.memory.phase_bytes(phase)) for phase in PHASES]
+    table.add_row("sum", *sums, _gib(plan.memory.host) if plan.memory.host else "")
+    return table
+
+
+def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
+    moment = {
+        "teacher": "beside the teacher's forward (column teacher)",
+        "student": "beside the student's forward and backward (column student)",
+        "optimizer": "beside the optimizer's update (column update)",
+    }[plan.memory.peak_phase]
+    _say(console, f"The most is needed {moment}: {verdict(plan, gpu_memory)}.")
+    if plan.memory.host:
+        _say(console, f"Host memory: {_gib(plan.memory.host * plan.cluster.gpus_per_node)} GiB per node.")
+    if gpu_memory is not None:
+        largest = largest_micro_batch(plan, gpu_memory)
+        _say(console, f"Largest micro-batch that fits with these settings: {largest or 'none'}.")
+    _say(console, "")
+
+
+def _traffic_table(plan: Plan) -> Table:
+    table = _table("sent per optimizer step, GB", "in all", "to a GPU", "into a node")
+    for transfer in plan.traffic:
+        cells = (transfer.bytes * transfer.passes, transfer.received_by_rank, transfer.entering_node)
+        table.add_row(transfer.name, *(_gb(value) for value in cells))
+    table.add_section()
+    table.add_row("sum", "", _gb(plan.received), _gb(plan.entering_node))
+    return table
+
+
+def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
+    table = _table(
+        "teacher.placement", "GiB per GPU", "GB to a GPU", "GB into a node", "fits", "largest micro"
+    )
+    for placement in PLACEMENTS:
+        other = with_placement(plan, placement)
+        fits = largest = ""
+        if gpu_memory is not None:
+            fits = "yes" if other.fits(gpu_memory) else "no"
+            largest = str(largest_micro_batch(other, gpu_memory) or "none")
+        mark = " *" if placement == plan.config.teacher.placement else ""
+        numbers = (_gib(other.needed), _gb(other.received), _gb(other.entering_node))
+        table.add_row(placement + mark, *numbers, fits, largest)
+    return table
+
+
+def _say_speed(plan: Plan, speed: Speed, console: Console) -> None:
+    compute = plan.compute
+    share = compute.teacher_flops / compute.flops
+    _say(
+        console,
+        f"Work of a rank per step: {compute.flops / 1e12:,.0f} TFLOP, {share:.0%} of it the teacher's.",
+    )
+    _say(
+        console,
+        f"Assumed {speed.flops / 1e12:,.0f} TFLOP/s per GPU at {speed.utilisation:.0%}, and no waiting: "
+        f"{compute.step_seconds(speed):.2g} s a step, {compute.tokens_per_second(speed):,.0f} tokens/s in "
+        "all.\n",
+    )
+
+
+def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Console) -> None:
+    if advised is None:
+        _say(
+            console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with all in host memory."
+        )
+        _say(console, "Use more GPUs, a lower data.max_length, or training.gradient_checkpointing.")
+        return
+    different = changes(plan, advised)
+    if not different:
+        _say(console, "Advice: keep these settings.")
+        return
+    _say(console, "Advice (--apply writes it):")
+    for key, value in different.items():
+        _say(console, f"  {key} = {str(value).lower() if isinstance(value, bool) else value}")
+    _say(
+        console,
+        f"  then {_gib(advised.needed)} GiB per GPU, {_gb(advised.received)} GB to a GPU and "
+        f"{_gb(advised.entering_node)} GB into a node per step",
+    )
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+def _million(elements: int) -> str:
+    return f"{elements / 1e6:,.1f}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"

@@ -1,0 +1,161 @@
+"""How many parameters a model has, tensor by tensor, from its ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkd.config import Config
+from alignkd.models.agreement import student_model_config
+from alignkd.models.configuration import MobileVLMConfig, read_model_config
+
+MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Elements of every tensor under its name in ``alignkd.models.mobilevlm.MobileVLM``."""
+
+    config: MobileVLMConfig
+    tensors: dict[str, int]
+
+    def count(self, prefix: str = "") -> int:
+        return sum(size for name, size in self.tensors.items() if name.startswith(prefix))
+
+    @property
+    def used_tower_layers(self) -> int:
+        """Layers of the vision tower that run: the selected hidden state is the last one's output."""
+        return int(self.config.mm_vision_select_layer % (self.config.tower_config["num_hidden_layers"] + 1))
+
+    def is_used(self, name: str) -> bool:
+        """Whether a forward touches the tensor: the tower's last layers and norm are in the files only."""
+        if name.startswith("vision_tower.encoder.layers."):
+            return int(name.split(".")[3]) < self.used_tower_layers
+        return not name.startswith("vision_tower.post_layernorm.")
+
+    def trainable(self, train_vision_tower: bool) -> dict[str, int]:
+        return {
+            name: size
+            for name, size in self.tensors.items()
+            if not name.startswith("vision_tower.") or (train_vision_tower and self.is_used(name))
+        }
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    teacher: ModelSizes | None  # None: no distillation
+    student: ModelSizes
+    adapters: dict[str, int]
+
+    def trainable(self, config: Config) -> dict[str, int]:
+        """Of the student's engine, adapters included."""
+        return self.student.trainable(config.training.train_vision_tower) | self.adapters
+
+    def frozen(self, config: Config) -> dict[str, int]:
+        trainable = self.trainable(config)
+        return {name: size for name, size in self.student.tensors.items() if name not in trainable}
+
+
+def run_sizes(config: Config) -> RunSizes:
+    """Raises CheckpointError when a model folder says nothing usable about itself."""
+    student = model_sizes(student_model_config(config.model))
+    if not config.distillation.enabled or config.model.teacher is None:
+        return RunSizes(None, student, {})
+    teacher = model_sizes(read_model_config(config.model.teacher))
+    return RunSizes(teacher, student, adapter_sizes(teacher.config, student.config))
+
+
+def model_sizes(config: MobileVLMConfig) -> ModelSizes:
+    D, F, W = config.hidden_size, config.intermediate_size, config.vocab_size
+    keys = D // config.num_attention_heads * config.num_key_value_heads
+    tensors = _tower_sizes(config.tower_config) | {
+        **_linear("projector.mlp.mlp.0", config.mm_hidden_size, D),
+        **_linear("projector.mlp.mlp.2", D, D),
+        "projector.peg.peg.0.weight": D * 3 * 3,  # depthwise
+        "projector.peg.peg.0.bias": D,
+        "language_model.embed_tokens.weight": W * D,
+    }
+    for layer in range(config.num_hidden_layers):
+        prefix = f"language_model.layers.{layer}."
+        tensors |= {
+            f"{prefix}self_attn.q_proj.weight": D * D,
+            f"{prefix}self_attn.k_proj.weight": D * keys,
+            f"{prefix}self_attn.v_proj.weight": D * keys,
+            f"{prefix}self_attn.o_proj.weight": D * D,
+            f"{prefix}mlp.gate_proj.weight": D * F,
+            f"{prefix}mlp.up_proj.weight": D * F,
+            f"{prefix}mlp.down_proj.weight": D * F,
+            f"{prefix}input_layernorm.weight": D,
+            f"{prefix}post_attention_layernorm.weight": D,
+        }
+    tensors |= {"language_model.norm.weight": D, "head.weight": W * D}
+    return ModelSizes(config, tensors)
+
+
+def adapter_sizes(teacher: MobileVLMConfig, student: MobileVLMConfig) -> dict[str, int]:
+    return _linear("adapters.attention", teacher.num_attention_heads, student.num_attention_heads) | _linear(
+        "adapters.vision", teacher.hidden_size, student.hidden_size
+    )
+
+
+def parameters_on_disk(folder: Path) -> int | None:
+    """Elements in a folder's safetensors files, from their headers; None when there are none to read."""
+    total = 0
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        header = _safetensors_header(path)
+        if header is None:
+            return None
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                elements = 1
+                for dimension in tensor["shape"]:
+                    elements *= dimension
+                total += elements
+    return total if files else None
+
+
+def _safetensors_header(path: Path) -> dict[str, Any] | None:
+    """Eight bytes of length, then JSON. None for a file that is no safetensors file: loading will say so."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > MAX_HEADER_BYTES:
+                return None
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error):
+        return None
+    return header if isinstance(header, dict) else None
+
+
+def _tower_sizes(tower: dict[str, Any]) -> dict[str, int]:
+    width, mlp = tower["hidden_size"], tower["intermediate_size"]
+    patches = (tower["image_size"] // tower["patch_size"]) ** 2
+    prefix = "vision_tower."
+    sizes = {
+        f"{prefix}embeddings.class_embedding": width,
+        f"{prefix}embeddings.patch_embedding.weight": width
+        * tower["num_channels"]
+        * tower["patch_size"] ** 2,
+        f"{prefix}embeddings.position_embedding.weight": (patches + 1) * width,
+        **_norm(f"{prefix}pre_layrnorm", width),
+        **_norm(f"{prefix}post_layernorm", width),
+    }
+    for layer in range(tower["num_hidden_layers"]):
+        inner = f"{prefix}encoder.layers.{layer}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            sizes |= _linear(f"{inner}self_attn.{name}", width, width)
+        sizes |= _linear(f"{inner}mlp.fc1", width, mlp) | _linear(f"{inner}mlp.fc2", mlp, width)
+        sizes |= _norm(f"{inner}layer_norm1", width) | _norm(f"{inner}layer_norm2", width)
+    return sizes
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, int]:
+    return {f"{name}.weight": inputs * outputs, f"{name}.bias": outputs}
+
+
+def _norm(name: str, width: int) -> dict[str, int]:
+    return {f"{name}.weight": width, f"{name}.bias": width}

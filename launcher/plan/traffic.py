@@ -1,0 +1,84 @@
+"""What an optimizer step sends between GPUs: teacher's and student's gathers, gradients, new weights.
+
+Counted as rings do it, which NCCL's are: of a gather (or a reduce-scatter) of B bytes over n ranks a rank
+receives B (n - 1) / n, and B (m - 1) / m enter each of m nodes; an all-reduce is both. The padding of shards
+and the host's few numbers are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignkd.config import Config
+from launcher.plan.memory import BYTES, resident, shard_ranks, teacher_size
+from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.workload import Cluster, Workload
+from launcher.render import student_config, teacher_config
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """``bytes`` are whole: what a gather makes on each rank, in all of an optimizer step."""
+
+    name: str
+    bytes: int
+    ranks: int  # over which it is spread
+    nodes: int  # in which these are
+    passes: int = 1  # 2 for an all-reduce
+
+    @property
+    def received_by_rank(self) -> int:
+        return self.bytes * (self.ranks - 1) // self.ranks * self.passes
+
+    @property
+    def entering_node(self) -> int:
+        """Bytes from other nodes."""
+        return self.bytes * (self.nodes - 1) // self.nodes * self.passes
+
+
+def run_traffic(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> tuple[Transfer, ...]:
+    found = _teacher_transfers(config, sizes, work, cluster) + _student_transfers(
+        config, sizes, work, cluster
+    )
+    return tuple(transfer for transfer in found if transfer.bytes and transfer.ranks > 1)
+
+
+def forward_gather(model: ModelSizes, kept_whole: dict[str, int]) -> int:
+    """Elements that one forward gathers, the head left out: what is used and not resident."""
+    return sum(
+        size
+        for name, size in model.tensors.items()
+        if model.is_used(name) and name not in kept_whole and not name.startswith("head.")
+    )
+
+
+def _teacher_transfers(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> list[Transfer]:
+    teacher, ds = sizes.teacher, teacher_config(config)
+    if teacher is None or ds is None:
+        return []
+    size, ranks = teacher_size(config), shard_ranks(config, cluster)
+    nodes = cluster.nodes if ranks == cluster.ranks else 1
+    elements = forward_gather(teacher, resident(teacher, ds["zero_optimization"]))
+    windows = -(-work.accumulation // work.window)
+    return [
+        Transfer("teacher's layers", elements * size * windows, ranks, nodes),
+        Transfer("teacher's head", teacher.count("head.") * size, ranks, nodes),
+    ]
+
+
+def _student_transfers(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> list[Transfer]:
+    stage, size = config.student.zero_stage, BYTES[config.training.precision]
+    everywhere = (cluster.ranks, cluster.nodes)
+    gradients = sum(sizes.trainable(config).values()) * size
+    if stage == 0:
+        return [Transfer("gradients", gradients, *everywhere, passes=2)]
+    # At stage 1 whole gradients stay on each rank until the last micro-batch.
+    times = 1 if stage == 1 else work.accumulation
+    found = [Transfer("gradients", gradients * times, *everywhere)]
+    if stage < 3:
+        return [*found, Transfer("new weights", gradients, *everywhere)]
+    zero = student_config(config, cluster.ranks)["zero_optimization"]
+    kept_whole = resident(sizes.student, zero)
+    weights = (forward_gather(sizes.student, kept_whole) + sizes.student.count("head.")) * size
+    # Forward and backward; DeepSpeed saves some of it by keeping what is needed again soon.
+    return [*found, Transfer("student's weights, at most", 2 * weights * work.accumulation, *everywhere)]

@@ -1,0 +1,59 @@
+"""What one micro-batch is taken to be: as long as the configuration allows, with one image a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignkd.config import Config
+from launcher.render import accumulation_steps
+
+IMAGES_PER_SAMPLE = 1  # the training data of MobileVLM V2 have at most one
+
+
+@dataclass(frozen=True)
+class Cluster:
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Of one rank. An upper bound: all samples as long as ``data.max_length``, all text supervised."""
+
+    samples: int  # of a micro-batch
+    length: int  # embedding tokens of a sample
+    vision_tokens: int  # of an image
+    accumulation: int  # micro-batches per optimizer step
+    window: int  # micro-batches whose targets are kept at a time
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.length
+
+    @property
+    def images(self) -> int:
+        return self.samples * IMAGES_PER_SAMPLE
+
+    @property
+    def text_rows(self) -> int:
+        """Text tokens that see the image, of a sample; all of them are supervised in the worst case."""
+        return max(self.length - IMAGES_PER_SAMPLE * self.vision_tokens, 1)
+
+    @property
+    def supervised(self) -> int:
+        return self.samples * self.text_rows
+
+
+def workload(config: Config, cluster: Cluster, vision_tokens: int) -> Workload:
+    """Raises UserError when the global batch cannot be split over the ranks."""
+    return Workload(
+        samples=config.training.micro_batch_size,
+        length=config.data.max_length,
+        vision_tokens=vision_tokens,
+        accumulation=accumulation_steps(config.training, cluster.ranks),
+        window=1,
+    )

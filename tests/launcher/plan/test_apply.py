@@ -1,0 +1,79 @@
+"""Advised values in a file that people wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.config.yaml_reader import parse_yaml
+from alignkd.errors import UserError
+from launcher.plan.apply import apply_changes, set_scalar
+
+FILE = """\
+# mine
+model: {student: s}  # a comment with a colon: and more
+training:   # how
+  # over all ranks
+  global_batch_size: 128
+  micro_batch_size: 8  # fits
+
+stages:
+  finetune:
+    run: {name: x}
+  pretrain:
+    training: {epochs: 2, micro_batch_size: 16}
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "old", "new"),
+    [
+        ("training.micro_batch_size", 2, "size: 8  # fits", "size: 2  # fits"),
+        ("training.epochs", 3, "  # over all ranks\n", "  # over all ranks\n  epochs: 3\n"),
+        ("model.teacher", "t", "{student: s}", "{teacher: t, student: s}"),
+        ("teacher.placement", "zero3_node", "model: {", "teacher:\n  placement: zero3_node\nmodel: {"),
+        (
+            "stages.finetune.student.offload",
+            True,
+            "    run: {name: x}",
+            "    student:\n      offload: true\n    run: {name: x}",
+        ),
+        ("stages.pretrain.training.micro_batch_size", 1, "size: 16}", "size: 1}"),
+        ("stages.pretrain.data.workers", 0, "    training:", "    data:\n      workers: 0\n    training:"),
+    ],
+)
+def test_nothing_else_changes(keys: str, value: Any, old: str, new: str) -> None:
+    assert FILE.count(old) == 1
+    text = set_scalar(FILE, tuple(keys.split(".")), value)
+    assert text == FILE.replace(old, new)
+    expected = parse_yaml(FILE)
+    section = expected
+    for key in keys.split(".")[:-1]:
+        section = section.setdefault(key, {})
+    section[keys.split(".")[-1]] = value
+    assert parse_yaml(text) == expected
+
+
+def test_the_old_file_stays_beside(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(FILE)
+    lines = apply_changes(path, "pretrain", {"training.micro_batch_size": 1, "student.zero_stage": 3})
+    assert parse_yaml(path.read_text())["stages"]["pretrain"] == {
+        "student": {"zero_stage": 3},
+        "training": {"epochs": 2, "micro_batch_size": 1},
+    }
+    assert (tmp_path / "a.yaml.bak").read_text() == FILE
+    assert "  stages.pretrain.training.micro_batch_size: 1" in lines
+    assert apply_changes(path, None, {}) == [f"{path}: already so, nothing was written"]
+
+
+@pytest.mark.parametrize("text", ["training: {}\n", "training:\nmodel: {student: s}\n"])
+def test_what_cannot_be_edited_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"change by hand\ntraining\.micro_batch_size: 2"):
+        apply_changes(path, None, {"training.micro_batch_size": 2})
+    assert path.read_text() == text
+    assert not (tmp_path / "a.yaml.bak").exists()

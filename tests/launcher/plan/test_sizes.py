@@ -1,0 +1,70 @@
+"""Parameter counts without torch, against the real modules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers.initialization import no_init_weights
+
+from alignkd.models.adapters import AlignmentAdapters
+from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.mobilevlm import MobileVLM
+from launcher.plan.sizes import adapter_sizes, model_sizes, parameters_on_disk
+from tests import tiny
+from tests.model_folders import copy_model
+from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
+
+
+def module_of(config: MobileVLMConfig) -> MobileVLM:
+    with torch.device("meta"), no_init_weights():
+        return MobileVLM(config)
+
+
+def published(folder: Path, size: str) -> MobileVLMConfig:
+    _, shape, _ = SIZES[["1.7B", "3B", "7B"].index(size)]
+    (folder / "config.json").write_text(
+        json.dumps({**PUBLISHED, **dict(zip(SHAPE_KEYS, shape, strict=True))})
+    )
+    return read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("total", "size"), [(row[0], name) for row, name in zip(SIZES, ["1.7B", "3B", "7B"], strict=True)]
+)
+def test_published_sizes(tmp_path: Path, total: int, size: str) -> None:
+    sizes = model_sizes(published(tmp_path, size))
+    assert sizes.count() == total
+    assert sizes.count("vision_tower.") == 303_507_456
+    assert sizes.used_tower_layers == 23
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"mm_vision_select_layer": -1}])
+def test_every_tensor_of_the_real_modules(tmp_path: Path, changes: dict[str, int]) -> None:
+    config = read_model_config(copy_model(tmp_path / "model", **changes))
+    sizes, module = model_sizes(config), module_of(config)
+    assert sizes.tensors == {name: parameter.numel() for name, parameter in module.named_parameters()}
+    for train_tower in (False, True):
+        if train_tower:
+            module.unfreeze_vision_tower()
+        real = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        assert set(sizes.trainable(train_tower)) == real
+
+
+def test_adapters() -> None:
+    teacher, student = read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT)
+    module = AlignmentAdapters(teacher, student)
+    real = {f"adapters.{name}": parameter.numel() for name, parameter in module.named_parameters()}
+    assert adapter_sizes(teacher, student) == real
+
+
+def test_headers_of_safetensors(tmp_path: Path) -> None:
+    assert parameters_on_disk(tmp_path) is None
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "one.safetensors")
+    save_file({"c": torch.zeros(())}, tmp_path / "two.safetensors")
+    assert parameters_on_disk(tmp_path) == 18
+    (tmp_path / "three.safetensors").write_bytes(b"\xff" * 20)
+    assert parameters_on_disk(tmp_path) is None
