@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +12,20 @@ from typing import Any
 
 from rich.table import Table
 
-from alignkd.checkpoint.drift import ALLOWED_CHANGES, flatten
+from alignkd.checkpoint.drift import ALLOWED_CHANGES, flatten, saved_stage
 from alignkd.checkpoint.layout import (
     MANIFEST,
     MARKER,
+    SET_ASIDE,
     checkpoints_folder,
+    committed_steps,
     differences,
     read_manifest,
+    step_name,
+    universal_name,
 )
 from alignkd.config import load_config
+from alignkd.config.combinations import listed
 from alignkd.errors import UserError
 from launcher.files import write_json
 
@@ -35,7 +41,8 @@ IN_DEEPSPEED_FILES = (
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """``state`` is "committed", "verified", "not committed" or "broken"; ``problems`` says why."""
+    """``state`` is "committed", "verified", "not committed" or "broken"; ``problems`` says why. What is made
+    from a checkpoint or was put out of the way shows it in its name: ``.universal``, ``.set-aside``."""
 
     name: str
     step: int | None
@@ -92,6 +99,47 @@ def allow_changes(run: Path, keys: list[str]) -> None:
     write_json(path, sorted({*before, *keys}))
 
 
+def step_of(run: Path, step: int | None) -> int:
+    """``step``, or the newest one. UserError when there is no such checkpoint."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run folder (no config.yaml)")
+    steps = committed_steps(run)
+    if not steps:
+        raise UserError(f"{run}: has no checkpoint yet")
+    if step is not None and step not in steps:
+        raise UserError(f"--step {step}: {run} has no such checkpoint; valid: {listed(sorted(steps))}")
+    return steps[0] if step is None else step
+
+
+def check_step(run: Path, step: int) -> None:
+    """Hash the checkpoint that a user wants to go back to. UserError when it is not there or not whole."""
+    step_of(run, step)
+    facts = _facts(checkpoints_folder(run) / step_name(step), verify=True)
+    if facts.problems:
+        raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
+
+
+def go_back(run: Path, step: int) -> list[str]:
+    """Let the next start go on from ``step``: newer checkpoints stay under another name, which is returned.
+
+    Renamed back by hand they count again. The result of a finished run goes; the metrics rows after the step
+    are cut by the start.
+    """
+    parent = checkpoints_folder(run)
+    kept = []
+    for newer in [other for other in committed_steps(run) if other > step]:  # the newest first
+        folder = parent / step_name(newer)
+        shutil.rmtree(parent / universal_name(newer), ignore_errors=True)  # can be made again
+        number, place = 1, parent / (folder.name + SET_ASIDE)
+        while place.exists():
+            number += 1
+            place = parent / f"{folder.name}{SET_ASIDE}-{number}"
+        folder.rename(place)
+        kept.append(place.name)
+    (run / "result.json").unlink(missing_ok=True)
+    return kept
+
+
 def _facts(folder: Path, verify: bool) -> CheckpointFacts:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     committed = (folder / MARKER).is_file()
@@ -102,7 +150,7 @@ def _facts(folder: Path, verify: bool) -> CheckpointFacts:
         manifest = read_manifest(folder)
         files = manifest["files"]
         step, world_size = int(manifest["step"]), int(manifest["world_size"])
-        stage = int(manifest["config"]["student"]["zero_stage"])
+        stage = saved_stage(manifest) if "config" in manifest else int(manifest["zero_stage"])
         problems = differences(folder, files, sorted(files) if verify else [])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]

@@ -15,7 +15,7 @@ from rich.table import Table
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, report_error
-from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints
+from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints, step_of
 from launcher.cli_plan import GpuMemory, memory_option, plans
 from launcher.cli_runs import runs
 from launcher.hostfile import read_hosts
@@ -131,6 +131,20 @@ def ckpt_verify(
     facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
     _show_checkpoints(facts, as_json)
     raise typer.Exit(int(any(row.state == "broken" for row in facts)))
+
+
+@ckpt.command("convert")
+def ckpt_convert(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the newest.")] = None,
+) -> None:
+    """Convert a checkpoint for another number of ranks; a resume does that by itself."""
+    chosen = step_of(run, step)
+    with redirect_stdout(sys.stderr):
+        from alignkd.checkpoint.universal import convert_by_hand
+
+        folder, made = convert_by_hand(run, chosen)
+    print(f"wrote {folder}" if made else f"{folder} is there and whole")
 
 
 def _show_checkpoints(facts: list[CheckpointFacts], as_json: bool) -> None:

@@ -15,6 +15,7 @@ from alignkd.errors import UserError
 from launcher import control, run_logs, tables
 from launcher.checkpoints import allow_changes
 from launcher.explain import explain as find_traps
+from launcher.hostfile import read_hosts
 from launcher.manifest import read_manifest
 from launcher.run_state import RunState, inspect_run
 from launcher.slurm import queued_jobs
@@ -111,17 +112,28 @@ def cancel(run: Run, as_json: Json = False) -> None:
 @runs.command()
 def resume(
     run: Run,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Must be the number it was made for.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; default: as before.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on each node; default: as before.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Other hosts, of a run of --backend ssh: one `host slots=N` a line.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Go back to this checkpoint; newer ones are kept aside.")
+    ] = None,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint."""
+    """Go on with a run from its newest checkpoint, also on another number of nodes."""
     if allow_change:
         allow_changes(run, allow_change)
-    result = control.resume_run(run, nodes, Console(stderr=as_json))
+    hosts = read_hosts("ssh", hostfile, nodes, gpus_per_node) if hostfile is not None else ()
+    request = control.ResumeRequest(nodes, gpus_per_node, hosts, step)
+    result = control.resume_run(run, request, Console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
     elif result["job"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from rich.console import Console
 
 from alignkd.errors import AlignkdError, UserError
 from launcher.attempts import JOB, STOP, read_history
+from launcher.checkpoints import check_step, go_back
 from launcher.files import read_json, write_atomic, write_json
+from launcher.hostfile import Host
 from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
-from launcher.run_state import inspect_run
-from launcher.slurm import QueuedJob, cancel_job, queued_jobs, signal_ranks, submit
+from launcher.resize import fit_run
+from launcher.run_state import inspect_run, is_locked
+from launcher.slurm import QueuedJob, cancel_job, in_allocation, queued_jobs, signal_ranks, submit
 from launcher.ssh import run_ssh
 from launcher.stages import hand_on
 
@@ -52,29 +56,43 @@ def _note_submission(run: Path, job: str) -> None:
     write_json(run / JOB, {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))})
 
 
-def in_allocation() -> bool:
-    """Is this the shell of a `salloc`? (Not a job or a step: those have a process id in the job.)"""
-    interactive = os.environ.get("SLURM_STEP_ID") == "4294967290"  # salloc with use_interactive_step
-    return "SLURM_JOB_ID" in os.environ and ("SLURM_PROCID" not in os.environ or interactive)
+@dataclass(frozen=True)
+class ResumeRequest:
+    """None and empty: as the run was."""
+
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    hosts: tuple[Host, ...] = ()  # of the ssh back end
+    step: int | None = None  # checkpoint to go back to
 
 
-def resume_run(run: Path, nodes: int | None, console: Console) -> dict[str, Any]:
-    """Go on with a run from its newest checkpoint. Raises UserError when it cannot, or runs already."""
+def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str, Any]:
+    """Go on with a run from its newest checkpoint, or an explicit one, at the same size or another.
+
+    Raises UserError when it cannot, or runs already; the run folder is as it was then.
+    """
     run = Path(os.path.abspath(run))
     manifest = read_manifest(run)
-    if nodes is not None and nodes != manifest.nodes:
-        raise UserError(
-            f"--nodes {nodes}: {run} was made for {manifest.nodes} nodes x {manifest.gpus_per_node} ranks, "
-            f"and its checkpoints can be loaded by {manifest.world_size} ranks only"
-        )
     result = read_json(run / "result.json") or {}
-    if result.get("status") == "done":
+    if request.step is not None:
+        check_step(run, request.step)
+    elif result.get("status") == "done":
         steps = f"{result.get('step')} of {result.get('total_steps')} steps"
         console.print(f"{run} is done: {steps}", markup=False, highlight=False, soft_wrap=True)
         return {"run": str(run), "state": "done", "code": 0, "job": None}
     jobs = queued_jobs(run) if manifest.backend == "slurm" and not in_allocation() else None
     if jobs:
         raise UserError(f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`")
+    if is_locked(run):
+        raise UserError(f"{run}: another launcher runs it; wait for it, or stop it with Ctrl-C")
+    before = manifest.world_size
+    manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, request.hosts, request.step)
+    if manifest.world_size != before:
+        micro_batches = f"{manifest.accumulation_steps} micro-batches of each a step"
+        text = f"now for {manifest.world_size} ranks instead of {before}, {micro_batches}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    for name in go_back(run, request.step) if request.step is not None else ():
+        console.print(f"kept, out of the way: {name}", markup=False, highlight=False, soft_wrap=True)
     text = f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     code, job = start_run(run, manifest, console)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alignkd.config import Config, load_config, warnings_of
 from alignkd.errors import ConfigError
-from launcher.control import in_allocation, start_run
+from launcher.control import start_run
 from launcher.devices import visible_gpus
 from launcher.files import read_json
 from launcher.hostfile import Host
@@ -25,7 +25,7 @@ from launcher.progress import duration
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
 from launcher.site import read_site
-from launcher.slurm import slurm_answers
+from launcher.slurm import in_allocation, slurm_answers
 from launcher.slurm_preflight import slurm_problems, slurm_warnings, space_problems
 from launcher.ssh import write_hosts
 from launcher.stages import check_runs, link, stage_names

@@ -38,17 +38,25 @@ def choose_device(ranks: int, gpus: Sequence[str]) -> str:
     return "auto" if len(gpus) >= ranks else "cpu"
 
 
+def gpu_problem(run: Path, manifest: Manifest, gpus: Sequence[str]) -> str | None:
+    """Why these GPUs cannot run it; None when they can, or when it runs on the CPU."""
+    if manifest.device == "cpu" or len(gpus) >= manifest.world_size:
+        return None
+    return (
+        f"{run} takes {manifest.world_size} GPUs and this machine has {len(gpus)}; continue where they are, "
+        "or with fewer --nodes"
+    )
+
+
 def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence[str] | None = None) -> int:
     """Start the ranks of ``run``, show their progress until all have ended, return the exit code.
 
     ``command`` starts one rank (default: ``alignkd.train``). Raises UserError when the run is running.
     """
     gpus = visible_gpus(os.environ)
-    if manifest.device != "cpu" and len(gpus) < manifest.world_size:
-        raise UserError(
-            f"{run} was made for {manifest.world_size} GPUs and this machine has {len(gpus)}; "
-            "continue where they are"
-        )
+    problem = gpu_problem(run, manifest, gpus)
+    if problem:
+        raise UserError(problem)
 
     def start() -> RankGroup:
         environments = rank_environments(

@@ -114,7 +114,7 @@ def _state(
     if result.get("status") == "done":
         return "done", f"student: {run / 'student'}"
     if manifest.backend != "slurm":
-        if _is_locked(run):
+        if is_locked(run):
             return "running", str(progress.get("phase", "starting"))
         return ("stopped", str(result.get("status", "ended"))) if progress else ("not started", "")
     if jobs:
@@ -148,7 +148,7 @@ def _phase(progress: dict[str, Any], attempt: Attempt, now: float) -> str:
     return phase if quiet < QUIET_SECONDS else f"{phase}; no sign of life for {quiet / 60:.0f} minutes"
 
 
-def _is_locked(run: Path) -> bool:
+def is_locked(run: Path) -> bool:
     """Does a launcher hold the run? (The local back end keeps a lock while its ranks run.)"""
     try:
         with (run / ".lock").open("rb") as file:

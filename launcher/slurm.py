@@ -28,6 +28,12 @@ class QueuedJob:
     script: str
 
 
+def in_allocation() -> bool:
+    """Is this the shell of a `salloc`? (Not a job or a step: those have a process id in the job.)"""
+    interactive = os.environ.get("SLURM_STEP_ID") == "4294967290"  # salloc with use_interactive_step
+    return "SLURM_JOB_ID" in os.environ and ("SLURM_PROCID" not in os.environ or interactive)
+
+
 def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Without what a surrounding job left: sbatch would take ``SLURM_*`` for options of the new job."""
     left = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")

@@ -105,5 +105,13 @@ def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
     return folder
 
 
+def resize_run(run: Path, world_size: int, **changes: Any) -> None:
+    """What `alignkd resume --nodes` makes of a run folder; ``changes`` are those of a user's editor."""
+    overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
+    config = load_config(run / "config.yaml", overrides)
+    (run / "config.yaml").write_text(dump_config(config))
+    (run / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
+
+
 def metrics_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

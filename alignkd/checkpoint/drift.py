@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "teacher.placement",
     "training.max_skipped_steps",
 )
+STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")
 ALLOWED_CHANGES = "allowed_changes.json"  # in the run folder: keys that the user has accepted
 
@@ -35,8 +36,39 @@ def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: 
     return [
         f"{key}: the checkpoint has {before.get(key)!r}, the run has {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(MAY_CHANGE) and key not in allowed
+        if before.get(key) != after.get(key)
+        and not key.startswith(MAY_CHANGE)
+        and key not in allowed
+        and not (key == STAGE and {before.get(key), after.get(key)} == {1, 2})
     ]
+
+
+def must_convert(manifest: Mapping[str, Any], world_size: int, zero_stage: int) -> bool:
+    """Can the checkpoint be loaded by these ranks only in the universal format?"""
+    return bool(manifest["world_size"] != world_size or saved_stage(manifest) != zero_stage)
+
+
+def conversion_problem(manifest: Mapping[str, Any], world_size: int, zero_stage: int) -> str | None:
+    """Why a checkpoint that must be converted cannot be; None when it can, or need not be."""
+    stage = saved_stage(manifest)
+    if not must_convert(manifest, world_size, zero_stage):
+        return None
+    if stage != zero_stage and {stage, zero_stage} != {1, 2}:
+        return (
+            f"{STAGE}: the checkpoint has {stage}, the run has {zero_stage}; DeepSpeed converts "
+            f"between 1 and 2 only. Put {stage} back, or start a new run from an exported student"
+        )
+    if stage == 0:
+        return (
+            f"the checkpoint was written by {manifest['world_size']} ranks at {STAGE} 0, and this run has "
+            f"{world_size}; DeepSpeed converts stages 1, 2 and 3 only. Resume on the same number"
+        )
+    return None
+
+
+def saved_stage(manifest: Mapping[str, Any]) -> int:
+    """ZeRO stage of the student when the checkpoint was saved."""
+    return int(manifest["config"]["student"]["zero_stage"])
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:

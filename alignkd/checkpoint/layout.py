@@ -2,7 +2,8 @@
 
 A checkpoint is written as ``step-N.tmp``, described by ``manifest.json`` (every file with its size and
 sha256), renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its
-manifest is used.
+manifest is used. ``step-N.universal`` is the same state in a form that any number of ranks can load; it is
+made from ``step-N`` in the same way, and counts in the same way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 METRICS = "metrics.jsonl"  # of the run: one row per optimizer step
+UNIVERSAL = ".universal"
+SET_ASIDE = ".set-aside"  # newer than the step that a user went back to
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -26,6 +29,10 @@ def checkpoints_folder(run: Path) -> Path:
 
 def step_name(step: int) -> str:
     return f"step-{step}"
+
+
+def universal_name(step: int) -> str:
+    return step_name(step) + UNIVERSAL
 
 
 def committed_steps(run: Path) -> list[int]:

@@ -48,6 +48,16 @@ def load_rank_state(folder: Path, rank: int) -> None:
         get_accelerator().set_rng_state(_tensor(described["device"]))
 
 
+def seed_rank(seed: int, step: int, rank: int) -> None:
+    """Random states where the checkpoint has those of another number of ranks: a function of seed, step and
+    rank. (Nothing draws from them today: there is no dropout, and the data order has a source of its own.)
+    """
+    drawn = np.random.SeedSequence([seed, step, rank]).generate_state(3)
+    random.seed(int(drawn[0]))
+    np.random.seed(int(drawn[1]))
+    torch.manual_seed(int(drawn[2]))
+
+
 def _path(folder: Path, rank: int) -> Path:
     return folder / f"random-{rank}.json"
 

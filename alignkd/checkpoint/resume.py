@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from alignkd.checkpoint.layout import (
     share_of,
     step_name,
 )
-from alignkd.checkpoint.rank_state import load_rank_state
-from alignkd.checkpoint.storage import ShardFiles
+from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
+from alignkd.checkpoint.storage import ShardFiles, Storage
+from alignkd.checkpoint.universal import convert, load_universal, universal_folder
 from alignkd.engine.optimizer import OWN_SETTINGS
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,30 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
     return Found(verified[0] if verified else None, tuple(verified), tuple(refused))
 
 
-def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> dict[str, Any]:
-    """Load a checkpoint that :func:`find_checkpoint` has verified; returns its manifest. Collective."""
+def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, storage: Storage) -> None:
+    """Load a checkpoint of another number of ranks, or of ZeRO stage 1 at 2 or the other way round, that
+    :func:`find_checkpoint` has verified. Collective.
+
+    Rank 0 converts it unless that was done before; a conversion that is not what was written is named and
+    made again. What DeepSpeed leaves out (frozen weights, buffers) stays as it is in the engine.
+    """
+    folder = universal_folder(run, step)
+    for _ in range(2):
+        ranks.while_first_works(lambda: convert(run, step, storage))
+        problems = _agreed_problems(folder, ranks)
+        if not problems:
+            load_universal(engine, folder)
+            seed_rank(seed, step, ranks.rank)
+            return
+        log.warning("%s: %s; converting again", folder, "; ".join(sorted(set(problems))[:3]))
+        ranks.while_first_works(lambda: storage.remove(folder))
+    raise CheckpointError(f"{folder}: {'; '.join(sorted(set(problems))[:3])}, twice; is the disk sound?")
+
+
+def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
+    """Load a checkpoint that :func:`find_checkpoint` has verified, at its own size and stage. Collective."""
     folder = checkpoints_folder(run) / step_name(step)
     manifest = read_manifest(folder)
-    if manifest["world_size"] != ranks.world_size:
-        raise CheckpointError(
-            f"{folder} was written by {manifest['world_size']} ranks, and this run has {ranks.world_size}; "
-            "start it with the same nodes and GPUs per node"
-        )
     files = engine.checkpoint_engine
     assert isinstance(files, ShardFiles)
     files.verified = frozenset(folder / name for name in manifest["files"])
@@ -74,7 +93,6 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> dict[str
         group.update(own)
     files.verified = frozenset()
     load_rank_state(folder, ranks.rank)
-    return manifest
 
 
 def _agreed_problems(folder: Path, ranks: Ranks) -> list[str]:

@@ -22,6 +22,7 @@ from alignkd.checkpoint.layout import (
     flush_to_disk,
     read_manifest,
     step_name,
+    universal_name,
 )
 from alignkd.checkpoint.resume import Found
 from alignkd.checkpoint.retention import expired_steps
@@ -243,6 +244,7 @@ class CheckpointSaver:
             committed, self._verified, keep, self._section.keep_last, self._section.keep_every
         ):
             try:
+                self._storage.remove(checkpoints_folder(self._run) / universal_name(step))
                 self._storage.remove(checkpoints_folder(self._run) / step_name(step))
             except OSError as error:
                 log.warning("step-%d could not be removed: %s", step, error)

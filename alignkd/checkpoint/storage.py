@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.checkpoint.constants import (
+    UNIVERSAL_CHECKPOINT_INFO,
+    UNIVERSAL_CHECKPOINT_VERSION_KEY,
+    UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+)
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from alignkd.checkpoint.host_copy import host_copy
-from alignkd.checkpoint.layout import MANIFEST, MARKER, describe, flush_to_disk
+from alignkd.checkpoint.layout import MANIFEST, MARKER, UNIVERSAL, describe, flush_to_disk
 from alignkd.checkpoint.rank_state import rank_state, write_rank_state
 from alignkd.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+# Without it DeepSpeed cannot convert a checkpoint of stages 1 and 2 for another number of ranks.
+CLIENT_STATE = {
+    UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
+}
 
 
 class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
@@ -125,7 +135,9 @@ class Storage:
         files = engine.checkpoint_engine
         assert isinstance(files, ShardFiles)
         files.begin(copies=copies)
-        engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False)
+        engine.save_checkpoint(
+            str(partial.parent), tag=partial.name, client_state=dict(CLIENT_STATE), save_latest=False
+        )
         waiting, written, problem = files.waiting, files.written, files.problem
         files.begin(copies=False)  # the copies are the caller's alone, and go when it is done with them
         if problem is not None:
@@ -181,8 +193,10 @@ class Storage:
         shutil.rmtree(folder)
 
     def remove_leftovers(self, parent: Path) -> list[str]:
-        """Remove what killed saves left behind; returns the names."""
+        """Remove what killed saves and removals left behind; returns the names."""
         leftovers = [path for path in sorted(parent.glob("step-*.tmp")) if path.is_dir()]
+        conversions = sorted(parent.glob(f"step-*{UNIVERSAL}"))
+        leftovers += [path for path in conversions if not (path.with_suffix("") / MARKER).exists()]
         for path in leftovers:
             self.remove(path)
         return [os.fspath(path.name) for path in leftovers]

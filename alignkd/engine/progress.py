@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +31,21 @@ class Progress:
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps({"phase": phase, **facts, "updated": now}), encoding="utf-8")
             temporary.replace(self._path)
+
+    @contextlib.contextmanager
+    def alive(self, phase: str, every: float = 30.0, **facts: Any) -> Iterator[None]:
+        """A phase that may be long and has no steps: reported again and again, or it would look dead."""
+        over = threading.Event()
+
+        def beat() -> None:
+            self.report(phase, **facts)
+            while not over.wait(every):
+                self.report(phase, **facts)
+
+        thread = threading.Thread(target=beat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()

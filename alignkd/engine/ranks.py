@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.errors import UserError
+from alignkd.errors import EXIT_USER_ERROR, AlignkdError, CheckpointError, TrainingError, UserError
+
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,29 @@ class Ranks:
         box: list[Any] = [None] * self.world_size
         dist.all_gather_object(box, value, group=self.cpu_group)
         return box
+
+    def while_first_works(self, work: Callable[[], None]) -> None:
+        """Rank 0 does ``work``, which may take hours; the others look for its end in the store that the ranks
+        have met at. A collective would time out. Raises on every rank what an AlignkdError of ``work`` says;
+        when rank 0 dies, its store goes with it and the others fail. Collective.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        key = str(self.broadcast_object(uuid.uuid4().hex if self.is_first else None))
+        if self.is_first:
+            outcome = "1 rank 0 could not go on"
+            try:
+                work()
+                outcome = "0"
+            except AlignkdError as error:
+                outcome = f"{error.exit_code} {error}"
+            finally:
+                store.set(key, outcome)
+        while not store.check([key]):
+            time.sleep(POLL_SECONDS)
+        code, _, message = store.get(key).decode().partition(" ")
+        if code != "0":
+            raise (CheckpointError if int(code) == EXIT_USER_ERROR else TrainingError)(message)
+        self.barrier()  # nobody deletes the key, or leaves with the store, before all have seen it
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.checkpoint.drift import ALLOWED_CHANGES, config_drift
-from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint
-from alignkd.checkpoint.storage import attach
+from alignkd.checkpoint.drift import (
+    ALLOWED_CHANGES,
+    config_drift,
+    conversion_problem,
+    must_convert,
+    saved_stage,
+)
+from alignkd.checkpoint.layout import checkpoints_folder, read_manifest, step_name
+from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint, load_converted
+from alignkd.checkpoint.storage import Storage, attach
 from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.data.index import Index
@@ -23,9 +30,9 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
-from alignkd.errors import UserError
+from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
-from alignkd.models.loading import fingerprint
+from alignkd.models.loading import fingerprint, frozen_fingerprint
 from alignkd.teacher.provider import Teacher, held_bytes
 
 log = logging.getLogger(__name__)
@@ -38,6 +45,7 @@ class RunFacts:
     config: dict[str, Any]
     data: str  # fingerprint of data files, tokenizer and templates
     teacher: str | None  # fingerprint of its weights
+    frozen: str = ""  # fingerprint of the student's frozen weights and buffers
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,12 @@ class Job:
     facts: RunFacts
 
 
-def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
-    """Collective. Raises UserError for whatever does not fit; nothing has been trained by then."""
+def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None = None) -> Job:
+    """Collective. Raises UserError for whatever does not fit; nothing has been trained by then.
+
+    ``storage`` writes what a conversion writes.
+    """
+    storage = storage or Storage()
     config = load_config(run / "config.yaml")
     ds_student = _read_ds(run / "ds" / "student.json")
     assert ds_student is not None
@@ -98,22 +110,67 @@ def prepare(run: Path, ranks: Ranks, progress: Progress) -> Job:
         )
 
     attach(engine)
+    found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
+    for reason in found.refused:
+        log.warning("passed over %s", reason)
     facts = RunFacts(
         config=config.model_dump(mode="json", exclude={"stages"}),
         data=index.fingerprint,
         teacher=None if teacher is None else ranks.broadcast_object(_teacher_fingerprint(teacher, ranks)),
     )
-    found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
-    for reason in found.refused:
-        log.warning("passed over %s", reason)
+    manifest: dict[str, Any] = {}
     if found.step is not None:
-        manifest = load_checkpoint(engine, run, found.step, ranks)
+        manifest = read_manifest(checkpoints_folder(run) / step_name(found.step))
+        _check_conversion(run, manifest, config, ranks)
         _check_drift(run, manifest, facts)
+        _load(engine, run, manifest, config, ranks, progress, storage)
         log.info("resumed at step %d", found.step)
+    # After the load: at the same size it brings the frozen weights, after a conversion it leaves them alone.
+    frozen = ranks.broadcast_object(frozen_fingerprint(engine.module, hashing=ranks.is_first))
+    if manifest.get("frozen", frozen) != frozen:
+        raise UserError(
+            f"{run}: the student's frozen weights or buffers are not those of {step_name(manifest['step'])}: "
+            "what lies at model.student or model.vision_tower has changed; put back what was there"
+        )
+    facts = replace(facts, frozen=frozen)
     loader = build_loader(
         config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, found.step or 0
     )
     return Job(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, facts)
+
+
+def _check_conversion(run: Path, manifest: dict[str, Any], config: Config, ranks: Ranks) -> None:
+    stage = config.student.zero_stage
+    problem = conversion_problem(manifest, ranks.world_size, stage)
+    if problem is None and must_convert(manifest, ranks.world_size, stage) and "frozen" not in manifest:
+        problem = (
+            "it was saved by a version that did not record the student's frozen weights; resume on "
+            f"{manifest['world_size']} ranks until the next checkpoint"
+        )
+    if problem:
+        raise CheckpointError(f"{run}: cannot go on from {step_name(manifest['step'])}: {problem}")
+
+
+def _load(
+    engine: Any,
+    run: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    ranks: Ranks,
+    progress: Progress,
+    storage: Storage,
+) -> None:
+    """Load a verified checkpoint in the way that fits the ranks."""
+    step, stage = int(manifest["step"]), config.student.zero_stage
+    if not must_convert(manifest, ranks.world_size, stage):
+        load_checkpoint(engine, run, step, ranks)
+        return
+    log.info(
+        "step-%d was written by %d ranks at ZeRO stage %d; converting it for %d at stage %d",
+        *(step, manifest["world_size"], saved_stage(manifest), ranks.world_size, stage),
+    )
+    with progress.alive("converting"):
+        load_converted(engine, run, step, ranks, config.training.seed, storage)
 
 
 def _teacher_fingerprint(teacher: Teacher, ranks: Ranks) -> str:

@@ -8,8 +8,9 @@ lists them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,11 @@ def restore_buffers(model: MobileVLM, device: torch.device | str) -> None:
     embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
 
 
-def full_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def full_tensors(model: nn.Module, *, only_frozen: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, whole tensor) of every parameter; gathers ZeRO-3 shards one by one. Collective."""
     for name, parameter in model.named_parameters():
+        if only_frozen and parameter.requires_grad:
+            continue
         with _gathered(parameter):
             yield name, parameter.data
 
@@ -123,14 +126,24 @@ def full_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def fingerprint(model: MobileVLM, *, hashing: bool = True) -> str:
     """sha256 over published names, shapes and bytes: equal for a sharded and a whole model. Collective under
     ZeRO-3."""
+    return _hash(((public_name(name), value) for name, value in full_tensors(model)), hashing)
+
+
+def frozen_fingerprint(module: nn.Module, *, hashing: bool = True) -> str:
+    """The same over what training does not change, under their own names: frozen parameters, all buffers."""
+    frozen = full_tensors(module, only_frozen=True)
+    return _hash(itertools.chain(frozen, module.named_buffers()), hashing)
+
+
+def _hash(tensors: Iterable[tuple[str, torch.Tensor]], hashing: bool) -> str:
     digests = {}
-    for name, value in full_tensors(model):
+    for name, value in tensors:
         if not hashing:
             continue
         data = value.detach().cpu().contiguous()
         digest = hashlib.sha256(f"{tuple(data.shape)} {data.dtype}".encode())
         digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
-        digests[public_name(name)] = digest.hexdigest()
+        digests[name] = digest.hexdigest()
     lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()
 

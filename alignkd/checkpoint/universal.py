@@ -1,0 +1,204 @@
+"""A checkpoint in DeepSpeed's universal format, which any number of ranks can load.
+
+``step-N.universal`` is derived from ``step-N`` and bound to it by the hash of its manifest. It is written in
+``step-N.universal.tmp`` and comes to count like a checkpoint does: manifest, rename, marker. Whatever kills a
+conversion leaves the checkpoint alone and a ``.tmp`` behind that the next one removes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.checkpoint import ds_to_universal
+
+from alignkd.checkpoint.drift import saved_stage
+from alignkd.checkpoint.layout import (
+    MANIFEST,
+    MARKER,
+    checkpoints_folder,
+    data_files,
+    describe,
+    differences,
+    flush_to_disk,
+    read_manifest,
+    step_name,
+    universal_name,
+)
+from alignkd.checkpoint.lock import WriterLock
+from alignkd.checkpoint.storage import ShardFiles, Storage
+from alignkd.errors import CheckpointError, TrainingError
+
+log = logging.getLogger(__name__)
+SPACE_FACTOR = 2.2  # of the checkpoint: fragments of all ranks, and what is put together from them
+OPTIMIZER_STATE = "zero/optimizer_state.pt"
+
+
+def universal_folder(run: Path, step: int) -> Path:
+    return checkpoints_folder(run) / universal_name(step)
+
+
+def partial_folder(run: Path, step: int) -> Path:
+    return checkpoints_folder(run) / (universal_name(step) + ".tmp")
+
+
+def is_converted(run: Path, step: int) -> bool:
+    """Is there a finished conversion of this very checkpoint? (Its files are not hashed here.)"""
+    folder = universal_folder(run, step)
+    try:
+        source = read_manifest(folder)["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (folder / MARKER).is_file() and source == _source_hash(run, step)
+
+
+def convert(run: Path, step: int, storage: Storage) -> None:
+    """Make ``step-N.universal`` from ``step-N``, whose files must have been verified against its manifest:
+    they are unpickled. One process, no GPU. A conversion that is there is used again.
+
+    Raises CheckpointError when this checkpoint cannot be converted, TrainingError when the disk fails.
+    """
+    source, final, partial = (
+        checkpoints_folder(run) / step_name(step),
+        universal_folder(run, step),
+        partial_folder(run, step),
+    )
+    if is_converted(run, step):
+        return
+    manifest = read_manifest(source)
+    if saved_stage(manifest) == 0:
+        raise CheckpointError(f"{source}: student.zero_stage is 0; DeepSpeed converts stages 1, 2 and 3 only")
+    try:
+        storage.remove(partial)
+        storage.remove(final)
+        _check_space(source, manifest)
+        partial.mkdir()
+        _run_deepspeed(source, partial)
+        _without_shards(partial / OPTIMIZER_STATE)
+        names = data_files(partial)
+        for name in names:
+            flush_to_disk(partial / name)
+        for folder in {(partial / name).parent for name in names}:
+            flush_to_disk(folder)
+        files = {name: describe(partial, name) for name in names}
+        facts = {"step": step, "world_size": manifest["world_size"], "zero_stage": saved_stage(manifest)}
+        storage.write_manifest(partial, {**facts, "source": _source_hash(run, step), "files": files})
+        storage.publish(partial, final)
+        storage.mark(final)
+    except OSError as error:
+        raise TrainingError(f"{source}: could not be converted: {error}") from error
+
+
+def convert_by_hand(run: Path, step: int) -> tuple[Path, bool]:
+    """:func:`convert` for ``alignkd ckpt convert``, which verifies by itself: the folder, and whether it was
+    made now. Raises UserError naming what is wrong, or when a job writes the run."""
+    source, final = checkpoints_folder(run) / step_name(step), universal_folder(run, step)
+    with WriterLock(run, log.warning):
+        if is_converted(run, step) and not _problems(final):
+            return final, False
+        problems = _problems(source)
+        if problems:
+            raise CheckpointError(f"{source}: {'; '.join(problems[:3])}")
+        storage = Storage()
+        storage.remove(final)
+        convert(run, step, storage)
+    return final, True
+
+
+def load_universal(engine: Any, folder: Path) -> None:
+    """Load a conversion whose files have been verified. Frozen parameters and buffers stay as they are.
+    Collective."""
+    files = engine.checkpoint_engine
+    assert isinstance(files, ShardFiles)
+    files.verified = frozenset(folder / name for name in read_manifest(folder)["files"])
+    settings = [_settings(group) for group in engine.optimizer.param_groups]
+    engine._config.load_universal_checkpoint = True
+    try:
+        engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    finally:
+        # A save while it is on may leave the model's weights out.
+        engine._config.load_universal_checkpoint = False
+        files.verified = frozenset()
+    # Stage 3 gives every group the settings of the first one.
+    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    # ... and every parameter the same step counter, which AdamW would then advance once for each of them.
+    for parameter, state in engine.optimizer.state.items():
+        if torch.is_tensor(state.get("step")):
+            on_device = any(group.get("fused") for group in engine.optimizer.param_groups)
+            state["step"] = state["step"].clone().to(parameter.device if on_device else "cpu")
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "step")}
+
+
+def _problems(folder: Path) -> list[str]:
+    try:
+        files = read_manifest(folder)["files"]
+        return differences(folder, files, sorted(files))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
+
+
+def _source_hash(run: Path, step: int) -> str:
+    manifest = checkpoints_folder(run) / step_name(step) / MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+
+
+def _check_space(source: Path, manifest: dict[str, Any]) -> None:
+    needed = int(SPACE_FACTOR * sum(entry["bytes"] for entry in manifest["files"].values()))
+    free = shutil.disk_usage(source.parent).free
+    if free < needed:
+        raise CheckpointError(
+            f"{source}: its conversion for another number of ranks takes about {needed:,} bytes, and "
+            f"{free:,} are free; make room"
+        )
+
+
+def _run_deepspeed(source: Path, partial: Path) -> None:
+    """DeepSpeed's own conversion, in this process.
+
+    It puts paths into patterns, so it gets to see links whose names hold nothing special. It also writes a
+    ``latest_universal`` beside its output, which goes away with the links.
+    """
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as links:
+        for name, folder in (("source", source), ("target", partial)):
+            (Path(links) / name).symlink_to(folder.resolve())
+        arguments = argparse.Namespace(
+            input_folder=f"{links}/source",
+            output_folder=f"{links}/target",
+            num_extract_workers=1,  # in this process: what it starts would outlive it when it is killed
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,  # of checkpoints that were saved without it
+        )
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                ds_to_universal.main(arguments)
+        except OSError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{source}: DeepSpeed cannot convert it: {error!r}") from error
+
+
+def _without_shards(path: Path) -> None:
+    """At stage 3 DeepSpeed leaves rank 0's whole optimizer shard in the file that every rank reads for the
+    step and the settings of the groups."""
+    state = torch.load(path, weights_only=False, map_location="cpu")
+    if "fp32_flat_groups" not in state:
+        return
+    del state["fp32_flat_groups"]
+    inner = state["optimizer_state_dict"]
+    inner["state"] = {0: {"step": inner["state"][0]["step"]}}
+    torch.save(state, path)
