@@ -165,7 +165,7 @@ def test_two_launchers_do_not_share_a_run(make_run) -> None:
 def test_a_run_for_gpus_is_not_moved_to_the_cpu_in_silence(make_run, monkeypatch) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda environment: ["0"])
     folder, manifest = make_run(device="auto")
-    with pytest.raises(UserError, match="made for 2 GPUs and this machine has 1"):
+    with pytest.raises(UserError, match="takes 2 GPUs and this machine has 1"):
         run_local(folder, manifest, Console(file=io.StringIO()), ["true"])
 
 

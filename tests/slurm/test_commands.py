@@ -68,9 +68,11 @@ def test_cancel(runs: Runs) -> None:
     assert runs.json("status", run)["state"] == "cancelled"
 
 
-def test_other_node_counts_are_refused(runs: Runs) -> None:
+def test_node_counts_that_do_not_fit_are_refused(runs: Runs) -> None:
     run = runs.prepare(nodes=2)
-    assert "made for 2 nodes" in runs.alignkd("resume", run, "--nodes", 4, code=2)
+    assert "node counts that fit with 1 ranks each: 1, 2, 4, 8" in runs.alignkd(
+        "resume", run, "--nodes", 3, code=2
+    )
     assert not (run / "attempts.jsonl").exists()
 
 
