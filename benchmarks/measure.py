@@ -1,0 +1,107 @@
+"""Time and memory of one call. On the CPU the resident size of a process is noise, so tensors are counted."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all storages that appear while it is active and are still alive.
+
+    Storages of ``known`` (weights, the batch) count as there before. Memory that a kernel takes for itself
+    and gives back before it returns is not seen.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._keep = list(known)
+        self._known = {tensor.untyped_storage()._cdata for tensor in self._keep}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._see, out)
+        return out
+
+    def _see(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known and key not in self._seen:
+            size = storage.nbytes()
+
+            def freed(_: Any) -> None:
+                self.live -= size
+                self._seen.pop(key, None)
+
+            self._seen[key] = weakref.ref(storage, freed)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one step above the weights, which are there before it."""
+
+    kept: int  # alive between forward and backward
+    peak: int
+
+
+class Edge:
+    """The moment between forward and backward, when what is kept for backward is all that is alive."""
+
+    def __init__(self) -> None:
+        self.on_reached: Callable[[], None] = lambda: None
+
+
+def step_memory(
+    step: Callable[[], object], edge: Edge, known: list[torch.Tensor], device: torch.device
+) -> Memory:
+    """Of one call of ``step``, which must come by ``edge``. The largest ``kept`` of several edges counts."""
+    kept = 0
+    if device.type == "cpu":
+        counter = LiveTensors(known)
+
+        def reached() -> None:
+            nonlocal kept
+            kept = max(kept, counter.live)
+
+        edge.on_reached = reached
+        with counter:
+            step()
+        edge.on_reached = lambda: None
+        return Memory(kept, counter.peak)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    def reached_on_device() -> None:
+        nonlocal kept
+        kept = max(kept, torch.cuda.memory_allocated() - before)
+
+    edge.on_reached = reached_on_device
+    step()
+    torch.cuda.synchronize()
+    edge.on_reached = lambda: None
+    return Memory(kept, torch.cuda.max_memory_allocated() - before)
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
