@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm lint clean
+.PHONY: demo demo-baseline install test test-slurm chaos lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -37,6 +37,12 @@ test: lint
 # `make test`, because some scenarios still depend on how busy the machine is.
 test-slurm: $(INSTALLED)
 	$(BIN)/pytest tests/slurm
+
+# Kill a small run again and again at random, resume it, compare it with the one that nobody disturbed (about 15 s a
+# kill on 2 cores): make chaos KILLS=10 SEED=1
+KILLS ?= 100
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,183 @@
+"""``python -m tests.chaos``: kill a training run again and again at random, resume it as a user would, and
+compare it with the run that nobody disturbed.
+
+Exit code 1 when a committed checkpoint was lost, a resume went on from the wrong one, or anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from tests import tiny
+from tests.chaos.oracle import Left, differing_rows, look, rows, weights_hash
+from tests.chaos.plan import START, Kill, kills
+from tests.chaos.report import Report
+from tests.checkpoint.faulty_storage import children
+from tests.checkpoint.killing import start_with_kill, wait_until_gone
+
+EVERY = 2  # steps between two checkpoints
+STEPS = 40
+LONGEST_START = 300.0  # seconds that a start may take before it counts as hung
+
+
+def alignkd(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    with (folder / "launcher.log").open("ab") as log:
+        command = [sys.executable, "-m", "launcher.cli", *arguments]
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+
+def write_configuration(folder: Path) -> None:
+    records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 16
+    (folder / "data.json").write_text(json.dumps(records))
+    document = {
+        "model": {"teacher": str(tiny.TEACHER), "student": str(tiny.STUDENT)},
+        "data": {"sources": [{"file": "data.json", "image_folder": str(tiny.FOLDER)}], "workers": 1},
+        "training": {
+            "global_batch_size": 4,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "epochs": 4,
+            "max_steps": STEPS,
+            "gradient_checkpointing": False,
+        },
+        "checkpoint": {"every": EVERY, "keep_last": 1},
+    }
+    (folder / "alignkd.yaml").write_text(yaml.safe_dump(document))
+
+
+def launch(folder: Path, name: str, *options: str) -> Path:
+    words = ("launch", "--nodes", "2", "--backend", "local", "--name", name, *options)
+    code = alignkd(folder, *words).wait(timeout=900)
+    if code != 0:
+        raise SystemExit(f"alignkd launch ended with {code}; see {folder / 'launcher.log'}")
+    return folder / "runs" / name
+
+
+def start_and_kill(run: Path, kill: Kill, committed: int) -> int:
+    """Returns the launcher's exit code."""
+    if kill.in_save:
+        step = min(committed + kill.save * EVERY, STEPS)
+        process = start_with_kill(run, kill.phase, kill.rank, kill.victim, step)
+        return process.wait(timeout=LONGEST_START)
+    before = len(rows(run))
+    process = alignkd(run, "resume", str(run))
+    deadline = time.monotonic() + LONGEST_START
+    fresh = False
+    while not fresh and kill.phase != START and process.poll() is None:
+        # The rows beyond the checkpoint are cut first: a new one is one that was not there then.
+        now = len(rows(run))
+        fresh, before = now > before, now
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run}: no step in {LONGEST_START:.0f} s")
+        time.sleep(0.05)
+    time.sleep(kill.seconds)
+    ranks = sorted(children(process.pid))
+    victims = {
+        "parent": [process.pid],
+        "all": ranks,
+        "rank": ranks[kill.rank : kill.rank + 1] or ranks,
+    }[kill.victim]
+    for victim in victims or [process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    return process.wait(timeout=LONGEST_START)
+
+
+def judge(report: Report, before: Left | None, after: Left, where: str) -> None:
+    """The start that left ``after`` behind went on from what ``before`` had."""
+    had = before.committed if before is not None else 0
+    if after.passed_over:
+        report.lost_checkpoints.append(f"{where}: passed over {'; '.join(after.passed_over)}")
+    if after.resumed is not None and after.resumed != had:
+        report.wrong_resumes.append(f"{where}: resumed at {after.resumed}, step {had} was committed")
+    if max(after.promised, had) > after.committed:
+        report.lost_checkpoints.append(
+            f"{where}: step {max(after.promised, had)} was saved, {after.committed} is the newest"
+        )
+
+
+def compare(report: Report, run: Path, expected: Path, where: str) -> None:
+    report.finished_runs += 1
+    report.differing += [f"{where}: row of step {step}" for step in differing_rows(run, expected)]
+    if weights_hash(run) != weights_hash(expected):
+        report.differing.append(f"{where}: the exported weights")
+
+
+def one_run(
+    folder: Path, number: int, plan: Iterator[Kill], most: int, expected: Path, report: Report
+) -> None:
+    """Kill and resume one run until it has ended."""
+    run = launch(folder, f"killed-{number}", "--dry-run")
+    left: Left | None = None
+    while True:
+        log = run / "logs" / "rank-0.log"
+        offset = log.stat().st_size if log.exists() else 0
+        where = f"{run.name}, start after {len(report.kills)} kills"
+        (run / "progress.json").unlink(missing_ok=True)
+        if len(report.kills) < most:
+            kill = next(plan)
+            code = start_and_kill(run, kill, 0 if left is None else left.committed)
+        else:
+            kill, code = None, alignkd(run, "resume", str(run)).wait(timeout=3 * LONGEST_START)
+        wait_until_gone(run)
+        after = look(run, offset)
+        judge(report, left, after, where)
+        if code == 0:
+            report.missed += kill is not None
+            compare(report, run, expected, run.name)
+            shutil.rmtree(run)
+            return
+        if kill is None:
+            raise SystemExit(
+                f"{where}: ended with {code} though nobody killed it; see {run / 'launcher.log'}"
+            )
+        if code not in (-signal.SIGKILL, 128 + signal.SIGKILL, 1):
+            raise SystemExit(f"{where}: ended with {code}; see {run}")
+        report.kills.append(kill)
+        report.lost_steps.append(after.computed - after.committed)
+        print(
+            f"kill {len(report.kills):3}: {kill.victim:6} at {kill.phase:8} ({kill.seconds:.1f} s) "
+            f"step {after.computed:2}, committed {after.committed:2}, lost {report.lost_steps[-1]}",
+            flush=True,
+        )
+        left = after
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
+    parser.add_argument("--keep", action="store_true", help="keep the folder")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="alignkd-chaos-"))
+    print(f"seed {seed}; {options.kills} kills; folder {folder}", flush=True)
+    started, report = time.monotonic(), Report()
+    write_configuration(folder)
+    expected = launch(folder, "undisturbed")
+    plan, number = kills(seed), 0
+    while len(report.kills) < options.kills:
+        one_run(folder, number := number + 1, plan, options.kills, expected, report)
+    print("\n" + report.table(seed, time.monotonic() - started))
+    if report.ok and not options.keep:
+        shutil.rmtree(folder)
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The judge of ``make chaos`` sees what it is there to see."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+from tests.chaos.__main__ import judge
+from tests.chaos.oracle import Left, differing_rows, look
+from tests.chaos.plan import kills
+from tests.chaos.report import Report
+from tests.checkpoint.faulty_storage import PHASES, VICTIMS
+
+
+def write_rows(run: Path, *rows: dict) -> Path:
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_rows_differ_in_anything_but_times(tmp_path: Path) -> None:
+    whole = write_rows(
+        tmp_path / "whole", *({"step": n, "loss": 1.0, "step_seconds": 0.1} for n in (1, 2, 3))
+    )
+    same = write_rows(tmp_path / "same", *({"step": n, "loss": 1.0, "step_seconds": 0.7} for n in (1, 2, 3)))
+    assert differing_rows(same, whole) == []
+    other = write_rows(tmp_path / "other", *({"step": n, "loss": n / 2, "step_seconds": 0.1} for n in (1, 2)))
+    assert differing_rows(other, whole) == [1, 3]
+    twice = write_rows(
+        tmp_path / "twice", *({"step": n, "loss": 1.0, "step_seconds": 0.1} for n in (1, 2, 2, 3))
+    )
+    assert differing_rows(twice, whole) == [2, 3]
+
+
+def test_a_start_is_read_from_its_files(tmp_path: Path) -> None:
+    run = write_rows(tmp_path / "run", *({"step": n} for n in range(1, 8)))
+    (run / "checkpoints" / "step-6").mkdir(parents=True)
+    (run / "checkpoints" / "step-6" / "COMMITTED").touch()
+    (run / "logs").mkdir()
+    before = "x resumed at step 2\nx saved step-6: 1 MB\n"
+    (run / "logs" / "rank-0.log").write_text(before + "x resumed at step 4\n")
+    (run / "progress.json").write_text('{"phase": "training", "step": 8}')
+    assert look(run, len(before)) == Left(4, True, promised=6, committed=6, computed=8, passed_over=())
+    (run / "progress.json").unlink()
+    assert look(run, len(before) + 20) == Left(
+        None, False, promised=6, committed=6, computed=6, passed_over=()
+    )
+
+
+def test_the_judge_finds_what_is_wrong() -> None:
+    had = Left(0, True, promised=6, committed=6, computed=7, passed_over=())
+    good, report = Left(6, True, 8, 8, 9, ()), Report()
+    judge(report, had, good, "")
+    assert report.ok
+    for bad in (
+        Left(4, True, 8, 8, 9, ()),  # went on from an older one
+        Left(0, True, 8, 8, 9, ()),  # from the beginning
+        Left(6, True, 10, 8, 11, ()),  # said that 10 is saved
+        Left(None, False, 6, 4, 4, ()),  # 6 is gone
+        Left(6, True, 8, 8, 9, ("step-8: has another sha256",)),
+    ):
+        report = Report()
+        judge(report, had, bad, "")
+        assert not report.ok, bad
+
+
+def test_every_phase_meets_every_victim() -> None:
+    planned = [kill for kill in itertools.islice(kills(3), 2 * len(PHASES) * len(VICTIMS)) if kill.in_save]
+    assert {(kill.phase, kill.victim) for kill in planned} == set(itertools.product(PHASES, VICTIMS))
+    assert list(itertools.islice(kills(7), 20)) == list(itertools.islice(kills(7), 20))
