@@ -26,7 +26,7 @@ class WindowFacts:
     elements: dict[str, int]  # divisors of the terms' sums
     usr1: bool  # some rank was asked to stop
     term: bool
-    written: bool  # every rank's checkpoint writer is done
+    written: bool = True  # every rank's checkpoint writer is done
 
 
 @dataclass(frozen=True)
