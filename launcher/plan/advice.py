@@ -10,6 +10,7 @@ from alignkd.config import Config
 from alignkd.config.combinations import divisors
 from launcher.plan.compute import Compute, run_compute
 from launcher.plan.memory import Memory, run_memory
+from launcher.plan.sharding import rendered
 from launcher.plan.sizes import RunSizes, run_sizes
 from launcher.plan.traffic import Transfer, run_traffic
 from launcher.plan.workload import Cluster, Workload, workload
@@ -59,13 +60,14 @@ def make_plan(config: Config, cluster: Cluster, sizes: RunSizes | None = None) -
     """Raises UserError when the models or the split of the batch are not usable."""
     sizes = sizes or run_sizes(config)
     work = workload(config, cluster, sizes.student.config.vision_tokens)
+    files = rendered(config, cluster)
     return Plan(
         config,
         cluster,
         sizes,
         work,
-        run_memory(config, sizes, work, cluster),
-        run_traffic(config, sizes, work, cluster),
+        run_memory(config, sizes, work, cluster, files),
+        run_traffic(config, sizes, work, cluster, files),
         run_compute(config, sizes, work, cluster),
     )
 

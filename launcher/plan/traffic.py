@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkd.config import Config
-from launcher.plan.memory import BYTES, resident, shard_ranks, teacher_size
+from launcher.plan.sharding import Rendered, resident, student_size, teacher_ranks, teacher_size
 from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster, Workload
-from launcher.render import student_config, teacher_config
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,11 @@ class Transfer:
         return self.bytes * (self.nodes - 1) // self.nodes * self.passes
 
 
-def run_traffic(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> tuple[Transfer, ...]:
-    found = _teacher_transfers(config, sizes, work, cluster) + _student_transfers(
-        config, sizes, work, cluster
-    )
+def run_traffic(
+    config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
+) -> tuple[Transfer, ...]:
+    found = _teacher_transfers(config, sizes, work, cluster, files)
+    found += _student_transfers(config, sizes, work, cluster, files)
     return tuple(transfer for transfer in found if transfer.bytes and transfer.ranks > 1)
 
 
@@ -52,13 +52,15 @@ def forward_gather(model: ModelSizes, kept_whole: dict[str, int]) -> int:
     )
 
 
-def _teacher_transfers(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> list[Transfer]:
-    teacher, ds = sizes.teacher, teacher_config(config)
-    if teacher is None or ds is None:
+def _teacher_transfers(
+    config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
+) -> list[Transfer]:
+    teacher, zero = sizes.teacher, files.teacher
+    if teacher is None or zero is None:
         return []
-    size, ranks = teacher_size(config), shard_ranks(config, cluster)
+    size, ranks = teacher_size(config), teacher_ranks(config, cluster)
     nodes = cluster.nodes if ranks == cluster.ranks else 1
-    elements = forward_gather(teacher, resident(teacher, ds["zero_optimization"]))
+    elements = forward_gather(teacher, resident(teacher, zero))
     windows = -(-work.accumulation // work.window)
     return [
         Transfer("teacher's layers", elements * size * windows, ranks, nodes),
@@ -66,8 +68,10 @@ def _teacher_transfers(config: Config, sizes: RunSizes, work: Workload, cluster:
     ]
 
 
-def _student_transfers(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> list[Transfer]:
-    stage, size = config.student.zero_stage, BYTES[config.training.precision]
+def _student_transfers(
+    config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
+) -> list[Transfer]:
+    stage, size = config.student.zero_stage, student_size(config)
     everywhere = (cluster.ranks, cluster.nodes)
     gradients = sum(sizes.trainable(config).values()) * size
     if stage == 0:
@@ -77,8 +81,7 @@ def _student_transfers(config: Config, sizes: RunSizes, work: Workload, cluster:
     found = [Transfer("gradients", gradients * times, *everywhere)]
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
-    zero = student_config(config, cluster.ranks)["zero_optimization"]
-    kept_whole = resident(sizes.student, zero)
+    kept_whole = resident(sizes.student, files.student)
     weights = (forward_gather(sizes.student, kept_whole) + sizes.student.count("head.")) * size
     # Forward and backward; DeepSpeed saves some of it by keeping what is needed again soon.
     return [*found, Transfer("student's weights, at most", 2 * weights * work.accumulation, *everywhere)]

@@ -18,6 +18,10 @@ from alignkd.engine.build import build_teacher
 from alignkd.engine.ranks import Ranks, nodes_of
 from alignkd.errors import UserError
 from alignkd.teacher.provider import held_bytes
+from launcher.plan.memory import teacher_weights
+from launcher.plan.sharding import Rendered
+from launcher.plan.sizes import run_sizes
+from launcher.plan.workload import Cluster
 from tests import tiny
 from tests.ranks import RankPool
 
@@ -75,6 +79,8 @@ def _recording(gathers: Counter[tuple[int, ...]]) -> Any:
 def test_targets_shards_and_groups(four_ranks: RankPool, tmp_path: Path) -> None:
     for placement in ("replicated", *SHARDED):
         tiny.write_run(tmp_path / placement, 4, teacher__placement=placement)
+    config = load_config(tmp_path / "zero3" / "config.yaml")
+    sizes = run_sizes(config)
     for rank, found in enumerate(four_ranks.run(compare, str(tmp_path))):
         assert all(values["equal"] for values in found.values())
         whole = found["replicated"]["held"]["shard"]
@@ -91,6 +97,14 @@ def test_targets_shards_and_groups(four_ranks: RankPool, tmp_path: Path) -> None
             assert held["host"] == pytest.approx(whole * in_host, rel=0.005), placement
             groups = set(found[placement]["gathers"])
             assert groups == ({group} if group else set()), placement
+            # What `alignkd plan` says beforehand is exact.
+            teacher = config.teacher.model_copy(update={"placement": placement})
+            planned = config.model_copy(update={"teacher": teacher})
+            zero = None if group is None else LEAN | ({"offload_param": {}} if in_host else {})
+            parts = teacher_weights(planned, sizes, Cluster(2, 2), Rendered({}, zero))
+            shard = parts[0]
+            assert shard.bytes == held["host" if shard.in_host_memory else "shard"]
+            assert sum(part.bytes for part in parts[1:]) == held["head"]
 
 
 @pytest.mark.parametrize(

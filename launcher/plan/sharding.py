@@ -1,0 +1,65 @@
+"""What ZeRO-3 and its placements leave on one rank, from the DeepSpeed files that a run is rendered to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from alignkd.config import Config
+from launcher.plan.sizes import ModelSizes
+from launcher.plan.workload import Cluster
+from launcher.render import student_config, teacher_config
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The ``zero_optimization`` sections of the run's DeepSpeed files."""
+
+    student: dict[str, Any]
+    teacher: dict[str, Any] | None  # None: no teacher, or a whole one on every rank
+
+
+def rendered(config: Config, cluster: Cluster) -> Rendered:
+    teacher = teacher_config(config)
+    return Rendered(
+        student_config(config, cluster.ranks)["zero_optimization"],
+        None if teacher is None else teacher["zero_optimization"],
+    )
+
+
+def student_size(config: Config) -> int:
+    """Bytes of an element of the student."""
+    return BYTES[config.training.precision]
+
+
+def teacher_size(config: Config) -> int:
+    return BYTES[config.teacher.precision or config.training.precision]
+
+
+def teacher_ranks(config: Config, cluster: Cluster) -> int:
+    """Ranks over which the teacher's weights are split."""
+    placement = config.teacher.placement
+    return {"replicated": 1, "zero3_node": cluster.gpus_per_node}.get(placement, cluster.ranks)
+
+
+def sharded(tensors: Iterable[int], ranks: int) -> int:
+    """Elements on one rank: ZeRO-3 fills every tensor up to a multiple of the ranks."""
+    return sum(-(-size // ranks) for size in tensors)
+
+
+def resident(model: ModelSizes, zero: dict[str, Any]) -> dict[str, int]:
+    """Tensors so small that ZeRO-3 keeps them whole on top of their shards, from their first use on."""
+    threshold = zero["stage3_param_persistence_threshold"]
+    return {name: size for name, size in model.tensors.items() if size <= threshold and model.is_used(name)}
+
+
+def gathered(model: ModelSizes, zero: dict[str, Any]) -> int:
+    """Elements that ZeRO-3 holds whole at once, at most: it prefetches up to its limit on live parameters."""
+    threshold = zero["stage3_param_persistence_threshold"]
+    whole = sum(size for size in model.tensors.values() if size > threshold)
+    largest = max(model.count("language_model.layers.0."), model.count("language_model.embed_tokens."))
+    limit = max(zero["stage3_max_live_parameters"], largest) + zero["stage3_prefetch_bucket_size"]
+    return int(min(whole, limit))

@@ -1,0 +1,74 @@
+"""Predicted memory against tensors of real DeepSpeed engines in two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.config import load_config
+from alignkd.engine.build import build_student_engine
+from alignkd.engine.ranks import Ranks
+from launcher.plan.memory import student_states
+from launcher.plan.sharding import Rendered
+from launcher.plan.sizes import run_sizes
+from launcher.plan.workload import Cluster
+from tests import tiny
+from tests.live_bytes import held_storages
+from tests.ranks import RankPool
+
+CLUSTER = Cluster(nodes=1, gpus_per_node=2)
+# Small enough to see everything else beside it, large enough for all tensors.
+BUCKET = 200_000
+ONLY_LABELS = (1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def held_bytes_of_engine(ranks: Ranks, run: str) -> dict[str, int]:
+    """Bytes that the student's engine holds before a step (with gradients) and after it."""
+    config = load_config(Path(run) / "config.yaml")
+    files = json.loads((Path(run) / "ds/student.json").read_text())
+    batch = tiny.batch_of(("v1", "text")[ranks.rank])
+    before = held_storages()
+    engine, _ = build_student_engine(config, files, ranks)
+    with_gradients = 0
+    for _ in range(2):
+        for _ in range(engine.gradient_accumulation_steps()):
+            engine.backward(engine(batch, ONLY_LABELS).loss)
+            with_gradients = max(with_gradients, _new_bytes(before))
+            engine.step()
+    return {"with gradients": with_gradients, "after a step": _new_bytes(before)}
+
+
+def _new_bytes(before: dict[int, int]) -> int:
+    return sum(size for key, size in held_storages().items() if key not in before)
+
+
+def small_buckets(run: Path) -> dict[str, Any]:
+    """Rewrites ``ds/student.json``, whose buckets are made for large models; returns its ZeRO section."""
+    path = run / "ds" / "student.json"
+    values: dict[str, Any] = json.loads(path.read_text())
+    values["zero_optimization"]["reduce_bucket_size"] = BUCKET
+    path.write_text(json.dumps(values))
+    zero: dict[str, Any] = values["zero_optimization"]
+    return zero
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "fp32"), (2, "fp32")]
+)
+def test_student_states(two_ranks: RankPool, tmp_path: Path, stage: int, precision: str) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision=precision)
+    config, zero = load_config(run / "config.yaml"), small_buckets(run)
+    predicted = {"with gradients": 0, "after a step": 0}
+    for part in student_states(config, run_sizes(config), CLUSTER, Rendered(zero, None)):
+        if part.phase == "always" and part.name != "gradients":
+            predicted["after a step"] += part.bytes
+        if part.phase == "always" or (stage == 1 and part.name == "gradient buckets"):
+            predicted["with gradients"] += part.bytes  # stage 2 has let go of its buckets after backward
+        if stage >= 3 and part.name == "gradients":
+            predicted["after a step"] += part.bytes  # kept for the next step
+    for measured in two_ranks.run(held_bytes_of_engine, str(run)):
+        for moment, size in measured.items():
+            assert size == pytest.approx(predicted[moment], rel=0.03), (moment, predicted, measured)
