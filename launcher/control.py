@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
+from alignkd.config import load_config
 from alignkd.errors import AlignkdError, UserError
 from launcher.attempts import JOB, STOP, read_history
 from launcher.checkpoints import check_step, go_back
@@ -32,6 +34,10 @@ def start_run(
 
     A submitted job waits until job ``after`` has ended well.
     """
+    if manifest.backend == "slurm":
+        signal_seconds = load_config(run / "config.yaml").slurm.signal_seconds
+        if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
+            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if manifest.backend == "local":
         return run_local(run, manifest, console), None
     if manifest.backend == "ssh":

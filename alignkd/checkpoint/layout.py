@@ -47,8 +47,11 @@ def committed_steps(run: Path) -> list[int]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Of the checkpoint in ``folder``."""
+    """Of the checkpoint in ``folder``. Raises ValueError for one of another step: that folder was renamed,
+    and its state would be trained on as if it were this step's."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if _STEP.fullmatch(folder.name) and step_name(manifest["step"]) != folder.name:
+        raise ValueError(f"it describes step {manifest['step']}")
     return manifest
 
 

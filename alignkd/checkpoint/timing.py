@@ -25,7 +25,7 @@ def measured_stop_seconds(run: Path) -> float | None:
     for step in committed_steps(run)[:1]:
         try:
             return stop_seconds(read_manifest(checkpoints_folder(run) / step_name(step)))
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
     return None
 

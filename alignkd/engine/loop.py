@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from dataclasses import asdict
 from importlib import metadata
@@ -13,6 +15,7 @@ from alignkd.checkpoint.export import export_engine
 from alignkd.checkpoint.layout import METRICS
 from alignkd.checkpoint.save import CheckpointSaver, SaveTotals
 from alignkd.checkpoint.storage import Storage
+from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
@@ -22,6 +25,8 @@ from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, TrainingError
+
+log = logging.getLogger(__name__)
 
 
 def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | None = None) -> int:
@@ -39,6 +44,10 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
     skipped = SkippedSteps(job.config.training.max_skipped_steps, int(job.engine.skipped_steps))
     step = job.found.step or 0
     metrics.cut_after(step)
+    if job.ranks.is_first and "SLURM_JOB_ID" in os.environ:
+        warning = lead_warning(measured_stop_seconds(job.run), job.config.slurm.signal_seconds)
+        if warning is not None:
+            log.warning("%s", warning)
     code = EXIT_OK
     sizes = job.engine.module.sizes()
     teacher_watch = Stopwatch()

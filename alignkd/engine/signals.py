@@ -19,6 +19,9 @@ class StopRequest:
     def install(self) -> None:
         signal.signal(signal.SIGUSR1, self._on_usr1)
         signal.signal(signal.SIGTERM, self._on_term)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            # A write or a socket of C++ code is continued, not cut short.
+            signal.siginterrupt(number, False)
 
     def _on_usr1(self, _number: int, _frame: FrameType | None) -> None:
         self.usr1 = True

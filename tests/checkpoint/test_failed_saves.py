@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
-from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.checkpoint.storage import Storage
 from alignkd.engine.loop import train
 from alignkd.engine.progress import Progress
@@ -161,15 +160,3 @@ def test_another_teacher_or_other_data_are_not_resumed(two_ranks: RankPool, tmp_
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     (run / "plain.json").write_text((run / "plain.json").read_text().replace("red circle", "red square"))
     assert all("data" in str(m) for m in two_ranks.run(train_with_fault, str(run), "latest", 0, [99]))
-
-
-def find(ranks: Ranks, run: str) -> Found:
-    return find_checkpoint(Path(run), ranks, keep_last=1)
-
-
-def test_a_lying_latest_file_is_never_read(two_ranks: RankPool, tmp_path: Path) -> None:
-    run = tiny.write_run(tmp_path / "run", 2)
-    assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
-    (checkpoints_folder(run) / "latest").write_text("step-2")
-    moved = run.rename(tmp_path / "moved")
-    assert two_ranks.run(find, str(moved)) == [Found(4, (4,), ())] * 2

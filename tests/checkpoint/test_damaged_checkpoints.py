@@ -1,0 +1,186 @@
+"""What may have happened to checkpoints between two starts: damage is named and never unpickled, the next
+older one is taken, and the run ends as the one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkd.checkpoint.export import export_run
+from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
+from alignkd.checkpoint.resume import Found, find_checkpoint
+from alignkd.engine.loop import train
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.setup import prepare
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import AlignkdError
+from tests import tiny
+from tests.checkpoint.test_killed_saves import same_trajectory
+from tests.ranks import RankPool
+
+MODEL = "mp_rank_00_model_states.pt"
+OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+
+
+def go_on(ranks: Ranks, run: str) -> tuple[int, Found]:
+    progress = Progress(Path(run), writes=ranks.is_first)
+    job = prepare(Path(run), ranks, progress)
+    return train(job, StopRequest(), progress), job.found
+
+
+@pytest.fixture(scope="module")
+def whole(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps, checkpoints of 2, 4, 6 and 8."""
+    run = tiny.write_run(
+        tmp_path_factory.mktemp("whole") / "run", 2, training__epochs=2, checkpoint__keep_last=None
+    )
+    assert [code for code, _ in two_ranks.run(go_on, str(run))] == [0, 0]
+    assert committed_steps(run) == [8, 6, 4, 2]
+    return run
+
+
+@pytest.fixture
+def stopped(whole: Path, tmp_path: Path) -> Path:
+    """The same run at another path, killed behind step 6."""
+    ignored = shutil.ignore_patterns("step-8", "student", "result.json", "progress.json")
+    return Path(shutil.copytree(whole, tmp_path / "run", ignore=ignored))
+
+
+class Bomb:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self._path),)
+
+
+def bomb(path: Path) -> None:
+    torch.save({"module": Bomb(path.parent.parent.parent / "exploded")}, path)
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / MODEL, (folder / MODEL).stat().st_size - 1)
+
+
+def emptied(folder: Path) -> None:
+    os.truncate(folder / OPTIMIZER.format(1), 0)
+
+
+def bit_flipped(folder: Path) -> None:
+    content = bytearray((folder / MODEL).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / MODEL).write_bytes(content)
+
+
+def missing(folder: Path) -> None:
+    (folder / "random-1.json").unlink()
+
+
+def swapped_between_ranks(folder: Path) -> None:
+    first, second = (folder / OPTIMIZER.format(rank) for rank in (0, 1))
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+
+
+def swapped_between_steps(folder: Path) -> None:
+    shutil.copyfile(folder.parent / "step-4" / MODEL, folder / MODEL)
+
+
+def another_steps_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "step-4", folder)
+
+
+def foreign_in_place(folder: Path) -> None:
+    bomb(folder / MODEL)
+
+
+def foreign_besides(folder: Path) -> None:
+    bomb(folder / OPTIMIZER.format(2))
+
+
+def manifest_emptied(folder: Path) -> None:
+    (folder / "manifest.json").write_text("")
+
+
+def only_a_marker(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "COMMITTED").touch()
+
+
+DAMAGES = [
+    (truncated, "bytes instead of"),
+    (emptied, "0 bytes instead of"),
+    (bit_flipped, f"{MODEL} has another sha256"),
+    (missing, "random-1.json is missing"),
+    (swapped_between_ranks, "zero_pp_rank_0_mp_rank_00_optim_states.pt has"),
+    (swapped_between_steps, f"{MODEL} has"),
+    (another_steps_folder, "it describes step 4"),
+    (foreign_in_place, f"{MODEL} has"),
+    (foreign_besides, "zero_pp_rank_2_mp_rank_00_optim_states.pt is not in the manifest"),
+    (manifest_emptied, "cannot be read"),
+    (only_a_marker, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_the_next_older_one_is_taken(
+    two_ranks: RankPool, whole: Path, stopped: Path, damage: Callable[[Path], None], named: str
+) -> None:
+    damage(checkpoints_folder(stopped) / "step-6")
+    with pytest.raises(AlignkdError, match=named):
+        export_run(stopped, stopped / "out", 6, "safetensors")
+    assert not (stopped / "out").exists()
+    for code, found in two_ranks.run(go_on, str(stopped)):
+        assert (code, found.step) == (0, 4)
+        assert len(found.refused) == 1
+        assert found.refused[0].startswith("step-6: ")
+        assert named in found.refused[0]
+    assert not (stopped / "exploded").exists()
+    same_trajectory(stopped, whole)
+    assert committed_steps(stopped)[:2] == [8, 6]
+
+
+def test_the_bomb_works(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
+    bomb(tmp_path / "checkpoints" / "step-1" / MODEL)
+    torch.load(tmp_path / "checkpoints" / "step-1" / MODEL, weights_only=False)
+    assert (tmp_path / "exploded").exists()
+
+
+def find(ranks: Ranks, run: str) -> Found:
+    return find_checkpoint(Path(run), ranks, keep_last=1)
+
+
+def test_latest_is_never_read_and_a_run_folder_may_move(
+    two_ranks: RankPool, whole: Path, stopped: Path
+) -> None:
+    latest = checkpoints_folder(stopped) / "latest"
+    for content in ("", "step-8", "../../elsewhere"):  # emptied, stale, hostile
+        latest.write_text(content)
+        assert two_ranks.run(find, str(stopped)) == [Found(6, (6,), ())] * 2
+    latest.unlink()
+    assert two_ranks.run(find, str(stopped)) == [Found(6, (6,), ())] * 2
+    latest.write_text("step-2")  # and there are 4 and 6
+    moved = stopped.rename(stopped.parent / "moved")
+    assert [(code, found.step) for code, found in two_ranks.run(go_on, str(moved))] == [(0, 6)] * 2
+    same_trajectory(moved, whole)
+    assert (checkpoints_folder(moved) / "latest").read_text() == "step-8"
+
+
+def test_a_folder_without_its_marker_does_not_count(two_ranks: RankPool, whole: Path, stopped: Path) -> None:
+    (checkpoints_folder(stopped) / "step-6" / "COMMITTED").unlink()
+    assert [(code, found.step, found.refused) for code, found in two_ranks.run(go_on, str(stopped))] == [
+        (0, 4, ())
+    ] * 2
+    same_trajectory(stopped, whole)
