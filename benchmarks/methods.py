@@ -74,6 +74,12 @@ class PlainEngine:
         self._edge.on_reached()
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def gradient_accumulation_steps(self) -> int:
+        return 1
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        pass
+
     def step(self) -> None:
         pass
 

@@ -14,6 +14,9 @@ MAY_CHANGE = (
     "data.workers",
     "model.",
     "teacher.placement",
+    "teacher.lookahead",
+    "distillation.share_vision_tower",
+    "training.packing",
     "training.max_skipped_steps",
 )
 STAGE = "student.zero_stage"

@@ -77,6 +77,9 @@ class TrainingSection(Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
     global_batch_size: PositiveInt = Field(128, description="samples per optimizer step, over all ranks")
     micro_batch_size: PositiveInt = Field(4, description="samples per rank and forward pass")
+    packing: bool = Field(
+        True, description="a micro-batch is one row of all its samples; false pads each to the longest"
+    )
     learning_rate: PositiveRate = 4e-5
     projector_learning_rate: PositiveRate | None = Field(None, description="default: learning_rate")
     adapter_learning_rate: PositiveRate | None = Field(
@@ -105,6 +108,9 @@ class TeacherSection(Section):
         description="where its weights lie: sharded over all ranks, over the ranks of a node (gathers stay "
         "inside), over all ranks in host memory, or whole on every rank",
     )
+    lookahead: PositiveInt | None = Field(
+        None, description="micro-batches that one teacher forward serves; default: all of an optimizer step"
+    )
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
 
 
@@ -126,6 +132,9 @@ class DistillationSection(Section):
     )
     positions: Literal["supervised", "all_text"] = Field(
         "supervised", description="positions of the logit term"
+    )
+    share_vision_tower: bool = Field(
+        True, description="the teacher's frozen tower runs for both where the student's is the same"
     )
 
 

@@ -1,19 +1,25 @@
 """One collated micro-batch, and what of it every loss term counts.
 
-Shapes: B samples, L longest expanded sequence, I images (real ones first, at least one), V vision tokens
-of an image, M most text rows of an image, N logit positions.
+Two layouts. **Padded**: a sample is a row, B rows filled up on the right to the longest, L. **Packed**: all
+samples stand one after another in the only row (B = 1, L = their sum), positions start again at 0 for each,
+and ``segments`` has their lengths. A column counts from the left of its row in both.
+
+Shapes: B rows, L columns, I images (real ones first, at least one), V vision tokens of an image, M most text
+rows of an image, N logit positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 IGNORE_INDEX = -100  # labels that are not supervised
 IMAGE_TOKEN_ID = -200  # stands V times where an image's vision tokens go
 NO_ROW = -1  # fills ``text_rows_IM`` up
+HOST_ONLY = ("labels_BL", "lengths_B")
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class TermCounts:
     tokens: int = 0  # non-padding tokens, vision tokens included
     samples: int = 0
     skipped: int = 0  # bad samples left out (data.on_bad_sample: skip)
+    slots: int = 0  # positions computed, padding included
 
     def as_list(self) -> list[int]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -40,34 +47,49 @@ class TermCounts:
         return TermCounts(*(a + b for a, b in zip(self.as_list(), other.as_list(), strict=True)))
 
 
+class ImagePlace(NamedTuple):
+    """Where an image and its text rows are, for the host: loops over images must not wait for the device."""
+
+    sample: int  # row of a padded batch, segment of a packed one
+    start: int  # first vision token, counted from the beginning of its sample
+    rows: int  # how many of the image's ``text_rows_IM`` are no NO_ROW
+
+
 @dataclass(frozen=True)
 class Batch:
     input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, 0 at padding (right)
     labels_BL: torch.Tensor  # int64, not shifted, IGNORE_INDEX where unsupervised
-    lengths_B: torch.Tensor  # int64, expanded lengths
+    lengths_B: torch.Tensor  # int64, expanded lengths, one per sample in both layouts
     pixel_values: torch.Tensor  # float32 [I, 3, H, W]; a zero image when the batch has none
     image_count: int  # real images: the first of ``pixel_values``
     image_samples: torch.Tensor  # int64 [image_count], row of the batch
     image_starts: torch.Tensor  # int64 [image_count], column of the first vision token
     text_rows_IM: torch.Tensor  # int64 [image_count, M], columns of text tokens after the image, or NO_ROW
-    logit_positions_N: torch.Tensor  # int64, b * L + t; label and divergence belong to token t + 1
+    logit_positions_N: torch.Tensor  # int64, row * L + column t; label and divergence belong to token t + 1
     logit_labels_N: torch.Tensor  # int64, next token, IGNORE_INDEX where only the divergence applies
     counts: TermCounts
     sample_ids: tuple[str, ...]
+    image_places: tuple[ImagePlace, ...] = ()  # one per real image
+    segments: tuple[int, ...] = ()  # packed: length of every sample; padded: empty
+    position_ids_BL: torch.Tensor | None = None  # packed: int64, from 0 in every segment; padded: None
+
+    @property
+    def slots(self) -> int:
+        """Positions that the language model computes, padding included."""
+        return self.input_ids_BL.numel()
 
     def to(self, device: torch.device | str) -> Batch:
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        """On ``device``; what no model reads (labels by position, lengths) stays on the host."""
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the loader when it is asked for pinned memory."""
-        pinned: dict[str, Any] = {
-            field.name: value.pin_memory()
+        return self._mapped(lambda value: value.pin_memory())
+
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            if field.name not in HOST_ONLY and isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        return replace(self, **pinned)
+        return replace(self, **changed)

@@ -1,4 +1,4 @@
-"""Encoded samples -> one ``Batch``: images expanded, padded on the right, every position and count listed.
+"""Encoded samples -> one ``Batch``: images expanded, padded or packed, every position and count listed.
 
 Rows of the attention term follow the token itself, positions of the logit term the token after it.
 """
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, NO_ROW, Batch, TermCounts
+from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, NO_ROW, Batch, ImagePlace, TermCounts
 
 Rows = Literal["all_text", "prompt_only"]
 Positions = Literal["supervised", "all_text"]
@@ -38,6 +38,7 @@ class CollateSettings:
     image_shape: tuple[int, int, int]  # [3, H, W]
     rows: Rows = "all_text"
     positions: Positions = "supervised"
+    packing: bool = False  # one row of all samples instead of a padded row for each
 
 
 def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int = 0) -> Batch:
@@ -46,37 +47,49 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
     ``skipped``: bad samples that were left out of this micro-batch; only counted.
     """
     expanded = [_expand(example, settings.vision_tokens) for example in examples]
-    masked = np.array([UNSUPERVISED_BOS_ID]), np.array([IGNORE_INDEX])
-    ids_BL, labels_BL, lengths_B = _pad(expanded or [masked])
+    samples = expanded or [(np.array([UNSUPERVISED_BOS_ID]), np.array([IGNORE_INDEX]))]
+    lengths_B = np.array([len(ids) for ids, _ in samples], dtype=np.int64)
+    ids_BL, labels_BL = (_pack if settings.packing else _pad)(samples, lengths_B)
+    # Where a sample begins: in the one row, or in its own.
+    starts_B = np.cumsum(lengths_B) - lengths_B if settings.packing else np.zeros_like(lengths_B)
+    rows_B = np.zeros_like(starts_B) if settings.packing else np.arange(len(samples))
 
-    samples_I, starts_I, rows = _images_and_rows(expanded, settings)
-    positions_N, next_labels_N = _logit_positions(ids_BL, labels_BL, lengths_B, settings.positions)
+    places, text_rows = _images_and_rows(expanded, settings)
+    of_images = np.array([place.sample for place in places], dtype=np.int64)
+    starts_I = np.array([place.start for place in places], dtype=np.int64) + starts_B[of_images]
+    text_rows = [rows + starts_B[place.sample] for rows, place in zip(text_rows, places, strict=True)]
+    positions_N, next_labels_N = _logit_positions(samples, rows_B * ids_BL.shape[1] + starts_B, settings)
     images = [image for example in examples for image in example.images]
-    assert len(images) == len(samples_I), "as many images as markers"
+    assert len(images) == len(places), "as many images as markers"
 
     counts = TermCounts(
-        supervised=int((labels_BL[:, 1:] != IGNORE_INDEX).sum()),
+        supervised=int((next_labels_N != IGNORE_INDEX).sum()),
         logits=len(positions_N),
-        attention_rows=sum(len(columns) for columns in rows),
+        attention_rows=sum(place.rows for place in places),
         images=len(images),
-        focus_images=sum(len(columns) > 0 for columns in rows),
+        focus_images=sum(place.rows > 0 for place in places),
         tokens=int(lengths_B.sum()) if examples else 0,
         samples=len(examples),
         skipped=skipped,
+        slots=ids_BL.size if examples else 0,
     )
+    position_ids = np.concatenate([np.arange(length) for length in lengths_B])[None]
     return Batch(
         input_ids_BL=torch.from_numpy(ids_BL),
         labels_BL=torch.from_numpy(labels_BL),
         lengths_B=torch.from_numpy(lengths_B),
         pixel_values=torch.stack(images) if images else torch.zeros(1, *settings.image_shape),
         image_count=len(images),
-        image_samples=torch.tensor(samples_I, dtype=torch.int64),
-        image_starts=torch.tensor(starts_I, dtype=torch.int64),
-        text_rows_IM=torch.from_numpy(_pad_rows(rows)),
+        image_samples=torch.from_numpy(rows_B[of_images]),
+        image_starts=torch.from_numpy(starts_I),
+        text_rows_IM=torch.from_numpy(_pad_rows(text_rows)),
         logit_positions_N=torch.from_numpy(positions_N),
         logit_labels_N=torch.from_numpy(next_labels_N),
         counts=counts,
         sample_ids=tuple(example.sample_id for example in examples),
+        image_places=tuple(places),
+        segments=tuple(lengths_B.tolist()) if settings.packing else (),
+        position_ids_BL=torch.from_numpy(position_ids) if settings.packing else None,
     )
 
 
@@ -87,21 +100,25 @@ def _expand(example: Example, vision_tokens: int) -> tuple[IntArray, IntArray]:
     return np.repeat(ids, repeats), np.repeat(np.array(example.labels, dtype=np.int64), repeats)
 
 
-def _pad(expanded: Sequence[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray, IntArray]:
-    lengths_B = np.array([len(ids) for ids, _ in expanded], dtype=np.int64)
-    ids_BL = np.full((len(expanded), lengths_B.max()), PADDING_ID, dtype=np.int64)
+def _pad(samples: Sequence[tuple[IntArray, IntArray]], lengths_B: IntArray) -> tuple[IntArray, IntArray]:
+    ids_BL = np.full((len(samples), lengths_B.max()), PADDING_ID, dtype=np.int64)
     labels_BL = np.full_like(ids_BL, IGNORE_INDEX)
-    for row, (ids, labels) in enumerate(expanded):
+    for row, (ids, labels) in enumerate(samples):
         ids_BL[row, : len(ids)] = ids
         labels_BL[row, : len(ids)] = labels
-    return ids_BL, labels_BL, lengths_B
+    return ids_BL, labels_BL
+
+
+def _pack(samples: Sequence[tuple[IntArray, IntArray]], _lengths_B: IntArray) -> tuple[IntArray, IntArray]:
+    ids, labels = zip(*samples, strict=True)
+    return np.concatenate(ids)[None], np.concatenate(labels)[None]
 
 
 def _images_and_rows(
     expanded: Sequence[tuple[IntArray, IntArray]], settings: CollateSettings
-) -> tuple[list[int], list[int], list[IntArray]]:
-    """Per image: its row of the batch, its first column, and the columns of its text rows."""
-    samples, starts, rows = [], [], []
+) -> tuple[list[ImagePlace], list[IntArray]]:
+    """Per image its place, and the columns of its text rows counted from the beginning of its sample."""
+    places, rows = [], []
     for sample, (ids, labels) in enumerate(expanded):
         is_row = ids != IMAGE_TOKEN_ID
         if settings.rows == "prompt_only":
@@ -109,10 +126,10 @@ def _images_and_rows(
         columns = np.flatnonzero(is_row)
         # Images may stand side by side: every V-th vision token begins one.
         for start in np.flatnonzero(ids == IMAGE_TOKEN_ID)[:: settings.vision_tokens]:
-            samples.append(sample)
-            starts.append(int(start))
-            rows.append(columns[columns > start])
-    return samples, starts, rows
+            after = columns[columns > start]
+            places.append(ImagePlace(sample, int(start), len(after)))
+            rows.append(after)
+    return places, rows
 
 
 def _pad_rows(rows: Sequence[IntArray]) -> IntArray:
@@ -124,14 +141,14 @@ def _pad_rows(rows: Sequence[IntArray]) -> IntArray:
 
 
 def _logit_positions(
-    ids_BL: IntArray, labels_BL: IntArray, lengths_B: IntArray, positions: Positions
+    samples: Sequence[tuple[IntArray, IntArray]], offsets_B: IntArray, settings: CollateSettings
 ) -> tuple[IntArray, IntArray]:
-    """Flat positions b * L + t whose next token counts, and the next token's label."""
-    if positions == "supervised":
-        counts_BL = labels_BL != IGNORE_INDEX
-    else:
-        # Padding is known by length: its id is also that of <unk>.
-        within_BL = np.arange(ids_BL.shape[1])[None] < lengths_B[:, None]
-        counts_BL = within_BL & (ids_BL != IMAGE_TOKEN_ID)
-    samples, columns = np.nonzero(counts_BL[:, 1:])
-    return samples * ids_BL.shape[1] + columns, labels_BL[samples, columns + 1]
+    """Flat positions whose next token counts, and the next token's label. ``offsets_B``: flat position of
+    each sample's first token. The last token of a sample has no next one, whatever stands behind it."""
+    positions, next_labels = [], []
+    for (ids, labels), offset in zip(samples, offsets_B, strict=True):
+        wanted = labels != IGNORE_INDEX if settings.positions == "supervised" else ids != IMAGE_TOKEN_ID
+        columns = np.flatnonzero(wanted[1:])
+        positions.append(columns + offset)
+        next_labels.append(labels[columns + 1])
+    return np.concatenate(positions), np.concatenate(next_labels)

@@ -58,7 +58,11 @@ def build_loader(
     reader = ExampleReader(config.data, index, tokenizer, processor)
     distillation = config.distillation
     settings = CollateSettings(
-        facts.vision_tokens, processor.shape, rows=distillation.rows, positions=distillation.positions
+        facts.vision_tokens,
+        processor.shape,
+        rows=distillation.rows,
+        positions=distillation.positions,
+        packing=config.training.packing,
     )
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)

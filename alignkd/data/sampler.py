@@ -1,7 +1,7 @@
 """Which samples belong to which optimizer step, micro-batch and rank.
 
-A pure function of (index, seed, step): nothing depends on the number of ranks or loader workers, nor on what
-was drawn before, so a run resumes anywhere and at any size.
+The samples of a step are a pure function of (index, seed, step), their split of that and the number of ranks:
+nothing depends on loader workers, nor on what was drawn before, so a run resumes anywhere and at any size.
 """
 
 from __future__ import annotations

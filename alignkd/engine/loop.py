@@ -67,7 +67,14 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
         factor = schedule_factor(step, job.total_steps, job.config.training.warmup_ratio)
         set_learning_rates(job.engine.optimizer, factor)
         sums = run_optimizer_step(
-            job.engine, job.teacher, window, facts, job.config.distillation, job.ranks, teacher_watch
+            job.engine,
+            job.teacher,
+            window,
+            facts,
+            job.config.distillation,
+            job.ranks,
+            teacher_watch,
+            job.config.teacher.lookahead,
         )
         step += 1
         applied = job.engine.was_step_applied()

@@ -147,6 +147,7 @@ class Metrics:
             "teacher_seconds_share": min(pending.teacher.seconds() / seconds, 1.0),
             "memory_bytes": peak_memory_bytes(),
             "skipped_samples": counts.skipped,
+            "padding_share": 1 - counts.tokens / max(counts.slots, 1),
         }
 
 

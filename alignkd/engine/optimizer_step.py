@@ -15,6 +15,7 @@ from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import TrainingError
 from alignkd.losses.terms import element_counts, term_scales, term_weights
+from alignkd.teacher.lookahead import targets_ahead
 from alignkd.teacher.provider import Teacher
 
 
@@ -64,26 +65,33 @@ def run_optimizer_step(
     distillation: DistillationSection,
     ranks: Ranks,
     teacher_watch: Stopwatch,
+    lookahead: int | None = None,
 ) -> StepSums:
-    """Train on one accumulation window.
+    """Train on one accumulation window; its length may differ from step to step, but not between ranks.
+    ``lookahead``: micro-batches that one teacher forward serves (None: the whole window).
 
-    The loss of a micro-batch is scaled by ranks x accumulation / count: DeepSpeed divides by accumulation in
-    ``backward`` and averages gradients over ranks, so the gradient does not depend on how the batch is split.
+    The loss of a micro-batch is scaled by ranks x accumulation / count: DeepSpeed averages gradients over
+    ranks and divides by its *configured* accumulation in ``backward``, whatever the window's length is, so
+    the gradient does not depend on how the batch is split.
     """
-    factor = float(ranks.world_size * len(window))
+    factor = float(ranks.world_size * engine.gradient_accumulation_steps())
     scales = term_scales(facts.elements, term_weights(distillation), factor)
-    with teacher_watch:
-        # Gathered once for the whole window, held until its last backward is done.
-        head = None if teacher is None else teacher.head_weight()
+    window = [batch.to(ranks.device) for batch in window]
+    head, ahead = None, None
+    if teacher is not None:
+        with teacher_watch:
+            # Gathered once for the whole window, held until its last backward is done.
+            head = teacher.head_weight()
+        ahead = targets_ahead(teacher, window, lookahead, teacher_watch)
     sums = torch.zeros(len(scales), device=ranks.device)
     own_norm = None
-    for number, cpu_batch in enumerate(window):
-        batch = cpu_batch.to(ranks.device)
-        with teacher_watch:
-            targets = None if teacher is None else teacher.targets(batch)
+    for number, batch in enumerate(window):
+        is_last = number == len(window) - 1
+        targets = None if ahead is None else next(ahead)
+        engine.set_gradient_accumulation_boundary(is_last)
         output = engine(batch, scales, targets, head)
         engine.backward(output.loss)
-        if number == len(window) - 1:
+        if is_last:
             own_norm = _norm_that_deepspeed_drops(engine)
         engine.step()
         sums += output.sums

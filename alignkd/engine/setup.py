@@ -30,6 +30,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
+from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
 from alignkd.models.loading import fingerprint, frozen_fingerprint
@@ -133,6 +134,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
             "what lies at model.student or model.vision_tower has changed; put back what was there"
         )
     facts = replace(facts, frozen=frozen)
+    if teacher is not None:
+        teacher.model.shares_tower = _shares_tower(config, teacher, engine, ranks)
     loader = build_loader(
         config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, found.step or 0
     )
@@ -171,6 +174,14 @@ def _load(
     )
     with progress.alive("converting"):
         load_converted(engine, run, step, ranks, config.training.seed, storage)
+
+
+def _shares_tower(config: Config, teacher: Teacher, engine: Any, ranks: Ranks) -> bool:
+    reason: str | None = "distillation.share_vision_tower is false"
+    if config.distillation.share_vision_tower:
+        reason = reason_for_own_tower(teacher.model.model, engine.module.student, ranks)
+    log.info("%s", f"two vision towers: {reason}" if reason else "one vision tower for teacher and student")
+    return reason is None
 
 
 def _teacher_fingerprint(teacher: Teacher, ranks: Ranks) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
-from alignkd.losses.alignment import attention_loss_sum, vision_loss_sums
+from alignkd.losses.alignment import vision_loss_sums
 from alignkd.losses.logits import LogitTargets
 from alignkd.losses.terms import ElementSizes
 from alignkd.models.adapters import AlignmentAdapters
@@ -50,7 +51,10 @@ class StudentStep(nn.Module):
 
         Every sub-module runs whatever the batch holds: terms without elements are zeros with a graph.
         """
-        outputs = self.student(batch, collect_block=targets is not None)
+        consumer = None
+        if targets is not None and self.adapters is not None:
+            consumer = partial(self.adapters.attention, targets.block_IHMV)
+        outputs = self.student(batch, consumer, None if targets is None else targets.patches_IPC)
         hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
         logit_targets = LogitTargets(
             labels_N=batch.logit_labels_N,
@@ -63,16 +67,13 @@ class StudentStep(nn.Module):
         if targets is None or self.adapters is None:
             terms += [terms[0].new_zeros(())] * 3
         else:
-            rows_IM = batch.text_rows_IM
-            terms.append(
-                attention_loss_sum(self.adapters.attention, targets.block_IHMV, outputs.block_IHMV, rows_IM)
-            )
+            terms.append(outputs.block)
             terms += vision_loss_sums(
                 self.adapters.vision,
                 targets.vision_tokens_IVD,
                 outputs.vision_tokens_IVD[: batch.image_count],
                 targets.focus_indices_IK,
-                rows_IM,
+                batch.text_rows_IM,
             )
         loss = sum(
             (scale * term for scale, term in zip(scales, terms, strict=True)), start=terms[0].new_zeros(())

@@ -129,6 +129,13 @@ def fingerprint(model: MobileVLM, *, hashing: bool = True) -> str:
     return _hash(((public_name(name), value) for name, value in full_tensors(model)), hashing)
 
 
+def tower_fingerprint(model: MobileVLM, *, hashing: bool = True) -> str:
+    """The same over what is used of the vision tower, under names of its own."""
+    parts = enumerate(model.used_tower_modules())
+    tensors = ((f"{number}.{name}", value) for number, part in parts for name, value in full_tensors(part))
+    return _hash(tensors, hashing)
+
+
 def frozen_fingerprint(module: nn.Module, *, hashing: bool = True) -> str:
     """The same over what training does not change, under their own names: frozen parameters, all buffers."""
     frozen = full_tensors(module, only_frozen=True)

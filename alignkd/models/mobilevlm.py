@@ -1,8 +1,8 @@
 """MobileVLM V2 on transformers' LLaMA and CLIP classes: vision tower -> projector -> language model -> head.
 
 Everything that the losses need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; they never see a
-model class. Shapes: B samples, L length, D width, I images (see ``data/batch.py``), P patches, V vision
-tokens of an image.
+model class. Shapes: B rows, L columns, D width, I images (see ``data/batch.py``), P patches and C width of
+the vision tower, V vision tokens of an image.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaMo
 
 from alignkd.data.batch import Batch
 from alignkd.losses.logits import LogitTargets, fused_logit_losses
-from alignkd.models.attention import ATTENTION_NAME, BlockRequest
+from alignkd.models.attention import (
+    ATTENTION_NAME,
+    BlockConsumer,
+    BlockLayout,
+    BlockRequest,
+    text_vision_block,
+)
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.projector import LDPv2Projector
 
 
 class ModelOutputs(NamedTuple):
-    """``vision_tokens_IVD``: the projector's outputs, dummy images included; ``block_IHMV``: on request.
+    """``patches_IPC`` and ``vision_tokens_IVD``: of the tower and the projector, dummy images included.
 
     A tuple, because ZeRO-3's hooks find tensors in tuples, lists and dicts only.
     """
 
     hidden_BLD: torch.Tensor  # after the final norm, before the head
     vision_tokens_IVD: torch.Tensor
-    block_IHMV: torch.Tensor | None
+    patches_IPC: torch.Tensor
+    block: torch.Tensor | None  # what the consumer made of the first layer's text x vision block
 
 
 class LanguageModelHead(nn.Module):
@@ -66,11 +73,7 @@ class MobileVLM(nn.Module):
     def unfreeze_vision_tower(self) -> None:
         """Train the tower's used layers (the ones after the selected hidden state never get a gradient)."""
         self.train_vision_tower = True
-        for module in (
-            self.vision_tower.embeddings,
-            self.vision_tower.pre_layrnorm,
-            *self._used_tower_layers(),
-        ):
+        for module in self.used_tower_modules():
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -80,32 +83,50 @@ class MobileVLM(nn.Module):
             # Non-reentrant: the block leaves layer 0 by a side channel, and its gradient must survive.
             (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def forward(self, batch: Batch, *, collect_block: bool) -> ModelOutputs:
+    def forward(
+        self,
+        batch: Batch,
+        block_consumer: BlockConsumer | None = text_vision_block,
+        patches_IPC: torch.Tensor | None = None,
+    ) -> ModelOutputs:
         """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank
-        that skipped them would leave the others alone in their collectives."""
-        vision_tokens = self.vision_tokens(batch.pixel_values)
+        that skipped them would leave the others alone in their collectives.
+
+        ``block_consumer`` gets the first layer's queries and keys. ``patches_IPC``: what an equal tower made
+        of the batch's pixels; this one does not run then.
+        """
+        if patches_IPC is None:
+            patches_IPC = self.patches(batch.pixel_values)
+        vision_tokens: torch.Tensor = self.projector(patches_IPC)
         request = None
-        if collect_block:
-            request = BlockRequest(
-                batch.image_samples, batch.image_starts, batch.text_rows_IM, self.config.vision_tokens
-            )
+        if block_consumer is not None:
+            layout = BlockLayout.of(batch, self.config.vision_tokens)
+            request = BlockRequest(layout, block_consumer)
         # Right padding under causal attention: no mask, since no real token sees a later one.
         output = self.language_model(
-            inputs_embeds=self.embed(batch, vision_tokens), use_cache=False, block_request=request
+            inputs_embeds=self.embed(batch, vision_tokens),
+            position_ids=batch.position_ids_BL,
+            use_cache=False,
+            block_request=request,
+            segments=batch.segments,
         )
-        block = None if request is None else request.block_IHMV
-        return ModelOutputs(output.last_hidden_state, vision_tokens, block)
+        block = None if request is None else request.answer
+        return ModelOutputs(output.last_hidden_state, vision_tokens, patches_IPC, block)
 
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [I, 3, S, S] -> vision tokens [I, V, D]."""
+        tokens: torch.Tensor = self.projector(self.patches(pixel_values))
+        return tokens
+
+    def patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels [I, 3, S, S] -> the tower's selected hidden states [I, P, C]."""
         with torch.set_grad_enabled(self.train_vision_tower and torch.is_grad_enabled()):
             pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype)
             hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixels))
-            for layer in self._used_tower_layers():
+            for layer in self.vision_tower.encoder.layers[: self.used_tower_layers]:
                 hidden = layer(hidden, attention_mask=None)
-            patches_IPC = hidden[:, 1:]  # without the class token
-        tokens: torch.Tensor = self.projector(patches_IPC)
-        return tokens
+            patches: torch.Tensor = hidden[:, 1:]  # without the class token
+        return patches
 
     def embed(self, batch: Batch, vision_tokens_IVD: torch.Tensor) -> torch.Tensor:
         """Input embeddings [B, L, D]: token embeddings, with the vision tokens put into their places."""
@@ -124,10 +145,16 @@ class MobileVLM(nn.Module):
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
-    def _used_tower_layers(self) -> list[nn.Module]:
-        layers = list(self.vision_tower.encoder.layers)
+    @property
+    def used_tower_layers(self) -> int:
         # hidden_states[k] is the output of k layers; -1 is the last one's.
-        return layers[: self.config.mm_vision_select_layer % (len(layers) + 1)]
+        layers: int = self.config.mm_vision_select_layer % (len(self.vision_tower.encoder.layers) + 1)
+        return layers
+
+    def used_tower_modules(self) -> list[nn.Module]:
+        """What of the tower decides its selected hidden state."""
+        tower = self.vision_tower
+        return [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[: self.used_tower_layers]]
 
 
 def new_projector(config: MobileVLMConfig) -> LDPv2Projector:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -49,8 +51,48 @@ def test_a_ragged_batch_by_hand():
     assert batch.logit_positions_N.tolist() == [5, 6, 13 + 1, 13 + 2, 26 + 10, 26 + 11]
     assert batch.logit_labels_N.tolist() == [7, 2, 6, 2, 9, 2]
     assert batch.counts == TermCounts(
-        supervised=6, logits=6, attention_rows=11, images=4, focus_images=4, tokens=25, samples=3, skipped=0
+        supervised=6, logits=6, attention_rows=11, images=4, focus_images=4, tokens=25, samples=3, slots=39
     )
+
+
+PACKED = collate([ONE, TEXT, TWO], replace(SETTINGS, packing=True))
+
+
+def test_a_packed_batch_by_hand():
+    padded = collate([ONE, TEXT, TWO], SETTINGS)
+    assert PACKED.input_ids_BL.tolist() == [
+        [1, 5, I, I, I, 6, 7, 2, 1, 5, 6, 2, 1, I, I, I, I, I, I, 8, I, I, I, 9, 2]
+    ]
+    assert PACKED.segments == (8, 4, 13)
+    assert PACKED.position_ids_BL.tolist() == [[*range(8), *range(4), *range(13)]]
+    assert PACKED.image_samples.tolist() == [0, 0, 0, 0]
+    assert PACKED.image_starts.tolist() == [2, 13, 16, 20]
+    assert PACKED.image_places == padded.image_places == ((0, 2, 3), (2, 1, 3), (2, 4, 3), (2, 8, 2))
+    assert PACKED.text_rows_IM.tolist() == [[5, 6, 7], [19, 23, 24], [19, 23, 24], [23, 24, NO_ROW]]
+    assert PACKED.logit_positions_N.tolist() == [5, 6, 8 + 1, 8 + 2, 12 + 10, 12 + 11]
+    assert PACKED.logit_labels_N.tolist() == padded.logit_labels_N.tolist()
+    assert PACKED.counts == replace(padded.counts, slots=25)
+    assert (padded.segments, padded.position_ids_BL) == ((), None)
+
+
+def test_the_last_token_of_a_packed_sample_has_no_next_one():
+    """Its neighbour is supervised from its first token on, as the template `plain` without a BOS would be."""
+    first = example("first", [7, 7], [7, 7])
+    for positions in ("supervised", "all_text"):
+        batch = collate([first, first], CollateSettings(V, SHAPE, positions=positions, packing=True))
+        assert batch.logit_positions_N.tolist() == [0, 2]
+
+
+def test_a_packed_batch_without_samples_is_one_masked_segment():
+    batch = collate([], replace(SETTINGS, packing=True))
+    assert (batch.segments, batch.position_ids_BL.tolist()) == ((1,), [[0]])
+    assert batch.counts == TermCounts()
+
+
+def test_labels_and_lengths_stay_on_the_host():
+    moved = PACKED.to("meta")
+    devices = {name: value.device.type for name, value in vars(moved).items() if hasattr(value, "device")}
+    assert {name for name, device in devices.items() if device == "cpu"} == {"labels_BL", "lengths_B"}
 
 
 def test_rows_of_the_prompt_only():
@@ -69,7 +111,7 @@ def test_all_text_positions_keep_unsupervised_ones_without_a_label():
 def test_an_image_with_no_text_after_it_has_no_rows():
     batch = collate([LAST], SETTINGS)
     assert batch.text_rows_IM.shape == (1, 0)
-    assert batch.counts == TermCounts(supervised=1, logits=1, images=1, tokens=5, samples=1)
+    assert batch.counts == TermCounts(supervised=1, logits=1, images=1, tokens=5, samples=1, slots=5)
 
 
 def test_text_only_gets_one_zero_image_that_does_not_count():
@@ -79,7 +121,7 @@ def test_text_only_gets_one_zero_image_that_does_not_count():
     assert not batch.pixel_values.any()
     assert batch.image_samples.shape == batch.image_starts.shape == (0,)
     assert batch.text_rows_IM.shape == (0, 0)
-    assert batch.counts == TermCounts(supervised=2, logits=2, tokens=4, samples=1)
+    assert batch.counts == TermCounts(supervised=2, logits=2, tokens=4, samples=1, slots=4)
 
 
 def test_no_sample_gives_an_all_masked_batch():
@@ -94,8 +136,9 @@ def test_no_sample_gives_an_all_masked_batch():
 
 @pytest.mark.parametrize("rows", ["all_text", "prompt_only"])
 @pytest.mark.parametrize("positions", ["supervised", "all_text"])
-def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions):
-    settings = CollateSettings(V, SHAPE, rows=rows, positions=positions)
+@pytest.mark.parametrize("packing", [False, True])
+def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions, packing):
+    settings = CollateSettings(V, SHAPE, rows=rows, positions=positions, packing=packing)
     generator = np.random.default_rng(0)
     for _ in range(50):
         samples = []
@@ -106,7 +149,9 @@ def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions):
             samples.append(example(str(number), [int(t) for t in ids], labels))
         batch = collate(samples, settings)
         single = sum((collate([sample], settings).counts for sample in samples), TermCounts())
-        assert batch.counts == single
+        assert replace(batch.counts, slots=0) == replace(single, slots=0)
+        assert batch.counts.slots == batch.input_ids_BL.numel()
+        assert not packing or batch.counts.slots == batch.counts.tokens
         flat_ids, flat_labels = batch.input_ids_BL.flatten(), batch.labels_BL.flatten()
         assert torch.equal(flat_labels[batch.logit_positions_N + 1], batch.logit_labels_N)
         assert not (flat_ids[batch.logit_positions_N + 1] == I).any()
@@ -119,7 +164,7 @@ def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions):
 
 
 def test_integer_tensors_are_int64():
-    for batch in (collate([ONE, TWO], SETTINGS), collate([TEXT], SETTINGS), collate([], SETTINGS)):
+    for batch in (*(collate(examples, SETTINGS) for examples in ([ONE, TWO], [TEXT], [])), PACKED):
         for name, value in vars(batch).items():
             if isinstance(value, torch.Tensor):
                 assert value.dtype == (torch.float32 if name == "pixel_values" else torch.int64), name

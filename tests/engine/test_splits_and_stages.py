@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.utils import safe_get_full_grad
 
 from alignkd.config import load_config
 from alignkd.engine.build import build_student_engine
@@ -19,6 +18,7 @@ from alignkd.engine.stopwatch import Stopwatch
 from alignkd.models.loading import Building, full_tensors
 from alignkd.teacher.provider import ReplicatedTeacher
 from tests import tiny
+from tests.engine.spy import EngineSpy
 from tests.ranks import RankPool
 
 # Ragged, text-only, without samples, and very different numbers of supervised positions.
@@ -32,27 +32,6 @@ MICRO_BATCHES = [
     ("text", "text"),
     ("rounds",),
 ]
-
-
-class EngineSpy:
-    """An engine that shows the averaged gradients as they are before the optimizer step."""
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self.gradients: dict[str, torch.Tensor] = {}
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._engine(*arguments)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def step(self) -> None:
-        if self._engine.is_gradient_accumulation_boundary():
-            for name, parameter in self._engine.module.named_parameters():
-                if parameter.requires_grad:
-                    self.gradients[name] = safe_get_full_grad(parameter).clone()
-        self._engine.step()
 
 
 def one_step(ranks: Ranks, run: str) -> dict[str, Any]:

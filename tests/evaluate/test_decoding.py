@@ -45,7 +45,7 @@ def decode_without_cache(model, example, steps):
     ids = list(example.ids)
     for _ in range(steps):
         whole = Example("x", ids, [IGNORE_INDEX] * len(ids), example.images)
-        hidden = model(collate([whole], settings(model)), collect_block=False).hidden_BLD
+        hidden = model(collate([whole], settings(model))).hidden_BLD
         ids.append(int(model.head(hidden[:, -1]).argmax()))
     return ids[len(example.ids) :]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from alignkd.config.schema import DistillationSection
-from alignkd.data.batch import NO_ROW
+from alignkd.data.batch import NO_ROW, ImagePlace
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.terms import TERMS
-from alignkd.models import attention
-from alignkd.models.attention import BlockRequest, text_vision_block
+from alignkd.models import adapters, attention
+from alignkd.models.attention import BlockLayout, text_vision_block
 from alignkd.models.loading import Building, load_model
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
@@ -22,12 +22,11 @@ VISION_TOKENS = 3
 SCALING = 0.4
 
 
-def request() -> BlockRequest:
+def layout() -> BlockLayout:
     """Sample 0 has two images, sample 2 one, sample 1 none; their rows are ragged, and image 1 has none."""
     rows = [[3, 4, 8, 9, 10], [NO_ROW] * 5, [5, 11, NO_ROW, NO_ROW, NO_ROW]]
-    return BlockRequest(
-        image_samples=torch.tensor([0, 0, 2]),
-        image_starts=torch.tensor([0, 5, 0]),
+    return BlockLayout(
+        places=(ImagePlace(0, 0, 5), ImagePlace(0, 5, 0), ImagePlace(2, 0, 2)),
         text_rows_IM=torch.tensor(rows),
         vision_tokens=VISION_TOKENS,
     )
@@ -43,17 +42,14 @@ def queries_and_keys(
     return query.to(dtype).requires_grad_(), key.to(dtype).requires_grad_()
 
 
-def dense_block(query: torch.Tensor, key: torch.Tensor, asked: BlockRequest) -> torch.Tensor:
+def dense_block(query: torch.Tensor, key: torch.Tensor, asked: BlockLayout) -> torch.Tensor:
     """All of [B, H, L, L], then the block: what ``output_attentions`` would give."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ key.transpose(2, 3) * SCALING
     causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     maps = scores.masked_fill(~causal, float("-inf")).softmax(dim=-1)
-    block = maps.new_zeros(
-        len(asked.image_samples), query.shape[1], asked.text_rows_IM.shape[1], VISION_TOKENS
-    )
-    pairs = zip(asked.image_samples.tolist(), asked.image_starts.tolist(), strict=True)
-    for image, (sample, start) in enumerate(pairs):
+    block = maps.new_zeros(len(asked.places), query.shape[1], asked.text_rows_IM.shape[1], VISION_TOKENS)
+    for image, (sample, start, _) in enumerate(asked.places):
         for place, row in enumerate(asked.text_rows_IM[image].tolist()):
             if row != NO_ROW:
                 block[image, :, place] = maps[sample, :, row, start : start + VISION_TOKENS]
@@ -67,7 +63,7 @@ def test_block_and_gradients_equal_the_dense_ones(
 ) -> None:
     monkeypatch.setattr(attention, "ROWS_PER_CHUNK", rows_per_chunk)
     query, key = queries_and_keys(heads, key_heads)
-    block, dense = text_vision_block(query, key, SCALING, request()), dense_block(query, key, request())
+    block, dense = text_vision_block(query, key, SCALING, layout()), dense_block(query, key, layout())
     assert block.dtype == torch.float64
     assert dense[0].min() > 0
     assert not block[1].any()
@@ -82,18 +78,17 @@ def test_block_and_gradients_equal_the_dense_ones(
 
 def test_half_precision_is_summed_in_single() -> None:
     query, key = queries_and_keys(4, 2, torch.bfloat16)
-    block = text_vision_block(query, key, SCALING, request())
+    block = text_vision_block(query, key, SCALING, layout())
     assert block.dtype == torch.float32
-    assert torch.allclose(block, dense_block(query.float(), key.float(), request()), atol=5e-3)
+    assert torch.allclose(block, dense_block(query.float(), key.float(), layout()), atol=5e-3)
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (2, 0)])
 def test_nothing_asked_gives_an_empty_block_with_a_graph(shape: tuple[int, int]) -> None:
     query, key = queries_and_keys(4, 2)
-    asked = BlockRequest(
-        image_samples=torch.zeros(shape[0], dtype=torch.int64),
-        image_starts=torch.zeros(shape[0], dtype=torch.int64),
-        text_rows_IM=torch.zeros(shape, dtype=torch.int64),
+    asked = BlockLayout(
+        places=(ImagePlace(0, 0, 0),) * shape[0],
+        text_rows_IM=torch.full(shape, NO_ROW),
         vision_tokens=VISION_TOKENS,
     )
     block = text_vision_block(query, key, SCALING, asked)
@@ -105,14 +100,16 @@ def test_nothing_asked_gives_an_empty_block_with_a_graph(shape: tuple[int, int])
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of ``text_vision_block`` as they come: the number of images of each."""
+    """Calls of ``chunk_block`` as they come: the number of rows of each."""
     calls: list[int] = []
 
-    def count(query: Any, key: Any, scaling: float, asked: BlockRequest) -> torch.Tensor:
-        calls.append(len(asked.image_samples))
-        return text_vision_block(query, key, scaling, asked)
+    def count(query: Any, key: Any, rows: torch.Tensor, *others: Any) -> torch.Tensor:
+        calls.append(len(rows))
+        return real(query, key, rows, *others)
 
-    monkeypatch.setattr(attention, "text_vision_block", count)
+    real = attention.chunk_block
+    monkeypatch.setattr(attention, "chunk_block", count)
+    monkeypatch.setattr(adapters, "chunk_block", count)
     return calls
 
 
@@ -125,17 +122,17 @@ def student() -> MobileVLM:
 def test_only_the_first_layer_computes_a_block(student: MobileVLM, counted: list[int]) -> None:
     batch = tiny.batch_of("v1", "rounds")
     assert student.config.num_hidden_layers == 2
-    student(batch, collect_block=True)
-    assert counted == [2]
-    student(batch, collect_block=False)
-    assert counted == [2]
+    student(batch)
+    assert counted == [place.rows for place in batch.image_places]
+    student(batch, None)
+    assert len(counted) == 2
 
 
 @torch.no_grad()
 def test_collecting_the_block_changes_no_output(student: MobileVLM) -> None:
     batch = tiny.batch_of("v1", "text", "rounds")
-    collected, plain = student(batch, collect_block=True), student(batch, collect_block=False)
-    assert plain.block_IHMV is None
+    collected, plain = student(batch), student(batch, None)
+    assert plain.block is None
     assert torch.equal(collected.hidden_BLD, plain.hidden_BLD)
     assert torch.equal(collected.vision_tokens_IVD, plain.vision_tokens_IVD)
 
@@ -154,8 +151,8 @@ def test_gradient_checkpointing_changes_neither_losses_nor_gradients(counted: li
         counted.clear()
         output = step(batch, tuple(0.1 * (number + 1) for number in range(len(TERMS))), targets, head)
         output.loss.backward()
-        # With checkpointing the first layer runs again in backward, or nothing was checkpointed.
-        assert counted == [2, 2] if checkpointing else counted == [2]
+        # The chunks are recomputed in backward; with checkpointing the first layer runs once more besides.
+        assert len(counted) == (6 if checkpointing else 4)
         results.append((output.sums, {name: p.grad for name, p in step.named_parameters()}))
     (sums, gradients), (checkpointed_sums, checkpointed) = results
     assert torch.equal(sums, checkpointed_sums)

@@ -27,40 +27,40 @@ def test_image_case(model: MobileVLM, case: str) -> None:
     values, name = tiny.expected(), name_of(model)
     batch = tiny.batch_of(case)
     assert batch.image_starts.tolist() == [tiny.CASES[case]["image_token_position"]]
-    outputs = model(batch, collect_block=True)
+    outputs = model(batch)
     last_vision_token = int(batch.image_starts[0]) + 143
     logits = model.head(outputs.hidden_BLD[:, last_vision_token:])
     assert torch.allclose(
         outputs.vision_tokens_IVD, tensor(values[f"{case}.{name}_image_features"]), atol=1e-5
     )
     assert torch.allclose(
-        outputs.block_IHMV, tensor(values[f"{case}.{name}_first_attention_block"]), atol=1e-5, rtol=0
+        outputs.block, tensor(values[f"{case}.{name}_first_attention_block"]), atol=1e-5, rtol=0
     )
     assert torch.allclose(logits, tensor(values[f"{case}.{name}_logits_from_last_vision_token"]), atol=1e-4)
 
 
 @torch.no_grad()
 def test_text_case(model: MobileVLM) -> None:
-    outputs = model(tiny.batch_of("text"), collect_block=True)
+    outputs = model(tiny.batch_of("text"))
     logits = model.head(outputs.hidden_BLD)
     assert torch.allclose(logits, tensor(tiny.expected()[f"text.{name_of(model)}_logits"]), atol=1e-4)
-    assert outputs.block_IHMV.numel() == 0
+    assert outputs.block.numel() == 0
 
 
 @torch.no_grad()
 def test_a_ragged_batch_equals_its_samples_alone(model: MobileVLM) -> None:
     cases = ("text", "rounds", "plain", "v1")
     batch = tiny.batch_of(*cases)
-    together = model(batch, collect_block=True)
+    together = model(batch)
     image = 0
     for row, case in enumerate(cases):
-        alone = model(tiny.batch_of(case), collect_block=True)
+        alone = model(tiny.batch_of(case))
         length = int(batch.lengths_B[row])
         assert torch.allclose(together.hidden_BLD[row, :length], alone.hidden_BLD[0], atol=1e-5)
         if case in IMAGE_CASES:
-            rows = alone.block_IHMV.shape[2]
-            assert torch.allclose(together.block_IHMV[image, :, :rows], alone.block_IHMV[0], atol=1e-6)
-            assert not together.block_IHMV[image, :, rows:].any()
+            rows = alone.block.shape[2]
+            assert torch.allclose(together.block[image, :, :rows], alone.block[0], atol=1e-6)
+            assert not together.block[image, :, rows:].any()
             image += 1
 
 

@@ -1,0 +1,94 @@
+"""Several micro-batches as one ``Batch``, on the device they are on, without asking it for anything.
+
+The teacher looks ahead with it: one forward over a whole accumulation window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import torch
+from torch.nn import functional as F
+
+from alignkd.data.batch import IGNORE_INDEX, NO_ROW, Batch, TermCounts
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """All packed (then the result is one row) or all padded (then its rows are theirs, in order).
+
+    Real images come in order; images that only fill a text-only batch up are left out if there are others.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    packed = bool(first.segments)
+    assert all(bool(batch.segments) == packed for batch in batches), "all packed or all padded"
+    columns = [batch.input_ids_BL.shape[1] for batch in batches]
+    samples_before = _before([len(batch.lengths_B) for batch in batches])
+    # What is added to a row, and to a column.
+    rows = [0] * len(batches) if packed else _before([len(batch.input_ids_BL) for batch in batches])
+    shifts = _before(columns) if packed else [0] * len(batches)
+    width = sum(columns) if packed else max(columns)
+    images = [batch.pixel_values[: batch.image_count] for batch in batches if batch.image_count]
+    joined = replace(
+        first,
+        input_ids_BL=_joined_rows([batch.input_ids_BL for batch in batches], packed, 0),
+        labels_BL=_joined_rows([batch.labels_BL for batch in batches], packed, IGNORE_INDEX),
+        lengths_B=torch.cat([batch.lengths_B for batch in batches]),
+        pixel_values=torch.cat(images) if images else first.pixel_values,
+        image_count=sum(batch.image_count for batch in batches),
+        image_samples=torch.cat(
+            [batch.image_samples + row for batch, row in zip(batches, rows, strict=True)]
+        ),
+        image_starts=torch.cat(
+            [batch.image_starts + shift for batch, shift in zip(batches, shifts, strict=True)]
+        ),
+        text_rows_IM=_joined_text_rows(batches, shifts),
+        logit_positions_N=torch.cat(
+            [
+                _moved_positions(batch.logit_positions_N, before, width, row, shift)
+                for batch, before, row, shift in zip(batches, columns, rows, shifts, strict=True)
+            ]
+        ),
+        logit_labels_N=torch.cat([batch.logit_labels_N for batch in batches]),
+        counts=sum((batch.counts for batch in batches), start=TermCounts()),
+        sample_ids=tuple(name for batch in batches for name in batch.sample_ids),
+        image_places=tuple(
+            place._replace(sample=place.sample + before)
+            for batch, before in zip(batches, samples_before, strict=True)
+            for place in batch.image_places
+        ),
+        segments=tuple(length for batch in batches for length in batch.segments),
+    )
+    positions = [batch.position_ids_BL for batch in batches if batch.position_ids_BL is not None]
+    return replace(joined, position_ids_BL=torch.cat(positions, dim=1) if packed else None)
+
+
+def _before(sizes: Sequence[int]) -> list[int]:
+    """Sum of the sizes before each one."""
+    return [0, *accumulate(sizes)][:-1]
+
+
+def _joined_rows(tensors_BL: Sequence[torch.Tensor], packed: bool, filler: int) -> torch.Tensor:
+    if packed:
+        return torch.cat(list(tensors_BL), dim=1)
+    width = max(tensor.shape[1] for tensor in tensors_BL)
+    return torch.cat([F.pad(tensor, (0, width - tensor.shape[1]), value=filler) for tensor in tensors_BL])
+
+
+def _joined_text_rows(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.Tensor:
+    most = max(batch.text_rows_IM.shape[1] for batch in batches)
+    moved = [
+        torch.where(batch.text_rows_IM >= 0, batch.text_rows_IM + shift, NO_ROW)
+        for batch, shift in zip(batches, shifts, strict=True)
+    ]
+    return torch.cat([F.pad(rows, (0, most - rows.shape[1]), value=NO_ROW) for rows in moved])
+
+
+def _moved_positions(
+    positions_N: torch.Tensor, columns: int, width: int, row: int, shift: int
+) -> torch.Tensor:
+    """row * ``columns`` + column -> the same place in rows of ``width`` columns."""
+    return (positions_N // columns + row) * width + positions_N % columns + shift

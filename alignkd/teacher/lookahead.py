@@ -1,0 +1,52 @@
+"""One teacher forward for several micro-batches.
+
+A sharded teacher gathers all its weights once per forward, so its traffic would grow with accumulation. What
+is kept of the forward are compact targets, cut into those of each micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from alignkd.data.batch import Batch
+from alignkd.data.join import join
+from alignkd.engine.stopwatch import Stopwatch
+from alignkd.teacher.provider import Teacher
+from alignkd.teacher.targets import TeacherTargets
+
+
+def targets_ahead(
+    teacher: Teacher, window: Sequence[Batch], lookahead: int | None, watch: Stopwatch
+) -> Iterator[TeacherTargets]:
+    """Targets of each micro-batch of ``window``. A forward serves ``lookahead`` of them (None: all), and runs
+    when the first one is asked for. Collective when the teacher is sharded: as many forwards on every rank.
+    """
+    size = lookahead or len(window)
+    for start in range(0, len(window), size):
+        served = window[start : start + size]
+        with watch:
+            parts = split_targets(teacher.targets(join(served)), served)
+        yield from parts
+
+
+def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[TeacherTargets]:
+    """Views of a joined batch's targets, one per micro-batch."""
+    parts, image, position = [], 0, 0
+    for batch in batches:
+        images = slice(image, image + batch.image_count)
+        positions = slice(position, position + batch.counts.logits)
+        image, position = images.stop, positions.stop
+        patches = targets.patches_IPC
+        if patches is not None:
+            # Without an image of its own a batch takes any: its projector output is multiplied by zero.
+            patches = patches[images] if batch.image_count else patches[:1]
+        parts.append(
+            TeacherTargets(
+                hidden_ND=targets.hidden_ND[positions],
+                block_IHMV=targets.block_IHMV[images, :, : batch.text_rows_IM.shape[1]],
+                vision_tokens_IVD=targets.vision_tokens_IVD[images],
+                focus_indices_IK=targets.focus_indices_IK[images],
+                patches_IPC=patches,
+            )
+        )
+    return parts
