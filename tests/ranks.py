@@ -52,7 +52,7 @@ class RankPool:
                 break  # the others may wait for it for ever
         if failures:
             self.stop()
-            logs = [f"--- rank {rank}\n{self._log(rank)}" for rank in range(self.world_size)]
+            logs = [f"--- rank {rank}\n{self.log(rank)}" for rank in range(self.world_size)]
             raise AssertionError("\n".join(failures + logs))
         return results
 
@@ -62,7 +62,7 @@ class RankPool:
             process.join()
         self._processes, self._connections = [], []
 
-    def _log(self, rank: int) -> str:
+    def log(self, rank: int) -> str:
         path = self._logs / f"{rank}.log"
         return path.read_text(errors="replace")[-6000:] if path.exists() else ""
 

@@ -22,6 +22,10 @@ from tests import tiny
 
 @pytest.fixture
 def configuration(tmp_path: Path) -> Path:
+    return write_configuration(tmp_path)
+
+
+def write_configuration(tmp_path: Path) -> Path:
     """24 samples in 12 optimizer steps of about 0.2 s each."""
     records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 16
     (tmp_path / "data.json").write_text(json.dumps(records))

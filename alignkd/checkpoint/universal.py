@@ -93,7 +93,11 @@ def convert(run: Path, step: int, storage: Storage) -> None:
         storage.write_manifest(partial, {**facts, "source": _source_hash(run, step), "files": files})
         storage.publish(partial, final)
         storage.mark(final)
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
+        with contextlib.suppress(OSError):
+            storage.remove(partial)  # half of it only takes room
+        if isinstance(error, CheckpointError):
+            raise
         raise TrainingError(f"{source}: could not be converted: {error}") from error
 
 

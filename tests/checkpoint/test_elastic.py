@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from alignkd.checkpoint.drift import saved_stage
+from alignkd.checkpoint.layout import checkpoints_folder, committed_steps, read_manifest
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
+from tests.test_end_to_end import alignkd, finish, write_configuration
 
 SAVED = 85
 METRICS = ("loss", "ce", "reverse_kl", "attention", "vision_all", "vision_focus", "gradient_norm")
@@ -49,3 +53,44 @@ def test_four_two_one_four_ranks(pools: dict[int, RankPool], whole: Path, tmp_pa
     tiny.resize_run(run, 4)
     assert pools[4].run(train_run, str(run)) == [0] * 4
     assert_same_curve(run, whole)
+
+
+def test_stage_1_to_2_and_2_to_1(pools: dict[int, RankPool], whole: Path, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=1, training__epochs=2)
+    assert pools[2].run(train_run, str(run), 2) == [SAVED] * 2
+    tiny.resize_run(run, 2, student__zero_stage=2)  # at the same size
+    assert pools[2].run(train_run, str(run), 2) == [SAVED] * 2
+    tiny.resize_run(run, 1, student__zero_stage=1)  # and at another one
+    assert pools[1].run(train_run, str(run)) == [0]
+    assert_same_curve(run, whole)
+    # Retention takes a conversion along with its checkpoint: step-2.universal has gone.
+    left = {path.name for path in checkpoints_folder(run).iterdir()}
+    assert left == {"step-4", "step-4.universal", "step-6", "step-8", "latest"}
+    saved = [read_manifest(checkpoints_folder(run) / f"step-{step}") for step in (4, 6, 8)]
+    assert [(m["world_size"], saved_stage(m)) for m in saved] == [(2, 2), (1, 1), (1, 1)]
+    assert len({manifest["frozen"] for manifest in saved}) == 1
+
+
+def test_what_a_user_types(tmp_path: Path) -> None:
+    """Two nodes to the end; back to an earlier step on one node: the same curve, and nothing is lost."""
+    configuration = write_configuration(tmp_path)
+    changes = ("checkpoint.every=2", "training.max_steps=6", "student.zero_stage=2")
+    launched = alignkd(
+        *("launch", "--nodes", "2", "--backend", "local", "--name", "run"),
+        *(word for change in changes for word in ("--set", change)),
+        cwd=configuration.parent,
+    )
+    assert "done: 6 steps" in finish(launched)
+    run = tmp_path / "runs" / "run"
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    refused = alignkd("resume", str(run), "--step", "2", "--nodes", "3", cwd=tmp_path)
+    assert "node counts that fit" in finish(refused)
+    assert refused.returncode == 2
+    assert committed_steps(run) == [6, 4, 2]
+    resumed = alignkd("resume", str(run), "--step", "2", "--nodes", "1", cwd=tmp_path)
+    output = finish(resumed)
+    assert resumed.returncode == 0, output
+    assert "step-6.set-aside" in output
+    assert_same_curve(run, whole)
+    steps = {"step-2", "step-2.universal", "step-4", "step-6", "step-4.set-aside", "step-6.set-aside"}
+    assert {path.name for path in checkpoints_folder(run).iterdir()} == steps | {"latest"}
