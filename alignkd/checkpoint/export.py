@@ -5,7 +5,6 @@ The adapters are training-only and stay behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from alignkd.checkpoint.layout import (
     read_manifest,
     step_name,
 )
+from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.engine.ranks import Ranks
@@ -29,8 +29,9 @@ from alignkd.models.saving import FileFormat, save_model_folder
 STUDENT_PREFIX = "student."
 
 
-def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks) -> None:
-    """Write the engine's student weights in the training precision. Collective; rank 0 writes."""
+def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: str | None = None) -> None:
+    """Write the engine's student weights in the training precision, with ``card`` as README.md. Collective;
+    rank 0 writes."""
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
@@ -38,7 +39,7 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks) -> None:
     if ranks.is_first:
         # A finished run that is started again exports again.
         facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-        save_model_folder(out, facts, tensors, tokenizer, replace=True)
+        save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
     ranks.barrier()
 
 
@@ -61,23 +62,25 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         )
     config = load_config(run / "config.yaml")
     dtype = DTYPES[config.training.precision]
+    manifest, module = _verified_module(run, chosen)
     tensors = {
         public_name(name.removeprefix(STUDENT_PREFIX)): value.to(dtype)
-        for name, value in _module_tensors(run, chosen, config.student.zero_stage)
+        for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
-    save_model_folder(
-        out, student_model_config(config.model), tensors, student_folder(config.model), file_format
-    )
+    card = model_card(run, chosen, manifest, manifest["versions"])
+    facts, tokenizer = student_model_config(config.model), student_folder(config.model)
+    save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
     return chosen
 
 
-def _module_tensors(run: Path, step: int, zero_stage: int) -> Iterable[tuple[str, torch.Tensor]]:
-    """The engine's module weights. Only files that fit the manifest are unpickled."""
+def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:
+    """A checkpoint's manifest, and its module's weights. Only files that fit the manifest are unpickled."""
     folder = checkpoints_folder(run) / step_name(step)
     try:
-        files = read_manifest(folder)["files"]
-        problems = differences(folder, files, sorted(files))
+        manifest = read_manifest(folder)
+        problems = differences(folder, manifest["files"], sorted(manifest["files"]))
+        zero_stage = int(manifest["config"]["student"]["zero_stage"])  # the run may go on at another one
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"cannot be read ({error})"]
     if problems:
@@ -85,8 +88,9 @@ def _module_tensors(run: Path, step: int, zero_stage: int) -> Iterable[tuple[str
     if zero_stage == 3:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+        # The tag goes to the low-level reader: loading through an engine would take what `latest` names.
         state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     else:
         file = folder / "mp_rank_00_model_states.pt"
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["module"]
-    return list(state.items())
+    return manifest, list(state.items())

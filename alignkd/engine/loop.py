@@ -13,6 +13,7 @@ from typing import Any
 
 from alignkd.checkpoint.export import export_engine
 from alignkd.checkpoint.layout import METRICS
+from alignkd.checkpoint.model_card import model_card
 from alignkd.checkpoint.save import CheckpointSaver, SaveTotals
 from alignkd.checkpoint.storage import Storage
 from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
@@ -102,7 +103,8 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
         )
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
-        export_engine(job.engine, job.config, job.run / "student", job.ranks)
+        card = model_card(job.run, step, asdict(job.facts), _versions())
+        export_engine(job.engine, job.config, job.run / "student", job.ranks, card)
     _write_result(
         job, "done" if code == EXIT_OK else "stopped", step, time.monotonic() - started, saver.totals
     )

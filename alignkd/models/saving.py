@@ -26,8 +26,10 @@ def save_model_folder(
     file_format: FileFormat = "safetensors",
     *,
     replace: bool = False,
+    card: str | None = None,
 ) -> None:
-    """``tensors`` carry published names and the dtype to save in. ``out`` appears whole or not at all.
+    """``tensors`` carry published names and the dtype to save in; ``card`` is the text of README.md. ``out``
+    appears whole or not at all.
 
     The tower's configuration and preprocessing go into a folder inside, so that ``out`` can be moved.
     Raises CheckpointError when ``out`` exists, unless ``replace`` is set; then the old one is there until the
@@ -54,6 +56,8 @@ def save_model_folder(
     (partial / tower).mkdir(parents=True, exist_ok=True)
     _write_json(partial / tower / "config.json", {"model_type": "clip_vision_model", **config.tower_config})
     _write_json(partial / tower / "preprocessor_config.json", config.preprocessor_config)
+    if card is not None:
+        (partial / "README.md").write_text(card, encoding="utf-8")
     if out.exists():
         out.rename(old)  # a folder with content cannot be replaced in one step
     partial.rename(out)

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from alignkd.checkpoint import layout
-from alignkd.checkpoint.export import export_run
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.engine.loop import train
@@ -244,17 +243,3 @@ def test_without_distillation(two_ranks: RankPool, tmp_path: Path) -> None:
     after = load_file(run / "student" / "model.safetensors")
     tower = [name for name in after if "vision_tower" in name]
     assert any(not after[name].equal(before[name]) for name in tower)
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_export_of_a_checkpoint_equals_the_engines(two_ranks: RankPool, tmp_path: Path, stage: int) -> None:
-    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision="bf16")
-    assert two_ranks.run(train_run, str(run)) == [0, 0]
-    assert export_run(run, tmp_path / "out", None, "safetensors") == 4
-    ours, expected = (
-        load_file(tmp_path / "out/model.safetensors"),
-        load_file(run / "student/model.safetensors"),
-    )
-    assert ours.keys() == expected.keys()
-    assert all(ours[name].equal(expected[name]) for name in ours)
-    assert not any("adapter" in name for name in ours)

@@ -1,0 +1,99 @@
+"""README.md of an exported student: where its weights come from. YAML front matter as model hubs read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignkd.checkpoint.layout import METRICS
+
+# The rest says where things lay on the machine that trained, and is nobody's business.
+SECTIONS = ("training", "distillation", "student", "teacher")
+
+
+def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them."""
+    config = facts["config"]
+    # Paths end in the names by which people know a model or a file.
+    teacher = Path(config["model"]["teacher"]).name if facts["teacher"] is not None else None
+    front = {
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["mobilevlm", "distillation", "align-kd"],
+        "alignkd": {
+            "version": versions["alignkd"],
+            "step": step,
+            "student_start": Path(config["model"]["student"]).name,
+            "teacher": teacher,
+            "teacher_sha256": facts["teacher"],
+            "data_sha256": facts["data"],
+        },
+    }
+    taught = f"distilled from {teacher}" if teacher is not None else "trained on labels alone"
+    sources = [
+        {
+            "file": Path(source["file"]).name,
+            **{key: source[key] for key in ("template", "image_aspect_ratio", "weight")},
+        }
+        for source in config["data"]["sources"]
+    ]
+    settings = {name: config[name] for name in SECTIONS} | {
+        "data": {"sources": sources, "max_length": config["data"]["max_length"]}
+    }
+    return "\n".join(
+        [
+            "---",
+            "license:  # yours to fill in; teacher, student and data have licences of their own",
+            _yaml(front) + "---",
+            f"# {config['run']['name']}",
+            "",
+            f"A MobileVLM V2 model, {taught} with alignkd {versions['alignkd']}.",
+            f"It is the state of optimizer step {step}; the adapters of the distillation are no part of it.",
+            "",
+            "## Last metrics row",
+            "",
+            *_metrics(run, step),
+            "",
+            "## Configuration",
+            "",
+            "```yaml",
+            _yaml(settings) + "```",
+            "",
+            "Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "",
+        ]
+    )
+
+
+def _yaml(value: object) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _metrics(run: Path, step: int) -> list[str]:
+    """A table of the step's row."""
+    row = next((row for row in _rows(run) if row.get("step") == step), None)
+    if row is None:
+        return [f"There is no row of step {step}."]
+    shown = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    return [
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.6g} |" for name, value in shown.items()),
+    ]
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    try:
+        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # torn by a killed writer
+    return [row for row in rows if isinstance(row, dict)]
