@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "teacher.lookahead",
     "distillation.share_vision_tower",
     "training.packing",
+    "training.tokens_per_micro_batch",
     "training.max_skipped_steps",
 )
 STAGE = "student.zero_stage"

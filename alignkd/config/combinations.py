@@ -140,6 +140,12 @@ def warnings_of(config: Config) -> list[str]:
             f"{config.training.max_steps}: nothing is saved before the end"
         )
     training = config.training
+    tokens, longest = training.tokens_per_micro_batch, config.data.max_length
+    if tokens is not None and tokens < longest:
+        found.append(
+            f"training.tokens_per_micro_batch = {tokens} is less than data.max_length = {longest}: a longer "
+            "sample still gets a micro-batch of its own"
+        )
     if config.student.zero_stage == 0 and training.precision == "bf16":
         found.append(
             "student.zero_stage = 0 with bf16 keeps no fp32 weights: small updates are lost; 1 or 2 do"

@@ -77,6 +77,11 @@ class TrainingSection(Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
     global_batch_size: PositiveInt = Field(128, description="samples per optimizer step, over all ranks")
     micro_batch_size: PositiveInt = Field(4, description="samples per rank and forward pass")
+    tokens_per_micro_batch: PositiveInt | None = Field(
+        None,
+        description="most tokens per rank and forward pass; decides the split of the global batch instead of "
+        "micro_batch_size, step by step",
+    )
     packing: bool = Field(
         True, description="a micro-batch is one row of all its samples; false pads each to the longest"
     )

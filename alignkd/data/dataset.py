@@ -47,7 +47,10 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
 
 @dataclass(frozen=True)
 class RankMicroBatches:
-    """Sample lists of one rank in the order of training, from ``start_step`` to the end of the run."""
+    """Sample lists of one rank in the order of training, from ``start_step`` to the end of the run.
+
+    ``accumulation``: micro-batches of a step where no token budget decides.
+    """
 
     sampler: GlobalBatchSampler
     rank: int
@@ -56,9 +59,13 @@ class RankMicroBatches:
     start_step: int
     stop_step: int
 
-    def __len__(self) -> int:
-        return max(self.stop_step - self.start_step, 0) * self.accumulation
+    @property
+    def steps(self) -> range:
+        return range(self.start_step, self.stop_step)
+
+    def of_step(self, step: int) -> list[list[int]]:
+        return self.sampler.micro_batches(step, self.rank, self.world_size, self.accumulation)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.stop_step):
-            yield from self.sampler.micro_batches(step, self.rank, self.world_size, self.accumulation)
+        for step in self.steps:
+            yield from self.of_step(step)

@@ -20,7 +20,7 @@ from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
 from alignkd.data.examples import ExampleReader
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
-from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import FileSystemError, UserError
 
@@ -38,7 +38,11 @@ class ModelFacts(Protocol):
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
     """Ask it for ``total_steps(config.training.epochs, config.training.max_steps)``."""
     training = config.training
-    return GlobalBatchSampler(index, training.global_batch_size, training.micro_batch_size, training.seed)
+    tokens = training.tokens_per_micro_batch
+    budget = None if tokens is None else TokenBudget(tokens, padded=not training.packing)
+    return GlobalBatchSampler(
+        index, training.global_batch_size, training.micro_batch_size, training.seed, budget
+    )
 
 
 def build_loader(
@@ -70,7 +74,7 @@ def build_loader(
 
 
 class WindowLoader:
-    """Yields, per optimizer step, the list of its ``accumulation`` micro-batches; goes through once.
+    """Yields, per optimizer step, the list of its micro-batches; goes through once.
 
     Use it as a context manager, or call :meth:`close`: workers ignore the signals that would end them.
     """
@@ -92,14 +96,14 @@ class WindowLoader:
 
     def __len__(self) -> int:
         """Optimizer steps from the start step on."""
-        return len(self._order) // self._order.accumulation
+        return len(self._order.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used, and
         FileSystemError where the file system failed, which skips no sample."""
         self._start()
-        for _ in range(len(self)):
-            yield [self._next() for _ in range(self._order.accumulation)]
+        for step in self._order.steps:
+            yield [self._next() for _ in self._order.of_step(step)]
 
     def _start(self) -> None:
         assert self._iterator is None, "a loader is gone through once"

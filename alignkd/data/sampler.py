@@ -6,6 +6,8 @@ nothing depends on loader workers, nor on what was drawn before, so a run resume
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,60 @@ from alignkd.errors import UserError
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
+@dataclass(frozen=True)
+class TokenBudget:
+    """Most tokens of a micro-batch (a longer sample gets one of its own)."""
+
+    tokens: int
+    padded: bool  # a micro-batch costs its longest sample times its samples, not their sum
+
+    def cut(self, lengths: Sequence[int], parts: int) -> list[slice]:
+        """Neighbours of ``lengths`` as parts of similar cost within the budget: as few as it allows, rounded
+        up to a multiple of ``parts``.
+
+        As many parts as the ranks will run anyway cost less each than fewer and some empty ones.
+        """
+        fewest = len(self._greedy(lengths, self.tokens))
+        wanted = -(-fewest // parts) * parts
+        # The smallest limit that needs no more parts; the greedy cut needs the fewest for every limit.
+        low, high = 1, self.tokens
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._greedy(lengths, middle)) <= wanted:
+                high = middle
+            else:
+                low = middle + 1
+        return self._greedy(lengths, low)
+
+    def _greedy(self, lengths: Sequence[int], limit: int) -> list[slice]:
+        """From the left, each part as long as ``limit`` allows, one sample at least."""
+        starts: list[int] = []
+        longest = total = 0
+        for number, length in enumerate(lengths):
+            longest, total = max(longest, length), total + length
+            cost = longest * (number + 1 - starts[-1]) if starts and self.padded else total
+            if not starts or cost > limit:
+                starts.append(number)
+                longest = total = length
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+
+
 class GlobalBatchSampler:
     """Steps count from 0 over all epochs; samples are numbers of elements of the index."""
 
-    def __init__(self, index: Index, global_batch_size: int, micro_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        index: Index,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        budget: TokenBudget | None = None,
+    ) -> None:
         self._index = index
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._seed = seed
+        self._budget = budget
         self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
         self._cached: tuple[int, IntArray] | None = None
         if self.samples_per_epoch == 0:
@@ -58,16 +106,22 @@ class GlobalBatchSampler:
         return batch
 
     def micro_batches(self, step: int, rank: int, world_size: int, accumulation: int) -> list[list[int]]:
-        """This rank's ``accumulation`` micro-batches of a step; some are empty where samples are few.
+        """This rank's micro-batches of a step, as many as every other rank's; some are empty where samples
+        are few. Without a token budget there are ``accumulation`` of them.
 
-        Samples are sorted by modality and length, so that a micro-batch has little padding, and cut into
-        micro-batches before ranks come in: micro-batch j is the j // world_size-th of rank j % world_size.
+        Samples are sorted by modality and length, so that a micro-batch has little padding, and cut before
+        ranks come in: micro-batch j is the j // world_size-th of rank j % world_size. What ranks run at the
+        same time is therefore of similar length.
         """
         batch = sorted(self.samples_of_step(step), key=self._modality_and_length)
-        size = self._micro_batch_size
-        assert self._global_batch_size <= world_size * accumulation * size, "the global batch fits the ranks"
-        cut = [batch[start : start + size] for start in range(0, len(batch), size)]
-        mine = cut[rank::world_size]
+        if self._budget is None:
+            size = self._micro_batch_size
+            assert self._global_batch_size <= world_size * accumulation * size, "the batch fits the ranks"
+            slices = [slice(start, start + size) for start in range(0, len(batch), size)]
+        else:
+            slices = self._budget.cut([int(self._index.length[sample]) for sample in batch], world_size)
+            accumulation = -(-len(slices) // world_size)
+        mine = [batch[part] for part in slices[rank::world_size]]
         return mine + [[] for _ in range(accumulation - len(mine))]
 
     def _modality_and_length(self, sample: int) -> tuple[bool, int, int]:

@@ -47,6 +47,7 @@ def test_possible_together(write, overrides: list[str]) -> None:
     ("overrides", "message"),
     [
         (["distillation.enabled=false"], "model.teacher is not used"),
+        (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
         (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
         (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
         (

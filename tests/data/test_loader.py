@@ -108,6 +108,28 @@ def test_ranks_share_the_global_batch(
         assert sorted(ids) == sorted(str(sample) for sample in sampler.samples_of_step(step))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_of_a_token_budget_differ_in_length_and_resume(
+    data_set, write_json, tmp_path, tokenizer, facts, workers
+):
+    config = configure(write_json, tmp_path, data_set, workers)
+    # The last step of an epoch has 6 samples, the others 8.
+    tokens = 2 * int(build_index(config.data, tokenizer, facts.vision_tokens).length.max())
+    training = config.training.model_copy(update={"tokens_per_micro_batch": tokens, "packing": True})
+    config = config.model_copy(update={"training": training})
+    whole = windows(config, tokenizer, facts)
+    assert len({len(window) for window in whole}) > 1
+    assert all(
+        sum(batch.segments) == batch.counts.slots <= tokens
+        for window in whole
+        for batch in window
+        if batch.counts.samples > 1
+    )
+    assert any(batch.counts.samples > 1 for window in whole for batch in window)
+    rest = windows(config, tokenizer, facts, start_step=5)
+    assert same(whole[5:], rest)
+
+
 def test_a_run_stops_after_max_steps(data_set, write_json, tmp_path, tokenizer, facts):
     config = configure(write_json, tmp_path, data_set)
     training = config.training.model_copy(update={"max_steps": 3})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignkd.data.index import Index
-from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
 from alignkd.errors import UserError
 
 
@@ -95,6 +95,59 @@ def test_micro_batches_are_grouped_by_modality_and_length():
     assert keys == sorted(keys)
     mixed = sum(len({bool(index.image_count[s]) for s in batch}) > 1 for batch in batches)
     assert mixed <= 1
+
+
+def cost(index: Index, samples: list[int], padded: bool) -> int:
+    lengths = [int(index.length[sample]) for sample in samples]
+    return len(lengths) * max(lengths) if padded else sum(lengths)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("tokens", [1, 55, 130, 10**6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 50])
+def test_a_token_budget_splits_every_step_within_it(world_size, tokens, padded):
+    index = index_of((90,))
+    sampler = GlobalBatchSampler(index, 32, 4, 0, TokenBudget(tokens, padded))
+    for step in range(sampler.steps_per_epoch):
+        ranks = [sampler.micro_batches(step, rank, world_size, 7) for rank in range(world_size)]
+        assert len({len(batches) for batches in ranks}) == 1, "as many micro-batches on every rank"
+        found = [batch for batches in ranks for batch in batches if batch]
+        assert sorted(sample for batch in found for sample in batch) == sorted(sampler.samples_of_step(step))
+        assert all(len(batch) == 1 or cost(index, batch, padded) <= tokens for batch in found)
+        # Not one micro-batch more than the budget asks for on the busiest rank.
+        alone = GlobalBatchSampler(index, 32, 4, 0, TokenBudget(tokens, padded))
+        fewest = len(alone.micro_batches(step, 0, 1, 7))
+        assert len(ranks[0]) == -(-fewest // world_size)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_micro_batches_of_a_budget_are_of_similar_cost(padded):
+    """Just above one micro-batch per rank: two for each, all half full, not one full and most empty."""
+    index = index_of((64,))
+    sampler = GlobalBatchSampler(index, 64, 4, 0, TokenBudget(10**6, padded))
+    (whole,) = sampler.micro_batches(0, 0, 1, 1)
+    tokens = cost(index, whole, padded=False) // 4  # four and a bit
+    sampler = GlobalBatchSampler(index, 64, 4, 0, TokenBudget(tokens, padded))
+    costs = [
+        cost(index, batch, padded) for rank in range(4) for batch in sampler.micro_batches(0, rank, 4, 1)
+    ]
+    assert len(costs) == 8
+    assert max(costs) < 0.75 * tokens
+    assert max(costs) - min(costs) < 2 * 60  # the longest sample has 60 tokens
+
+
+def test_a_budget_by_hand():
+    budget = TokenBudget(10, padded=False)
+    assert budget.cut([3, 3, 4, 20, 1], 1) == [slice(0, 3), slice(3, 4), slice(4, 5)]
+    assert TokenBudget(10, padded=True).cut([3, 3, 4, 20, 1], 1) == [
+        slice(0, 2),
+        slice(2, 3),
+        slice(3, 4),
+        slice(4, 5),
+    ]
+    # Three are needed; four ranks make four, with the smallest limit that does.
+    assert budget.cut([3, 3, 4, 20, 1], 4) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
+    assert budget.cut([5], 4) == [slice(0, 1)]
 
 
 def test_weights_repeat_samples_and_draw_a_seeded_part():

@@ -16,13 +16,21 @@ OFF: dict[str, Any] = {
     "training__packing": False,
     "teacher__lookahead": 1,
     "distillation__share_vision_tower": False,
+    "training__tokens_per_micro_batch": None,
 }
+BUDGET = 250  # tokens: a sample with an image has about 200, so all but one of these stand alone
 SWITCHES: dict[str, dict[str, Any]] = {
     "packing": {"training__packing": True},
     "lookahead": {"teacher__lookahead": None},
     "lookahead of two": {"teacher__lookahead": 2},
     "tower": {"distillation__share_vision_tower": True},
-    "all": {"training__packing": True, "teacher__lookahead": None, "distillation__share_vision_tower": True},
+    "budget": {"training__tokens_per_micro_batch": BUDGET},
+    "all": {
+        "training__packing": True,
+        "teacher__lookahead": None,
+        "distillation__share_vision_tower": True,
+        "training__tokens_per_micro_batch": BUDGET,
+    },
 }
 
 
@@ -46,7 +54,7 @@ def assert_same_step(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "stage", "checkpointing"), [(1, 0, False), (2, 2, False), (2, 3, True)]
+    ("world_size", "stage", "checkpointing"), [(1, 0, False), (2, 1, False), (2, 2, False), (2, 3, True)]
 )
 def test_on_equals_off(
     request: pytest.FixtureRequest, tmp_path: Path, world_size: int, stage: int, checkpointing: bool
@@ -62,11 +70,11 @@ def test_on_equals_off(
         on = step_of(pool, tmp_path / name.replace(" ", "-"), **common, **{**OFF, **changes})
         assert_same_step(on, off)
         assert on["packed"] == (name in ("packing", "all"))
+        assert (on["micro_batches"] > off["micro_batches"]) == (name in ("budget", "all"))
         assert on["tower_runs"] == (0 if name in ("tower", "all") else on["micro_batches"])
         if on["packed"]:
             assert on["counts"].slots == on["counts"].tokens == off["counts"].tokens
-        # At stage 2 the student's tower is whole on every rank anyway.
-        if world_size > 1 and name not in ("packing", "tower" if stage == 2 else ""):
+        if (name.startswith("lookahead") and world_size > 1) or (name == "tower" and stage == 3):
             assert on["gathered"] < off["gathered"]
 
 
