@@ -37,13 +37,18 @@ def universal_name(step: int) -> str:
 
 def committed_steps(run: Path) -> list[int]:
     """Steps that carry the marker, newest first (their files are not looked at)."""
-    folder = checkpoints_folder(run)
-    found = [
-        int(match[1])
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _STEP.fullmatch(path.name)) and (path / MARKER).is_file()
-    ]
-    return sorted(found, reverse=True)
+    found = step_folders(checkpoints_folder(run))
+    return [int(path.name.removeprefix("step-")) for path in found if (path / MARKER).is_file()]
+
+
+def step_folders(parent: Path) -> list[Path]:
+    """All ``step-N`` in ``parent``, marked or not, newest first."""
+    found = {
+        int(match[1]): path
+        for path in (parent.iterdir() if parent.is_dir() else ())
+        if (match := _STEP.fullmatch(path.name))
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

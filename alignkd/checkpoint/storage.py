@@ -20,7 +20,7 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from alignkd.checkpoint.host_copy import host_copy
-from alignkd.checkpoint.layout import MANIFEST, MARKER, UNIVERSAL, describe, flush_to_disk
+from alignkd.checkpoint.layout import MANIFEST, MARKER, UNIVERSAL, describe, flush_to_disk, step_folders
 from alignkd.checkpoint.rank_state import rank_state, write_rank_state
 from alignkd.errors import CheckpointError
 
@@ -197,6 +197,8 @@ class Storage:
         leftovers = [path for path in sorted(parent.glob("step-*.tmp")) if path.is_dir()]
         conversions = sorted(parent.glob(f"step-*{UNIVERSAL}"))
         leftovers += [path for path in conversions if not (path.with_suffix("") / MARKER).exists()]
+        # Without the marker: killed before it was set, or in a removal. Neither will ever count.
+        leftovers += [path for path in step_folders(parent) if not (path / MARKER).exists()]
         for path in leftovers:
             self.remove(path)
         return [os.fspath(path.name) for path in leftovers]
