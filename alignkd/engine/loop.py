@@ -87,6 +87,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
         edge = now
         if metrics.last is not None:
             shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}
+            shown |= {"saved_step": saver.newest, "save_held_seconds": saver.totals.held_seconds}
             progress.report("training", step=step, total_steps=job.total_steps, **shown)
         if step % job.config.checkpoint.every == 0 and step < job.total_steps:
             _save(job, saver, step, metrics, progress, slowest, wait=False)
