@@ -1,9 +1,8 @@
-"""Bytes that a forward keeps for backward, and what works for a moment only.
+"""Bytes that a forward keeps for backward, and bytes of what works for a moment only.
 
-Counted from the operations of transformers' LLaMA (5.23) with SDPA; a test compares them with
-``saved_tensors_hooks``. Shapes: T tokens of the micro-batch, D width, F width of the MLP, I images, P
-patches, V vision tokens, N supervised positions, W vocabulary. ``size`` is bytes of an element of the model's
-dtype.
+Counted from the operations of transformers' LLaMA (5.23) with SDPA and of our losses; a test compares them
+with the tensors of real modules. What is kept comes out to a few percent; what works for a moment is coarse.
+``size`` is bytes of an element of the model's dtype.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.workload import Workload
 
 FP32 = 4
-POSITIONS_PER_CHUNK = 512  # alignkd.losses.logits, which needs torch
-ROWS_PER_CHUNK = 128  # alignkd.models.attention
-# [C, W] matrices in fp32 alive at once in a chunk's backward: logits and log-softmax of both models, their
-# gradients, the divergence's intermediate results.
+POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.logits, which needs torch; a test compares them
+ROWS_PER_CHUNK = 128  # as in alignkd.models.attention
+# [positions, vocabulary] matrices of fp32 alive at once in a chunk: logits and log-softmax of both models,
+# the divergence's intermediate results, gradients.
 CHUNK_MATRICES = 8
 
 
@@ -36,14 +35,18 @@ def patches_of(config: MobileVLMConfig) -> int:
 
 
 def projector_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
-    """Kept by the projector; the tower's output is one of its inputs."""
-    patches, D = patches_of(config), config.hidden_size
-    per_patch = config.mm_hidden_size + 3 * D  # both matrices' inputs, GELU's input, the pooling's input
-    return images * size * (patches * per_patch + config.vision_tokens * D)
+    """Kept by the projector beside its input: both matrices' outputs, what GELU and the pooling read."""
+    return images * size * config.hidden_size * (3 * patches_of(config) + config.vision_tokens)
+
+
+def patch_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
+    """The vision tower's output."""
+    return images * patches_of(config) * config.mm_hidden_size * size
 
 
 def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
-    """What the student's forward of one micro-batch keeps for its backward (frozen vision tower)."""
+    """What the student's forward of one micro-batch keeps for its backward (frozen vision tower), but for
+    the tower's output."""
     D = config.hidden_size
     if checkpointing:
         layers = config.num_hidden_layers * work.tokens * D * size
@@ -51,14 +54,14 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
         layers = config.num_hidden_layers * layer_bytes(config, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
     head = work.supervised * D * size
-    return layers + last_norm + head + projector_bytes(config, work.images, size)
+    vision_term = work.images * work.vision_tokens * D * FP32
+    return layers + last_norm + head + vision_term + projector_bytes(config, work.images, size)
 
 
 def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
-    """For a moment in the backward of one layer: what it recomputes, and gradients of its widest tensors."""
+    """In the backward of one layer: what it recomputes, and gradients of its widest tensors."""
     recomputed = layer_bytes(config, work.tokens, size) if checkpointing else 0
-    gradients = work.tokens * (3 * config.intermediate_size + 2 * config.hidden_size) * size
-    return recomputed + gradients
+    return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
 
 
 def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
@@ -67,23 +70,30 @@ def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
 
 
 def block_workspace(config: MobileVLMConfig, work: Workload) -> int:
-    """One chunk of full attention rows of the first layer: scores, and their mask and gradient."""
+    """One chunk of full attention rows of the first layer: scores, masked scores, their gradient."""
     rows = min(work.text_rows, ROWS_PER_CHUNK)
-    return 3 * work.images * config.num_attention_heads * rows * work.length * FP32
+    return 3 * config.num_attention_heads * rows * work.length * FP32
 
 
-def forward_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
-    """For a moment in a forward without gradients: the widest layer of the language model or the tower."""
-    text = work.tokens * (4 * config.intermediate_size + 4 * config.hidden_size) * size
-    tower = config.tower_config
+def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
+    """In a forward without gradients over a whole window: the first layer's block in fp32, held to the end,
+    and the widest layer of the language model or of the tower."""
+    D, F, tower = config.hidden_size, config.intermediate_size, config.tower_config
+    half = size < FP32
+    text = work.window * work.tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
     widths = 3 * tower["intermediate_size"] + 4 * tower["hidden_size"]
-    vision: int = work.images * (patches_of(config) + 1) * widths * size
-    return max(text, vision, block_workspace(config, work))
+    vision = work.window * work.images * (patches_of(config) + 1) * widths * size
+    block = 0
+    if half:  # else it is the one among the targets
+        block = work.images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
+    return int(max(text, vision)) + work.window * block + block_workspace(config, work)
 
 
-def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int) -> int:
-    """What is kept of one teacher forward: hidden states, block and vision tokens of a micro-batch."""
-    block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    hidden = work.supervised * teacher.hidden_size * size
-    vision = work.images * work.vision_tokens * teacher.hidden_size * size
-    return block + hidden + vision
+def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
+    """What is kept of one teacher forward over a window: hidden states, block, vision tokens, and patches
+    for a student that shares the tower."""
+    block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens
+    hidden = work.supervised * teacher.hidden_size
+    vision = work.images * work.vision_tokens * teacher.hidden_size
+    patches = patch_bytes(teacher, work.images, size) if shares_tower else 0
+    return work.window * ((block + hidden + vision) * size + patches)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from alignkd.config import Config
@@ -20,7 +21,7 @@ GIB = 2**30
 # allocator cannot use because it lies in pieces.
 CONTEXT_BYTES = GIB * 3 // 2
 FRAGMENTED_SHARE = 0.05
-BUSY_TOKENS = 4096  # a micro-batch of so many keeps a GPU's matrix units busy; more brings little
+BUSY_TOKENS = 8192  # a micro-batch of so many keeps a GPU's matrix units busy; more brings little
 PLACEMENTS = ("replicated", "zero3_node", "zero3", "zero3_offload")
 STAGES = (2, 3)  # which add up micro-batches in fp32; 0 and 1 do not, and save no memory over 2
 
@@ -86,7 +87,8 @@ def advise(plan: Plan, gpu_memory: int) -> Plan | None:
     First it should keep the GPU busy, then move nothing to host memory, then send the least between nodes,
     then inside them.
     """
-    return min((found for found in _candidates(plan) if found.fits(gpu_memory)), key=_cost, default=None)
+    fitting = [found for found in _candidates(plan) if found.fits(gpu_memory)]
+    return min(fitting, key=lambda found: _cost(found, plan), default=None)
 
 
 def with_placement(plan: Plan, placement: str) -> Plan:
@@ -95,7 +97,13 @@ def with_placement(plan: Plan, placement: str) -> Plan:
 
 def changes(plan: Plan, advised: Plan) -> dict[str, Any]:
     """Dotted keys that ``advised`` sets differently."""
-    keys = ("student.zero_stage", "student.offload", "teacher.placement", "training.micro_batch_size")
+    keys = (
+        "student.zero_stage",
+        "student.offload",
+        "teacher.placement",
+        "teacher.lookahead",
+        "training.micro_batch_size",
+    )
     return {
         key: _value(advised.config, key)
         for key in keys
@@ -108,29 +116,25 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _cost(plan: Plan) -> tuple[int, ...]:
-    config = plan.config
+def _cost(found: Plan, given: Plan) -> tuple[float, ...]:
+    """Less is better, the first number that differs decides. At last: what is configured, if as good."""
+    config = found.config
     in_host = config.student.offload + (config.teacher.placement == "zero3_offload")
-    tokens = min(plan.work.tokens, BUSY_TOKENS)
-    return (
-        -tokens,
-        in_host,
-        plan.entering_node,
-        plan.received,
-        config.student.zero_stage,
-        -plan.work.samples,
-    )
+    busy = min(found.work.tokens, BUSY_TOKENS)
+    sent = (found.entering_node, found.received)
+    other_size = config.training.micro_batch_size != given.config.training.micro_batch_size
+    return (-busy, in_host, *sent, config.student.zero_stage, other_size, -found.work.window, found.needed)
 
 
 def _candidates(plan: Plan) -> Iterator[Plan]:
     placements = PLACEMENTS if plan.sizes.teacher is not None else (plan.config.teacher.placement,)
-    for stage in STAGES:
-        for offload in (False, True):
-            for placement in placements:
-                for size in _micro_batches(plan):
-                    yield _changed(
-                        plan, zero_stage=stage, offload=offload, placement=placement, micro_batch_size=size
-                    )
+    micro_batches = _micro_batches(plan)
+    for stage, offload, placement, size in product(STAGES, (False, True), placements, micro_batches):
+        settings = {"zero_stage": stage, "offload": offload, "placement": placement, "micro_batch_size": size}
+        yield _changed(plan, **settings, lookahead=None)
+        accumulation = micro_batches[-1] // size
+        for lookahead in divisors(accumulation)[:-1] if plan.sizes.teacher is not None else []:
+            yield _changed(plan, **settings, lookahead=lookahead)
 
 
 def _micro_batches(plan: Plan) -> list[int]:

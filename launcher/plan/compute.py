@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from alignkd.config import Config
 from launcher.plan.activations import patches_of
+from launcher.plan.sharding import shares_tower
 from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster, Workload
 
@@ -47,11 +48,12 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
     student, training = sizes.student, config.training
     # A backward is two forwards; checkpointing runs the layers once more, the head's chunks always do.
     layers = 4 if training.gradient_checkpointing else 3
+    shared = shares_tower(config, sizes)
     own = (
         layers * layer_flops(student, work)
         + 4 * head_flops(student, work)
         + 3 * projector_flops(student, work)
-        + tower_flops(student, work) * (layers if training.train_vision_tower else 1)
+        + tower_flops(student, work) * (layers if training.train_vision_tower else 0 if shared else 1)
     )
     teacher = 0.0
     if sizes.teacher is not None:

@@ -12,6 +12,7 @@ from launcher.plan.sharding import (
     gathered,
     resident,
     sharded,
+    shares_tower,
     student_size,
     teacher_ranks,
     teacher_size,
@@ -56,8 +57,12 @@ class Memory:
 
 
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
-    parts = teacher_weights(config, sizes, cluster, files) + _teacher_work(config, sizes, work, files)
-    parts += student_states(config, sizes, cluster, files) + _student_work(config, sizes, work, files)
+    parts = teacher_weights(config, sizes, cluster, files) + _teacher_work(
+        config, sizes, work, cluster, files
+    )
+    parts += student_states(config, sizes, cluster, files) + _student_work(
+        config, sizes, work, cluster, files
+    )
     return Memory(tuple(part for part in parts if part.bytes))
 
 
@@ -72,22 +77,26 @@ def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Re
     shard = sharded(teacher.tensors.values(), teacher_ranks(config, cluster)) * size
     return [
         Part("teacher shard", shard, in_host_memory="offload_param" in zero),
-        Part("teacher's small tensors", sum(resident(teacher, zero).values()) * size),
+        Part("teacher's small tensors", resident(teacher.used, zero) * size),
         Part("teacher's head, for a step", teacher.count("head.") * size),
     ]
 
 
-def _teacher_work(config: Config, sizes: RunSizes, work: Workload, files: Rendered) -> list[Part]:
+def _teacher_work(
+    config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
+) -> list[Part]:
     teacher, zero = sizes.teacher, files.teacher
     if teacher is None:
         return []
     size = teacher_size(config)
-    targets = activations.target_bytes(teacher.config, work, size) * work.window
+    shares = shares_tower(config, sizes)
+    layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
+    targets = activations.target_bytes(teacher.config, work, size, shares_tower=shares)
     return [
         Part("teacher's targets", targets, "teacher"),
         Part("teacher's targets", targets, "student"),
-        Part("work of a layer", activations.forward_workspace(teacher.config, work, size), "teacher"),
-        Part("teacher's gathered layers", 0 if zero is None else gathered(teacher, zero) * size, "teacher"),
+        Part("work of a layer", activations.teacher_workspace(teacher.config, work, size), "teacher"),
+        Part("teacher's gathered layers", layers * size, "teacher"),
     ]
 
 
@@ -101,7 +110,7 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
     own = {0: whole, 3: sharded(trainable.values(), cluster.ranks)}.get(stage, -(-whole // cluster.ranks))
     if stage == 3:
         weights = own + sharded(frozen.values(), cluster.ranks)
-        small = sum(resident(sizes.student, zero).values())
+        small = resident(sizes.student.used | sizes.adapters, zero)
     else:
         weights, small = whole + sum(frozen.values()), 0
     # Stages 0 and 1 keep whole gradients in the model's dtype, 2 and 3 their part in fp32.
@@ -122,16 +131,20 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
     ]
 
 
-def _student_work(config: Config, sizes: RunSizes, work: Workload, files: Rendered) -> list[Part]:
+def _student_work(
+    config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
+) -> list[Part]:
     student, checkpointing = sizes.student, config.training.gradient_checkpointing
     size = student_size(config)
     kept = activations.kept_bytes(student.config, work, size, checkpointing=checkpointing)
+    if not shares_tower(config, sizes):  # else they are among the targets
+        kept += activations.patch_bytes(student.config, work.images, size)
     workspace = max(
         activations.layer_workspace(student.config, work, size, checkpointing=checkpointing),
         activations.logits_workspace(student.config, work),
         activations.block_workspace(student.config, work),
     )
-    layers = gathered(student, files.student) * size if config.student.zero_stage == 3 else 0
+    layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [
         Part("activations for backward", kept, "student"),
         Part("work of a layer or chunk", workspace, "student"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkd.config import Config
-from launcher.plan.sizes import ModelSizes
+from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster
 from launcher.render import student_config, teacher_config
 
@@ -39,6 +39,20 @@ def teacher_size(config: Config) -> int:
     return BYTES[config.teacher.precision or config.training.precision]
 
 
+def shares_tower(config: Config, sizes: RunSizes) -> bool:
+    """Whether one vision tower can serve both models, as far as configurations tell. A run also compares the
+    weights, which are taken as equal here."""
+    teacher, student = sizes.teacher, sizes.student
+    return (
+        teacher is not None
+        and config.distillation.share_vision_tower
+        and not config.training.train_vision_tower
+        and teacher.config.tower_config == student.config.tower_config
+        and teacher.used_tower_layers == student.used_tower_layers
+        and (config.teacher.precision or config.training.precision) == config.training.precision
+    )
+
+
 def teacher_ranks(config: Config, cluster: Cluster) -> int:
     """Ranks over which the teacher's weights are split."""
     placement = config.teacher.placement
@@ -50,14 +64,21 @@ def sharded(tensors: Iterable[int], ranks: int) -> int:
     return sum(-(-size // ranks) for size in tensors)
 
 
-def resident(model: ModelSizes, zero: dict[str, Any]) -> dict[str, int]:
-    """Tensors so small that ZeRO-3 keeps them whole on top of their shards, from their first use on."""
+def resident(used: dict[str, int], zero: dict[str, Any]) -> int:
+    """Elements of tensors so small that ZeRO-3 keeps them whole beside their shards, from their first use."""
+    return sum(used.values()) - gathered_once(used, zero)
+
+
+def gathered_once(used: dict[str, int], zero: dict[str, Any]) -> int:
+    """Elements that ZeRO-3 gathers to use these tensors once: all but the resident ones."""
     threshold = zero["stage3_param_persistence_threshold"]
-    return {name: size for name, size in model.tensors.items() if size <= threshold and model.is_used(name)}
+    return sum(size for size in used.values() if size > threshold)
 
 
-def gathered(model: ModelSizes, zero: dict[str, Any]) -> int:
+def gathered(model: ModelSizes, zero: dict[str, Any], ranks: int) -> int:
     """Elements that ZeRO-3 holds whole at once, at most: it prefetches up to its limit on live parameters."""
+    if ranks == 1 and "offload_param" not in zero:
+        return 0  # the only shard is whole already
     threshold = zero["stage3_param_persistence_threshold"]
     whole = sum(size for size in model.tensors.values() if size > threshold)
     largest = max(model.count("language_model.layers.0."), model.count("language_model.embed_tokens."))

@@ -36,6 +36,10 @@ class ModelSizes:
             return int(name.split(".")[3]) < self.used_tower_layers
         return not name.startswith("vision_tower.post_layernorm.")
 
+    @property
+    def used(self) -> dict[str, int]:
+        return {name: size for name, size in self.tensors.items() if self.is_used(name)}
+
     def trainable(self, train_vision_tower: bool) -> dict[str, int]:
         return {
             name: size

@@ -10,8 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkd.config import Config
-from launcher.plan.sharding import Rendered, resident, student_size, teacher_ranks, teacher_size
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sharding import (
+    Rendered,
+    gathered_once,
+    shares_tower,
+    student_size,
+    teacher_ranks,
+    teacher_size,
+)
+from launcher.plan.sizes import RunSizes
 from launcher.plan.workload import Cluster, Workload
 
 
@@ -43,15 +50,6 @@ def run_traffic(
     return tuple(transfer for transfer in found if transfer.bytes and transfer.ranks > 1)
 
 
-def forward_gather(model: ModelSizes, kept_whole: dict[str, int]) -> int:
-    """Elements that one forward gathers, the head left out: what is used and not resident."""
-    return sum(
-        size
-        for name, size in model.tensors.items()
-        if model.is_used(name) and name not in kept_whole and not name.startswith("head.")
-    )
-
-
 def _teacher_transfers(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Transfer]:
@@ -60,7 +58,8 @@ def _teacher_transfers(
         return []
     size, ranks = teacher_size(config), teacher_ranks(config, cluster)
     nodes = cluster.nodes if ranks == cluster.ranks else 1
-    elements = forward_gather(teacher, resident(teacher, zero))
+    # The losses take the head by itself.
+    elements = gathered_once(teacher.used, zero) - teacher.count("head.")
     windows = -(-work.accumulation // work.window)
     return [
         Transfer("teacher's layers", elements * size * windows, ranks, nodes),
@@ -81,7 +80,11 @@ def _student_transfers(
     found = [Transfer("gradients", gradients * times, *everywhere)]
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
-    kept_whole = resident(sizes.student, files.student)
-    weights = (forward_gather(sizes.student, kept_whole) + sizes.student.count("head.")) * size
-    # Forward and backward; DeepSpeed saves some of it by keeping what is needed again soon.
-    return [*found, Transfer("student's weights, at most", 2 * weights * work.accumulation, *everywhere)]
+    backward = gathered_once(sizes.trainable(config), files.student)
+    # A frozen tower takes no part in backward, and one that the teacher stands in for none in forward.
+    forward = backward
+    if not shares_tower(config, sizes):
+        forward = gathered_once(sizes.student.used | sizes.adapters, files.student)
+    weights = (forward + backward) * size * work.accumulation
+    # DeepSpeed saves some of it by keeping what is needed again soon.
+    return [*found, Transfer("student's weights, at most", weights, *everywhere)]

@@ -28,7 +28,7 @@ class Workload:
     length: int  # embedding tokens of a sample
     vision_tokens: int  # of an image
     accumulation: int  # micro-batches per optimizer step
-    window: int  # micro-batches whose targets are kept at a time
+    window: int  # micro-batches that one teacher forward serves, and whose targets are kept together
 
     @property
     def tokens(self) -> int:
@@ -50,10 +50,11 @@ class Workload:
 
 def workload(config: Config, cluster: Cluster, vision_tokens: int) -> Workload:
     """Raises UserError when the global batch cannot be split over the ranks."""
+    accumulation = accumulation_steps(config.training, cluster.ranks)
     return Workload(
         samples=config.training.micro_batch_size,
         length=config.data.max_length,
         vision_tokens=vision_tokens,
-        accumulation=accumulation_steps(config.training, cluster.ranks),
-        window=1,
+        accumulation=accumulation,
+        window=min(config.teacher.lookahead or accumulation, accumulation),
     )

@@ -1,0 +1,107 @@
+"""Predicted activations and targets against the tensors of real modules, on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from alignkd.config.schema import DistillationSection
+from alignkd.data.batch import Batch
+from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.engine.student_step import StudentStep
+from alignkd.losses import logits
+from alignkd.models import attention
+from alignkd.models.adapters import AlignmentAdapters
+from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.mobilevlm import MobileVLM
+from alignkd.teacher.targets import TeacherModel
+from launcher.plan import activations
+from launcher.plan.workload import Workload
+from tests import tiny
+from tests.live_bytes import LiveBytes
+
+# The fixture's tower with a language model that is large enough to outweigh it.
+STUDENT = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 6}
+TEACHER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8}
+
+
+def model_of(folder: Any, dtype: torch.dtype, shape: dict[str, int]) -> MobileVLM:
+    heads = shape["num_attention_heads"]
+    config = dataclasses.replace(read_model_config(folder), num_key_value_heads=heads, **shape)
+    model = MobileVLM(config).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def worst_batch(samples: int, length: int) -> Batch:
+    """As a plan takes it to be: all samples of one length, one image first, all text supervised."""
+    text = length - 145
+    example = Example("x", [1, -200, *[5] * text], [-100, -100, *[5] * text], (torch.zeros(3, 336, 336),))
+    return collate([example] * samples, CollateSettings(144, (3, 336, 336), packing=True))
+
+
+def storages(values: Any) -> set[int]:
+    return {value.untyped_storage()._cdata for value in values if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
+    ours, theirs, size = student.config, model.config, dtype.itemsize
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+    step = StudentStep(student, AlignmentAdapters(theirs, ours).to(dtype), DistillationSection()).train()
+    teacher = TeacherModel(model, 16)
+    teacher.shares_tower = True
+    work = Workload(samples=3, length=400, vision_tokens=144, accumulation=1, window=1)
+    batch = worst_batch(work.samples, work.length)
+
+    with LiveBytes() as in_teacher:
+        targets = teacher(batch)
+    held = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in targets}
+    predicted = activations.target_bytes(theirs, work, size, shares_tower=True)
+    assert sum(held.values()) == pytest.approx(predicted, rel=0.01)
+    predicted += activations.teacher_workspace(theirs, work, size)
+    assert 0.7 * predicted < in_teacher.peak < 1.05 * predicted
+
+    known = storages(targets) | storages(vars(batch).values())
+    known |= storages([*step.parameters(), *teacher.parameters(), *step.buffers()])
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with LiveBytes() as in_student:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = step(batch, (1.0,) * 5, targets, model.head.weight.detach()).loss
+        kept = sum(storage.nbytes() for storage in saved.values())
+        saved.clear()
+        loss.backward()
+    predicted = activations.kept_bytes(ours, work, size, checkpointing=checkpointing)
+    assert kept == pytest.approx(predicted, rel=0.05)
+    # Coarse, and rather too much than too little: the moments do not meet, gradients come one by one.
+    gradients = sum(parameter.grad.nbytes for parameter in step.parameters() if parameter.grad is not None)
+    predicted += gradients + student_workspace(ours, work, size, checkpointing)
+    assert 0.8 * predicted < in_student.peak < 1.05 * predicted
+
+
+def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool) -> int:
+    return max(
+        activations.layer_workspace(config, work, size, checkpointing=checkpointing),
+        activations.logits_workspace(config, work),
+        activations.block_workspace(config, work),
+    )
+
+
+def test_the_chunks_are_those_of_the_losses() -> None:
+    assert activations.POSITIONS_PER_CHUNK == logits.POSITIONS_PER_CHUNK
+    assert activations.ROWS_PER_CHUNK == attention.ROWS_PER_CHUNK
