@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,9 @@ from tests.ranks import RankPool
 
 # Tiny models: threads cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Indices of test data do not belong into the user's cache.
+_cache = tempfile.TemporaryDirectory(prefix="alignkd-cache-")
+os.environ["ALIGNKD_CACHE"] = _cache.name
 
 
 def _pool(world_size: int) -> Iterator[RankPool]:

@@ -7,7 +7,8 @@ import torch
 from alignkd.config.schema import DataSection, DataSource
 from alignkd.data.collate import Example
 from alignkd.data.images import BadImage, ImageProcessor
-from alignkd.data.index import Index, checked_sample
+from alignkd.data.index import Index
+from alignkd.data.index_parts import checked_sample
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import BadSample, Sample
 from alignkd.data.templates import encode

@@ -7,28 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignkd.config.schema import DataSection, DataSource
+from alignkd.data.index_parts import (
+    COLUMNS,
+    TOO_LONG,
+    IndexPart,
+    PartSettings,
+    index_part,
+    raise_problem,
+)
 from alignkd.data.json_list import JsonListFile
-from alignkd.data.records import BadSample, Sample, parse_sample
-from alignkd.data.templates import Part, conversation_parts, embedded_lengths, template_problem
+from alignkd.data.processes import map_in_order
+from alignkd.data.token_counts import TokenCounter
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 Progress = Callable[[int, int], None]  # bytes read so far, bytes of all files
 
-ARRAYS = ("source", "entry", "start", "stop", "length", "image_count")
-TOO_LONG = "too long"
-_BLOCK = 4096  # entries that are tokenised in one call
+ARRAYS = ("source", *COLUMNS)
+TASK_BYTES = 2 << 20  # that a process takes at a time
+PARALLEL_BYTES = 4 * TASK_BYTES  # smaller files are not worth the processes
+MOST_PROCESSES = 32
 
 
 @dataclass(frozen=True)
@@ -86,97 +97,65 @@ def build_index(
     tokenizer: SentencePieceTokenizer,
     vision_tokens: int,
     progress: Progress | None = None,
+    hashes: Sequence[str] | None = None,
 ) -> Index:
-    """Reads, checks and measures all sources; raises UserError when nothing is left or an entry is bad."""
-    files = [JsonListFile(source.file) for source in data.sources]
-    total = sum(len(file) for file in files)
-    columns = _Columns()
-    reports, done = [], 0
-    for number, (source, file) in enumerate(zip(data.sources, files, strict=True)):
+    """Reads, checks and measures all sources, on all cores when they are big; raises UserError when nothing
+    is left or an entry is bad. ``hashes``: sha256 of the files where they are known."""
+    for number, source in enumerate(data.sources):
         _check_image_folder(source, number)
-        removed: Counter[str] = Counter()
-        entries, before = 0, len(columns.source)
-        numbered = enumerate(file.ranges())
-        while block := list(islice(numbered, _BLOCK)):
-            checked = list(_check_block(block, file, source, number, data.on_bad_sample == "skip", removed))
-            lengths = embedded_lengths([parts for _, parts, _ in checked], tokenizer, vision_tokens)
-            for (sample, _, byte_range), length in zip(checked, lengths, strict=True):
-                if length > data.max_length:
-                    removed[TOO_LONG] += 1
-                else:
-                    columns.add(sample, byte_range, length)
-            entries += len(block)
-            if progress is not None:
-                progress(done + block[-1][1][1], total)
-        done += len(file)
-        reports.append(SourceReport(source.file, entries, len(columns.source) - before, dict(removed)))
-    if progress is not None:
-        progress(total, total)
+    files = [JsonListFile(source.file) for source in data.sources]
+    sizes = [len(file) for file in files]
+    splits = [file.separators() for file in files]
+    settings = [
+        PartSettings(source, number, vision_tokens, data.max_length, data.on_bad_sample == "skip")
+        for number, source in enumerate(data.sources)
+    ]
+    tasks = [(n, *bounds) for n, split in enumerate(splits) for bounds in _groups(split)]
+    counter = TokenCounter(tokenizer)
 
+    def work(task: tuple[int, int, int]) -> IndexPart:
+        number, first, stop = task
+        return index_part(files[number], splits[number], first, stop, settings[number], counter)
+
+    columns: list[IntArray] = []
+    kept, removed = [0] * len(files), [Counter[str]() for _ in files]
+    processes = len(os.sched_getaffinity(0)) if sum(sizes) > PARALLEL_BYTES else 1
+    with closing(map_in_order(work, tasks, min(processes, MOST_PROCESSES))) as parts:
+        for (number, _, stop), part in zip(tasks, parts, strict=True):
+            if part.failed is not None:
+                raise_problem(files[number], splits[number], part.failed, settings[number])
+            columns.append(np.vstack([np.full((1, part.columns.shape[1]), number), part.columns]))
+            kept[number] += part.columns.shape[1]
+            removed[number].update(part.removed)
+            if progress is not None:
+                progress(sum(sizes[:number]) + int(splits[number][stop]), sum(sizes))
+    if progress is not None:
+        progress(sum(sizes), sum(sizes))
+
+    joined = np.concatenate(columns, axis=1) if columns else np.empty((len(ARRAYS), 0), dtype=np.int64)
     index = Index(
-        **columns.arrays(),
+        **{name: np.ascontiguousarray(joined[row]) for row, name in enumerate(ARRAYS)},
         weights=tuple(source.weight for source in data.sources),
-        reports=tuple(reports),
+        reports=tuple(
+            SourceReport(source.file, len(split) - 1, kept[number], dict(removed[number]))
+            for number, (source, split) in enumerate(zip(data.sources, splits, strict=True))
+        ),
         max_length=data.max_length,
-        fingerprint=data_fingerprint(data, tokenizer, vision_tokens),
+        fingerprint=data_fingerprint(data, tokenizer, vision_tokens, hashes),
     )
     if len(index) == 0:
         raise UserError(f"no sample is left to train on:\n{index.summary()}")
     return index
 
 
-@dataclass
-class _Columns:
-    source: list[int] = field(default_factory=list)
-    entry: list[int] = field(default_factory=list)
-    start: list[int] = field(default_factory=list)
-    stop: list[int] = field(default_factory=list)
-    length: list[int] = field(default_factory=list)
-    image_count: list[int] = field(default_factory=list)
-
-    def add(self, sample: Sample, byte_range: tuple[int, int], length: int) -> None:
-        self.source.append(sample.source)
-        self.entry.append(sample.entry)
-        self.start.append(byte_range[0])
-        self.stop.append(byte_range[1])
-        self.length.append(length)
-        self.image_count.append(len(sample.images))
-
-    def arrays(self) -> dict[str, IntArray]:
-        return {name: np.array(values, dtype=np.int64) for name, values in vars(self).items()}
-
-
-def _check_block(
-    block: Sequence[tuple[int, tuple[int, int]]],
-    file: JsonListFile,
-    source: DataSource,
-    number: int,
-    skip: bool,
-    removed: Counter[str],
-) -> Iterator[tuple[Sample, list[Part], tuple[int, int]]]:
-    """The usable samples of a block with their parts; bad ones raise, or are counted in ``removed``."""
-    for entry, byte_range in block:
-        try:
-            sample = checked_sample(file.entry(*byte_range), source, number, entry)
-        except BadSample as bad:
-            if not skip:
-                raise
-            removed[bad.reason] += 1
-            continue
-        yield sample, conversation_parts(sample.turns, source.template), byte_range
-
-
-def checked_sample(value: Any, source: DataSource, number: int, entry: int) -> Sample:
-    """One entry of ``source``, checked against the source's settings too; raises BadSample."""
-    sample = parse_sample(value, source.file, number, entry)
-    if problem := template_problem(sample.turns, source.template):
-        raise BadSample(source.file, entry, sample.id, "does not fit the template", problem)
-    if sample.images and source.image_folder is None:
-        # Not a matter of one sample: skipping would silently drop every image of the source.
-        raise UserError(
-            f"data.sources[{number}].image_folder is not set, but entry {entry} of {source.file} has an image"
-        )
-    return sample
+def _groups(separators: IntArray) -> list[tuple[int, int]]:
+    """[first, stop) of entries that one task goes through: about :data:`TASK_BYTES` each."""
+    entries = len(separators) - 1
+    if entries < 1:
+        return []
+    steps = np.arange(int(separators[0]), int(separators[-1]), TASK_BYTES)
+    bounds = np.unique([*np.searchsorted(separators[:-1], steps).tolist(), entries]).tolist()
+    return list(pairwise(bounds if bounds[0] == 0 else [0, *bounds]))
 
 
 def _check_image_folder(source: DataSource, number: int) -> None:
@@ -184,11 +163,18 @@ def _check_image_folder(source: DataSource, number: int) -> None:
         raise UserError(f"data.sources[{number}].image_folder: no such folder: {source.image_folder}")
 
 
-def data_fingerprint(data: DataSection, tokenizer: SentencePieceTokenizer, vision_tokens: int) -> str:
+def data_fingerprint(
+    data: DataSection,
+    tokenizer: SentencePieceTokenizer,
+    vision_tokens: int,
+    hashes: Sequence[str] | None = None,
+) -> str:
     """sha256 over contents and settings, free of paths: a moved data set stays the same."""
+    if hashes is None:
+        hashes = [JsonListFile(source.file).sha256() for source in data.sources]
     sources = [
-        {**source.model_dump(exclude={"file", "image_folder"}), "sha256": JsonListFile(source.file).sha256()}
-        for source in data.sources
+        {**source.model_dump(exclude={"file", "image_folder"}), "sha256": sha256}
+        for source, sha256 in zip(data.sources, hashes, strict=True)
     ]
     described = {
         "sources": sources,

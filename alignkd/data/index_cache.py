@@ -1,17 +1,29 @@
-"""The index of a run, kept in its folder: lengths are computed once, not at every start."""
+"""The index of a run, kept in its folder and, for other runs on the same data, in the user's cache: lengths
+are computed once, not at every start."""
 
 from __future__ import annotations
 
-import json
-import zipfile
-from dataclasses import asdict
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from alignkd.config.schema import DataSection
-from alignkd.data.index import ARRAYS, Index, Progress, SourceReport, build_index, data_fingerprint
+from alignkd.data.index import Index, Progress, build_index, data_fingerprint
+from alignkd.data.index_file import FileState, StoredIndex, read_index, write_index
+from alignkd.data.json_list import JsonListFile
 from alignkd.data.tokenizer import SentencePieceTokenizer
+
+CACHE_VARIABLE = "ALIGNKD_CACHE"
+KEPT = 8  # indices in the user's cache; the ones that were used last
+_SETTLED_NS = 2_000_000_000  # a file changed twice within the clock's granularity shows the same times
+
+
+def cache_folder() -> Path:
+    """``$ALIGNKD_CACHE``, else ``alignkd`` in the user's cache folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignkd"
 
 
 def cached_index(
@@ -21,43 +33,66 @@ def cached_index(
     vision_tokens: int,
     progress: Progress | None = None,
 ) -> Index:
-    """The index in ``path`` if it belongs to these data and settings (their contents are hashed), else a new
-    one, which is written there. A damaged file counts as none; one that cannot be written is no error."""
-    fingerprint = data_fingerprint(data, tokenizer, vision_tokens)
-    index = _read(path)
-    if index is not None and index.fingerprint == fingerprint:
-        return index
-    index = build_index(data, tokenizer, vision_tokens, progress)
+    """The index in ``path`` if it belongs to these data and settings, else one from the user's cache, else a
+    new one, which is then written to both. A damaged file counts as none; a file that cannot be written is no
+    error.
+
+    Contents count, not names: a data file is hashed, unless it is the one that was hashed for ``path`` and
+    has not been touched since.
+    """
+    own = read_index(path)
+    states = _file_states(data, own)
+    hashes = [state.sha256 for state in states]
+    fingerprint = data_fingerprint(data, tokenizer, vision_tokens, hashes)
+    if own is not None and own.index.fingerprint == fingerprint:
+        if own.files != states:
+            _write(path, StoredIndex(own.index, states))
+        return own.index
+    shared = cache_folder() / "index" / f"{fingerprint}.index"
+    found = read_index(shared)
+    if found is not None and found.index.fingerprint == fingerprint:
+        index = found.index
+        with suppress(OSError):
+            os.utime(shared)
+    else:
+        index = build_index(data, tokenizer, vision_tokens, progress, hashes)
+        with suppress(OSError):
+            shared.parent.mkdir(parents=True, exist_ok=True)
+        _write(shared, StoredIndex(index, states))
+        _remove_old(shared.parent)
+    return _write(path, StoredIndex(index, states))
+
+
+def _file_states(data: DataSection, own: StoredIndex | None) -> tuple[FileState, ...]:
+    known = {(s.size, s.mtime_ns, s.ctime_ns, s.inode): s for s in (own.files if own is not None else ())}
+    states = []
+    for source in data.sources:
+        file = JsonListFile(source.file)
+        before = file.stat()
+        key = (before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+        if key not in known:
+            sha256 = file.sha256()
+            # A time of change that is too young says nothing: the hash is kept for this start only.
+            settled = time.time_ns() - before.st_ctime_ns > _SETTLED_NS
+            known[key] = FileState(sha256, *(key if settled else (-1, -1, -1, -1)))
+        states.append(known[key])
+    return tuple(states)
+
+
+def _write(path: Path, stored: StoredIndex) -> Index:
+    """The index as it lies in the file, mapped; the one in memory if it could not be written."""
     try:
-        _write(path, index)
+        write_index(path, stored)
     except OSError:
-        path.unlink(missing_ok=True)
-    return index
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return stored.index
+    written = read_index(path)
+    return stored.index if written is None else written.index
 
 
-def _write(path: Path, index: Index) -> None:
-    facts = {
-        "weights": index.weights,
-        "reports": [asdict(report) for report in index.reports],
-        "max_length": index.max_length,
-        "fingerprint": index.fingerprint,
-    }
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, facts=np.array(json.dumps(facts)), **{name: getattr(index, name) for name in ARRAYS})
-    temporary.replace(path)
-
-
-def _read(path: Path) -> Index | None:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            facts = json.loads(str(stored["facts"]))
-            return Index(
-                **{name: stored[name] for name in ARRAYS},
-                weights=tuple(facts["weights"]),
-                reports=tuple(SourceReport(**report) for report in facts["reports"]),
-                max_length=facts["max_length"],
-                fingerprint=facts["fingerprint"],
-            )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        return None
+def _remove_old(folder: Path) -> None:
+    with suppress(OSError):
+        by_use = sorted(folder.glob("*.index"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in by_use[KEPT:]:
+            path.unlink()

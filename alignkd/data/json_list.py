@@ -1,7 +1,7 @@
 """A big JSON list, read entry by entry.
 
-Real files have millions of entries and over a gigabyte. They are parsed once to find where every entry lies;
-after that an entry is read and parsed when it is needed, so no process holds the file.
+Real files have millions of entries and over a gigabyte. They are gone through once to find where every entry
+lies; after that an entry is read and parsed when it is needed, so no process holds the file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from alignkd.data.json_scan import WINDOW, IntArray, separators
 from alignkd.errors import UserError, raise_if_passing
 
 _SPACE = re.compile(r"[ \t\n\r]*")
-_BYTE_ORDER_MARK = "\xef\xbb\xbf"
+_SPACES = b" \t\n\r"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class JsonListFile:
@@ -40,9 +42,12 @@ class JsonListFile:
                 raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
         return self._file
 
+    def stat(self) -> os.stat_result:
+        return os.fstat(self._open().fileno())
+
     def __len__(self) -> int:
         """Size in bytes."""
-        return os.fstat(self._open().fileno()).st_size
+        return self.stat().st_size
 
     def sha256(self) -> str:
         file = self._open()
@@ -51,19 +56,59 @@ class JsonListFile:
 
     def entry(self, start: int, stop: int) -> Any:
         """The value in bytes [start, stop); the file is UTF-8."""
+        return self.parsed(self.read(start, stop), start, stop)
+
+    def read(self, start: int, stop: int) -> bytes:
         # Reading at a place of its own: loader workers that share the open file do not disturb each other.
-        raw = os.pread(self._open().fileno(), stop - start, start)
+        descriptor, parts = self._open().fileno(), []
+        try:
+            while start < stop and (part := os.pread(descriptor, stop - start, start)):
+                parts.append(part)
+                start += len(part)
+        except OSError as error:
+            raise_if_passing(error, self.path)
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return b"".join(parts)
+
+    def parsed(self, raw: bytes, start: int, stop: int) -> Any:
+        """The value in ``raw``, which are bytes [start, stop)."""
         try:
             return json.loads(raw.decode())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path}: bytes {start} to {stop}: not JSON in UTF-8 ({error})") from error
 
+    def separators(self) -> IntArray:
+        """Where the entries are separated (see ``json_scan``), for readers of whole parts of the file. What
+        lies between has yet to be parsed. Raises UserError with line and column for what is no list."""
+        size, mark = len(self), len(_BYTE_ORDER_MARK)
+        skipped = mark if self.read(0, mark) == _BYTE_ORDER_MARK else 0
+        starts = range(skipped, size, WINDOW)
+        found = separators(self.read(start, min(start + WINDOW, size)) for start in starts)
+        if found is not None:
+            found += skipped
+            first, last = int(found[0]), int(found[-1])
+            around = self.read(skipped, first) + self.read(last + 1, size)
+            ends = self.read(first, first + 1) + self.read(last, last + 1)
+            entries = len(found) - 1
+            if not around.strip(_SPACES) and ends == b"[]":
+                # One region, and nothing in it: no entry.
+                is_empty = entries == 1 and not self.read(first + 1, last).strip(_SPACES)
+                return found[:1] if is_empty else found
+        self.raise_syntax_error()
+        raise AssertionError(f"{self.path}: brackets do not make a list, and yet it is JSON")
+
+    def raise_syntax_error(self) -> None:
+        """Raises UserError with line and column of what is no JSON, if there is such a place."""
+        for _ in self.ranges():
+            pass
+
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Byte range of each entry, in the file's order."""
+        """Byte range of each entry, in the file's order. Slow, and holds the whole file."""
         # One character per byte: positions in the text are then positions in the file. Strings with other
         # letters come out wrong here, and are only skipped over.
         text = self._read().decode("latin-1")
-        at = self._skip(text, len(_BYTE_ORDER_MARK) if text.startswith(_BYTE_ORDER_MARK) else 0)
+        mark = _BYTE_ORDER_MARK.decode("latin-1")
+        at = self._skip(text, len(mark) if text.startswith(mark) else 0)
         if text[at : at + 1] != "[":
             raise UserError(
                 f"{self.path}: must be a JSON list of entries, begins with {text[at : at + 20]!r}"

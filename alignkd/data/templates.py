@@ -14,13 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 from alignkd.data.records import IMAGE_MARKER, Turn
+from alignkd.data.token_counts import TokenCounter
 from alignkd.data.tokenizer import SentencePieceTokenizer
 
 TemplateName = Literal["plain", "v1"]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
 SYSTEM_SENTENCE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -137,15 +141,16 @@ def _encode_parts(parts: Sequence[Part], tokenizer: SentencePieceTokenizer) -> E
 
 
 def embedded_lengths(
-    conversations: Sequence[Sequence[Part]], tokenizer: SentencePieceTokenizer, vision_tokens: int
-) -> list[int]:
+    conversations: Sequence[Sequence[Part]], counter: TokenCounter, vision_tokens: int
+) -> IntArray:
     """Length of each conversation in embedding tokens, an image being ``vision_tokens`` of them."""
     texts = [p.prompt + p.answer for parts in conversations for p in parts if isinstance(p, Chunk)]
-    encoded = iter(tokenizer.encode_many(texts))
-    return [1 + sum(_size(part, vision_tokens, encoded) for part in parts) for parts in conversations]
+    counts = iter(counter.counts(texts))
+    lengths = [1 + sum(_size(part, vision_tokens, counts) for part in parts) for parts in conversations]
+    return np.array(lengths, dtype=np.int64)
 
 
-def _size(part: Part, vision_tokens: int, encoded: Iterator[list[int]]) -> int:
+def _size(part: Part, vision_tokens: int, counts: Iterator[int]) -> int:
     if part is Mark.IMAGE:
         return vision_tokens
-    return 1 if part is Mark.END else len(next(encoded))
+    return 1 if part is Mark.END else next(counts)

@@ -8,7 +8,6 @@ each chunk gives the same ids, in every version of transformers. Imports neither
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes, where: str) -> None:
         """``model``: the bytes of a ``tokenizer.model``; ``where`` is its name in errors."""
-        self._model = model
+        self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError) as error:
@@ -49,7 +48,7 @@ class SentencePieceTokenizer:
         return cls(model, str(path))
 
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str]]:
-        return type(self), (self._model, MODEL_FILE)
+        return type(self), (self.model, MODEL_FILE)
 
     def __len__(self) -> int:
         return int(self._processor.vocab_size())
@@ -72,9 +71,8 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many chunks, on all cores this process may use."""
-        threads = len(os.sched_getaffinity(0))
-        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=threads)
+        """The same for many chunks."""
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)  # its default: all cores
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -86,4 +84,4 @@ class SentencePieceTokenizer:
 
     def fingerprint(self) -> str:
         """sha256 of the model file: equal for a teacher and a student that may be distilled."""
-        return hashlib.sha256(self._model).hexdigest()
+        return hashlib.sha256(self.model).hexdigest()

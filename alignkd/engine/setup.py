@@ -22,14 +22,13 @@ from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint, l
 from alignkd.checkpoint.storage import Storage, attach
 from alignkd.config import load_config
 from alignkd.config.schema import Config
-from alignkd.data.index import Index
-from alignkd.data.index_cache import cached_index
 from alignkd.data.loader import WindowLoader, build_loader, build_sampler
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
+from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
@@ -84,10 +83,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     progress.report("indexing")
     model_facts = student_model_config(config.model)
     tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
-    index: Index = ranks.broadcast_object(
-        cached_index(run / "index.npz", config.data, tokenizer, model_facts.vision_tokens)
-        if ranks.is_first
-        else None
+    index = shared_index(
+        run / "index.bin", config.data, tokenizer, model_facts.vision_tokens, ranks, progress
     )
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)

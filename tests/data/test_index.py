@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from alignkd.config.schema import DataSection, DataSource
-from alignkd.data.index import build_index
+from alignkd.data import index as index_module
+from alignkd.data.index import ARRAYS, build_index
+from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import BadSample
 from alignkd.data.templates import encode
 from alignkd.errors import UserError
@@ -137,3 +140,37 @@ def test_progress_ends_at_the_size_of_the_files(write_json, tokenizer):
     total = sum(Path(file).stat().st_size for file in files)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (total, total)
+
+
+def test_many_processes_make_the_index_of_one(write_json, tmp_path, tokenizer, monkeypatch):
+    """Two sources, several tasks of each, bad and over-long entries in between."""
+    kinds = [entry(), BAD, entry("<image>", "b " * 40, image="a.png"), entry("q", "long " * 90), "text"]
+    sources = [
+        with_images(write_json(kinds * 30, "one.json"), tmp_path),
+        with_images(write_json(kinds[2:] * 20 + [entry("last", "one")], "two.json"), tmp_path, weight=0.5),
+    ]
+    data = section(*sources, max_length=200, on_bad_sample="skip")
+    one = build_index(data, tokenizer, vision_tokens=9)
+    monkeypatch.setattr(index_module, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(index_module, "TASK_BYTES", 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3))
+    seen = []
+    many = build_index(data, tokenizer, 9, lambda *done: seen.append(done))
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(many, name))
+    assert (one.reports, one.fingerprint) == (many.reports, many.fingerprint)
+    assert [report.entries for report in one.reports] == [150, 61]
+    assert len(seen) > 10
+    assert seen == sorted(seen)
+    for source, start, stop in zip(one.source, one.start, one.stop, strict=True):
+        assert isinstance(JsonListFile(sources[source].file).entry(start, stop), dict)
+
+    with pytest.raises(BadSample, match=r"one\.json: entry 1 \(id 'bad'\): no conversation"):
+        build_index(section(*sources), tokenizer, vision_tokens=9)
+
+
+def test_an_entry_that_is_no_json_is_named_with_line_and_column(tmp_path, tokenizer):
+    (tmp_path / "data.json").write_text('[{"id": "a"},\n {"id": }]')
+    data = section(DataSource(file=str(tmp_path / "data.json")), on_bad_sample="skip")
+    with pytest.raises(UserError, match="line 2, column 9: Expecting value"):
+        build_index(data, tokenizer, vision_tokens=9)

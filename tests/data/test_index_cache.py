@@ -1,7 +1,8 @@
-"""The index that a run keeps in its folder."""
+"""The index that a run keeps in its folder, and that its user's other runs find."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,13 +12,21 @@ import pytest
 from alignkd.config.schema import DataSection
 from alignkd.data import index_cache
 from alignkd.data.index import ARRAYS
-from alignkd.data.index_cache import cached_index
+from alignkd.data.index_cache import KEPT, cached_index
+from alignkd.data.index_file import read_index
+from alignkd.data.json_list import JsonListFile
 from alignkd.data.tokenizer import SentencePieceTokenizer
 
 
 def entries(answer: str) -> list[dict]:
     turns = [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": answer}]
     return [{"id": str(number), "conversations": turns} for number in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ALIGNKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "index"
 
 
 @pytest.fixture
@@ -34,13 +43,40 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return made
 
 
-def test_the_second_start_reads_what_the_first_has_built(
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One element for every data file that is really read and hashed."""
+    made: list[None] = []
+    sha256 = JsonListFile.sha256
+    monkeypatch.setattr(JsonListFile, "sha256", lambda file: made.append(None) or sha256(file))
+    return made
+
+
+def same(first, second) -> bool:
+    arrays = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
+    return arrays and (first.fingerprint, first.reports) == (second.fingerprint, second.reports)
+
+
+def test_the_second_start_maps_what_the_first_has_built(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, builds: list[None]
 ) -> None:
-    first, second = (cached_index(tmp_path / "index.npz", data, tokenizer, 16) for _ in range(2))
+    first, second = (cached_index(tmp_path / "index.bin", data, tokenizer, 16) for _ in range(2))
     assert len(builds) == 1
-    assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
-    assert (first.fingerprint, first.summary()) == (second.fingerprint, second.summary())
+    assert same(first, second)
+    for index in (first, second):
+        assert not index.length.flags.owndata
+
+
+def test_another_run_on_the_same_data_builds_nothing(
+    tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, builds: list[None], own_cache: Path
+) -> None:
+    first, second = (cached_index(tmp_path / f"{run}.bin", data, tokenizer, 16) for run in "ab")
+    assert len(builds) == 1
+    assert same(first, second)
+    assert [path.stem for path in own_cache.iterdir()] == [first.fingerprint]
+    for path in (*own_cache.iterdir(), tmp_path / "a.bin"):
+        path.unlink()
+    assert read_index(tmp_path / "b.bin") is not None  # a run's own does not depend on the cache
 
 
 def test_other_data_settings_or_damage_build_anew(
@@ -49,19 +85,72 @@ def test_other_data_settings_or_damage_build_anew(
     tokenizer: SentencePieceTokenizer,
     builds: list[None],
     write_json: Callable[..., str],
+    own_cache: Path,
 ) -> None:
-    path = tmp_path / "index.npz"
+    path = tmp_path / "index.bin"
     cached_index(path, data, tokenizer, 16)
     cached_index(path, data, tokenizer, 9)
     cached_index(path, data.model_copy(update={"max_length": 99}), tokenizer, 9)
     write_json(entries("three"))
     assert len(cached_index(path, data, tokenizer, 9)) == 5
-    path.write_bytes(path.read_bytes()[:50])
-    cached_index(path, data, tokenizer, 9)
-    assert len(builds) == 5
+    assert len(builds) == 4
+    good = path.read_bytes()
+    for number, damaged in enumerate(
+        (good[:50], good[:-1], b"", good[:100] + b"x" + good[101:], good[:-8] + b"\x07" + good[-7:])
+    ):
+        for file in (path, *own_cache.iterdir()):
+            file.write_bytes(damaged)
+        assert read_index(path) is None
+        assert len(cached_index(path, data, tokenizer, 9)) == 5
+        assert len(builds) == 5 + number
+        assert read_index(path) is not None
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(
-    tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer
+def test_a_file_is_hashed_again_only_when_it_was_touched(
+    tmp_path: Path,
+    data: DataSection,
+    tokenizer: SentencePieceTokenizer,
+    builds: list[None],
+    hashed: list[None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert len(cached_index(tmp_path / "missing" / "index.npz", data, tokenizer, 16)) == 5
+    path, file = tmp_path / "index.bin", Path(data.sources[0].file)
+    for _ in range(2):  # too young to be told from a version of the same moment
+        first = cached_index(path, data, tokenizer, 16)
+    assert len(hashed) == 2
+    monkeypatch.setattr(index_cache, "_SETTLED_NS", -(10**18))
+    for _ in range(3):
+        cached_index(path, data, tokenizer, 16)
+    assert len(hashed) == 3
+    # The same size, the old time of modification: the change still shows.
+    times = file.stat()
+    file.write_text(file.read_text().replace("two", "six"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = cached_index(path, data, tokenizer, 16)
+    assert len(hashed) == 4
+    assert changed.fingerprint != first.fingerprint
+    assert len(builds) == 2
+    # Touched, not changed: hashed, and the index stays.
+    os.utime(file)
+    assert cached_index(path, data, tokenizer, 16).fingerprint == changed.fingerprint
+    assert (len(hashed), len(builds)) == (5, 2)
+
+
+def test_the_cache_keeps_what_was_used_last(
+    tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, own_cache: Path
+) -> None:
+    kept = []
+    for number in range(KEPT + 2):
+        other = data.model_copy(update={"max_length": 100 + number})
+        index = cached_index(tmp_path / "index.bin", other, tokenizer, 16)
+        os.utime(own_cache / f"{index.fingerprint}.index", (number, number))
+        kept.append(index.fingerprint)
+    assert {path.stem for path in own_cache.iterdir()} == {*kept[-KEPT:]}
+
+
+def test_folders_that_cannot_be_written_are_no_error(
+    tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ALIGNKD_CACHE", str(tmp_path / "file"))
+    assert len(cached_index(tmp_path / "missing" / "index.bin", data, tokenizer, 16)) == 5

@@ -14,6 +14,7 @@ from alignkd.data.templates import (
     encode_prompt,
     template_problem,
 )
+from alignkd.data.token_counts import TokenCounter
 
 
 def turns(*texts: str) -> list[Turn]:
@@ -105,8 +106,9 @@ def test_lengths_and_masks_of_random_conversations(tokenizer):
         encoded = encode(conversation, "v1", tokenizer)
         images = sum(text.count("<image>") for text in texts[::2])
         assert encoded.ids.count(IMAGE_TOKEN_ID) == images
-        length = embedded_lengths([conversation_parts(conversation, "v1")], tokenizer, vision_tokens=9)
-        assert length == [len(encoded.ids) + 8 * images]
+        parts = conversation_parts(conversation, "v1")
+        lengths = embedded_lengths([parts, parts], TokenCounter(tokenizer), vision_tokens=9)
+        assert lengths.tolist() == [len(encoded.ids) + 8 * images] * 2
         answers = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts[1::2]]
         supervised = [label for label in encoded.labels if label != IGNORE_INDEX]
         assert supervised == [token for answer in answers for token in answer]

@@ -1,0 +1,41 @@
+"""One index for all ranks: rank 0 makes or finds it, the others map the same file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignkd.config.schema import DataSection
+from alignkd.data.index import Index
+from alignkd.data.index_cache import cached_index
+from alignkd.data.index_file import read_index
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+
+
+def shared_index(
+    path: Path,
+    data: DataSection,
+    tokenizer: SentencePieceTokenizer,
+    vision_tokens: int,
+    ranks: Ranks,
+    progress: Progress,
+) -> Index:
+    """The index of these data, mapped from ``path`` where all ranks see rank 0's file; else each gets a copy.
+    Collective."""
+
+    def report(done: int, total: int) -> None:
+        progress.report("indexing", done=done, total=total)
+
+    index: Index | None = None
+    if ranks.is_first:
+        index = cached_index(path, data, tokenizer, vision_tokens, report)
+    fingerprint = ranks.broadcast_object(None if index is None else index.fingerprint)
+    if index is None:
+        stored = read_index(path)
+        if stored is not None and stored.index.fingerprint == fingerprint:
+            index = stored.index
+    if ranks.sum_on_host([int(index is None)]) > [0]:
+        index = ranks.broadcast_object(index)
+    assert index is not None
+    return index
