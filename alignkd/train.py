@@ -41,8 +41,9 @@ def _run(run: Path, stop: StopRequest) -> int:
     ranks = start_ranks()
     progress = Progress(run, writes=ranks.is_first)
     progress.report("starting")
-    with WriterLock(run, logging.getLogger(__name__).warning) if ranks.is_first else nullcontext():
-        code = train(prepare(run, ranks, progress), stop, progress)
+    with WriterLock(run, logging.getLogger(__name__).warning) if ranks.is_first else nullcontext() as lock:
+        is_writer = lock.is_held if lock is not None else lambda: True
+        code = train(prepare(run, ranks, progress), stop, progress, is_writer=is_writer)
     dist.destroy_process_group()
     return code
 

@@ -57,6 +57,12 @@ class WriterLock:
         if self._is_ours():
             self._path.unlink(missing_ok=True)
 
+    def is_held(self) -> bool:
+        """False when another process has taken over the run, or has taken over and left again. A file that
+        cannot be read tells nothing."""
+        facts = self._read()
+        return facts == {} or self._is_ours()
+
     def _wait_until_stale(self, other: dict[str, Any]) -> None:
         who = f"process {other.get('pid')} on {other.get('host')}" + (
             f" (job {other['job']})" if other.get("job") else ""

@@ -65,12 +65,20 @@ class CheckpointSaver:
     """Saves of one run in one process, at most one in flight. ``found``: what the run was resumed from."""
 
     def __init__(
-        self, run: Path, section: CheckpointSection, ranks: Ranks, storage: Storage, found: Found
+        self,
+        run: Path,
+        section: CheckpointSection,
+        ranks: Ranks,
+        storage: Storage,
+        found: Found,
+        is_writer: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``is_writer`` is asked on rank 0: whether the run is still its to write."""
         self._run = run
         self._section = section
         self._ranks = ranks
         self._storage = storage
+        self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
         self._failures = 0
@@ -101,6 +109,7 @@ class CheckpointSaver:
         a row.
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
+        self._stop_unless_writer()
         parent, background = checkpoints_folder(self._run), self._section.asynchronous and not wait
         flight = _Flight(
             step,
@@ -146,6 +155,7 @@ class CheckpointSaver:
         )
         files = {name: entry for part, _, _ in answers for name, entry in part.items()}
         write_seconds = max(seconds for _, _, seconds in answers)
+        self._stop_unless_writer()
         if problem is None:
             held = flight.held_seconds + time.monotonic() - started
             timing = {
@@ -221,6 +231,14 @@ class CheckpointSaver:
         self._storage.remove(flight.partial)
         if not (flight.final / MARKER).exists():
             self._storage.remove(flight.final)
+
+    def _stop_unless_writer(self) -> None:
+        """Another job may have taken this one for dead. Whatever lies in the folder is then the other's.
+        Collective."""
+        if not self._ranks.broadcast_object(self._is_writer() if self._ranks.is_first else None):
+            raise TrainingError(
+                f"{self._run}: another process has taken over this run; nothing more is written"
+            )
 
     def _on_first(self, action: Callable[[], None]) -> Callable[[], None]:
         """``action`` on rank 0, nothing elsewhere."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -30,9 +31,20 @@ from alignkd.errors import EXIT_OK, TrainingError
 log = logging.getLogger(__name__)
 
 
-def train(job: Job, stop: StopRequest, progress: Progress, storage: Storage | None = None) -> int:
-    """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective."""
-    saver = CheckpointSaver(job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found)
+def train(
+    job: Job,
+    stop: StopRequest,
+    progress: Progress,
+    storage: Storage | None = None,
+    is_writer: Callable[[], bool] = lambda: True,
+) -> int:
+    """Train to the last step, or to the edge after a stop signal; returns the exit code. Collective.
+
+    ``is_writer`` is asked on rank 0 before anything is committed.
+    """
+    saver = CheckpointSaver(
+        job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found, is_writer
+    )
     try:
         return _train(job, stop, progress, saver)
     finally:

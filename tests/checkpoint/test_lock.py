@@ -42,6 +42,17 @@ def test_a_living_writer_is_respected_and_keeps_its_lock(tmp_path: Path) -> None
         assert json.loads((tmp_path / "writer.json").read_text())["pid"] == held["pid"]
 
 
+def test_whoever_has_lost_it_knows(tmp_path: Path) -> None:
+    with lock(tmp_path, []) as held:
+        assert held.is_held()
+        (tmp_path / "writer.json").write_text("{")  # being replaced, or a sick file system
+        assert held.is_held()
+        write(tmp_path, host="elsewhere", pid=os.getpid())
+        assert not held.is_held()
+        (tmp_path / "writer.json").unlink()  # the other one has come and gone
+        assert not held.is_held()
+
+
 def test_a_silent_writer_elsewhere_is_taken_over_and_it_says_so(tmp_path: Path) -> None:
     notes: list[str] = []
     write(tmp_path, job="77")
