@@ -11,10 +11,11 @@ from rich.console import Console
 
 from alignkd.config import load_config
 from alignkd.errors import UserError
-from launcher.plan.advice import advise, changes, make_plan
+from launcher.plan.advice import advise, changes
 from launcher.plan.apply import apply_changes
 from launcher.plan.check import configured_memory, memory_bytes
 from launcher.plan.compute import H100_BF16_DENSE, Speed
+from launcher.plan.plan import make_plan
 from launcher.plan.show import plan_as_dict, show_plan
 from launcher.plan.workload import Cluster
 from launcher.site import read_site

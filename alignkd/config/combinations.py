@@ -148,7 +148,8 @@ def warnings_of(config: Config) -> list[str]:
         )
     if config.student.zero_stage == 0 and training.precision == "bf16":
         found.append(
-            "student.zero_stage = 0 with bf16 keeps no fp32 weights: small updates are lost; 1 or 2 do"
+            "student.zero_stage = 0 with bf16 adds up micro-batches in bf16, and all fp32 states are on each "
+            "rank; 2 is better in both"
         )
     if config.student.zero_stage == 1 and training.precision != "fp32":
         found.append(f"student.zero_stage = 1 adds up micro-batches in {training.precision}, 2 and 3 in fp32")

@@ -6,7 +6,7 @@ import re
 
 from alignkd.config import Config
 from alignkd.errors import UserError
-from launcher.plan.advice import GIB, make_plan
+from launcher.plan.plan import GIB, make_plan
 from launcher.plan.show import verdict
 from launcher.plan.workload import Cluster
 

@@ -8,16 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.plan.advice import (
-    GIB,
-    PLACEMENTS,
-    Plan,
-    changes,
-    largest_micro_batch,
-    with_placement,
-)
+from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
+from launcher.plan.plan import GIB, Plan
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
 PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
@@ -112,9 +106,10 @@ def _say_workload(plan: Plan, console: Console) -> None:
     _say(
         console,
         f"{cluster.nodes} x {cluster.gpus_per_node} = {cluster.ranks} ranks; a step is {work.accumulation} x "
-        f"a micro-batch of {work.samples} samples on each",
+        f"a micro-batch of {work.samples} samples on each"
+        + (f", the teacher takes {work.window} at once" if plan.sizes.teacher is not None else ""),
     )
-    _say(console, f"taken as the worst case: {work.length} tokens each ({image}), all text supervised\n")
+    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised\n")
 
 
 def _parameter_table(plan: Plan) -> Table:

@@ -49,11 +49,18 @@ class Workload:
 
 
 def workload(config: Config, cluster: Cluster, vision_tokens: int) -> Workload:
-    """Raises UserError when the global batch cannot be split over the ranks."""
-    accumulation = accumulation_steps(config.training, cluster.ranks)
+    """Raises UserError when the global batch cannot be split over the ranks.
+
+    A token budget is taken to be filled with samples of full length; shorter ones bring more images.
+    """
+    training, length = config.training, config.data.max_length
+    accumulation, samples = accumulation_steps(training, cluster.ranks), training.micro_batch_size
+    if training.tokens_per_micro_batch is not None:
+        samples = max(training.tokens_per_micro_batch // length, 1)
+        accumulation = -(-training.global_batch_size // (samples * cluster.ranks))
     return Workload(
-        samples=config.training.micro_batch_size,
-        length=config.data.max_length,
+        samples=samples,
+        length=length,
         vision_tokens=vision_tokens,
         accumulation=accumulation,
         window=min(config.teacher.lookahead or accumulation, accumulation),

@@ -87,7 +87,7 @@ def test_times_of_slurm(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "text"), [(0, "no fp32 weights"), (1, "adds up micro-batches in bf16"), (2, None)]
+    ("stage", "text"), [(0, "adds up micro-batches in bf16"), (1, "adds up micro-batches in bf16"), (2, None)]
 )
 def test_half_precision_that_loses_digits_is_warned_about(write, stage: int, text: str | None) -> None:
     warnings = [
