@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
-from alignkd.models.attention import BlockLayout, at_least_fp32, block_chunks, chunk_block, recomputed
+from alignkd.models.attention import BlockLayout
+from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
 
 
 class AttentionAdapter(nn.Linear):
-    """P_attn, H_T -> H_S. The attention term runs inside its forward, so that ZeRO-3 gathers its weight once,
-    however many chunks there are."""
+    """P_attn, H_T -> H_S. The attention term runs inside its forward, so that ZeRO-3 gathers its weight once
+    in forward and in backward, however many chunks there are."""
 
     def forward(
         self,
@@ -25,39 +26,12 @@ class AttentionAdapter(nn.Linear):
         scaling: float = 1.0,
         layout: BlockLayout | None = None,
     ) -> torch.Tensor:
-        """[..., H_T] -> [..., H_S]; or, with the student's queries and keys, the sum of equation 1 over all
-        valid rows, in fp32 (or wider), with a graph.
-
-        Neither the student's block nor the adapted one nor their difference outlives a chunk of rows.
-        """
+        """[..., H_T] -> [..., H_S]; or, with the student's queries and keys, the attention term as a sum."""
         if query_BHLD is None or key_BGLD is None or layout is None:
             return super().forward(teacher_block_IHMV)
-        # All take part even when there is no row: ZeRO-3 lets go of the weight when every input that wants a
-        # gradient has got one, and all ranks' gathers must agree.
-        everything = (query_BHLD, key_BGLD, self.weight, self.bias)
-        nothing = torch.stack([tensor[:0].sum() for tensor in everything]).sum()
-        parts = [nothing.to(at_least_fp32(query_BHLD.dtype))]
-        for chunk in block_chunks(query_BHLD, key_BGLD, layout):
-            target_HCV = teacher_block_IHMV[chunk.image, :, chunk.rows]
-            arguments = (*chunk.arguments, scaling, target_HCV, self.weight, self.bias)
-            parts.append(recomputed(_chunk_squares, *arguments))
-        return torch.stack(parts).sum()
-
-
-def _chunk_squares(
-    query_HlD: torch.Tensor,
-    key_GlD: torch.Tensor,
-    rows_C: torch.Tensor,
-    start: int,
-    stop: int,
-    scaling: float,
-    target_HCV: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-) -> torch.Tensor:
-    student_HCV = chunk_block(query_HlD, key_GlD, rows_C, start, stop, scaling)
-    adapted = torch.addmm(bias[:, None], weight, target_HCV.flatten(1).to(weight.dtype))
-    return (student_HCV.flatten(1) - adapted).square().sum()
+        return attention_term(
+            query_BHLD, key_BGLD, scaling, layout, teacher_block_IHMV, self.weight, self.bias
+        )
 
 
 class AlignmentAdapters(nn.Module):

@@ -6,18 +6,17 @@ layer's output alone and hands the same (rotated) queries and keys to whoever wa
 ever built: right padding needs none under causal attention, and packed samples run one by one.
 
 Shapes: B rows, H query heads, G key heads, L columns, D width of a head, I images, M most text rows of an
-image, V vision tokens of an image, C rows of a chunk, l length of one sample.
+image, V vision tokens of an image, C rows of a chunk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -101,87 +100,61 @@ def text_vision_block(
     """Post-softmax probabilities [I, H, M, V] in fp32 (or wider): softmax over all causal keys of the
     image's own sample, vision columns taken.
 
-    G key heads serve H query heads (grouped-query attention). Rows that are filled up are zero.
-    Differentiable; the full rows of a chunk are recomputed in backward, so that only M x V per head outlives
-    the call.
+    G key heads serve H query heads (grouped-query attention). Rows that are filled up are zero. For the
+    teacher, and the reference of what is fused for the student (``models.attention_term``).
     """
     images, M = layout.text_rows_IM.shape
     shape = (images, query_BHLD.shape[1], M, layout.vision_tokens)
-    if images == 0 or M == 0:
-        # Joined to the graph all the same: under ZeRO-3 all ranks' backward passes touch the same modules.
-        return query_BHLD.new_zeros(shape, dtype=at_least_fp32(query_BHLD.dtype)) + query_BHLD[:0].sum()
-    blocks: list[list[torch.Tensor]] = [[] for _ in range(images)]
-    for chunk in block_chunks(query_BHLD, key_BGLD, layout):
-        blocks[chunk.image].append(recomputed(chunk_block, *chunk.arguments, scaling))
-    padded = [
-        torch.nn.functional.pad(torch.cat(chunks, dim=1), (0, 0, 0, M - place.rows))
-        if chunks
-        else query_BHLD.new_zeros(shape[1:], dtype=at_least_fp32(query_BHLD.dtype))
-        for chunks, place in zip(blocks, layout.places, strict=True)
-    ]
-    return torch.stack(padded)
+    block_IHMV = query_BHLD.new_zeros(shape, dtype=at_least_fp32(query_BHLD.dtype))
+    for chunk in block_chunks(layout, query_BHLD.shape[2]):
+        scores_HCk = masked_scores(query_BHLD, key_BGLD, scaling, chunk)
+        vision_HCV = scores_HCk[..., chunk.vision] - scores_HCk.logsumexp(dim=2, keepdim=True)
+        block_IHMV[chunk.image, :, chunk.rows] = vision_HCV.exp()
+    return block_IHMV
 
 
-class BlockChunk(NamedTuple):
-    """Some rows of one image, and what :func:`chunk_block` takes."""
+class Chunk(NamedTuple):
+    """Some text rows of one image. k: keys that they can see."""
 
     image: int
     rows: slice  # of the image's text rows
-    arguments: tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]
+    rows_C: torch.Tensor  # int64, their columns in the batch's row
+    batch_row: int
+    keys: slice  # columns of the batch's row, from the beginning of the sample
+    vision: slice  # of those keys
 
 
-def block_chunks(
-    query_BHLD: torch.Tensor, key_BGLD: torch.Tensor, layout: BlockLayout
-) -> Iterator[BlockChunk]:
-    """Everything that the block consists of, a limited number of rows at a time, without padding."""
-    queries, keys = (_samples(tensor, layout.segments) for tensor in (query_BHLD, key_BGLD))
-    begins = [0]
-    for length in layout.segments:
-        begins.append(begins[-1] + length)
+def block_chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
+    """All valid rows, a limited number at a time. ``columns``: L. Nothing is asked of the device."""
+    begins = [0, *accumulate(layout.segments)]
     for image, place in enumerate(layout.places):
-        begin = begins[place.sample] if layout.segments else 0
+        batch_row, begin, length = place.sample, 0, columns
+        if layout.segments:
+            batch_row, begin, length = 0, begins[place.sample], layout.segments[place.sample]
+        vision = slice(place.start, place.start + layout.vision_tokens)
         for first in range(0, place.rows, ROWS_PER_CHUNK):
             rows = slice(first, min(first + ROWS_PER_CHUNK, place.rows))
-            rows_C = layout.text_rows_IM[image, rows] - begin
-            stop = place.start + layout.vision_tokens
-            arguments = (queries[place.sample], keys[place.sample], rows_C, place.start, stop)
-            yield BlockChunk(image, rows, arguments)
+            # Rows ascend, so behind the chunk's last one there is room for all that follow: exact where a
+            # sample ends in text, and never too few keys.
+            seen = length - (place.rows - rows.stop)
+            yield Chunk(
+                image, rows, layout.text_rows_IM[image, rows], batch_row, slice(begin, begin + seen), vision
+            )
 
 
-def _samples(tensor_BHLD: torch.Tensor, segments: tuple[int, ...]) -> Sequence[torch.Tensor]:
-    """[H, l, D] of every sample."""
-    return torch.split(tensor_BHLD[0], list(segments), dim=1) if segments else tensor_BHLD.unbind(0)
-
-
-def chunk_block(
-    query_HlD: torch.Tensor,
-    key_GlD: torch.Tensor,
-    rows_C: torch.Tensor,
-    start: int,
-    stop: int,
-    scaling: float,
+def masked_scores(
+    query_BHLD: torch.Tensor, key_BGLD: torch.Tensor, scaling: float, chunk: Chunk
 ) -> torch.Tensor:
-    """[H, C, V]: rows ``rows_C`` of one sample, columns ``start`` to ``stop``, both counted within it. Whole
-    rows of scores exist only in here."""
-    query_HCD = query_HlD[:, rows_C]
-    G, length, _ = key_GlD.shape
+    """[H, C, k] in fp32 (or wider), -inf where the key comes after the row. The only place where whole rows
+    of scores exist."""
+    query_HCD = query_BHLD[chunk.batch_row][:, chunk.rows_C]
+    key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys]
     H, C, _ = query_HCD.shape
-    scores = query_HCD.reshape(G, H // G * C, -1) @ key_GlD.transpose(1, 2)
-    scores = (scores.to(at_least_fp32(scores.dtype)) * scaling).view(H, C, length)
-    columns_l = torch.arange(length, device=scores.device)
-    scores = scores.masked_fill(columns_l > rows_C[:, None], float("-inf"))
-    return (scores[..., start:stop] - scores.logsumexp(dim=2, keepdim=True)).exp()
-
-
-def recomputed(function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-    """``function``'s value; what its backward needs is made again then, from the tensors in ``arguments``.
-
-    Those must be arguments of their own: inside another object an outer checkpoint could not let go of them.
-    """
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    result: torch.Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return result
+    G, k, _ = key_GkD.shape
+    scores = query_HCD.reshape(G, H // G * C, -1) @ key_GkD.transpose(1, 2)
+    scores = scores.to(at_least_fp32(scores.dtype)).mul_(scaling).view(H, C, k)
+    columns_k = torch.arange(chunk.keys.start, chunk.keys.stop, device=scores.device)
+    return scores.masked_fill_(columns_k > chunk.rows_C[:, None], float("-inf"))
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,105 @@
+"""The attention term (equation 1) straight from queries and keys: no block is kept, nor its difference.
+
+Written out instead of left to autograd: the usual graph keeps the student's block, the adapted one and their
+difference, [I, H, M, V] each, and passes over whole rows of scores about twice as often. What is kept here
+are the inputs, which exist anyway, and one number per row and head. Shapes as in ``models.attention``; T
+heads of the teacher.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from alignkd.models.attention import BlockLayout, Chunk, at_least_fp32, block_chunks, masked_scores
+
+
+def attention_term(
+    query_BHLD: torch.Tensor,
+    key_BGLD: torch.Tensor,
+    scaling: float,
+    layout: BlockLayout,
+    target_ITMV: torch.Tensor,
+    weight_HT: torch.Tensor,
+    bias_H: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over valid rows of (student - (weight target + bias)) squared, in fp32 (or wider), with a graph.
+
+    All tensors get a gradient even when there is no row (zeros), so that ranks' backward passes agree.
+    """
+    term: torch.Tensor = _AttentionTerm.apply(  # type: ignore[no-untyped-call]
+        query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H, scaling, layout
+    )
+    return term
+
+
+class _AttentionTerm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BHLD: torch.Tensor,
+        key_BGLD: torch.Tensor,
+        target_ITMV: torch.Tensor,
+        weight_HT: torch.Tensor,
+        bias_H: torch.Tensor,
+        scaling: float,
+        layout: BlockLayout,
+    ) -> torch.Tensor:
+        total = query_BHLD.new_zeros((), dtype=at_least_fp32(query_BHLD.dtype))
+        normalisers = [total.new_zeros(query_BHLD.shape[1], 0)]
+        for chunk in block_chunks(layout, query_BHLD.shape[2]):
+            scores_HCk = masked_scores(query_BHLD, key_BGLD, scaling, chunk)
+            normaliser_HC = scores_HCk.logsumexp(dim=2)
+            vision_HCV = (scores_HCk[..., chunk.vision] - normaliser_HC[..., None]).exp()
+            total += _difference(vision_HCV, target_ITMV, weight_HT, bias_H, chunk).square().sum()
+            normalisers.append(normaliser_HC)
+        ctx.save_for_backward(
+            query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H, torch.cat(normalisers, dim=1)
+        )
+        ctx.scaling, ctx.layout = scaling, layout
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H, normalisers_HR = ctx.saved_tensors
+        d_query, d_key = torch.zeros_like(query_BHLD), torch.zeros_like(key_BGLD)
+        wide = at_least_fp32(weight_HT.dtype)
+        d_weight, d_bias = torch.zeros_like(weight_HT, dtype=wide), torch.zeros_like(bias_H, dtype=wide)
+        done = 0
+        for chunk in block_chunks(ctx.layout, query_BHLD.shape[2]):
+            scores_HCk = masked_scores(query_BHLD, key_BGLD, ctx.scaling, chunk)
+            H, C, k = scores_HCk.shape
+            maps_HCk = scores_HCk.sub_(normalisers_HR[:, done : done + C, None]).exp_()
+            done += C
+            vision_HCV = maps_HCk[..., chunk.vision]
+            d_block = _difference(vision_HCV, target_ITMV, weight_HT, bias_H, chunk) * (2 * gradient)
+            d_adapted = -d_block.flatten(1).to(weight_HT.dtype)
+            target_TN = target_ITMV[chunk.image, :, chunk.rows].flatten(1).to(weight_HT.dtype)
+            d_weight += d_adapted @ target_TN.T
+            d_bias += d_adapted.sum(dim=1)
+            # Softmax: p (d - sum of p d); d is zero but in the vision columns.
+            weighted_HCV = d_block * vision_HCV
+            d_scores = maps_HCk.mul_(-weighted_HCV.sum(dim=2, keepdim=True))
+            d_scores[..., chunk.vision] += weighted_HCV
+            G = key_BGLD.shape[1]
+            d_scores = d_scores.mul_(ctx.scaling).to(key_BGLD.dtype).view(G, H // G * C, k)
+            query_HCD = query_BHLD[chunk.batch_row][:, chunk.rows_C]
+            key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys]
+            d_rows = (d_scores @ key_GkD).view(query_HCD.shape)
+            d_query[chunk.batch_row][:, chunk.rows_C] += d_rows
+            d_key[chunk.batch_row, :, chunk.keys] += d_scores.transpose(1, 2) @ query_HCD.reshape(
+                G, H // G * C, -1
+            )
+        return d_query, d_key, None, d_weight.to(weight_HT), d_bias.to(bias_H), None, None
+
+
+def _difference(
+    vision_HCV: torch.Tensor,
+    target_ITMV: torch.Tensor,
+    weight_HT: torch.Tensor,
+    bias_H: torch.Tensor,
+    chunk: Chunk,
+) -> torch.Tensor:
+    target_TN = target_ITMV[chunk.image, :, chunk.rows].flatten(1).to(weight_HT.dtype)
+    return vision_HCV - torch.addmm(bias_H[:, None], weight_HT, target_TN).view(vision_HCV.shape)
