@@ -39,10 +39,10 @@ test-slurm: $(INSTALLED)
 	$(BIN)/pytest tests/slurm
 
 # Kill a small run again and again at random, resume it, compare it with the one that nobody disturbed (about 15 s a
-# kill on 2 cores): make chaos KILLS=10 SEED=1
+# kill on 2 cores): make chaos KILLS=10 SEED=1 CHAOS="--set student.zero_stage=3"
 KILLS ?= 100
 chaos: $(INSTALLED)
-	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

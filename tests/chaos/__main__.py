@@ -30,7 +30,6 @@ from tests.checkpoint.faulty_storage import children
 from tests.checkpoint.killing import start_with_kill, wait_until_gone
 
 EVERY = 2  # steps between two checkpoints
-STEPS = 40
 LONGEST_START = 300.0  # seconds that a start may take before it counts as hung
 
 
@@ -40,7 +39,7 @@ def alignkd(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
 
-def write_configuration(folder: Path) -> None:
+def write_configuration(folder: Path, steps: int) -> None:
     records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 16
     (folder / "data.json").write_text(json.dumps(records))
     document = {
@@ -51,7 +50,7 @@ def write_configuration(folder: Path) -> None:
             "micro_batch_size": 2,
             "learning_rate": 1e-3,
             "epochs": 4,
-            "max_steps": STEPS,
+            "max_steps": steps,
             "gradient_checkpointing": False,
         },
         "checkpoint": {"every": EVERY, "keep_last": 1},
@@ -67,10 +66,10 @@ def launch(folder: Path, name: str, *options: str) -> Path:
     return folder / "runs" / name
 
 
-def start_and_kill(run: Path, kill: Kill, committed: int) -> int:
+def start_and_kill(run: Path, kill: Kill, committed: int, last_step: int) -> int:
     """Returns the launcher's exit code."""
     if kill.in_save:
-        step = min(committed + kill.save * EVERY, STEPS)
+        step = min(committed + kill.save * EVERY, last_step)
         process = start_with_kill(run, kill.phase, kill.rank, kill.victim, step)
         return process.wait(timeout=LONGEST_START)
     before = len(rows(run))
@@ -117,11 +116,9 @@ def compare(report: Report, run: Path, expected: Path, where: str) -> None:
         report.differing.append(f"{where}: the exported weights")
 
 
-def one_run(
-    folder: Path, number: int, plan: Iterator[Kill], most: int, expected: Path, report: Report
-) -> None:
+def one_run(run: Path, plan: Iterator[Kill], most: int, expected: Path, report: Report) -> None:
     """Kill and resume one run until it has ended."""
-    run = launch(folder, f"killed-{number}", "--dry-run")
+    last_step = len(rows(expected))
     left: Left | None = None
     while True:
         log = run / "logs" / "rank-0.log"
@@ -130,7 +127,7 @@ def one_run(
         (run / "progress.json").unlink(missing_ok=True)
         if len(report.kills) < most:
             kill = next(plan)
-            code = start_and_kill(run, kill, 0 if left is None else left.committed)
+            code = start_and_kill(run, kill, 0 if left is None else left.committed, last_step)
         else:
             kill, code = None, alignkd(run, "resume", str(run)).wait(timeout=3 * LONGEST_START)
         wait_until_gone(run)
@@ -161,6 +158,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
+    parser.add_argument("--steps", type=int, default=40, help="length of the run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of its configuration"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folder")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -168,11 +169,13 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="alignkd-chaos-"))
     print(f"seed {seed}; {options.kills} kills; folder {folder}", flush=True)
     started, report = time.monotonic(), Report()
-    write_configuration(folder)
-    expected = launch(folder, "undisturbed")
+    write_configuration(folder, options.steps)
+    settings = [word for setting in options.set for word in ("--set", setting)]
+    expected = launch(folder, "undisturbed", *settings)
     plan, number = kills(seed), 0
     while len(report.kills) < options.kills:
-        one_run(folder, number := number + 1, plan, options.kills, expected, report)
+        run = launch(folder, f"killed-{(number := number + 1)}", "--dry-run", *settings)
+        one_run(run, plan, options.kills, expected, report)
     print("\n" + report.table(seed, time.monotonic() - started))
     if report.ok and not options.keep:
         shutil.rmtree(folder)
