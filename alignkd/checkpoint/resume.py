@@ -18,7 +18,8 @@ from alignkd.checkpoint.layout import (
 )
 from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
 from alignkd.checkpoint.storage import ShardFiles, Storage
-from alignkd.checkpoint.universal import convert, load_universal, universal_folder
+from alignkd.checkpoint.universal import convert, universal_folder
+from alignkd.checkpoint.universal_load import load_universal
 from alignkd.engine.optimizer import OWN_SETTINGS
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError

@@ -34,7 +34,7 @@ from alignkd.checkpoint.layout import (
     universal_name,
 )
 from alignkd.checkpoint.lock import WriterLock
-from alignkd.checkpoint.storage import ShardFiles, Storage
+from alignkd.checkpoint.storage import Storage
 from alignkd.errors import CheckpointError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def convert(run: Path, step: int, storage: Storage) -> None:
         storage.remove(final)
         _check_space(source, manifest)
         partial.mkdir()
-        _run_deepspeed(source, partial)
+        run_deepspeed(source, partial)
         _without_shards(partial / OPTIMIZER_STATE)
         names = data_files(partial)
         for name in names:
@@ -117,34 +117,6 @@ def convert_by_hand(run: Path, step: int) -> tuple[Path, bool]:
     return final, True
 
 
-def load_universal(engine: Any, folder: Path) -> None:
-    """Load a conversion whose files have been verified. Frozen parameters and buffers stay as they are.
-    Collective."""
-    files = engine.checkpoint_engine
-    assert isinstance(files, ShardFiles)
-    files.verified = frozenset(folder / name for name in read_manifest(folder)["files"])
-    settings = [_settings(group) for group in engine.optimizer.param_groups]
-    engine._config.load_universal_checkpoint = True
-    try:
-        engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    finally:
-        # A save while it is on may leave the model's weights out.
-        engine._config.load_universal_checkpoint = False
-        files.verified = frozenset()
-    # Stage 3 gives every group the settings of the first one.
-    for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    # ... and every parameter the same step counter, which AdamW would then advance once for each of them.
-    for parameter, state in engine.optimizer.state.items():
-        if torch.is_tensor(state.get("step")):
-            on_device = any(group.get("fused") for group in engine.optimizer.param_groups)
-            state["step"] = state["step"].clone().to(parameter.device if on_device else "cpu")
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "step")}
-
-
 def _problems(folder: Path) -> list[str]:
     try:
         files = read_manifest(folder)["files"]
@@ -168,7 +140,7 @@ def _check_space(source: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _run_deepspeed(source: Path, partial: Path) -> None:
+def run_deepspeed(source: Path, partial: Path) -> None:
     """DeepSpeed's own conversion, in this process.
 
     It puts paths into patterns, so it gets to see links whose names hold nothing special. It also writes a

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import deepspeed
 import pytest
+import torch
+from torch import nn
 
 from alignkd.checkpoint.drift import saved_stage
-from alignkd.checkpoint.layout import checkpoints_folder, committed_steps, read_manifest
+from alignkd.checkpoint.layout import (
+    MANIFEST,
+    UNIVERSAL,
+    checkpoints_folder,
+    committed_steps,
+    data_files,
+    read_manifest,
+)
+from alignkd.checkpoint.storage import CLIENT_STATE, attach
+from alignkd.checkpoint.universal import run_deepspeed
+from alignkd.checkpoint.universal_load import load_universal
+from alignkd.engine.ranks import Ranks
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
@@ -69,6 +84,61 @@ def test_stage_1_to_2_and_2_to_1(pools: dict[int, RankPool], whole: Path, tmp_pa
     saved = [read_manifest(checkpoints_folder(run) / f"step-{step}") for step in (4, 6, 8)]
     assert [(m["world_size"], saved_stage(m)) for m in saved] == [(2, 2), (1, 1), (1, 1)]
     assert len({manifest["frozen"] for manifest in saved}) == 1
+
+
+class SmallGroup(nn.Module):
+    """17 elements are a parameter group of their own: on four ranks the last one has padding only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.vector = nn.Parameter(torch.ones(17))
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return (self.linear(scale) ** 2).sum() + (self.vector * torch.arange(17.0)).pow(2).sum()
+
+
+def train_small_group(_ranks: Ranks, load: Path | None, save: Path, steps: int) -> list[float]:
+    torch.manual_seed(0)
+    module = SmallGroup()
+    groups = [{"params": list(module.linear.parameters())}, {"params": [module.vector]}]
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 1},
+        "zero_allow_untested_optimizer": True,
+    }
+    engine = deepspeed.initialize(model=module, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=config)[
+        0
+    ]
+    attach(engine)
+    if load is not None:
+        load_universal(engine, load)
+    losses = []
+    for _ in range(steps):
+        loss = engine(torch.ones(1, 8))
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(loss))
+    engine.save_checkpoint(str(save.parent), save.name, client_state=dict(CLIENT_STATE), save_latest=False)
+    return losses
+
+
+def converted(source: Path) -> Path:
+    target = source.with_suffix(UNIVERSAL)
+    target.mkdir()
+    run_deepspeed(source, target)
+    (target / MANIFEST).write_text(json.dumps({"files": dict.fromkeys(data_files(target))}))
+    return target
+
+
+def test_ranks_that_have_nothing_of_a_parameter_group(pools: dict[int, RankPool], tmp_path: Path) -> None:
+    losses, before = [], None
+    for world_size in (2, 4, 2):
+        saved = tmp_path / f"after-{len(losses)}"
+        losses += pools[world_size].run(train_small_group, before, saved, 3)[-1]
+        before = converted(saved)
+    assert losses == pytest.approx(pools[2].run(train_small_group, None, tmp_path / "whole", 9)[0], rel=1e-6)
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_what_a_user_types(tmp_path: Path) -> None:
