@@ -20,7 +20,7 @@ from launcher.files import read_json, write_atomic, write_json
 from launcher.hostfile import Host
 from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
-from launcher.resize import fit_run
+from launcher.resize import fit_run, memory_warnings
 from launcher.run_state import inspect_run, is_locked
 from launcher.slurm import QueuedJob, cancel_job, in_allocation, queued_jobs, signal_ranks, submit
 from launcher.ssh import run_ssh
@@ -97,6 +97,8 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
         micro_batches = f"{manifest.accumulation_steps} micro-batches of each a step"
         text = f"now for {manifest.world_size} ranks instead of {before}, {micro_batches}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+        for warning in memory_warnings(run, manifest):
+            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     for name in go_back(run, request.step) if request.step is not None else ():
         console.print(f"kept, out of the way: {name}", markup=False, highlight=False, soft_wrap=True)
     text = f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})"

@@ -20,6 +20,8 @@ from launcher.hostfile import Host
 from launcher.job_scripts import render_scripts
 from launcher.local import gpu_problem
 from launcher.manifest import Manifest
+from launcher.plan.check import check_memory, configured_memory
+from launcher.plan.workload import Cluster
 from launcher.render import accumulation_steps, student_config, teacher_config
 from launcher.slurm import in_allocation
 from launcher.slurm_preflight import slurm_problems
@@ -63,6 +65,14 @@ def fit_run(
         write_hosts(run, hosts)
     _rewrite(run, wanted, config)
     return wanted
+
+
+def memory_warnings(run: Path, manifest: Manifest) -> list[str]:
+    """Fewer ranks hold larger shards. A warning only: the user may have launched without the check."""
+    config = load_config(run / "config.yaml")
+    if manifest.device == "cpu" or configured_memory(config) is None:
+        return []
+    return check_memory(config, Cluster(manifest.nodes, manifest.gpus_per_node), None)[0]
 
 
 def _rendered_stage(run: Path) -> Any:

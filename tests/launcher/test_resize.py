@@ -20,7 +20,7 @@ from launcher.hostfile import Host
 from launcher.job_scripts import render_scripts
 from launcher.manifest import Manifest, make_manifest, read_manifest
 from launcher.render import student_config, teacher_config
-from launcher.resize import JOURNAL, fit_run
+from launcher.resize import JOURNAL, fit_run, memory_warnings
 from launcher.run_folder import create_run_folder
 from launcher.ssh import write_hosts
 from tests.launcher.test_checkpoints import checkpoint
@@ -172,6 +172,14 @@ def test_gpus_that_are_not_here(make_config, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="takes 4 GPUs and this machine has 2"):
         fitted(run, 2, 2)
     assert fitted(run, 2).world_size == 2
+
+
+def test_fewer_ranks_that_would_not_fit_are_warned_of(make_config) -> None:
+    run = make(make_config("slurm.gpu_memory=80G"), "slurm", "auto")
+    assert memory_warnings(run, read_manifest(run)) == []
+    small = make(make_config("slurm.gpu_memory=1M", "run.name=small"), "slurm", "auto")
+    (warning,) = memory_warnings(small, read_manifest(small))
+    assert "alignkd plan" in warning
 
 
 def test_going_back_keeps_the_newer_checkpoints(run: Path) -> None:
