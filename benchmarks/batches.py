@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -25,7 +27,16 @@ def random_example(length: int, rng: np.random.Generator) -> Example:
     return Example("random", ids, labels, (image,))
 
 
-def random_batch(lengths: list[int], device: torch.device, seed: int = 0) -> Batch:
+@dataclass(frozen=True)
+class Samples:
+    """The same samples in both layouts."""
+
+    padded: Batch  # a row each, filled up to the longest
+    packed: Batch  # one row of all
+
+
+def random_samples(lengths: list[int], device: torch.device, seed: int = 0) -> Samples:
     rng = np.random.default_rng(seed)
     examples = [random_example(length, rng) for length in lengths]
-    return collate(examples, CollateSettings(VISION_TOKENS, IMAGE_SHAPE)).to(device)
+    settings = (CollateSettings(VISION_TOKENS, IMAGE_SHAPE, packing=packing) for packing in (False, True))
+    return Samples(*(collate(examples, layout).to(device) for layout in settings))

@@ -2,8 +2,9 @@
 
 ``floor``: what no method can leave out. The frozen teacher's forward and the student's forward and backward,
 both with fused attention, one vision tower, cross-entropy and KL at the supervised positions by the product's
-fused head; none of the alignment terms. ``ours``: the product's optimizer step, all terms on. ``stand-in``:
-the usual way, attention maps of all layers, fp32 logits at all positions, two towers.
+fused head; none of the alignment terms. ``ours``: the product's optimizer step as it is configured by
+default, all terms on; and without one of its devices at a time. ``stand-in``: the usual way, attention maps of
+all layers, fp32 logits at all positions, two towers. Samples are padded to the longest but in ``ours``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from alignkd.models import attention
 from alignkd.models.adapters import AttentionAdapter, seeded_adapters
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
+from benchmarks.batches import Samples
 from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
@@ -93,8 +95,9 @@ class PlainEngine:
 class ResidentTeacher:
     """A whole teacher on this device."""
 
-    def __init__(self, model: MobileVLM) -> None:
+    def __init__(self, model: MobileVLM, shares_tower: bool) -> None:
         self.model = TeacherModel(model, DISTILLATION.top_k)
+        self.model.shares_tower = shares_tower
 
     def targets(self, batch: Batch) -> Any:
         return self.model(batch)
@@ -103,13 +106,27 @@ class ResidentTeacher:
         return self.model.model.head.weight.detach()
 
 
-def ours(setting: Setting, batch: Batch) -> Losses:
+def ours(setting: Setting, samples: Samples) -> Losses:
+    return _step(setting, samples.packed)
+
+
+def padded(setting: Setting, samples: Samples) -> Losses:
+    """``training.packing: false``."""
+    return _step(setting, samples.padded)
+
+
+def two_towers(setting: Setting, samples: Samples) -> Losses:
+    """``distillation.share_vision_tower: false``."""
+    return _step(setting, samples.packed, shares_tower=False)
+
+
+def _step(setting: Setting, batch: Batch, shares_tower: bool = True) -> Losses:
     sizes = setting.module.sizes()
     facts = WindowFacts(batch.counts, element_counts(batch.counts, sizes), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
         PlainEngine(setting),
-        ResidentTeacher(setting.teacher),
+        ResidentTeacher(setting.teacher, shares_tower),
         [batch],
         facts,
         DISTILLATION,
@@ -119,7 +136,8 @@ def ours(setting: Setting, batch: Batch) -> Losses:
     return _means(sums.terms.tolist(), batch, setting)
 
 
-def floor(setting: Setting, batch: Batch) -> Losses:
+def floor(setting: Setting, samples: Samples) -> Losses:
+    batch = samples.padded
     teacher, student = setting.teacher, setting.student
     patches_IPC = _patches(student, batch)
     with torch.no_grad():
@@ -135,7 +153,8 @@ def floor(setting: Setting, batch: Batch) -> Losses:
     return _backward({"ce": sums[0], "divergence": sums[1]}, batch, setting)
 
 
-def stand_in(setting: Setting, batch: Batch) -> Losses:
+def stand_in(setting: Setting, samples: Samples) -> Losses:
+    batch = samples.padded
     teacher, student = setting.teacher, setting.student
     adapters = setting.module.adapters
     assert adapters is not None
@@ -228,26 +247,26 @@ def _cut_block(map_BHLL: torch.Tensor, batch: Batch, vision_tokens: int) -> torc
     return block.gather(3, columns).float()
 
 
-Step = Callable[[Setting, Batch], Losses]
+Step = Callable[[Setting, Samples], Losses]
 
 
-def plain_head(setting: Setting, batch: Batch) -> Losses:
+def plain_head(setting: Setting, samples: Samples) -> Losses:
     """Logits of all supervised positions at once, kept for backward."""
     with _replaced(logits, "checkpoint", _called), _replaced(logits, "POSITIONS_PER_CHUNK", 2**31):
-        return ours(setting, batch)
+        return ours(setting, samples)
 
 
-def whole_block(setting: Setting, batch: Batch) -> Losses:
+def whole_block(setting: Setting, samples: Samples) -> Losses:
     """The student's block, the adapted one and their difference by autograd, kept for backward."""
 
     def unfused(adapter: Any, target: torch.Tensor, *student: Any) -> torch.Tensor:
         if not student:
             return torch.nn.Linear.forward(adapter, target)
         block = attention.text_vision_block(*student)
-        return attention_loss_sum(adapter, target, block, batch.text_rows_IM)
+        return attention_loss_sum(adapter, target, block, samples.packed.text_rows_IM)
 
     with _replaced(AttentionAdapter, "forward", unfused):
-        return ours(setting, batch)
+        return ours(setting, samples)
 
 
 def _called(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
@@ -267,6 +286,8 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 METHODS: dict[str, Step] = {
     "floor": floor,
     "ours": ours,
+    "ours, padded": padded,
+    "ours, two towers": two_towers,
     "ours, head not fused": plain_head,
     "ours, attention term not fused": whole_block,
     "stand-in": stand_in,

@@ -15,16 +15,16 @@ from matplotlib import pyplot  # noqa: E402 - the back end is chosen first
 
 def plot_steps(results: list[dict[str, Any]], path: Path) -> None:
     """Time, and tensors kept for backward, of each method over the floor's, by shape."""
-    shapes = list(dict.fromkeys((result["length"], result["samples"]) for result in results))
+    shapes = list(dict.fromkeys(result["shape"] for result in results))
     methods = list(dict.fromkeys(result["method"] for result in results))
-    by_key = {(result["length"], result["samples"], result["method"]): result for result in results}
+    by_key = {(result["shape"], result["method"]): result for result in results}
     figure, axes = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True)
     width = 0.8 / len(methods)
     for axis, (title, value) in zip(axes, (("time", _time), ("kept for backward", _kept)), strict=True):
         for number, method in enumerate(methods):
             heights = []
             for shape in shapes:
-                result, floor = by_key[*shape, method], by_key[*shape, "floor"]
+                result, floor = by_key[shape, method], by_key[shape, "floor"]
                 heights.append(value(result, floor) if result["fits"] and floor["fits"] else float("nan"))
             places = [position + (number - (len(methods) - 1) / 2) * width for position in range(len(shapes))]
             bars = axis.bar(places, heights, width, label=method)
@@ -33,9 +33,7 @@ def plot_steps(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylabel(f"{title}, x floor")
         axis.margins(y=0.18)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xticks(
-        range(len(shapes)), [f"L = {length}\n{samples} samples" for length, samples in shapes]
-    )
+    axes[-1].set_xticks(range(len(shapes)), shapes)
     axes[0].legend(fontsize=8, ncols=2, frameon=False)
     figure.tight_layout()
     path.parent.mkdir(exist_ok=True)

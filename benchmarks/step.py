@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from alignkd.data.batch import Batch
 from alignkd.models.loading import DTYPES
 from benchmarks import chips, report
-from benchmarks.batches import random_batch
+from benchmarks.batches import Samples, random_samples
 from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.methods import METHODS, Losses, Setting, new_setting
 from benchmarks.models import PAIRS, random_pair
 from benchmarks.plots import plot_steps
 
+MIXED = [260, 400, 700, 1600]  # lengths of a batch as a shuffled file gives it
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
@@ -37,8 +37,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 class Result:
     """One method at one shape. ``seconds`` by round; bytes are above the weights."""
 
-    length: int
-    samples: int
+    shape: str
     method: str
     fits: bool = True
     memory: Memory | None = None
@@ -47,13 +46,18 @@ class Result:
 
 
 def measure_shape(
-    setting: Setting, batch: Batch, results: list[Result], budget: float, precision: str
+    setting: Setting, samples: Samples, results: list[Result], budget: float, precision: str
 ) -> None:
     """Fills ``results`` (one per method, the floor first) in ``budget`` seconds or :data:`LEAST_ROUNDS`."""
-    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    tensors = [
+        value
+        for batch in (samples.padded, samples.packed)
+        for value in vars(batch).values()
+        if isinstance(value, torch.Tensor)
+    ]
     reference: Losses = {}
     for result in results:
-        memory = _fitting(setting, batch, result, lambda step: _losses_and_memory(setting, tensors, step))
+        memory = _fitting(setting, samples, result, lambda step: _losses_and_memory(setting, tensors, step))
         if memory is not None:
             losses, result.memory = memory
             _check(result.method, losses, reference, TOLERANCES[precision])
@@ -61,7 +65,7 @@ def measure_shape(
     for number in range(MOST_ROUNDS):
         # The order turns, so that no method always follows the one that leaves the caches cold.
         for result in results[number % len(results) :] + results[: number % len(results)]:
-            taken = _fitting(setting, batch, result, lambda step: seconds(step, setting.device))
+            taken = _fitting(setting, samples, result, lambda step: seconds(step, setting.device))
             if taken is not None:
                 result.seconds.append(taken)
         if number + 1 >= LEAST_ROUNDS and time.monotonic() - started > budget:
@@ -76,13 +80,13 @@ def _losses_and_memory(setting: Setting, tensors: list[torch.Tensor], step: Any)
     return losses, memory
 
 
-def _fitting(setting: Setting, batch: Batch, result: Result, measure: Any) -> Any:
+def _fitting(setting: Setting, samples: Samples, result: Result, measure: Any) -> Any:
     """``measure`` of a step of this method; None, and ``fits`` false, when memory does not suffice."""
     if not result.fits:
         return None
     method = METHODS[result.method]
     try:
-        return measure(lambda: method(setting, batch))
+        return measure(lambda: method(setting, samples))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -105,10 +109,9 @@ def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> 
 def rows(results: list[Result], peak: float | None) -> list[list[str]]:
     """Of the table; ``peak``: FLOP/s of the chip, if known."""
     lines = []
-    floors = {(r.length, r.samples): r for r in results if r.method == "floor"}
+    floors = {result.shape: result for result in results if result.method == "floor"}
     for result in results:
-        base = floors[result.length, result.samples]
-        shape = [f"{result.length} x {result.samples}", result.method]
+        base, shape = floors[result.shape], [result.shape, result.method]
         if not result.fits or result.memory is None or not base.fits or base.memory is None:
             lines.append([*shape, *["does not fit"] * (7 + (peak is not None))])
             continue
@@ -141,6 +144,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--precision", choices=TOLERANCES, default="bf16" if on_gpu else "fp32")
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200, 2048])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 8] if on_gpu else [1, 4])
+    parser.add_argument(
+        "--mixed", action=argparse.BooleanOptionalAction, default=True, help="a mixed batch too"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--budget", type=float, default=60.0, help="seconds per shape after the first rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -158,14 +164,18 @@ def main(arguments: list[str]) -> None:
     setting = new_setting(teacher, student, device)
     methods = ["floor", *(method for method in options.methods if method != "floor")]
     results: list[Result] = []
-    for samples in options.samples:
-        for length in options.lengths:
-            batch = random_batch([length] * samples, device)
-            flops = chips.step_flops(pair, batch)
-            of_shape = [Result(length, samples, method, flops=flops) for method in methods]
-            measure_shape(setting, batch, of_shape, options.budget, options.precision)
-            results += of_shape
-            print(*(" | ".join(row) for row in rows(of_shape, None)), sep="\n", flush=True)
+    shapes = {
+        f"{length} x {count}": [length] * count for count in options.samples for length in options.lengths
+    }
+    if options.mixed:
+        shapes["mixed x 4"] = MIXED
+    for shape, lengths in shapes.items():
+        samples = random_samples(lengths, device)
+        flops = chips.step_flops(pair, samples.padded)
+        of_shape = [Result(shape, method, flops=flops) for method in methods]
+        measure_shape(setting, samples, of_shape, options.budget, options.precision)
+        results += of_shape
+        print(*(" | ".join(row) for row in rows(of_shape, None)), sep="\n", flush=True)
     peak = chips.bf16_peak(torch.cuda.get_device_name()) if on_gpu else None
     head = [
         "L x samples",

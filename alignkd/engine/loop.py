@@ -68,7 +68,9 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
     slowest = 0.0  # step since the last save, seconds
     edge = time.perf_counter()
     while step < job.total_steps:
+        asked = time.perf_counter()
         window = next(windows)
+        waited = time.perf_counter() - asked  # of the host, which no device holds up here
         facts = agree_on_window(window, sizes, stop, job.ranks, saver.written)
         if facts.usr1 or facts.term:
             code = exit_code(facts.usr1, facts.term)
@@ -95,6 +97,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
         now = time.perf_counter()
         slowest = max(slowest, now - edge)
         row = {**_known_at_once(job, step, factor), "skipped_steps": skipped.total}
+        row["data_wait_share"] = min(waited / max(now - edge, 1e-9), 1.0)
         metrics.add(row, sums, facts, teacher_watch.take(), now - edge, applied=applied)
         edge = now
         if metrics.last is not None:
