@@ -3,8 +3,8 @@
 ``floor``: what no method can leave out. The frozen teacher's forward and the student's forward and backward,
 both with fused attention, one vision tower, cross-entropy and KL at the supervised positions by the product's
 fused head; none of the alignment terms. ``ours``: the product's optimizer step as it is configured by
-default, all terms on; and without one of its devices at a time. ``stand-in``: the usual way, attention maps of
-all layers, fp32 logits at all positions, two towers. Samples are padded to the longest but in ``ours``.
+default, all terms on; and without one of its devices at a time. ``stand-in``: the usual way, attention maps
+of all layers, fp32 logits at all positions, two towers. Samples are padded to the longest but in ``ours``.
 """
 
 from __future__ import annotations

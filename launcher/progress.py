@@ -27,6 +27,7 @@ class Snapshot:
     loss: float | None = None
     samples_per_second: float | None = None
     updated: float = 0.0  # Unix time
+    done: float | None = None  # share of an index's data files
 
 
 def read_snapshot(path: Path, since: float) -> Snapshot | None:
@@ -43,7 +44,13 @@ def read_snapshot(path: Path, since: float) -> Snapshot | None:
         loss=_number(values.get("loss")),
         samples_per_second=_number(values.get("samples_per_second")),
         updated=updated,
+        done=_share(values.get("done"), values.get("total")),
     )
+
+
+def _share(done: object, total: object) -> float | None:
+    part, whole = _number(done), _number(total)
+    return part / whole if part is not None and whole else None
 
 
 def _number(value: object) -> float | None:
@@ -67,7 +74,7 @@ class Pace:
 
 def details(now: Snapshot, left: float | None) -> str:
     """``training · loss 2.314 · 12.3 samples/s · 4:05 left``"""
-    parts = [now.phase]
+    parts = [now.phase if now.done is None else f"{now.phase} {now.done:.0%}"]
     if now.loss is not None:
         parts.append(f"loss {now.loss:.4g}")
     if now.samples_per_second is not None:
@@ -105,9 +112,9 @@ class BarView:
         self._progress.start()
 
     def show(self, now: Snapshot, left: float | None) -> None:
-        self._progress.update(
-            self._task, total=now.total_steps, completed=now.step, description=details(now, left)
-        )
+        # An index has no steps: its bar is in percent.
+        total, completed = (now.total_steps, now.step) if now.done is None else (100, int(100 * now.done))
+        self._progress.update(self._task, total=total, completed=completed, description=details(now, left))
         self._progress.refresh()
 
     def note(self, text: str) -> None:
@@ -123,17 +130,18 @@ class PlainView:
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
-        self._last: tuple[str, int] | None = None
+        self._last: tuple[str, int, float | None] | None = None
         self._last_time = 0.0
 
     def show(self, now: Snapshot, left: float | None) -> None:
         # Saving is a part of training here: it comes and goes with every checkpoint.
         phase = "training" if now.phase == "saving" else now.phase
         same_phase = self._last is not None and self._last[0] == phase
-        due = self._clock() - self._last_time >= PLAIN_SECONDS and (phase, now.step) != self._last
+        at = (phase, now.step, now.done)
+        due = self._clock() - self._last_time >= PLAIN_SECONDS and at != self._last
         if same_phase and not due:
             return
-        self._last, self._last_time = (phase, now.step), self._clock()
+        self._last, self._last_time = at, self._clock()
         done = f"step {now.step}/{now.total_steps}: " if now.total_steps is not None else ""
         self.note(done + details(now, left))
 

@@ -14,7 +14,14 @@ from alignkd.checkpoint.layout import committed_steps
 from launcher.files import read_json
 
 TIMES = frozenset(
-    ("step_seconds", "tokens_per_second", "samples_per_second", "teacher_seconds_share", "memory_bytes")
+    (
+        "step_seconds",
+        "tokens_per_second",
+        "samples_per_second",
+        "teacher_seconds_share",
+        "data_wait_share",
+        "memory_bytes",
+    )
 )
 _SAVED = re.compile(r"saved step-(\d+)")
 _RESUMED = re.compile(r"resumed at step (\d+)")

@@ -26,7 +26,14 @@ from alignkd.errors import AlignkdError
 from tests import tiny
 from tests.ranks import RankPool
 
-TIMES = {"step_seconds", "tokens_per_second", "samples_per_second", "teacher_seconds_share", "memory_bytes"}
+TIMES = {
+    "step_seconds",
+    "tokens_per_second",
+    "samples_per_second",
+    "teacher_seconds_share",
+    "data_wait_share",
+    "memory_bytes",
+}
 
 
 class StopAfter(StopRequest):
@@ -132,6 +139,7 @@ def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
         terms = row["ce"] + row["reverse_kl"] + row["attention"] + row["vision"]
         assert row["loss"] == pytest.approx(terms)
         assert 0 < row["teacher_seconds_share"] < 1
+        assert 0 < row["data_wait_share"] < 1
         assert row["gradient_norm"] > 0
         assert row["skipped_samples"] == 0
         assert all(math.isfinite(value) for value in row.values())

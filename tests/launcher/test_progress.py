@@ -18,6 +18,8 @@ def test_reading(tmp_path) -> None:
     assert read_snapshot(path, 101) is None, "left over from an earlier start"
     path.write_text(json.dumps({"phase": "loading", "total_steps": None, "loss": None, "updated": 1}))
     assert read_snapshot(path, 0) == Snapshot("loading", updated=1.0)
+    path.write_text(json.dumps({"phase": "indexing", "done": 3, "total": 12, "updated": 1}))
+    assert read_snapshot(path, 0) == Snapshot("indexing", updated=1.0, done=0.25)
 
 
 def test_pace_of_a_resumed_run_counts_from_where_it_went_on() -> None:
@@ -32,6 +34,7 @@ def test_words() -> None:
         "training · loss 2.346 · 12.3 samples/s · 4:05 left"
     )
     assert details(Snapshot("loading"), None) == "loading"
+    assert details(Snapshot("indexing", done=0.256), None) == "indexing 26%"
     assert [duration(seconds) for seconds in (0, 59.6, 3845)] == ["0:00", "1:00", "1:04:05"]
 
 
@@ -43,6 +46,9 @@ def test_plain_lines_come_now_and_then() -> None:
         view.show(Snapshot("training", second, 100), None)
     view.show(Snapshot("saving", 30, 100), None)
     view.show(Snapshot("exporting", 30, 100), None)
+    for second in range(31, 52):
+        now[0] = float(second)
+        view.show(Snapshot("indexing", done=second / 100), None)
     lines = text.getvalue().splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "step 0/100",
@@ -50,8 +56,11 @@ def test_plain_lines_come_now_and_then() -> None:
         "step 20/100",
         "step 30/100",
         "step 30/100",
+        "indexing 31%",
+        "indexing 41%",
+        "indexing 51%",
     ]
-    assert lines[-1].endswith("exporting")
+    assert lines[4].endswith("exporting")
 
 
 def test_bar_on_a_terminal_shows_steps_and_fits_80_columns() -> None:
