@@ -141,7 +141,7 @@ def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
         assert 0 < row["teacher_seconds_share"] < 1
         assert 0 < row["data_wait_share"] < 1
         assert row["gradient_norm"] > 0
-        assert row["skipped_samples"] == 0
+        assert row["skipped_samples"] == row["padding_share"] == 0
         assert all(math.isfinite(value) for value in row.values())
     assert rows[0]["learning_rate"] == pytest.approx(5e-4)  # warm-up over two of eight steps
     result = json.loads((run / "result.json").read_text())

@@ -220,3 +220,25 @@ def test_no_mask_is_built_for_packed_rows(step: StudentStep, monkeypatch: pytest
     monkeypatch.setattr(attention, "sdpa_attention_forward", spy)
     step.student(batch_of("v1", "text", packing=True))
     assert masks == [None] * 2 * step.student.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_step_keeps_no_logits_and_no_block(step: StudentStep, teacher: TeacherModel, packing: bool) -> None:
+    """Of all that autograd keeps for the student's backward, nothing has the vocabulary's or the vision
+    tokens' length but the weights and the teacher's targets themselves."""
+    batch = batch_of("v1", "two", "rounds", packing=packing)
+    targets, head = teacher(batch), teacher.model.head.weight
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*step.parameters(), *targets[:4], head)}
+    kept: list[tuple[int, ...]] = []
+
+    def pack(value: torch.Tensor) -> torch.Tensor:
+        if value.untyped_storage().data_ptr() not in known:
+            kept.append(tuple(value.shape))
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        step(batch, SCALES, targets, head)
+    config = step.student.config
+    assert len(kept) > 50
+    assert [shape for shape in kept if config.vocab_size in shape] == []
+    assert [shape for shape in kept if len(shape) > 2 and shape[-1] == config.vision_tokens] == []
