@@ -20,7 +20,8 @@ def launch_problems(config: Config, world_size: int, coming: Sequence[Path] = ()
     problems = [problem for problem in [existing_run_problem(run_path(config))] if problem]
     problems += _data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
-    if not any(_is_in(folder, run) for folder in _model_folders(config).values() for run in coming):
+    read = [*_model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
+    if not any(_is_in(folder, run) for folder in read for run in coming):
         problems += model_problems(config)
     return problems
 
@@ -48,6 +49,7 @@ def model_problems(config: Config) -> list[str]:
     missing = [
         f"{key} = {folder}: no such folder" for key, folder in named.items() if not Path(folder).is_dir()
     ]
+    missing += _adapter_problems(config)
     if missing:
         return missing
     if not config.distillation.enabled:  # the student alone is looked at
@@ -55,6 +57,15 @@ def model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
     return problems
+
+
+def _adapter_problems(config: Config) -> list[str]:
+    if config.model.adapters is None or not config.distillation.enabled:
+        return []
+    path = Path(config.model.adapters)
+    file = path / "adapters.safetensors" if path.is_dir() else path
+    valid = "the folder of a run with distillation that is finished, or its adapters.safetensors"
+    return [] if file.is_file() else [f"model.adapters = {path}: no file {file}; valid: {valid}"]
 
 
 def _model_folders(config: Config) -> dict[str, str]:
@@ -70,7 +81,7 @@ def _model_folders(config: Config) -> dict[str, str]:
 
 
 def _is_in(folder: str, run: Path) -> bool:
-    return run in Path(folder).parents
+    return run in (Path(folder), *Path(folder).parents)
 
 
 def _raised(check: Callable[[], object]) -> list[str]:

@@ -1,6 +1,6 @@
 """The trained student as a model folder: from the live engine of a run, or from a checkpoint afterwards.
 
-The adapters are training-only and stay behind.
+The adapters are training-only: they stay behind, or go into a file of their own for the next stage.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, UserError
+from alignkd.models.adapters import ADAPTERS_FILE, save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.loading import DTYPES, full_tensors, public_name
 from alignkd.models.saving import FileFormat, save_model_folder
@@ -40,6 +41,23 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
         # A finished run that is started again exports again.
         facts, tokenizer = student_model_config(config.model), student_folder(config.model)
         save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
+    ranks.barrier()
+
+
+def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
+    """Write the engine's P_attn and P_V for the next stage, when it has them. Collective; rank 0 writes.
+
+    They lie in the run's folder and not in the student's, whose format is the published one.
+    """
+    adapters = engine.module.adapters
+    if adapters is None:
+        return
+    tensors = {}
+    for name, value in full_tensors(adapters):
+        if ranks.is_first:
+            tensors[name] = value.detach().cpu().clone()
+    if ranks.is_first:
+        save_adapters(run / ADAPTERS_FILE, tensors)
     ranks.barrier()
 
 

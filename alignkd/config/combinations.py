@@ -125,6 +125,8 @@ def warnings_of(config: Config) -> list[str]:
     if not distillation.enabled:
         if model.teacher is not None:
             found.append("model.teacher is not used: distillation.enabled = false")
+        if model.adapters is not None:
+            found.append("model.adapters is not used: distillation.enabled = false")
         changed = [f"distillation.{name}" for name in _changed(distillation) if name != "enabled"]
         changed += [f"teacher.{name}" for name in _changed(config.teacher)]
         found += [f"{name} has no effect: distillation.enabled = false" for name in changed]

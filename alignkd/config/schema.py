@@ -46,6 +46,11 @@ class ModelSection(Section):
         description="where the tower of a plain-LLaMA or `scratch` student comes from: a CLIP folder, or a "
         "MobileVLM folder whose tower is taken",
     )
+    adapters: PathText | None = Field(
+        None,
+        description="P_attn and P_V to start from: an earlier run's folder, or its adapters.safetensors; "
+        "default: random",
+    )
 
 
 class DataSource(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -10,7 +11,7 @@ from alignkd.config.schema import Config
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
 from alignkd.engine.ranks import Ranks, node_group
 from alignkd.engine.student_step import StudentStep
-from alignkd.models.adapters import seeded_adapters
+from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import DTYPES, Building, load_student, restore_buffers
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
@@ -45,7 +46,12 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     adapters = None
     if config.distillation.enabled and config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher)
-        adapters = seeded_adapters(teacher, student.config, config.training.seed).to(building.dtype)
+        source = config.model.adapters
+        adapters = (
+            seeded_adapters(teacher, student.config, config.training.seed)
+            if source is None
+            else load_adapters(Path(source), teacher, student.config)
+        ).to(building.dtype)
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]

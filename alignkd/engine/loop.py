@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.export import export_engine
+from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.layout import METRICS
 from alignkd.checkpoint.model_card import model_card
 from alignkd.checkpoint.save import CheckpointSaver, SaveTotals
@@ -119,6 +119,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSav
         )
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
+        export_adapters(job.engine, job.run, job.ranks)
         card = model_card(job.run, step, asdict(job.facts), _versions())
         export_engine(job.engine, job.config, job.run / "student", job.ranks, card)
     _write_result(

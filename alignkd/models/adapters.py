@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
 from alignkd.models.attention import BlockLayout
 from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
+
+ADAPTERS_FILE = "adapters.safetensors"
 
 
 class AttentionAdapter(nn.Linear):
@@ -36,7 +39,8 @@ class AttentionAdapter(nn.Linear):
 
 class AlignmentAdapters(nn.Module):
     """P_attn (heads, H_T -> H_S) and P_V (width, D_T -> D_S): 1x1 convolutions with bias, that is, linear
-    maps of the last dimension. Trained together with the student, saved in checkpoints, never exported."""
+    maps of the last dimension. Trained together with the student, saved in checkpoints, and at the end in a
+    file of their own: they are no part of the exported student."""
 
     def __init__(self, teacher: MobileVLMConfig, student: MobileVLMConfig) -> None:
         super().__init__()
@@ -51,9 +55,23 @@ def seeded_adapters(teacher: MobileVLMConfig, student: MobileVLMConfig, seed: in
         return AlignmentAdapters(teacher, student)
 
 
+def adapters_file(path: Path) -> Path:
+    """``path`` itself, or the file in a folder."""
+    return path / ADAPTERS_FILE if path.is_dir() else path
+
+
+def save_adapters(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    partial.replace(path)
+
+
 def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:
     """From a safetensors file with ``attention.weight [H_S, H_T]``, ``attention.bias``, ``vision.weight [D_S,
-    D_T]`` and ``vision.bias``. Raises CheckpointError naming the tensors that do not fit."""
+    D_T]`` and ``vision.bias``, or the folder of a run that ended with one. Raises CheckpointError naming the
+    tensors that do not fit."""
+    path = adapters_file(path)
     adapters = AlignmentAdapters(teacher, student)
     try:
         tensors = load_file(path)
