@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from alignkd.checkpoint.layout import committed_steps
 from launcher.files import read_json, write_json
 from launcher.lifecycle import Reason
-from launcher.verdict import first_failure
+from launcher.verdict import failed_rank
 
 OPEN, HISTORY, EXITS, STOP, JOB = "attempt.json", "attempts.jsonl", "exits", "stop", "job.json"
 
@@ -38,8 +39,9 @@ class Attempt:
     last_step: int | None = None
     saved_step: int | None = None
     lost_steps: int | None = None
-    failed_rank: int | None = None  # the one that failed first
+    failed_rank: int | None = None  # the one that is to blame
     exit_code: int | None = None  # its exit code
+    bad_nodes: tuple[str, ...] = ()  # lost, or blind to the run folder
 
     @property
     def progressed(self) -> bool:
@@ -73,7 +75,8 @@ def _parse(line: str) -> Attempt | None:
 def _attempt(values: Any) -> Attempt | None:
     """Fields of another version are left out."""
     try:
-        return Attempt(**{key: value for key, value in values.items() if key in _FIELDS})
+        known = {key: value for key, value in values.items() if key in _FIELDS}
+        return Attempt(**{**known, "bad_nodes": tuple(known.get("bad_nodes", ()))})
     except (TypeError, AttributeError):
         return None
 
@@ -83,12 +86,23 @@ def open_attempt(run: Path) -> Attempt | None:
     return None if values is None else _attempt(values)
 
 
-def begin(run: Path, job: str, nodes: str, queue_seconds: float | None) -> Attempt:
-    """Open the next attempt; one that was killed before is closed first."""
+def begin(
+    run: Path,
+    job: str,
+    nodes: str,
+    queue_seconds: float | None,
+    lost: Callable[[str, float], Sequence[str]] = lambda _nodes, _since: (),
+) -> Attempt:
+    """Open the next attempt; one that was killed before is closed first.
+
+    ``lost`` tells which nodes of a list are gone since a Unix time: why that attempt left no word.
+    """
     left = open_attempt(run)
     if left is not None:
-        close(run, left, Reason.LOST, end=last_sign(run, left))
+        gone = tuple(lost(left.nodes, left.start))
+        close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
     shutil.rmtree(run / EXITS, ignore_errors=True)
+    (run / EXITS).mkdir(exist_ok=True)
     (run / "result.json").unlink(missing_ok=True)  # of the attempt before: it would speak for this one
     number = len(read_history(run)) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
@@ -96,12 +110,18 @@ def begin(run: Path, job: str, nodes: str, queue_seconds: float | None) -> Attem
     return attempt
 
 
-def close(run: Path, attempt: Attempt, reason: Reason, end: float | None = None) -> Attempt:
+def close(
+    run: Path,
+    attempt: Attempt,
+    reason: Reason,
+    bad_nodes: Sequence[str] = (),
+    end: float | None = None,
+) -> Attempt:
     """Move the open attempt to the history."""
     saved = newest_step(run)
     last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
     codes = exit_codes(run)
-    failed = first_failure(codes)
+    failed = failed_rank(codes)
     closed = replace(
         attempt,
         end=time.time() if end is None else end,
@@ -111,6 +131,7 @@ def close(run: Path, attempt: Attempt, reason: Reason, end: float | None = None)
         lost_steps=last - saved,
         failed_rank=failed,
         exit_code=None if failed is None else codes[failed],
+        bad_nodes=tuple(bad_nodes),
     )
     with (run / HISTORY).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(closed)) + "\n")
@@ -138,8 +159,10 @@ def exit_codes(run: Path) -> dict[int, int]:
     """Exit codes that the ranks of this attempt wrote down, in the order of their ends."""
     found = []
     for path in (run / EXITS).glob("rank-*"):
-        code, _, ended = path.read_text(encoding="utf-8").partition(" ")
-        found.append((float(ended), int(path.name.removeprefix("rank-")), int(code)))
+        text = path.read_text(encoding="utf-8")
+        if text.endswith("\n"):  # else it is being written
+            code, ended = text.split()
+            found.append((float(ended), int(path.name.removeprefix("rank-")), int(code)))
     return {rank: code for _, rank, code in sorted(found)}
 
 

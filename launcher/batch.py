@@ -1,6 +1,7 @@
 """``python -m launcher.batch begin|end|chained RUN``: what ``job.sbatch`` asks on the node that it runs on.
 
-``begin`` prints ``run ATTEMPT`` or ``exit CODE``; ``end`` prints ``restart 0``, ``wait SECONDS`` or
+``begin`` prints ``run ATTEMPT`` or ``exit CODE``, the latter also when a node does not see the run folder;
+``end`` prints ``restart 0``, ``wait SECONDS`` or
 ``exit CODE``; ``chained`` tells the stage that waits for this run which job to wait for now. Everything for
 people goes to stderr, which is the job's log.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
 from launcher.attempts import (
     STOP,
+    Attempt,
     begin,
     close,
     exit_codes,
@@ -24,11 +26,12 @@ from launcher.attempts import (
     open_attempt,
 )
 from launcher.files import read_json
-from launcher.lifecycle import Action, Evidence, Reason, decide
+from launcher.lifecycle import Action, Evidence, JobState, Reason, decide
+from launcher.node_probe import nodes_that_see
 from launcher.ranks import log_path
-from launcher.slurm import is_running, job_state, queue_seconds
+from launcher.slurm import hostnames, is_running, job_state, lost_nodes, queue_seconds
 from launcher.stages import hand_on
-from launcher.verdict import failure_report, first_failure
+from launcher.verdict import failed_rank, failure_report
 
 LATE_SECONDS = 60.0
 
@@ -47,8 +50,15 @@ def begin_attempt(run: Path) -> str:
         if "SLURM_RESTART_COUNT" in os.environ:
             _say("stopped while it was queued; go on with `alignkd resume`")
             return f"exit {EXIT_SAVED_ON_USR1}"
-    attempt = begin(run, job, os.environ.get("SLURM_JOB_NODELIST", ""), queue_seconds(job))
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
     _say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
+    count = _node_count()
+    blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
+    if blind:
+        close(run, attempt, Reason.BAD_INPUT, sorted(blind))
+        _say(f"{run} is not seen by {', '.join(sorted(blind))}: run.folder must lie on a shared file system")
+        return f"exit {EXIT_USER_ERROR}"
     return f"run {attempt.number}"
 
 
@@ -58,6 +68,8 @@ def end_attempt(run: Path, srun_status: int) -> str:
         _say(f"{run}: no attempt is open")
         return f"exit {srun_status}"
     codes = _all_codes(run, srun_status)
+    job = job_state(attempt.job)
+    lost = _lost_nodes(run, attempt, codes, srun_status, job)
     decision = decide(
         Evidence(
             codes=codes,
@@ -67,16 +79,17 @@ def end_attempt(run: Path, srun_status: int) -> str:
             stop_requested=(run / STOP).exists(),
             fruitless_before=fruitless_restarts(run),
             max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
-            job=job_state(attempt.job),
+            job=job,
+            lost_nodes=lost,
         )
     )
-    closed = close(run, attempt, decision.reason)
+    closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
     (run / STOP).unlink(missing_ok=True)
     _say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
     )
-    failed = first_failure(codes)
+    failed = failed_rank(codes)
     if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], log_path(run / "logs", failed)))
     if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
@@ -87,11 +100,41 @@ def end_attempt(run: Path, srun_status: int) -> str:
 
 def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
     """Exit codes of the ranks. A shared file system may show another node's files late."""
-    ranks = int(os.environ.get("SLURM_NTASKS", "0"))
+    ranks = _rank_count(run)
     end = time.monotonic() + LATE_SECONDS
     while len(codes := exit_codes(run)) < ranks and srun_status == 0 and time.monotonic() < end:
         time.sleep(0.5)
     return codes
+
+
+def _lost_nodes(
+    run: Path, attempt: Attempt, codes: dict[int, int], srun_status: int, job: JobState
+) -> tuple[str, ...]:
+    """Nodes that explain why the ranks failed, or why Slurm ends the job; empty for any other end."""
+    if job.being_ended:
+        return tuple(lost_nodes(attempt.nodes, attempt.start))
+    ranks, count = _rank_count(run), _node_count()
+    silent = [
+        node
+        for node in range(count)
+        if not any(rank in codes for rank in range(ranks) if rank * count // ranks == node)
+    ]
+    if not silent or srun_status == 0 or count == 1:
+        return ()
+    # No rank of a whole node has written down how it ended. Slurm takes minutes to notice that a node is gone
+    # (SlurmdTimeout), so the nodes are asked themselves. The order of the names is that of the ranks.
+    names = hostnames(attempt.nodes)
+    answers = nodes_that_see(run, count)
+    return tuple(names[node] for node in silent if names[node] not in answers) if answers else ()
+
+
+def _rank_count(run: Path) -> int:
+    """As the run was made: Slurm does not always say (SLURM_NTASKS)."""
+    return int((read_json(run / "manifest.json") or {}).get("world_size", 0))
+
+
+def _node_count() -> int:
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
 def _say(text: str) -> None:

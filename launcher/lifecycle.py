@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
-from launcher.verdict import first_failure
+from launcher.verdict import failed_rank
 
 FOREVER_SECONDS = 24 * 3600
 WAIT_SECONDS = 120  # longer than any KillWait (30 s by default), in case nobody ends the script after all
@@ -39,7 +39,11 @@ class Reason(StrEnum):
     TERMINATED = "terminated"
     CRASHED = "crashed"
     BAD_INPUT = "configuration error"
-    LOST = "lost"  # killed before it could write down why: a lost node, a preemption without enough grace
+    REQUEUED = "requeued"  # by Slurm or an administrator, and nothing says why
+    NODE_LOST = "node lost"
+    LOST = (
+        "lost"  # killed before it could write down why, on nodes that are all there: too short a grace, say
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class JobState:
     state: str = "RUNNING"
     reason: str = "None"
     preempted: bool = False
+    requeued: bool = False  # Slurm will start it again as soon as this start has ended
 
     @property
     def being_ended(self) -> bool:
@@ -65,6 +70,7 @@ class Evidence:
     fruitless_before: int  # restarts in a row that brought no checkpoint
     max_restarts: int
     job: JobState = field(default_factory=JobState)
+    lost_nodes: tuple[str, ...] = ()  # of the job, as far as Slurm or their silence tells
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,26 @@ def decide(found: Evidence) -> Decision:
         return Decision(
             Action.WAIT, FOREVER_SECONDS, Reason.PREEMPTED, "Slurm requeues the job when it ends it"
         )
+    if found.lost_nodes:
+        return _after_a_lost_node(found)
+    if found.job.requeued:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.REQUEUED, "Slurm starts the job again")
     if found.job.being_ended:
         # Slurm has decided already; the end of the script changes nothing.
         return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "cancelled: it stays so")
-    if first_failure(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
+    if failed_rank(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "told to go away by SIGTERM")
-    if first_failure(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
+    if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
     return _restart(found, Reason.CRASHED, "a rank failed")
+
+
+def _after_a_lost_node(found: Evidence) -> Decision:
+    """Not the run's fault, so it does not count towards ``max_restarts``."""
+    why = f"lost: {', '.join(found.lost_nodes)}"
+    if found.job.being_ended:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.NODE_LOST, f"{why}; Slurm ends the job")
+    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run goes on without")
 
 
 def _restart(found: Evidence, reason: Reason, why: str) -> Decision:

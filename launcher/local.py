@@ -22,7 +22,7 @@ from launcher.manifest import Manifest
 from launcher.operators import build_cpu_operators
 from launcher.progress import Pace, Snapshot, View, make_view, read_snapshot
 from launcher.ranks import RankGroup, free_port, log_path, rank_environments, start_ranks
-from launcher.verdict import exit_code, failure_report, first_failure, is_failure
+from launcher.verdict import exit_code, failed_rank, failure_report, is_failure
 
 POLL_SECONDS = 0.25
 FAILURE_GRACE_SECONDS = 10.0  # the others cannot save without the dead rank
@@ -177,7 +177,7 @@ def _conclude(
     group: RankGroup, run: Path, console: Console, log_of: Callable[[Path, int], Path], stopped: bool
 ) -> int:
     code = exit_code(group.codes)
-    rank = first_failure(group.codes)
+    rank = failed_rank(group.codes)
     if rank is None:
         if code != 0:
             console.print(

@@ -54,6 +54,7 @@ class RunState:
     loss: float | None
     seconds_left: float | None
     attempts: int
+    reasons: tuple[str, ...]  # why the attempts before this one ended
     lost_steps: int
     goodput: float | None
     queue_seconds: float
@@ -91,6 +92,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         loss=rows[-1].get("loss") if rows else None,
         seconds_left=_seconds_left(rows, step, total) if running else None,
         attempts=len(history) + (current is not None),
+        reasons=tuple(_why(attempt) for attempt in history),
         lost_steps=sum(attempt.lost_steps or 0 for attempt in history),
         goodput=_goodput(run, history, current, now if running else None),
         queue_seconds=sum(a.queue_seconds or 0.0 for a in [*history, *([current] if current else [])]),
@@ -126,17 +128,24 @@ def _state(
     if current is not None:
         if jobs is None:
             return "running", _phase(progress, current, now) + "; Slurm does not answer here"
-        return "lost", "its job is gone and nothing says why: a lost node, or a cancel without enough grace"
+        return "lost", "its job is gone and left no word: a lost node, or a cancel without enough grace"
     if not history:
         return "not started", ""
     last = history[-1]
     reason = last.reason or ""
     if reason in (Reason.CRASHED, Reason.BAD_INPUT):
+        if last.bad_nodes:
+            return "failed", f"{reason}: the run folder is not seen by {', '.join(last.bad_nodes)}"
         return "failed", f"{reason}: rank {last.failed_rank}, exit code {last.exit_code}"
-    if reason in (Reason.PREEMPTED, Reason.TIME_LIMIT):
+    if reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
         detail = "Slurm does not answer here" if jobs is None else "and was not requeued"
-        return ("queued" if jobs is None else "stopped"), f"{reason}; {detail}"
+        return ("queued" if jobs is None else "stopped"), f"{_why(last)}; {detail}"
     return ("stopped" if reason == Reason.STOPPED else reason), f"at step {last.saved_step}"
+
+
+def _why(attempt: Attempt) -> str:
+    reason = attempt.reason or "unknown"
+    return f"{reason} ({', '.join(attempt.bad_nodes)})" if attempt.bad_nodes else reason
 
 
 def _phase(progress: dict[str, Any], attempt: Attempt, now: float) -> str:

@@ -77,7 +77,35 @@ def job_state(job: str) -> JobState:
         state=field_of(text, "JobState") or "RUNNING",
         reason=field_of(text, "Reason") or "None",
         preempted=field_of(text, "PreemptTime") is not None,
+        requeued=int(field_of(text, "Restarts") or 0) > int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
+
+
+def hostnames(nodes: str) -> list[str]:
+    """``n[1-2]`` as ``n1`` and ``n2``, in the order of the ranks."""
+    return (ask("scontrol", "show", "hostnames", nodes) or "").split()
+
+
+def lost_nodes(nodes: str, since: float) -> list[str]:
+    """Those of a list (``n[1-4]``) that Slurm cannot reach, or that booted after ``since`` (Unix time)."""
+    text = ask("scontrol", "show", "node", "--oneliner", nodes) if nodes else None
+    return [
+        name
+        for line in (text or "").splitlines()
+        if (name := field_of(line, "NodeName")) is not None and _is_lost(line, since)
+    ]
+
+
+def _is_lost(line: str, since: float) -> bool:
+    state = field_of(line, "State") or ""
+    # Older versions mark a silent node with a star, newer ones with a word.
+    if "DOWN" in state.replace("*", "").split("+") or "NOT_RESPONDING" in state or "*" in state:
+        return True
+    booted = field_of(line, "BootTime")
+    try:
+        return booted is not None and datetime.fromisoformat(booted).timestamp() > since
+    except ValueError:
+        return False
 
 
 def queue_seconds(job: str) -> float | None:

@@ -31,7 +31,8 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
     if state.backend == "slurm":
         shown.append(("job", state.job or "none"))
         queued = f", {duration(state.queue_seconds)} in the queue"
-        shown.append(("attempts", f"{state.attempts}, {state.lost_steps} steps lost{queued}"))
+        ended = f" ({', '.join(state.reasons)})" if state.reasons else ""
+        shown.append(("attempts", f"{state.attempts}{ended}, {state.lost_steps} steps lost{queued}"))
     if state.goodput is not None:
         shown.append(("goodput", f"{state.goodput:.0%} of the time went into steps that were kept"))
     return [*shown, ("next", state.next)]

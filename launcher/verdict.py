@@ -24,14 +24,20 @@ def is_failure(code: int) -> bool:
     return code not in (EXIT_OK, *SAVED)
 
 
-def first_failure(codes: Mapping[int, int]) -> int | None:
-    """The rank that failed first (``codes`` is in the order of the ends); None when none did."""
-    return next((rank for rank, code in codes.items() if is_failure(code)), None)
+def failed_rank(codes: Mapping[int, int]) -> int | None:
+    """The rank to blame (``codes`` is in the order of the ends); None when none failed.
+
+    It is the one that failed first; but one that complains of bad input says why, whereas the others only
+    lost their connection to it, and may have been quicker to end.
+    """
+    complaints = (rank for rank, code in codes.items() if code == EXIT_USER_ERROR)
+    failures = (rank for rank, code in codes.items() if is_failure(code))
+    return next(complaints, next(failures, None))
 
 
 def exit_code(codes: Mapping[int, int]) -> int:
     """0 when all finished, 85 or 86 when all that stopped had saved, else the first failing rank's code."""
-    rank = first_failure(codes)
+    rank = failed_rank(codes)
     if rank is not None:
         return codes[rank] if codes[rank] > 0 else 128 - codes[rank]
     stops = [code for code in codes.values() if code != EXIT_OK]

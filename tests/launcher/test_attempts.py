@@ -32,7 +32,7 @@ def progress(run: Path, step: int, updated: float | None = None) -> None:
 
 def test_one_attempt(tmp_path) -> None:
     checkpoint(tmp_path, 4)
-    (tmp_path / "exits").mkdir()
+    (tmp_path / "exits").mkdir(exist_ok=True)
     (tmp_path / "exits" / "rank-0").write_text("1 5.0\n")
     (tmp_path / "result.json").write_text('{"status": "stopped"}')
     attempt = begin(tmp_path, "7", "n[1-2]", 3.5)
@@ -57,6 +57,20 @@ def test_a_killed_attempt_is_closed_by_the_next(tmp_path) -> None:
     assert (closed.reason, closed.end, closed.lost_steps) == ("lost", first.start + 60, 3)
 
 
+def test_a_killed_attempt_with_a_lost_node(tmp_path) -> None:
+    first = begin(tmp_path, "7", "n[1-2]", None)
+    asked = []
+
+    def lost(nodes: str, since: float) -> list[str]:
+        asked.append((nodes, since))
+        return ["n2"]
+
+    begin(tmp_path, "7", "n[3-4]", None, lost)
+    assert asked == [("n[1-2]", first.start)]
+    (closed,) = read_history(tmp_path)
+    assert (closed.reason, closed.bad_nodes) == ("node lost", ("n2",))
+
+
 def test_old_progress_is_not_this_attempts(tmp_path) -> None:
     progress(tmp_path, 90, 1000.0)
     closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
@@ -74,9 +88,10 @@ def test_a_torn_line_is_left_out(tmp_path) -> None:
 
 
 def test_exit_codes_come_in_the_order_of_the_ends(tmp_path) -> None:
-    (tmp_path / "exits").mkdir()
+    (tmp_path / "exits").mkdir(exist_ok=True)
     for rank, text in {0: "143 12.5", 1: "3 12.25", 10: "143 12.75"}.items():
         (tmp_path / "exits" / f"rank-{rank}").write_text(text + "\n")
+    (tmp_path / "exits" / "rank-2").write_text("1 12.")  # is being written
     assert list(exit_codes(tmp_path).items()) == [(1, 3), (0, 143), (10, 143)]
 
 

@@ -14,6 +14,7 @@ PEACE = Evidence(
     max_restarts=3,
 )
 PREEMPTED, CANCELLED = JobState(preempted=True), JobState(state="COMPLETING")
+REQUEUED = JobState(state="COMPLETING", requeued=True)
 TIME_LIMIT = JobState(state="COMPLETING", reason="TimeLimit")
 USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 0: 143}
 
@@ -34,6 +35,13 @@ USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 
         ({"codes": CRASH, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
         ({"codes": TERM, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        # Slurm says why it ends the job: not a cancel.
+        ({"codes": TERM, "job": REQUEUED}, Action.EXIT, Reason.REQUEUED),
+        ({"codes": {}, "job": REQUEUED, "lost_nodes": ("n2",)}, Action.EXIT, Reason.NODE_LOST),
+        ({"codes": TERM, "job": PREEMPTED, "lost_nodes": ("n2",)}, Action.WAIT, Reason.PREEMPTED),
+        # The others failed because of it. It does not count as a crash.
+        ({"codes": {0: 1}, "lost_nodes": ("n2",)}, Action.RESTART, Reason.NODE_LOST),
+        ({"codes": {0: 1}, "lost_nodes": ("n2",), "fruitless_before": 3}, Action.RESTART, Reason.NODE_LOST),
         # Both signals: whoever sent TERM decides.
         ({"codes": {0: 85, 1: 86}}, Action.WAIT, Reason.TERMINATED),
         ({"codes": TERM}, Action.WAIT, Reason.TERMINATED),

@@ -93,6 +93,8 @@ def test_gone_without_a_word(run) -> None:
         ("crashed", "failed", "logs"),
         ("configuration error", "failed", "logs"),
         ("preempted", "stopped", "resume"),
+        ("node lost", "stopped", "resume"),
+        ("requeued", "stopped", "resume"),
     ],
 )
 def test_after_its_end(run, reason: str, word: str, command: str) -> None:
@@ -100,6 +102,17 @@ def test_after_its_end(run, reason: str, word: str, command: str) -> None:
     state = inspect_run(run, [], NOW)
     assert state.state == word
     assert state.next.startswith(f"alignkd {command} ")
+
+
+def test_nodes_that_are_to_blame(run) -> None:
+    past(run, "node lost", bad_nodes=["n2", "n3"])
+    state = inspect_run(run, [], NOW)
+    assert (state.detail, state.reasons) == (
+        "node lost (n2, n3); and was not requeued",
+        ("node lost (n2, n3)",),
+    )
+    past(run, "configuration error", bad_nodes=["n2"])
+    assert inspect_run(run, [], NOW).detail.endswith("the run folder is not seen by n2")
 
 
 def test_preempted_and_no_slurm_to_ask(run) -> None:
@@ -131,5 +144,5 @@ def test_what_a_terminal_shows(run) -> None:
     show_state(state, console)
     console.print(state_table([state]))
     text = console.export_text()
-    for part in ("running: training", "30 of 100", "2:20", "4.7", "2, 2 steps lost", "30%", "logs"):
+    for part in ("running: training", "30 of 100", "2:20", "4.7", "2 (crashed), 2 steps lost", "30%", "logs"):
         assert part in text

@@ -1,3 +1,4 @@
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from launcher.lifecycle import JobState
 from launcher.slurm import (
     clean_environment,
     job_state,
+    lost_nodes,
     queue_seconds,
     queued_jobs,
     slurm_answers,
@@ -72,6 +74,33 @@ def test_what_slurm_says_of_a_job(monkeypatch) -> None:
     assert job_state("5").preempted
     monkeypatch.setattr(slurm, "ask", lambda *_: None)
     assert job_state("5") == JobState()
+
+
+def test_a_requeue_under_way_is_seen(monkeypatch) -> None:
+    show(monkeypatch, state="COMPLETING")
+    assert not job_state("5").requeued
+    monkeypatch.setattr(slurm, "ask", lambda *_: SHOWN.replace("Restarts=0", "Restarts=1"))
+    assert job_state("5").requeued
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # this start is that one already
+    assert not job_state("5").requeued
+
+
+def test_lost_nodes(monkeypatch) -> None:
+    states = {
+        "n1": "IDLE BootTime=2026-01-01T00:00:00",
+        "n2": "MIXED+NOT_RESPONDING BootTime=2026-01-01T00:00:00",
+        "n3": "DOWN* BootTime=None",
+        "n4": "MIXED BootTime=2026-01-03T00:00:00",  # has started again
+        "n5": "DOWN+DRAIN BootTime=None",
+        "n6": "POWERED_DOWN BootTime=None",
+    }
+    lines = [f"NodeName={name} CPULoad=1 State={state} Reason=DOWN?" for name, state in states.items()]
+    monkeypatch.setattr(slurm, "ask", lambda *_: "\n".join(lines))
+    since = datetime(2026, 1, 2).timestamp()
+    assert lost_nodes("n[1-6]", since) == ["n2", "n3", "n4", "n5"]
+    assert lost_nodes("", since) == []
+    monkeypatch.setattr(slurm, "ask", lambda *_: None)
+    assert lost_nodes("n[1-6]", since) == []
 
 
 def test_jobs_are_found_by_their_script(monkeypatch) -> None:

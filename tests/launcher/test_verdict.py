@@ -4,7 +4,7 @@ import io
 import pytest
 
 from alignkd.errors import ConfigError, report_error
-from launcher.verdict import exit_code, failure_report, first_failure, tail
+from launcher.verdict import exit_code, failed_rank, failure_report, tail
 
 
 @pytest.mark.parametrize(
@@ -16,12 +16,13 @@ from launcher.verdict import exit_code, failure_report, first_failure, tail
         ({1: 85, 0: 86}, None, 86),
         ({1: 3, 0: 1}, 1, 3),
         ({1: 0, 0: 2}, 0, 2),
+        ({0: 1, 1: 2}, 1, 2),  # rank 0 lost its connection to rank 1, and was quicker to end
         ({1: -9, 0: -15}, 1, 137),
         ({1: 86, 0: 1}, 0, 1),
     ],
 )
 def test_codes(codes, first, code) -> None:
-    assert first_failure(codes) == first
+    assert failed_rank(codes) == first
     assert exit_code(codes) == code
 
 

@@ -4,7 +4,7 @@
 
 RANK=${ALIGNKD_RANK:-$SLURM_PROCID}
 exec >>"$RUN/logs/rank-$RANK.log" 2>&1
-echo "=== attempt $ALIGNKD_ATTEMPT: job ${SLURM_JOB_ID:-none} on ${SLURMD_NODENAME:-$HOSTNAME}, $(date -Is)"
+echo "=== attempt $ALIGNKD_ATTEMPT: job ${SLURM_JOB_ID:-none} on ${SLURMD_NODENAME:-$HOSTNAME}, process $$, $(date -Is)"
 PYTHON=python3 # inside the container; the other one is not there
 
 export RANK LOCAL_RANK=${ALIGNKD_LOCAL_RANK:-$SLURM_LOCALID} NODE_RANK=${ALIGNKD_NODE_RANK:-$SLURM_NODEID}
@@ -16,9 +16,11 @@ trap : USR1 TERM
 "$PYTHON" -m alignkd.train "$RUN"
 code=$?
 
-# srun hides the code of the rank that failed behind those of the ranks it killed; this file does not.
-mkdir -p "$RUN/exits" && echo "$code $(date +%s.%N)" >"$RUN/exits/.rank-$RANK" &&
-    mv "$RUN/exits/.rank-$RANK" "$RUN/exits/rank-$RANK"
+# srun hides the code of the rank that failed behind those of the ranks it killed; this file does not. No program is
+# started for it: the SIGTERM for the ranks that are left would end that, too.
+printf -v now '%(%s)T' -1
+now=${EPOCHREALTIME:-$now} # bash 5
+echo "$code ${now/,/.}" >"$RUN/exits/rank-$RANK"
 
 # 85 and 86 say "saved". srun would take them for failures and kill the ranks that are about to leave.
 if [[ -z ${ALIGNKD_RANK-} && ($code -eq 85 || $code -eq 86) ]]; then
