@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -161,13 +162,20 @@ def explain(
 def drill(
     run: Run,
     steps: Annotated[int, typer.Option(min=8, help="Length of the two short runs.")] = 40,
+    preempt_with: Annotated[
+        str,
+        typer.Option(
+            metavar="OPTIONS", help='sbatch options of a job that preempts: "--partition=urgent --exclusive".'
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Prove that a run comes back on this cluster; exit code 1 when it does not."""
     from launcher.drill import drill as run_drill
 
     findings = []
-    for finding in run_drill(Path(os.path.abspath(run)), steps, Console(stderr=as_json)):
+    options = shlex.split(preempt_with)
+    for finding in run_drill(Path(os.path.abspath(run)), steps, Console(stderr=as_json), options):
         findings.append(finding)
         if not as_json:
             print(f"{'ok ' if finding.ok else 'NOT OK'}  {finding.text}", flush=True)

@@ -1,16 +1,17 @@
 """``alignkd drill RUN``: proves on the cluster itself, before a long run, that a run comes back.
 
-Two short runs are made from the run's configuration. One is left alone. The other is requeued as by a
-preemption, told to save as before a time limit, and has its ranks killed; in the end both must have the same
-losses.
+Two short runs are made from the run's configuration. One is left alone. The other is preempted, told to save
+as before a time limit, and loses a rank; in the end both must have the same losses.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,15 @@ from rich.console import Console
 
 from alignkd.config import load_config
 from alignkd.errors import AlignkdError, UserError
-from launcher.attempts import HISTORY, open_attempt, read_history
+from launcher.attempts import HISTORY, Attempt, open_attempt, read_history
 from launcher.control import start_run
 from launcher.files import read_json
 from launcher.launch import LaunchRequest, write_run
+from launcher.lifecycle import Reason
 from launcher.manifest import Manifest, read_manifest
-from launcher.slurm import ask, queued_jobs
+from launcher.ranks import log_path
+from launcher.slurm import ask, hostnames, queued_jobs
+from launcher.verdict import ATTEMPT_PREFIX
 
 SLURM_SECONDS = 30.0  # between two questions to Slurm
 PATIENCE_SECONDS = 4 * 3600.0  # with each wait: a job may be queued for long
@@ -41,18 +45,56 @@ class Event:
     """Something that is done to a job, and what it must look like afterwards."""
 
     name: str
-    command: Callable[[str], tuple[str, ...]]
+    command: Callable[[Path, Attempt, Manifest], tuple[str, ...]]
     saves: bool  # are the ranks told before they are ended?
 
 
-EVENTS = (
-    Event("a requeue, as by a preemption", lambda job: ("scontrol", "requeue", job), True),
-    Event("SIGUSR1, as before a time limit", lambda job: ("scancel", "--signal=USR1", job), True),
-    Event("killed ranks", lambda job: ("scancel", "--signal=KILL", f"{job}.0"), False),
-)
+# The children of rank.sh are killed, which is the rank alone: rank.sh lives to write down how it ended.
+_KILL = 'kill -KILL $(cat "/proc/$1/task/$1/children")'
+_PLACE = re.compile(rf"{ATTEMPT_PREFIX}(\d+): job \S+ on (\S+), process (\d+),")
 
 
-def drill(run: Path, steps: int, console: Console, slurm_seconds: float = SLURM_SECONDS) -> Iterator[Finding]:
+def events(preempt_with: Sequence[str]) -> tuple[Event, ...]:
+    """``preempt_with`` are the sbatch options of a job that preempts; none: the preemption is played."""
+    if preempt_with:
+        first = Event("a preemption", lambda run, attempt, _: _preempting(run, attempt, preempt_with), True)
+    else:
+        first = Event(
+            "a requeue by scontrol, in the place of a preemption (no --preempt-with)",
+            lambda run, attempt, _: ("scontrol", "requeue", attempt.job),
+            True,
+        )
+    warning = Event(
+        "SIGUSR1, as before a time limit",
+        lambda run, attempt, _: ("scancel", "--signal=USR1", attempt.job),
+        True,
+    )
+    return first, warning, Event("one killed rank", _killing, False)
+
+
+def _preempting(run: Path, attempt: Attempt, options: Sequence[str]) -> tuple[str, ...]:
+    """A job that wants the nodes of this one, and ends at once."""
+    count = len(hostnames(attempt.nodes))
+    own = ("--output=/dev/null", f"--nodes={count}", f"--nodelist={attempt.nodes}")
+    return ("sbatch", f"--job-name={run.name}-preempts", *own, *options, "--wrap=true")
+
+
+def _killing(run: Path, attempt: Attempt, manifest: Manifest) -> tuple[str, ...]:
+    """Kill the last rank, where its log says that it is."""
+    log = log_path(run / "logs", manifest.world_size - 1).read_text(encoding="utf-8", errors="replace")
+    places = {int(number): (node, process) for number, node, process in _PLACE.findall(log)}
+    node, process = places[attempt.number]
+    step = ("srun", f"--jobid={attempt.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
+    return (*step, "--mem=0", "--mpi=none", "--chdir=/", "bash", "-c", _KILL, "kill", process)
+
+
+def drill(
+    run: Path,
+    steps: int,
+    console: Console,
+    preempt_with: Sequence[str] = (),
+    slurm_seconds: float = SLURM_SECONDS,
+) -> Iterator[Finding]:
     """What the cluster grants, one finding after the other; ``steps`` is the length of the short runs.
 
     Raises UserError when ``run`` is not Slurm's, AlignkdError when a short run is gone or nothing happens.
@@ -62,13 +104,17 @@ def drill(run: Path, steps: int, console: Console, slurm_seconds: float = SLURM_
         raise UserError(f"{run}: made for the {manifest.backend} back end; a drill is for a cluster")
     whole, cut = (_short_run(run, manifest, name, steps) for name in ("drill-whole", "drill-cut"))
     _, whole_job = start_run(whole, manifest, console)
+    if preempt_with:  # it may be placed on the same nodes, and would not be left alone
+        _wait(whole, lambda: _is_done(whole) or _gave_up(whole) is not None, slurm_seconds)
     _, job = start_run(cut, manifest, console)
     assert job is not None
     console.print(f"jobs {whole_job} (left alone) and {job} (interrupted)", markup=False, highlight=False)
     if "Requeue=1" not in (ask("scontrol", "show", "job", "--oneliner", job) or ""):
         yield Finding(False, "the job may not be requeued here; set slurm.requeue: false for chained jobs")
-    for number, event in enumerate(EVENTS, start=1):
-        yield _try(event, number, cut, slurm_seconds)
+    for event in events(preempt_with):
+        yield (finding := _try(event, cut, manifest, slurm_seconds))
+        if _gave_up(cut) is not None or (not finding.ok and _is_done(cut)):
+            return
     for short in (whole, cut):
         _wait(short, lambda short=short: _is_done(short), slurm_seconds)  # type: ignore[misc]
     yield _folder_finding(cut, manifest)
@@ -86,23 +132,38 @@ def _short_run(run: Path, manifest: Manifest, suffix: str, steps: int) -> Path:
     return short
 
 
-def _try(event: Event, number: int, run: Path, slurm_seconds: float) -> Finding:
-    """Wait until the attempt has a checkpoint of its own, do it, and look at the attempt that follows."""
-    _wait(run, lambda: _made_progress(run, number) or _is_done(run), slurm_seconds)
+def _try(event: Event, run: Path, manifest: Manifest, slurm_seconds: float) -> Finding:
+    """Wait until the attempt has made some steps, do it, and look at the attempt that follows."""
+    number = len(read_history(run)) + 1
+
+    def is_over() -> bool:
+        return _is_done(run) or _gave_up(run) is not None
+
+    _wait(run, lambda: _made_progress(run, number) or is_over(), slurm_seconds)
     attempt = open_attempt(run)
     if attempt is None:
-        return Finding(False, f"{event.name}: the short run was over before; give it more --steps")
-    if ask(*event.command(attempt.job)) is None:
-        return Finding(False, f"{event.name}: refused by Slurm ({' '.join(event.command(attempt.job))})")
-    _wait(run, lambda: len(read_history(run)) >= number and open_attempt(run) is not None, slurm_seconds)
-    ended, following = read_history(run)[number - 1], open_attempt(run)
-    assert following is not None
+        over = _gave_up(run) or "the short run was over before; give it more --steps"
+        return Finding(False, f"{event.name}: {over}")
+    command = event.command(run, attempt, manifest)
+    if ask(*command) is None:
+        return Finding(False, f"{event.name}: refused by Slurm ({shlex.join(command)})")
+    _wait(
+        run,
+        lambda: ((now := open_attempt(run)) is not None and now.number > number) or is_over(),
+        slurm_seconds,
+    )
+    following = open_attempt(run)
+    ended = read_history(run)[number - 1]
+    if following is None:
+        return Finding(False, f"{event.name}: {_gave_up(run) or 'it came too late, or changed nothing'}")
     if following.first_step != ended.saved_step:
         text = f"went on at step {following.first_step} instead of {ended.saved_step}"
         return Finding(False, f"{event.name}: {text}")
     text = f"{event.name}: went on at step {following.first_step} after {_waited(ended.end, following.start)}"
     if event.saves and (ended.lost_steps or 0) > 0:
         return Finding(False, f"{text}, but {ended.lost_steps} steps were lost: too short a grace to save")
+    if event.name == "a preemption" and ended.reason != Reason.PREEMPTED:
+        return Finding(False, f"{text}, but the attempt ended as: {ended.reason}")
     return Finding(True, text)
 
 
@@ -116,6 +177,17 @@ def _made_progress(run: Path, number: int) -> bool:
     if attempt is None or attempt.number != number or progress.get("updated", 0) < attempt.start:
         return False
     return int(progress.get("step") or 0) >= attempt.first_step + 2
+
+
+def _gave_up(run: Path) -> str | None:
+    """Why the run will not start again by itself; None when it may."""
+    history = read_history(run)
+    if open_attempt(run) is not None or not history or history[-1].reason != Reason.BAD_INPUT:
+        return None
+    if history[-1].bad_nodes:
+        nodes = ", ".join(history[-1].bad_nodes)
+        return f"the run folder is not seen by {nodes}: it must lie on a shared file system"
+    return f"the run failed: see alignkd logs {run} --errors"
 
 
 def _is_done(run: Path) -> bool:
