@@ -9,13 +9,14 @@ from pathlib import Path
 
 from alignkd.config import Config
 from alignkd.config.schema import SlurmSection
+from alignkd.errors import CheckpointError
 from launcher.job_scripts import render_scripts
+from launcher.plan.sizes import run_sizes
 from launcher.run_folder import run_path
 from launcher.slurm import ask, clean_environment, field_of
 
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs"}
-# Weights, fp32 master weights and two moments, against weights of two bytes in a model folder.
-_STATE_TO_WEIGHTS = 8
+_STATE_BYTES = 12  # fp32 master weight and two moments, of each trainable parameter
 
 
 def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
@@ -42,12 +43,14 @@ def slurm_warnings(config: Config, nodes: int) -> list[str]:
 
 
 def space_problems(config: Config) -> list[str]:
-    """Is there room for the checkpoints that are kept? (A `scratch` student has no files to judge by.)"""
-    if config.model.student == "scratch":
-        return []
-    folder = Path(config.model.student)
-    weights = [*folder.glob("*.safetensors")] or [*folder.glob("*.bin")]
-    one = sum(path.stat().st_size for path in weights) * _STATE_TO_WEIGHTS
+    """Is there room for the checkpoints that are kept? They are counted from the student's config.json."""
+    try:
+        sizes = run_sizes(config)
+    except CheckpointError:
+        return []  # said elsewhere
+    trainable, frozen = sum(sizes.trainable(config).values()), sum(sizes.frozen(config).values())
+    weight_bytes = 4 if config.training.precision == "fp32" else 2
+    one = trainable * (weight_bytes + _STATE_BYTES) + frozen * weight_bytes
     count = (config.checkpoint.keep_last or 10) + 1  # the new one is whole before an old one goes
     place = _existing(run_path(config))
     free = shutil.disk_usage(place).free

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from launcher import slurm_preflight
+from launcher.plan.sizes import run_sizes
 from launcher.slurm_preflight import file_system, minutes, slurm_problems, slurm_warnings, space_problems
+from tests.launcher.conftest import FIXTURE
 
 PARTITIONS = (
     "PartitionName=low Default=YES MaxTime=UNLIMITED State=UP TotalNodes=4\n"
@@ -74,6 +76,25 @@ def test_space(make_config, monkeypatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     (problem,) = space_problems(make_config())
     assert "4 checkpoints take about" in problem
+    scratch = ["model.student=scratch", f"model.student_config={FIXTURE / 'student'}"]
+    assert problem == space_problems(make_config(*scratch, f"model.vision_tower={FIXTURE / 'teacher'}"))[0]
+
+
+def test_the_space_is_counted_from_the_parameters(make_config, monkeypatch) -> None:
+    """fp32: 4 + 12 bytes of each trained number, 4 of each frozen one."""
+    asked = []
+
+    def usage(_place):
+        return type("Usage", (), {"free": asked[-1]})
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    sizes = run_sizes(make_config())
+    trained, frozen = sum(sizes.trainable(make_config()).values()), sum(sizes.frozen(make_config()).values())
+    need = 4 * (16 * trained + 4 * frozen)
+    asked.append(need)
+    assert space_problems(make_config()) == []
+    asked.append(need - 1)
+    assert len(space_problems(make_config())) == 1
 
 
 def test_a_local_file_system_is_mentioned(make_config, monkeypatch) -> None:
