@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.attempts import read_history
 from launcher.ranks import free_port
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
+WAIT = 300.0  # seconds; every wait ends when its condition is there
 RANK = """
 import json, os, pathlib, signal, sys, time
 got = []
@@ -29,7 +32,8 @@ run, rank = pathlib.Path(sys.argv[3]), os.environ["RANK"]
 names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "ALIGNKD_HOST")
 (run / f"rank-{rank}.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
 (run / f"pid-{rank}").write_text(str(os.getpid()))
-mode = (run / "mode").read_text()
+place = run / "mode"
+mode = (place if place.exists() else run.parent / f"mode-{run.name}").read_text()
 if mode == "fail" and rank == "1":
     sys.exit("out of cheese")
 while mode in ("wait", "fail") and not got:
@@ -71,7 +75,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     process.wait()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = WAIT) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -110,7 +114,7 @@ def alignkd(ssh: Path, config_file: Path, tmp_path: Path) -> Callable[..., subpr
 def prepared(alignkd, config_file: Path, tmp_path: Path) -> Callable[[str], Path]:
     def make(mode: str) -> Path:
         process = alignkd("launch", config_file, "--dry-run", "--name", mode or "plain")
-        assert process.wait(60) == 0, process.stdout.read()
+        assert process.wait(WAIT) == 0, process.stdout.read()
         run = tmp_path / "a 'run'" / (mode or "plain")
         (run / "mode").write_text(mode)
         return run
@@ -130,7 +134,7 @@ def alive(run: Path) -> list[int]:
 def test_the_same_rank_script_on_two_hosts(alignkd, prepared) -> None:
     run = prepared("")
     process = alignkd("resume", run)
-    assert process.wait(60) == 0, process.stdout.read()
+    assert process.wait(WAIT) == 0, process.stdout.read()
     for rank in range(4):
         values = json.loads((run / f"rank-{rank}.json").read_text())
         assert values == {
@@ -150,7 +154,7 @@ def test_signals_reach_the_ranks(alignkd, prepared, number: str, code: int, reas
     process = alignkd("resume", run)
     wait_for(lambda: len(list(run.glob("pid-*"))) == 4)
     process.send_signal(signal.Signals[f"SIG{number}"])
-    assert process.wait(60) == code, process.stdout.read()
+    assert process.wait(WAIT) == code, process.stdout.read()
     assert [attempt.reason for attempt in read_history(run)] == [reason]
     assert alive(run) == []
 
@@ -158,7 +162,7 @@ def test_signals_reach_the_ranks(alignkd, prepared, number: str, code: int, reas
 def test_one_dead_rank_ends_all(alignkd, prepared) -> None:
     run = prepared("fail")
     process = alignkd("resume", run)
-    assert process.wait(60) == 1
+    assert process.wait(WAIT) == 1
     output = process.stdout.read()
     assert "rank 1 ended with exit code 1" in output
     assert "out of cheese" in output
@@ -176,11 +180,80 @@ def test_no_rank_outlives_its_launcher(alignkd, prepared) -> None:
     wait_for(lambda: alive(run) == [])
 
 
+STAGES = "stages:\n  first: {run: {name: one}}\n  second: {run: {name: two}}\n"
+
+
+def test_a_failed_stage_holds_the_next(alignkd, config_file: Path, tmp_path: Path) -> None:
+    config_file.write_text(config_file.read_text() + STAGES)
+    runs = tmp_path / "a 'run'"
+    runs.mkdir()
+    for name, mode in {"one": "fail", "two": ""}.items():
+        (runs / f"mode-{name}").write_text(mode)
+    process = alignkd("launch", config_file, "--stages", "first,second")
+    assert process.wait(WAIT) == 1
+    assert "out of cheese" in process.stdout.read()
+    assert (runs / "two" / "manifest.json").exists()
+    assert not (runs / "two" / "rank-0.json").exists()
+    # Each goes on by itself once the reason is gone.
+    (runs / "mode-one").write_text("")
+    for name in ("one", "two"):
+        assert alignkd("resume", runs / name).wait(WAIT) == 0
+    assert [attempt.reason for attempt in read_history(runs / "one")] == ["crashed", "crashed"]
+
+
+def test_two_stages_train_on_two_hosts(ssh: Path, tmp_path: Path) -> None:
+    """Real ranks and gloo, one rank on each host; the second stage goes on with student and adapters."""
+    records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 4
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    document = {
+        "model": {"teacher": str(tiny.TEACHER), "student": str(tiny.STUDENT)},
+        "data": {"sources": [{"file": "data.json", "image_folder": str(tiny.FOLDER)}], "workers": 0},
+        "training": {
+            "global_batch_size": 4,
+            "micro_batch_size": 2,
+            "precision": "fp32",
+            "learning_rate": 1e-3,
+            "max_steps": 3,
+        },
+        "checkpoint": {"every": 2},
+        "slurm": {"gpu_option": "none", "network_interface": "lo"},
+        "stages": {
+            "first": {"run": {"name": "one"}},
+            "second": {
+                "run": {"name": "two"},
+                "model": {"student": "runs/one/student", "adapters": "runs/one"},
+            },
+        },
+    }
+    (tmp_path / "alignkd.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "hosts").write_text("one slots=1\ntwo slots=1\n")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "launcher.cli", "launch", str(tmp_path / "alignkd.yaml")),
+            *("--backend", "ssh", "--hostfile", str(tmp_path / "hosts"), "--stages", "first,second"),
+        ],
+        cwd=ROOT, text=True, capture_output=True, timeout=500,
+        env={**os.environ, "PATH": f"{ssh}:{os.environ['PATH']}", "ALIGNKD_MASTER_ADDR": "127.0.0.1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("one", "two"):
+        run = tmp_path / "runs" / name
+        assert (run / "student" / "model.safetensors").is_file()
+        assert (run / "adapters.safetensors").is_file()
+        assert [row["step"] for row in tiny.metrics_rows(run)] == [1, 2, 3]
+        (attempt,) = read_history(run)
+        assert (attempt.reason, attempt.nodes, attempt.saved_step) == ("done", "one,two", 3)
+    # It did not start anew: with another student and other adapters the first loss would be higher.
+    first, second = (tiny.metrics_rows(tmp_path / "runs" / name) for name in ("one", "two"))
+    for term in ("loss", "attention", "vision"):
+        assert second[0][term] < first[0][term]
+
+
 def test_a_host_that_is_not_there(alignkd, prepared) -> None:
     run = prepared("")
     hosts = json.loads((run / "hosts.json").read_text())
     hosts["hosts"][1]["name"] = "nowhere.invalid"
     (run / "hosts.json").write_text(json.dumps(hosts))
     process = alignkd("resume", run)
-    assert process.wait(60) == 255
+    assert process.wait(WAIT) == 255, process.stdout.read()
     assert "nowhere.invalid" in process.stdout.read()

@@ -1,10 +1,15 @@
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher import stages
+from launcher import local, stages
+from launcher.control import ResumeRequest, resume_run
+from launcher.launch import LaunchRequest, launch
 from launcher.slurm import QueuedJob
 from launcher.stages import check_runs, hand_on, link, stage_names
 
@@ -40,3 +45,32 @@ def test_only_a_stage_that_waits_is_told(tmp_path, monkeypatch) -> None:
     assert json.loads((tmp_path / "next.json").read_text()) == {"run": "/r/b"}
     hand_on(tmp_path, "9")
     assert told == [("scontrol", "update", "JobId=7", "Dependency=afterok:9")]
+
+
+RANK = """
+import pathlib, sys
+run = pathlib.Path(sys.argv[1])
+with open(run.parent / "order", "a") as order:
+    order.write(run.name + " ")
+sys.exit(int((run.parent / f"code-{run.name}").read_text()))
+"""
+
+
+def test_on_the_local_back_end_a_failed_stage_holds_the_next(config_file, monkeypatch) -> None:
+    stages = "".join(f"  {n}: {{run: {{name: {n}}}}}\n" for n in ("a", "b", "c"))
+    config_file.write_text(config_file.read_text() + "stages:\n" + stages)
+    runs = config_file.parent / "runs"
+    runs.mkdir()
+    for name, code in {"a": 0, "b": 3, "c": 0}.items():
+        (runs / f"code-{name}").write_text(str(code))
+    monkeypatch.setattr(local, "rank_command", lambda run: [sys.executable, "-c", RANK, str(run)])
+    monkeypatch.setattr(local, "build_cpu_operators", lambda *_, **__: None)
+    console = Console(file=io.StringIO())
+    result = launch(LaunchRequest(config_file, backend="local", stages="a,b,c"), console)
+    assert result["code"] == 3
+    assert [(Path(stage["run"]).name, stage["code"]) for stage in result["stages"]] == [("a", 0), ("b", 3)]
+    assert (runs / "order").read_text() == "a b "
+    assert (runs / "c" / "manifest.json").exists()
+    (runs / "code-b").write_text("0")
+    assert [resume_run(runs / name, ResumeRequest(), console)["code"] for name in ("b", "c")] == [0, 0]
+    assert (runs / "order").read_text() == "a b b c "
