@@ -3,6 +3,9 @@
 Needs root and the packages ``slurmctld slurmd slurm-client munge``; no systemd, cgroup or database. The nodes
 share one host name and one port space. Every process carries SLURM_CONF in its environment, so whatever the
 cluster started can be found and ended.
+
+No test may depend on how busy the machine is, so every time-out of Slurm is long; where one has to run out,
+a test shortens the wait as an administrator could (``end_in``, ``notice``, the end of ``BeginTime``).
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 NODES = 4
 GPUS = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
+GRACE_SECONDS = 25  # a preempted job always takes all of it, and up to 30 s more until Slurm looks
+PATIENCE_SECONDS = 400.0
 SBIN = "/usr/sbin"
 
 CONF = """\
@@ -33,7 +40,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=60
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -43,9 +50,12 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=10
-SlurmdTimeout=15
-MessageTimeout=30
+KillWait=60
+SlurmdTimeout=300
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=120
+MinJobAge=3600
 OverTimeLimit=0
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer
@@ -61,7 +71,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
-PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
 PartitionName=short Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=OFF MaxTime=5
 """  # noqa: E501
@@ -92,7 +102,7 @@ class Cluster:
         self._write_key()
         first = _free_ports(NODES + 1)
         fields = {"host": host, "folder": self.folder, "port": first, "first": first + 1}
-        fields |= {"last": first + NODES, "nodes": NODES, "gpus": GPUS}
+        fields |= {"last": first + NODES, "nodes": NODES, "gpus": GPUS, "grace": GRACE_SECONDS}
         self.conf.write_text(CONF.format(**fields))
         self._write_gpus()
         (self.folder / "state").mkdir()
@@ -108,23 +118,60 @@ class Cluster:
         for number in range(1, NODES + 1):
             self.start_node(f"n{number}")
         self.wait_for_nodes()
+        threading.Thread(target=self._let_requeued_jobs_start, daemon=True).start()
 
-    def start_node(self, name: str) -> None:
-        self._start(name, ["slurmd", "-D", "-N", name, "-f", str(self.conf)])
+    def start_node(self, name: str, *wrapper: str) -> None:
+        self._start(name, [*wrapper, "slurmd", "-D", "-N", name, "-f", str(self.conf)])
 
-    def wait_for_nodes(self, seconds: float = 60) -> None:
-        wait_for(lambda: self.run("sinfo", "-h", "-o", "%D %T").split() == ["4", "idle"], "4 nodes", seconds)
+    def wait_for_nodes(self) -> None:
+        wait_for(lambda: self.run("sinfo", "-h", "-o", "%D %T").split() == ["4", "idle"], "4 idle nodes")
 
-    def lose_node(self, name: str) -> None:
-        """Its slurmd, the step managers and all their processes are gone at once, as with the power cord."""
-        for pid in _processes(f"SLURMD_NODENAME={name}", str(self.conf)):
-            _kill(pid)
-        self._children.pop(name).kill()
+    def lose_node(self, name: str, *, ranks_first: bool = False) -> None:
+        """Its slurmd, the step managers and all their processes are gone at once, as with the power cord.
+
+        With ``ranks_first`` the step managers still tell srun how the ranks ended, as when a node shuts down.
+        """
+        ranks = _processes(f"SLURMD_NODENAME={name}", str(self.conf))
+        managers = [pid for pid in _processes("", str(self.conf)) if _has_open(pid, f"slurmd-{name}.log")]
+        _send(self._children.pop(name).pid, signal.SIGKILL)
+        for pid in ranks if ranks_first else managers:
+            _send(pid, signal.SIGKILL)
+        if ranks_first:
+            time.sleep(1)
+        for pid in managers if ranks_first else ranks:
+            _send(pid, signal.SIGKILL)
+
+    def notice(self, name: str) -> None:
+        """Slurm learns that a node is gone: what comes of itself after SlurmdTimeout."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=power cut")
+
+    def end_in(self, job: str, seconds: float) -> None:
+        """Give a running job a time limit (``scontrol update TimeLimit`` knows only whole minutes)."""
+        end = datetime.now() + timedelta(seconds=seconds)
+        self.run("scontrol", "update", f"JobId={job}", f"EndTime={end.isoformat(timespec='seconds')}")
+
+    def preempt(self) -> None:
+        """A job that wants all nodes for itself."""
+        options = ("--partition=high", "--exclusive", f"--nodes={NODES}", "--output=/dev/null")
+        self.run("sbatch", *options, "--wrap=true")
+
+    def _let_requeued_jobs_start(self) -> None:
+        """A requeued job is held back for longer than ``cred_expire``, which is long for a busy machine.
+        The wait is for nodes with bad clocks; here there is one clock."""
+        seen: set[str] = set()
+        while "slurmctld" in self._children:
+            time.sleep(1.5)  # the new start must not fall into the second of the old end
+            with contextlib.suppress(subprocess.SubprocessError):
+                lines = self.run("squeue", "-h", "-t", "PENDING", "-o", "%A %r").splitlines()
+                waiting = {line.split()[0] for line in lines if line.endswith(" BeginTime")}
+                for job in waiting & seen:
+                    self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+                seen = waiting - seen
 
     def run(self, *command: str) -> str:
         """Output of a Slurm program. Raises CalledProcessError."""
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
+            command, env=self.environment, capture_output=True, text=True, timeout=120, check=True
         )
         return done.stdout.strip()
 
@@ -140,11 +187,12 @@ class Cluster:
         jobs = self.run("squeue", "-h", "-o", "%A").split()
         if jobs:
             self.run("scancel", *jobs)
-        wait_for(lambda: self.run("squeue", "-h") == "", "an empty queue", 60)
+        wait_for(lambda: self.run("squeue", "-h") == "", "an empty queue")
 
     def stop(self) -> None:
+        children, self._children = self._children, {}
         end_all(str(self.conf))
-        for process in self._children.values():
+        for process in children.values():
             if process.stdin is not None:
                 process.stdin.close()
             process.wait()
@@ -169,7 +217,8 @@ class Cluster:
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/nvidia[0-{GPUS - 1}]\n")
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Returns as soon as it holds. A command of Slurm that fails is asked again."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(subprocess.CalledProcessError):
@@ -186,7 +235,7 @@ def end_all(conf: str) -> None:
         if not found:
             return
         for pid in found:
-            _kill(pid)
+            _send(pid, signal.SIGKILL)
         time.sleep(0.1)
 
 
@@ -200,6 +249,12 @@ def _processes(marker: str, conf: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid() and not _is_zombie(pid)]
 
 
+def _has_open(pid: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.readlink(link).endswith("/" + name) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
 def _is_zombie(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -207,9 +262,9 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def _kill(pid: int) -> None:
+def _send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _free_ports(count: int) -> int:

@@ -29,7 +29,7 @@ class Runs:
         """Output of the command, which must end with ``code`` (None: any)."""
         done = subprocess.run(
             [sys.executable, "-m", "launcher.cli", *map(str, arguments)],
-            capture_output=True, text=True, timeout=120, cwd=cwd or ROOT,
+            capture_output=True, text=True, timeout=400, cwd=cwd or ROOT,
             env={**self.cluster.environment, "COLUMNS": "200", **variables},
         )  # fmt: skip
         assert code is None or done.returncode == code, done.stdout + done.stderr
@@ -73,7 +73,7 @@ class Runs:
 
     def plan(self, run: Path, **plan: Any) -> None:
         """What the toy does in this run."""
-        toy = {"steps": 10, "seconds": 0.1, "every": 5, "failures": [], **plan}
+        toy = {"steps": 10, "seconds": 0.02, "every": 5, "failures": [], "hold": [], **plan}
         (run / "toy.json").write_text(json.dumps(toy))
 
     def submit(self, run: Path) -> str:
@@ -81,7 +81,7 @@ class Runs:
         return self.cluster.run("sbatch", "--parsable", str(run / "job.sbatch"))
 
     def wait_for_step(self, run: Path, step: int) -> None:
-        wait_for(lambda: self.step(run) >= step, f"step {step} of {run}", 60)
+        wait_for(lambda: self.step(run) >= step, f"step {step} of {run}")
 
     def step(self, run: Path) -> int:
         try:
@@ -89,10 +89,10 @@ class Runs:
         except (OSError, ValueError, KeyError):  # not there, or not training yet
             return 0
 
-    def wait_for_end(self, job: str, seconds: float = 60) -> str:
+    def wait_for_end(self, job: str) -> str:
         """Final state of a job."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
-        wait_for(lambda: self.cluster.state(job) in final, f"the end of job {job}", seconds)
+        wait_for(lambda: self.cluster.state(job) in final, f"the end of job {job}")
         return self.cluster.state(job)
 
     def reasons(self, run: Path) -> list[str | None]:
@@ -112,7 +112,8 @@ class Runs:
             "#!/bin/bash\n"
             f'if [[ $2 == alignkd.train ]]; then exec {python} {toy} "$3"; fi\n'
             f"if [[ $2 == launcher.operators ]]; then echo none; exit; fi\n"
-            f'if [[ $3 == end ]]; then sleep "$(cat "$4/slow" 2>/dev/null || echo 0)"; fi\n'
+            'if [[ $3 == end && -e $4/slow ]]; then touch "$4/thinks"; fi\n'
+            "while [[ $3 == end && -e $4/slow ]]; do sleep 0.1; done\n"
             f'exec {python} "$@"\n'
         )
         path.chmod(0o755)

@@ -38,23 +38,100 @@ def test_a_run_by_hand_is_finished(runs: Runs) -> None:
 
 def test_the_time_limit_itself_requeues_too(runs: Runs) -> None:
     """When USR1 was no help (here: never sent in time), TERM comes at the limit."""
-    run = runs.prepare(steps=3000, every=3000, slurm={"sbatch_options": {"time": "1", "signal": False}})
-    runs.submit(run)
-    wait_for(lambda: len(runs.attempts(run)) == 1, "the first attempt's end", 120)
-    wait_for(lambda: runs.step(run) > (runs.attempts(run)[0].last_step or 0), "the second attempt", 30)
-    assert runs.reasons(run) == ["time limit"]
+    run = runs.prepare(hold=[7], slurm={"sbatch_options": {"signal": False}})
+    job = runs.submit(run)
+    runs.wait_for_step(run, 7)
+    runs.cluster.end_in(job, 2)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["time limit", "done"]
+    first, second = runs.attempts(run)
+    assert (first.lost_steps, second.first_step) == (0, 7)
 
 
 def test_a_crash_after_a_preemption_is_a_crash(runs: Runs, cluster: Cluster) -> None:
     """What Slurm noted about the preemption must not speak for the attempts after it."""
-    run = runs.prepare(steps=60, every=1000, failures=[{"attempt": 2, "rank": 0, "step": 40, "code": 3}])
+    run = runs.prepare(every=1000, hold=[5], failures=[{"attempt": 2, "rank": 0, "step": 8, "code": 3}])
     job = runs.submit(run)
     runs.wait_for_step(run, 5)
-    cluster.run(
-        *("sbatch", "--partition=high", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 1")
-    )
-    assert runs.wait_for_end(job, 120) == "COMPLETED", runs.log(run)
+    cluster.preempt()
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
     assert runs.reasons(run) == ["preempted", "crashed", "done"]
+
+
+def test_a_lost_node_is_told_from_a_crash(runs: Runs, cluster: Cluster) -> None:
+    """Rank 0 does not notice that rank 1 is gone, as when a power cord is pulled; Slurm does in the end."""
+    run = runs.prepare(hold=[7, 9])
+    runs.submit(run)
+    runs.wait_for_step(run, 7)
+    cluster.lose_node("n2")
+    try:
+        cluster.notice("n2")
+        wait_for(lambda: runs.attempts(run), "the end of the attempt")
+        runs.wait_for_step(run, 9)
+        state = runs.json("status", run)
+        assert (state["state"], state["reasons"]) == ("running", ["node lost (n2)"])
+        assert "node lost (n2)" in runs.alignkd("status", run)
+    finally:
+        cluster.start_node("n2")
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.bad_nodes, attempt.nodes) == ("node lost", ("n2",), "n[1-2]")
+
+
+def test_a_lost_node_that_hosts_the_script(runs: Runs, cluster: Cluster) -> None:
+    """Nobody is left to write down why: the next attempt does, and asks Slurm."""
+    run = runs.prepare(hold=[7])
+    job = runs.submit(run)
+    runs.wait_for_step(run, 7)
+    cluster.lose_node("n1")
+    try:
+        cluster.notice("n1")
+        assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    finally:
+        cluster.start_node("n1")
+    first, second = runs.attempts(run)
+    assert (first.reason, first.bad_nodes, second.reason) == ("node lost", ("n1",), "done")
+    assert (first.saved_step, first.lost_steps, second.first_step) == (5, 2, 5)
+
+
+def test_a_node_is_known_to_be_lost_before_slurm_notices(runs: Runs, cluster: Cluster) -> None:
+    """srun hears that the ranks of n2 are gone, and they left no word. It does not answer any more."""
+    run = runs.prepare(hold=[7])
+    job = runs.submit(run)
+    runs.wait_for_step(run, 7)
+    cluster.lose_node("n2", ranks_first=True)
+    try:
+        wait_for(lambda: runs.attempts(run), "the end of the attempt")
+        cluster.notice("n2")  # the job may have been placed on it again
+        assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    finally:
+        cluster.start_node("n2")
+    first, *_, last = runs.attempts(run)
+    assert (first.reason, first.bad_nodes, last.reason) == ("node lost", ("n2",), "done")
+    assert "n2" not in last.nodes
+
+
+def test_a_node_that_does_not_see_the_run_folder(runs: Runs, cluster: Cluster) -> None:
+    """n2 has an empty folder in its place, as on a disk of its own."""
+    run = runs.prepare()
+    cluster.lose_node("n2")
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    cluster.start_node("n2", "unshare", "--mount", "bash", "-c", hide, str(run.parent))
+    cluster.wait_for_nodes()
+    try:
+        job = runs.submit(run)
+        assert runs.wait_for_end(job) == "FAILED", runs.log(run)
+    finally:
+        cluster.lose_node("n2")
+        cluster.start_node("n2")
+    assert cluster.job(job)["ExitCode"] == "2:0"
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.bad_nodes) == ("configuration error", ("n2",))
+    assert f"{run} is not seen by n2: run.folder must lie on a shared file system" in runs.log(run)
+    state = runs.json("status", run)
+    assert (state["state"], state["detail"]) == (
+        "failed",
+        "configuration error: the run folder is not seen by n2",
+    )
 
 
 def test_one_crash_restarts_from_the_last_checkpoint(runs: Runs) -> None:
@@ -72,7 +149,7 @@ def test_a_crash_loop_ends_with_the_first_error(runs: Runs) -> None:
     failures = [{"attempt": n, "rank": 1, "step": 2, "code": 3} for n in range(1, 9)]
     run = runs.prepare(failures=failures, slurm={"max_restarts": 2})
     job = runs.submit(run)
-    assert runs.wait_for_end(job, 90) == "FAILED", runs.log(run)
+    assert runs.wait_for_end(job) == "FAILED", runs.log(run)
     assert runs.reasons(run) == ["crashed"] * 3
     assert runs.cluster.job(job)["ExitCode"] == "3:0"
     assert "given up after 2 restarts" in runs.log(run)
@@ -83,7 +160,7 @@ def test_progress_resets_the_count(runs: Runs) -> None:
     failures = [{"attempt": n, "rank": 0, "step": 4 * n + 1, "code": -9} for n in range(1, 4)]
     run = runs.prepare(steps=16, every=4, failures=failures, slurm={"max_restarts": 1})
     job = runs.submit(run)
-    assert runs.wait_for_end(job, 90) == "COMPLETED", runs.log(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
     assert runs.reasons(run) == ["crashed"] * 3 + ["done"]
 
 
@@ -97,7 +174,7 @@ def test_bad_input_is_never_retried(runs: Runs) -> None:
 
 
 def test_a_cancelled_job_stays_cancelled(runs: Runs, cluster: Cluster) -> None:
-    run = runs.prepare(steps=1000)
+    run = runs.prepare(hold=[3])
     job = runs.submit(run)
     runs.wait_for_step(run, 3)
     cluster.run("scancel", job)
@@ -106,19 +183,21 @@ def test_a_cancelled_job_stays_cancelled(runs: Runs, cluster: Cluster) -> None:
     assert (attempt.reason, attempt.lost_steps) == ("cancelled", 0)
     assert cluster.run("squeue", "-h") == ""
     # Submitted again by hand, it goes on.
-    (run / "toy.json").write_text((run / "toy.json").read_text().replace('"steps": 1000', '"steps": 20'))
     assert runs.wait_for_end(runs.submit(run)) == "COMPLETED"
     assert runs.attempts(run)[1].first_step == attempt.saved_step
 
 
 def test_a_cancel_while_the_verdict_is_found_stays_a_cancel(runs: Runs, cluster: Cluster) -> None:
-    run = runs.prepare(steps=1000)
-    (run / "slow").write_text("2")
+    run = runs.prepare(hold=[3])
+    (run / "slow").touch()
     job = runs.submit(run)
     runs.wait_for_step(run, 3)
     cluster.run("scancel", "--signal=USR1", job)  # as before the time limit: it would be requeued
     wait_for((run / "result.json").exists, "the save")
+    wait_for((run / "thinks").exists, "the verdict")
     cluster.run("scancel", job)
+    wait_for(lambda: cluster.state(job) != "RUNNING", "the cancel")
+    (run / "slow").unlink()
     assert runs.wait_for_end(job) == "CANCELLED", runs.log(run)
     assert cluster.run("squeue", "-h") == ""
     assert len(runs.attempts(run)) == 1
@@ -128,7 +207,7 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
     failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
     run = runs.prepare(steps=20, failures=failures, slurm={"requeue": False})
     job = runs.submit(run)
-    wait_for(lambda: len(runs.attempts(run)) == 2, "two attempts", 60)
+    wait_for(lambda: len(runs.attempts(run)) == 2, "two attempts")
     first, second = runs.attempts(run)
     assert (first.reason, second.reason) == ("crashed", "done")
     assert first.job == job != second.job
@@ -137,13 +216,13 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
 
 
 def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:
-    run = runs.prepare(steps=50)
+    run = runs.prepare(hold=[2])
     job = runs.submit(run)
     runs.wait_for_step(run, 2)
     assert runs.wait_for_end(runs.submit(run)) == "FAILED"
     assert f"job {job} is training this run" in runs.log(run)
-    assert runs.wait_for_end(job) == "COMPLETED"
-    assert runs.reasons(run) == ["done"]
+    assert runs.cluster.state(job) == "RUNNING"
+    assert runs.attempts(run) == []
 
 
 def test_ranks_have_a_path_under_export_none(runs: Runs) -> None:

@@ -35,11 +35,14 @@ def launch(runs: Runs, plan: dict[str, object], **slurm: object) -> list[tuple[P
 
 
 def test_the_second_stage_follows_the_first(runs: Runs) -> None:
-    (one, first), (two, second) = launch(runs, {"steps": 10})
+    (one, first), (two, second) = launch(runs, {"hold": [5]})
     wait_for(lambda: runs.json("status", two)["detail"] == "waits for another job", "the reason")
+    runs.wait_for_step(one, 5)
+    runs.cluster.run("scancel", "--signal=USR1", first)  # as before its time limit
     assert runs.wait_for_end(second) == "COMPLETED", runs.log(two)
-    assert runs.attempts(one)[0].end <= runs.attempts(two)[0].start  # type: ignore[operator]
-    assert runs.attempts(one)[0].job == first
+    assert runs.reasons(one) == ["time limit", "done"]
+    assert runs.attempts(one)[1].end <= runs.attempts(two)[0].start  # type: ignore[operator]
+    assert runs.attempts(one)[1].job == first
 
 
 def test_a_failed_stage_holds_the_next_until_it_is_resumed(runs: Runs) -> None:
@@ -57,7 +60,7 @@ def test_a_failed_stage_holds_the_next_until_it_is_resumed(runs: Runs) -> None:
 def test_a_chained_stage_still_holds_the_next(runs: Runs, cluster: Cluster) -> None:
     failures = [{"attempt": 1, "rank": 0, "step": 6, "code": 3}]
     (one, _), (two, second) = launch(runs, {"failures": failures, "steps": 12}, requeue=False)
-    assert runs.wait_for_end(second, 90) == "COMPLETED", runs.log(one) + runs.log(two)
+    assert runs.wait_for_end(second) == "COMPLETED", runs.log(one) + runs.log(two)
     assert runs.reasons(one) == ["crashed", "done"]
     assert runs.attempts(one)[1].end <= runs.attempts(two)[0].start  # type: ignore[operator]
 

@@ -1,7 +1,9 @@
 """A rank that trains nothing but keeps the contract: files, signals, exit codes. ``toy.py RUN``, no torch.
 
 ``RUN/toy.json`` says what it does: ``steps``, ``seconds`` per step, ``every`` (steps between checkpoints),
-and ``failures``: a list of {"attempt", "rank", "step", "code"}; a negative code is a signal to itself.
+``failures``: a list of {"attempt", "rank", "step", "code"}, where a negative code is a signal to itself, and
+``hold``: a step per attempt from which it goes no further until a signal comes (0 or none: it does not wait),
+or such a list for each name of a run.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def fail_if_told(failures: list[dict[str, int]], step: int) -> None:
     for entry in failures:
         if (entry["attempt"], entry["rank"], entry["step"]) == (ATTEMPT, RANK, step):
             print(f"out of cheese at step {step}", file=sys.stderr, flush=True)
-            DEAD.touch()
+            replace(DEAD, RANK)
             if entry["code"] < 0:
                 os.kill(os.getpid(), -entry["code"])
             if entry["code"] == 2:
@@ -64,12 +66,18 @@ def fail_if_told(failures: list[dict[str, int]], step: int) -> None:
 def leave_when_one_is_dead() -> None:
     if DEAD.exists():
         print("connection closed by peer", file=sys.stderr, flush=True)
-        time.sleep(0.5)  # the one that is to blame has ended by now
+        blamed = RUN / "exits" / f"rank-{DEAD.read_text()}"
+        while not blamed.exists():  # its end is what closes the connection
+            time.sleep(0.02)
         sys.exit(1)
 
 
 def first(plan: dict[str, Any]) -> int:
     total, every = plan["steps"], plan["every"]
+    hold = plan["hold"].get(RUN.name, []) if isinstance(plan["hold"], dict) else plan["hold"]
+    waits = {step for attempt, step in enumerate(hold, start=1) if attempt == ATTEMPT and step}
+    # Where another rank fails, this one comes no further, as in a real step.
+    waits |= {fail["step"] for fail in plan["failures"] if fail["attempt"] == ATTEMPT and fail["rank"] != 0}
     saved = [int(p.parent.name[5:]) for p in (RUN / "checkpoints").glob("step-*/COMMITTED")]
     step = max(saved, default=0)
     print(
@@ -82,6 +90,10 @@ def first(plan: dict[str, Any]) -> int:
     report("training", step, total)
     while step < total and not received:
         fail_if_told(plan["failures"], step)
+        if step in waits:
+            leave_when_one_is_dead()
+            time.sleep(0.02)
+            continue
         time.sleep(plan["seconds"])
         step += 1
         loss = 9.0 - step / total
