@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm chaos lint clean
+.PHONY: demo demo-baseline install test test-slurm chaos lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
+	benchmark-save
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -44,6 +45,25 @@ test-slurm: $(INSTALLED)
 KILLS ?= 100
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+# Measurements, on a quiet machine; all but the last write their tables into docs/performance.md.
+benchmarks: benchmark-step benchmark-scale benchmark-data
+
+benchmark-step: .venv/benchmarks
+	$(BIN)/python -m benchmarks.step --publish
+
+benchmark-scale: .venv/benchmarks
+	$(BIN)/python -m benchmarks.scale --publish
+
+benchmark-data: .venv/benchmarks
+	$(BIN)/python -m benchmarks.data --publish
+
+benchmark-save: $(INSTALLED)
+	$(BIN)/python -m benchmarks.save
+
+.venv/benchmarks: $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[benchmarks]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

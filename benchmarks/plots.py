@@ -24,8 +24,9 @@ def plot_steps(results: list[dict[str, Any]], path: Path) -> None:
         for number, method in enumerate(methods):
             heights = []
             for shape in shapes:
-                result, floor = by_key[shape, method], by_key[shape, "floor"]
-                heights.append(value(result, floor) if result["fits"] and floor["fits"] else float("nan"))
+                result, floor = by_key.get((shape, method)), by_key[shape, "floor"]
+                fits = result is not None and result["fits"] and floor["fits"]
+                heights.append(value(result, floor) if result is not None and fits else float("nan"))
             places = [position + (number - (len(methods) - 1) / 2) * width for position in range(len(shapes))]
             bars = axis.bar(places, heights, width, label=method)
             axis.bar_label(bars, fmt="%.2f", fontsize=6, rotation=90, padding=2)
