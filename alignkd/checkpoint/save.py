@@ -16,10 +16,8 @@ from typing import Any
 from alignkd.checkpoint.background import BackgroundWrite, Sealed
 from alignkd.checkpoint.layout import (
     MARKER,
-    METRICS,
     checkpoints_folder,
     committed_steps,
-    flush_to_disk,
     read_manifest,
     step_name,
     universal_name,
@@ -71,13 +69,16 @@ class CheckpointSaver:
         ranks: Ranks,
         storage: Storage,
         found: Found,
+        sync_rows: Callable[[], None] = lambda: None,
         is_writer: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``is_writer`` is asked on rank 0: whether the run is still its to write."""
+        """Both on rank 0: ``sync_rows`` puts the metrics rows on the disk or raises OSError; ``is_writer``
+        says whether the run is still its to write."""
         self._run = run
         self._section = section
         self._ranks = ranks
         self._storage = storage
+        self._sync_rows = sync_rows
         self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
@@ -200,9 +201,7 @@ class CheckpointSaver:
         return self._storage.seal_rank(partial, self._storage.write_files(shards))
 
     def _commit(self, flight: _Flight, timing: dict[str, Any], files: Sealed) -> None:
-        metrics = self._run / METRICS
-        if metrics.exists():  # the rows up to here are not made again once the checkpoint counts
-            flush_to_disk(metrics)
+        self._sync_rows()
         manifest = {
             "step": flight.step,
             "world_size": self._ranks.world_size,
@@ -213,7 +212,10 @@ class CheckpointSaver:
         self._storage.write_manifest(flight.partial, manifest)
         self._storage.publish(flight.partial, flight.final)
         self._storage.mark(flight.final)
-        self._storage.write_latest(flight.final)
+        try:
+            self._storage.write_latest(flight.final)
+        except OSError as error:  # it counts all the same
+            log.warning("%s: %s", self._run, error)
 
     def _fail(self, flight: _Flight, problem: str) -> None:
         """Collective; ``problem`` is the same on all ranks."""

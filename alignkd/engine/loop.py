@@ -42,21 +42,21 @@ def train(
 
     ``is_writer`` is asked on rank 0 before anything is committed.
     """
+    metrics = Metrics(job.run / METRICS, job.config.distillation, job.ranks)
+    metrics.cut_after(job.found.step or 0)
     saver = CheckpointSaver(
-        job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found, is_writer
+        job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found, metrics.sync, is_writer
     )
     try:
-        return _train(job, stop, progress, saver)
+        return _train(job, stop, progress, metrics, saver)
     finally:
         saver.close()
 
 
-def _train(job: Job, stop: StopRequest, progress: Progress, saver: CheckpointSaver) -> int:
+def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, saver: CheckpointSaver) -> int:
     started = time.monotonic()
-    metrics = Metrics(job.run / METRICS, job.config.distillation, job.ranks)
     skipped = SkippedSteps(job.config.training.max_skipped_steps, int(job.engine.skipped_steps))
     step = job.found.step or 0
-    metrics.cut_after(step)
     if job.ranks.is_first and "SLURM_JOB_ID" in os.environ:
         warning = lead_warning(measured_stop_seconds(job.run), job.config.slurm.signal_seconds)
         if warning is not None:

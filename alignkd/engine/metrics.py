@@ -7,9 +7,11 @@ per step; nothing here adds to that). The row of step s is therefore finished wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from alignkd.checkpoint.layout import flush_to_disk
 from alignkd.config.schema import DistillationSection
 from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_bytes
 from alignkd.engine.ranks import Ranks
@@ -118,14 +121,30 @@ class Metrics:
                 "or look at the data of this step with `alignkd probe`; the checkpoints before it are kept."
             )
 
+    def sync(self) -> None:
+        """All finished rows are on the disk afterwards, so that a checkpoint may count: a resume does not
+        make the rows before it again. Raises OSError."""
+        if self._ranks.is_first and (self._unwritten or self._path.exists()):
+            self._append()
+            flush_to_disk(self._path)
+
     def _write_rows(self) -> None:
         """Rows that a full disk does not take wait for the next time; a save will say what is wrong."""
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("".join(self._unwritten))
-            self._unwritten = []
+            self._append()
         except OSError as error:
             log.warning("%s: %s", self._path, error)
+
+    def _append(self) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)  # half a row, which the next would be appended to
+            raise
+        self._unwritten = []
 
     def _finish(self, pending: _Pending) -> dict[str, Any]:
         *sums, gradient_norm = pending.values.tolist()

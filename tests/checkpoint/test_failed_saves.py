@@ -13,6 +13,7 @@ import torch
 from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from alignkd.checkpoint.storage import Storage
 from alignkd.engine.loop import train
+from alignkd.engine.metrics import Metrics
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
@@ -67,6 +68,31 @@ def test_training_goes_on_with_the_older_checkpoints(
     assert len(tiny.metrics_rows(run)) == 4
     saves = json.loads((run / "result.json").read_text())["saves"]
     assert (saves["committed"], saves["failed"]) == (3, 1)
+
+
+def train_while_rows_do_not_fit(ranks: Ranks, run: str) -> int | str:
+    """The disk takes no metrics row from step 2 to the commit of step 3's checkpoint."""
+    append, refused = Metrics._append, []
+
+    def full(metrics: Metrics) -> None:
+        if metrics._unwritten and json.loads(metrics._unwritten[0])["step"] == 2 and len(refused) < 4:
+            refused.append(1)
+            disk_full()
+        append(metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "_append", full)
+        return train_with(ranks, run, Storage())
+
+
+def test_no_checkpoint_counts_before_the_rows_up_to_it_are_written(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=False)
+    assert two_ranks.run(train_while_rows_do_not_fit, str(run)) == [0, 0]
+    # Two rows and two commits were refused.
+    assert committed_steps(run) == [4, 1]
+    assert [row["step"] for row in tiny.metrics_rows(run)] == [1, 2, 3, 4]
 
 
 class MountedFull(Storage):

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from alignkd.config.schema import DistillationSection
+from alignkd.engine.metrics import Metrics
+
+
+def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> None:
+    size = ["-o", "size=8k"]
+    mounted = subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no tmpfs may be mounted here")
+    try:
+        ranks = cast(Any, SimpleNamespace(is_first=True))
+        metrics = Metrics(tmp_path / "metrics.jsonl", DistillationSection(), ranks)  # type: ignore[call-arg]
+        lines = [json.dumps({"step": step, "text": "x" * 3000}) + "\n" for step in (1, 2, 3)]
+        for line in lines:
+            metrics._unwritten.append(line)
+            metrics._write_rows()
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
+        with pytest.raises(OSError, match="No space left"):
+            metrics.sync()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
+        metrics.sync()
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
