@@ -75,18 +75,24 @@ def block_workspace(config: MobileVLMConfig, work: Workload) -> int:
     return 3 * config.num_attention_heads * rows * work.length * FP32
 
 
-def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
-    """In a forward without gradients over a whole window: the first layer's block in fp32, held to the end,
-    and the widest layer of the language model or of the tower."""
+def pixel_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
+    """Preprocessed images."""
+    return int(images * config.tower_config["num_channels"] * config.tower_config["image_size"] ** 2 * size)
+
+
+def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
+    """A forward without gradients over a whole window, targets included, at the worst of its moments."""
     D, F, tower = config.hidden_size, config.intermediate_size, config.tower_config
-    half = size < FP32
-    text = work.window * work.tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
+    half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
     widths = 3 * tower["intermediate_size"] + 4 * tower["hidden_size"]
-    vision = work.window * work.images * (patches_of(config) + 1) * widths * size
-    block = 0
-    if half:  # else it is the one among the targets
-        block = work.images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    return int(max(text, vision)) + work.window * block + block_workspace(config, work)
+    in_tower = images * (patches_of(config) + 1) * widths * size
+    in_tower += pixel_bytes(config, images, size) if half else 0  # a copy in the model's dtype
+    block = images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
+    in_first_layer = block + block_workspace(config, work) + tokens * 5 * D * size
+    in_a_layer = block + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
+    at_the_end = (block if half else 0) + target_bytes(config, work, size, shares_tower=shares_tower)
+    side_by_side = pixel_bytes(config, images, FP32) if work.window > 1 else 0
+    return side_by_side + int(max(in_tower, in_first_layer, in_a_layer, at_the_end))
 
 
 def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:

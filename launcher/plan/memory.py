@@ -57,7 +57,10 @@ class Memory:
 
 
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
-    parts = teacher_weights(config, sizes, cluster, files) + _teacher_work(
+    images = work.accumulation * work.images
+    pixels = activations.pixel_bytes(sizes.student.config, images, FP32)
+    parts = [Part("images of a step", pixels)]
+    parts += teacher_weights(config, sizes, cluster, files) + _teacher_work(
         config, sizes, work, cluster, files
     )
     parts += student_states(config, sizes, cluster, files) + _student_work(
@@ -92,10 +95,10 @@ def _teacher_work(
     shares = shares_tower(config, sizes)
     layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
     targets = activations.target_bytes(teacher.config, work, size, shares_tower=shares)
+    forward = activations.teacher_workspace(teacher.config, work, size, shares_tower=shares)
     return [
-        Part("teacher's targets", targets, "teacher"),
         Part("teacher's targets", targets, "student"),
-        Part("work of a layer", activations.teacher_workspace(teacher.config, work, size), "teacher"),
+        Part("teacher's forward", forward, "teacher"),
         Part("teacher's gathered layers", layers * size, "teacher"),
     ]
 

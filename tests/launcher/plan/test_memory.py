@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 
 from alignkd.config import load_config
-from alignkd.engine.build import build_student_engine
+from alignkd.engine.build import build_student_engine, build_teacher
+from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
 from alignkd.engine.ranks import Ranks
-from launcher.plan.memory import student_states
+from alignkd.engine.signals import StopRequest
+from alignkd.engine.stopwatch import Stopwatch
+from launcher.plan.memory import run_memory, student_states
 from launcher.plan.sharding import Rendered
 from launcher.plan.sizes import run_sizes
-from launcher.plan.workload import Cluster
+from launcher.plan.workload import Cluster, workload
 from tests import tiny
-from tests.live_bytes import held_storages
+from tests.launcher.plan.test_activations import worst_batch
+from tests.live_bytes import LiveBytes, held_storages
 from tests.ranks import RankPool
 
 CLUSTER = Cluster(nodes=1, gpus_per_node=2)
@@ -72,3 +76,42 @@ def test_student_states(two_ranks: RankPool, tmp_path: Path, stage: int, precisi
     for measured in two_ranks.run(held_bytes_of_engine, str(run)):
         for moment, size in measured.items():
             assert size == pytest.approx(predicted[moment], rel=0.03), (moment, predicted, measured)
+
+
+def peak_of_a_step(ranks: Ranks, run: str) -> int:
+    """The most bytes of tensors at a time in the second optimizer step, everything of the run included."""
+    config = load_config(Path(run) / "config.yaml")
+    student, teacher = (
+        json.loads((Path(run) / "ds" / f"{name}.json").read_text()) for name in ("student", "teacher")
+    )
+    with LiveBytes() as counter:
+        engine, _ = build_student_engine(config, student, ranks)
+        provider = build_teacher(config, teacher, ranks)
+        assert provider is not None
+        provider.model.shares_tower = True
+        samples, steps = config.training.micro_batch_size, engine.gradient_accumulation_steps()
+        window = [worst_batch(samples, config.data.max_length) for _ in range(steps)]
+        facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+        for _ in range(2):
+            counter.peak = counter.live
+            run_optimizer_step(engine, provider, window, facts, config.distillation, ranks, Stopwatch())
+    return counter.peak
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(2, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_peak_of_a_whole_step(two_ranks: RankPool, tmp_path: Path, stage: int, precision: str) -> None:
+    run = tiny.write_run(
+        tmp_path / "run",
+        2,
+        student__zero_stage=stage,
+        training__precision=precision,
+        data__max_length=400,
+        training__gradient_checkpointing=True,
+    )
+    config, zero = load_config(run / "config.yaml"), small_buckets(run)
+    sizes = run_sizes(config)
+    work = workload(config, CLUSTER, sizes.student.config.vision_tokens)
+    teacher = json.loads((run / "ds" / "teacher.json").read_text())["zero_optimization"]
+    predicted = run_memory(config, sizes, work, CLUSTER, Rendered(zero, teacher))
+    for measured in two_ranks.run(peak_of_a_step, str(run)):
+        assert measured == pytest.approx(predicted.peak, rel=0.1), predicted
