@@ -12,6 +12,7 @@ from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_
 from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
+from launcher.plan.weights import weight_notes
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
 PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
@@ -29,6 +30,8 @@ def show_plan(
 ) -> None:
     _say_workload(plan, console)
     console.print(_parameter_table(plan))
+    for note in weight_notes(plan.config, plan.sizes):
+        _say(console, f"warning: {note}")
     console.print(_memory_table(plan))
     _say_fit(plan, gpu_memory, console)
     if plan.traffic:
@@ -110,6 +113,8 @@ def _say_workload(plan: Plan, console: Console) -> None:
         + (f", the teacher takes {work.window} at once" if plan.sizes.teacher is not None else ""),
     )
     _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised\n")
+    if plan.config.training.train_vision_tower:
+        _say(console, "warning: what the trained vision tower keeps for backward is not counted")
 
 
 def _parameter_table(plan: Plan) -> Table:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config
 from alignkd.models.agreement import student_model_config
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-
-MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 
 
 @dataclass(frozen=True)
@@ -103,36 +98,6 @@ def adapter_sizes(teacher: MobileVLMConfig, student: MobileVLMConfig) -> dict[st
     return _linear("adapters.attention", teacher.num_attention_heads, student.num_attention_heads) | _linear(
         "adapters.vision", teacher.hidden_size, student.hidden_size
     )
-
-
-def parameters_on_disk(folder: Path) -> int | None:
-    """Elements in a folder's safetensors files, from their headers; None when there are none to read."""
-    total = 0
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        header = _safetensors_header(path)
-        if header is None:
-            return None
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                elements = 1
-                for dimension in tensor["shape"]:
-                    elements *= dimension
-                total += elements
-    return total if files else None
-
-
-def _safetensors_header(path: Path) -> dict[str, Any] | None:
-    """Eight bytes of length, then JSON. None for a file that is no safetensors file: loading will say so."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                return None
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error):
-        return None
-    return header if isinstance(header, dict) else None
 
 
 def _tower_sizes(tower: dict[str, Any]) -> dict[str, int]:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers.initialization import no_init_weights
 
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.mobilevlm import MobileVLM
-from launcher.plan.sizes import adapter_sizes, model_sizes, parameters_on_disk
+from launcher.plan.sizes import adapter_sizes, model_sizes
 from tests import tiny
 from tests.model_folders import copy_model
 from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
@@ -59,12 +58,3 @@ def test_adapters() -> None:
     module = AlignmentAdapters(teacher, student)
     real = {f"adapters.{name}": parameter.numel() for name, parameter in module.named_parameters()}
     assert adapter_sizes(teacher, student) == real
-
-
-def test_headers_of_safetensors(tmp_path: Path) -> None:
-    assert parameters_on_disk(tmp_path) is None
-    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "one.safetensors")
-    save_file({"c": torch.zeros(())}, tmp_path / "two.safetensors")
-    assert parameters_on_disk(tmp_path) == 18
-    (tmp_path / "three.safetensors").write_bytes(b"\xff" * 20)
-    assert parameters_on_disk(tmp_path) is None
