@@ -98,7 +98,8 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         queue_seconds=sum(a.queue_seconds or 0.0 for a in [*history, *([current] if current else [])]),
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=progress.get("updated"),
-        next=_next(run, state),
+        # A rank has something to say only where one was started.
+        next=_next(run, "stopped" if state == "failed" and history[-1].bad_nodes else state),
     )
 
 

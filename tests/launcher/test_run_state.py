@@ -112,7 +112,9 @@ def test_nodes_that_are_to_blame(run) -> None:
         ("node lost (n2, n3)",),
     )
     past(run, "configuration error", bad_nodes=["n2"])
-    assert inspect_run(run, [], NOW).detail.endswith("the run folder is not seen by n2")
+    state = inspect_run(run, [], NOW)
+    assert state.detail.endswith("the run folder is not seen by n2")
+    assert state.next == f"alignkd resume {run}"
 
 
 def test_preempted_and_no_slurm_to_ask(run) -> None:

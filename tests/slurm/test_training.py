@@ -22,6 +22,9 @@ from tests.test_end_to_end import rank_processes
 
 STEPS = 24
 
+# With the uninterrupted run that the first of them needs, on a busy machine.
+pytestmark = pytest.mark.timeout(1500)
+
 
 def configuration(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
