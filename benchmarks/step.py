@@ -31,6 +31,7 @@ MIXED = [260, 400, 700, 1600]  # lengths of a batch as a shuffled file gives it
 PRINCIPAL = ("floor", "ours", "stand-in")
 LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
+FOCUS_TOLERANCE = 0.02
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 
 
@@ -103,7 +104,9 @@ def _fitting(setting: Setting, samples: Samples, result: Result, measure: Any) -
 def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> None:
     for name, value in losses.items():
         expected = reference.setdefault(name, value)
-        if abs(value - expected) > tolerance * max(abs(expected), 1e-3):
+        # Which tokens are in focus hangs on ties of random weights: other kernels may choose another one.
+        allowed = max(tolerance, FOCUS_TOLERANCE) if name == "vision_focus" else tolerance
+        if abs(value - expected) > allowed * max(abs(expected), 1e-3):
             raise SystemExit(f"{method}: {name} is {value}, another method has {expected}")
 
 
