@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from rich.console import Console
 from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
 from alignkd.config import load_config
 from alignkd.errors import AlignkdError, UserError
-from launcher.attempts import JOB, STOP, read_history
+from launcher.attempts import JOB, STOP, open_attempt, read_history
 from launcher.checkpoints import check_step, go_back
 from launcher.files import read_json, write_atomic, write_json
 from launcher.hostfile import Host
@@ -22,7 +23,15 @@ from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
 from launcher.resize import fit_run, memory_warnings
 from launcher.run_state import inspect_run, is_locked
-from launcher.slurm import QueuedJob, cancel_job, in_allocation, queued_jobs, signal_ranks, submit
+from launcher.slurm import (
+    QueuedJob,
+    cancel_job,
+    in_allocation,
+    is_running,
+    queued_jobs,
+    signal_ranks,
+    submit,
+)
 from launcher.ssh import run_ssh
 from launcher.stages import hand_on
 
@@ -50,7 +59,13 @@ def start_run(
         _note_submission(run, os.environ["SLURM_JOB_ID"])
         # The batch script by hand: same ranks, same verdict, but nothing is requeued.
         environment = {**os.environ, "ALIGNKD_RUN": str(run)}
-        return subprocess.run(["bash", str(run / "job.sbatch")], env=environment).returncode, None
+        # Ctrl-C is for srun, which has the terminal too. This process must not die of it and kill the script:
+        # the ranks would train on, and nobody would write down how they end.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            return subprocess.run(["bash", str(run / "job.sbatch")], env=environment).returncode, None
+        finally:
+            signal.signal(signal.SIGINT, before)
     job = submit(run, [f"--dependency=afterok:{after}"] if after else [])
     _note_submission(run, job)
     hand_on(run, job)
@@ -86,9 +101,8 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
         steps = f"{result.get('step')} of {result.get('total_steps')} steps"
         console.print(f"{run} is done: {steps}", markup=False, highlight=False, soft_wrap=True)
         return {"run": str(run), "state": "done", "code": 0, "job": None}
-    jobs = queued_jobs(run) if manifest.backend == "slurm" and not in_allocation() else None
-    if jobs:
-        raise UserError(f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`")
+    if manifest.backend == "slurm":
+        _refuse_second_job(run)
     if is_locked(run):
         raise UserError(f"{run}: another launcher runs it; wait for it, or stop it with Ctrl-C")
     before = manifest.world_size
@@ -105,6 +119,17 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     code, job = start_run(run, manifest, console)
     return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}
+
+
+def _refuse_second_job(run: Path) -> None:
+    """Raises UserError when a job trains the run, or will: its files must not change under it."""
+    own = os.environ["SLURM_JOB_ID"] if in_allocation() else None
+    jobs = queued_jobs(run)
+    if jobs:
+        raise UserError(f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`")
+    attempt = open_attempt(run)  # of an allocation: no script in the queue tells of it
+    if attempt is not None and attempt.job != own and is_running(attempt.job):
+        raise UserError(f"{run}: job {attempt.job} is training it")
 
 
 def stop_run(run: Path) -> dict[str, Any]:

@@ -127,15 +127,17 @@ def is_running(job: str) -> bool:
 def queued_jobs(run: Path) -> list[QueuedJob] | None:
     """This user's jobs that wait or run for the run folder; None when Slurm does not answer.
 
-    They are found by the script that they run, so those submitted by hand are there too.
+    They are found by the script that they run, so those submitted by hand are there too, also through
+    another path to the same folder.
     """
     text = ask("squeue", "--noheader", "--me", "--format=%i|%T|%r|%S|%o")
     if text is None:
         return None
     jobs = []
+    wanted = os.path.realpath(run / "job.sbatch")
     for line in text.splitlines():
         parts = line.split("|", 4)
-        if len(parts) == 5 and parts[4] == str(run / "job.sbatch"):
+        if len(parts) == 5 and parts[4].endswith("/job.sbatch") and os.path.realpath(parts[4]) == wanted:
             start = None if parts[3] == "N/A" else parts[3]
             jobs.append(QueuedJob(parts[0], parts[1], parts[2], start, parts[4]))
     return jobs

@@ -114,3 +114,11 @@ def test_jobs_are_found_by_their_script(monkeypatch) -> None:
     assert (job.id, job.state, job.reason, job.start) == ("7", "PENDING", "Priority", None)
     monkeypatch.setattr(slurm, "ask", lambda *_: None)
     assert queued_jobs(run) is None
+
+
+def test_jobs_are_found_through_a_link_to_the_folder(tmp_path, monkeypatch) -> None:
+    (tmp_path / "disk" / "run").mkdir(parents=True)
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    line = f"7|RUNNING|None|N/A|{tmp_path}/disk/run/job.sbatch\n"
+    monkeypatch.setattr(slurm, "ask", lambda *_: line)
+    assert [job.id for job in queued_jobs(tmp_path / "home" / "run") or []] == ["7"]
