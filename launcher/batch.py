@@ -1,15 +1,15 @@
 """``python -m launcher.batch begin|end|chained RUN``: what ``job.sbatch`` asks on the node that it runs on.
 
 ``begin`` prints ``run ATTEMPT`` or ``exit CODE``, the latter also when a node does not see the run folder;
-``end`` prints ``restart 0``, ``wait SECONDS`` or
-``exit CODE``; ``chained`` tells the stage that waits for this run which job to wait for now. Everything for
-people goes to stderr, which is the job's log.
+``end`` prints ``restart 0``, ``wait SECONDS`` or ``exit CODE``; ``chained`` tells the stage that waits for
+this run which job to wait for now. Everything for people goes to stderr, which is the job's log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -84,7 +84,8 @@ def end_attempt(run: Path, srun_status: int) -> str:
         )
     )
     closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
-    (run / STOP).unlink(missing_ok=True)
+    if decision.action is Action.EXIT:
+        (run / STOP).unlink(missing_ok=True)  # else one that came just now is for the next start
     _say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
@@ -93,7 +94,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
     if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], log_path(run / "logs", failed)))
     if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
-        _say(f"this allocation is not requeued; go on with: alignkd resume {run}")
+        _say(f"this allocation is not requeued; go on with: alignkd resume {shlex.quote(str(run))}")
         return f"exit {EXIT_SAVED_ON_USR1}"
     return f"{decision.action} {decision.value}"
 
@@ -125,7 +126,9 @@ def _lost_nodes(
     # (SlurmdTimeout), so the nodes are asked themselves. The order of the names is that of the ranks.
     names = hostnames(attempt.nodes)
     answers = nodes_that_see(run, count)
-    return tuple(names[node] for node in silent if names[node] not in answers) if answers else ()
+    if len(names) != count or not answers:
+        return ()  # Slurm does not answer: nothing is known of any node
+    return tuple(names[node] for node in silent if names[node] not in answers)
 
 
 def _rank_count(run: Path) -> int:
