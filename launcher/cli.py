@@ -126,7 +126,10 @@ def ckpt_verify(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hash every file of every checkpoint; exit code 1 when one is broken."""
+    """Hash every file of every checkpoint.
+
+    The exit code is 1 when one is broken.
+    """
     console = Console(stderr=True)
     facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
     _show_checkpoints(facts, as_json)
@@ -138,7 +141,10 @@ def ckpt_convert(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint; default: the newest.")] = None,
 ) -> None:
-    """Convert a checkpoint for another number of ranks; a resume does that by itself."""
+    """Convert a checkpoint for another number of ranks.
+
+    A resume does that by itself.
+    """
     chosen = step_of(run, step)
     with redirect_stdout(sys.stderr):
         from alignkd.checkpoint.universal import convert_by_hand
@@ -219,6 +225,7 @@ def export(
     ] = "safetensors",
 ) -> None:
     """Write a run's student in the MobileVLM V2 format."""
+    step_of(run, step)  # before torch is imported, which takes long
     with redirect_stdout(sys.stderr):
         from alignkd.checkpoint.export import export_run
 

@@ -46,7 +46,10 @@ def plan(
     apply: Annotated[bool, typer.Option("--apply", help="Write the advice into the file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a run's memory, traffic and work, and what would fit best."""
+    """Show what a run needs, and what would fit best.
+
+    That is memory, traffic between GPUs and nodes, and work.
+    """
     resolved = load_config(config, overrides or (), stage, read_site())
     memory = memory_option(gpu_memory) or configured_memory(resolved)
     if apply and memory is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +55,12 @@ def list_runs(
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the parent of the run folders")
-    found = sorted(path.parent for path in folder.glob("*/manifest.json"))
-    states = [_state(run) for run in found]
+    states = []
+    for path in sorted(folder.glob("*/manifest.json")):
+        try:
+            states.append(_state(path.parent))
+        except UserError as error:  # another tool's manifest.json; the runs beside it are shown all the same
+            print(f"left out: {error}", file=sys.stderr)
     if as_json:
         print(json.dumps([state.as_dict() for state in states]))
     elif states:
@@ -88,6 +93,8 @@ def logs(
 
 
 def _show_errors(run: Path, attempt: int | None, as_json: bool) -> None:
+    if read_manifest(run).backend == "local":
+        raise UserError("--errors and --attempt: nothing is noted of the attempts of a local run; see --rank")
     error = run_logs.first_error(run, attempt)
     if as_json:
         print(json.dumps(None if error is None else vars(error)))
@@ -129,7 +136,11 @@ def resume(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint, also on another number of nodes."""
+    """Go on with a run, on as many nodes or others.
+
+    It starts from the newest checkpoint, or from --step.
+    """
+    read_manifest(run)  # another folder is refused with that word
     if allow_change:
         allow_changes(run, allow_change)
     hosts = read_hosts("ssh", hostfile, nodes, gpus_per_node) if hostfile is not None else ()
@@ -138,7 +149,7 @@ def resume(
     if as_json:
         print(json.dumps(result))
     elif result["job"]:
-        print(f"submitted job {result['job']}; next: alignkd status {run}")
+        print(f"submitted job {result['job']}; next: alignkd status {shlex.quote(str(run))}")
     raise typer.Exit(result["code"])
 
 
@@ -146,7 +157,10 @@ def resume(
 def explain(
     script: Annotated[Path, typer.Argument(help="Any batch script of Slurm.")], as_json: Json = False
 ) -> None:
-    """Find the traps of Slurm in a batch script; exit code 1 when there are some."""
+    """Find the traps of Slurm in a batch script.
+
+    The exit code is 1 when there are some.
+    """
     findings = find_traps(script)
     if as_json:
         print(json.dumps([vars(finding) for finding in findings]))
@@ -170,7 +184,10 @@ def drill(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Prove that a run comes back on this cluster; exit code 1 when it does not."""
+    """Prove that a run comes back on this cluster.
+
+    The exit code is 1 when it does not.
+    """
     from launcher.drill import drill as run_drill
 
     findings = []
@@ -191,7 +208,11 @@ def _state(run: Path) -> RunState:
 
 def _show_action(done: dict[str, Any], as_json: bool) -> None:
     job = f"job {done['job']}: " if done["job"] else ""
-    print(json.dumps(done) if as_json else f"{job}{done['action']}; see: alignkd status {done['run']}")
+    print(
+        json.dumps(done)
+        if as_json
+        else f"{job}{done['action']}; see: alignkd status {shlex.quote(done['run'])}"
+    )
 
 
 class _Ended:

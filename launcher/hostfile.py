@@ -22,7 +22,8 @@ def read_hostfile(path: Path) -> list[Host]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read: {why}; valid: one `host slots=N` a line") from error
     hosts: list[Host] = []
     problems = []
     for number, line in enumerate(lines, start=1):

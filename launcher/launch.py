@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +90,7 @@ def _checked_configs(
     """The configuration of every stage. Raises ConfigError with the problems of all of them."""
     overrides = list(request.overrides)
     if request.name is not None:
-        overrides.append(f'run.name="{request.name}"')
+        overrides.append(f"run.name={json.dumps(request.name)}")
     site = read_site()
     configs = [load_config(request.config, overrides, name, site) for name in names]
     paths = [run_path(config) for config in configs]
@@ -120,7 +122,7 @@ def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -
     code, job = start_run(run, manifest, console, after)
     if job is not None:
         waits = f" (waits for job {after})" if after else ""
-        _say(console, f"submitted job {job}{waits}; next: alignkd status {run}")
+        _say(console, f"submitted job {job}{waits}; next: alignkd status {shlex.quote(str(run))}")
     elif code == 0 and (result := read_json(run / "result.json")) is not None:
         _say_result(run, result, console)
     return {"run": str(run), "job": job, "code": code}
@@ -184,10 +186,10 @@ def _say_files(run: Path, manifest: Manifest, console: Console) -> None:
         depth = len(path.relative_to(run).parts)
         _say(console, f"{'  ' * (depth + 1)}{path.name}{'/' if path.is_dir() else ''}")
     if manifest.backend == "slurm":
-        _say(console, f"would run: sbatch {run / 'job.sbatch'}")
+        _say(console, f"would run: sbatch {shlex.quote(str(run / 'job.sbatch'))}")
     else:
-        _say(console, f"would run {manifest.world_size} times: {' '.join(rank_command(run))}")
-    _say(console, f"nothing was started; start it with: alignkd resume {run}")
+        _say(console, f"would run {manifest.world_size} times: {shlex.join(rank_command(run))}")
+    _say(console, f"nothing was started; start it with: alignkd resume {shlex.quote(str(run))}")
 
 
 def _say(console: Console, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import sys
 import time
@@ -181,7 +182,7 @@ def _conclude(
     if rank is None:
         if code != 0:
             console.print(
-                f"stopped and saved; go on with: alignkd resume {run}",
+                f"stopped and saved; go on with: alignkd resume {shlex.quote(str(run))}",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ def existing_run_problem(run: Path) -> str | None:
         return None
     return (
         f"{run} exists already and is never overwritten; give the new run another name (--name), "
-        f"go on with the old one (`alignkd resume {run}`), or move it away"
+        f"go on with the old one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
     )
 
 

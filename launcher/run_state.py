@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -119,7 +120,8 @@ def _state(
     if manifest.backend != "slurm":
         if is_locked(run):
             return "running", str(progress.get("phase", "starting"))
-        return ("stopped", str(result.get("status", "ended"))) if progress else ("not started", "")
+        status = str(result.get("status", "ended"))
+        return ("stopped", "" if status == "stopped" else status) if progress else ("not started", "")
     if jobs:
         if jobs[0].state == "PENDING":
             return "queued", _WAITS.get(jobs[0].reason, jobs[0].reason)
@@ -213,10 +215,12 @@ def _goodput(run: Path, history: list[Attempt], current: Attempt | None, now: fl
 
 
 def _next(run: Path, state: str) -> str:
+    """A command to paste into a shell."""
+    folder = shlex.quote(str(run))
     if state == "done":
-        return f"alignkd export {run} --out FOLDER"
+        return f"alignkd export {folder} --out FOLDER"
     if state in ("running", "queued"):
-        return f"alignkd logs {run} -f" if state == "running" else f"alignkd status {run}"
+        return f"alignkd logs {folder} -f" if state == "running" else f"alignkd status {folder}"
     if state == "failed":
-        return f"alignkd logs {run} --errors"
-    return f"alignkd resume {run}"
+        return f"alignkd logs {folder} --errors"
+    return f"alignkd resume {folder}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -10,10 +12,11 @@ from launcher.run_state import RunState
 
 
 def show_state(state: RunState, console: Console) -> None:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _fields(state):
-        table.add_row(name, value)
-    console.print(table, markup=False, highlight=False)
+    """Nothing is cut or broken at the terminal's edge: folders and commands are there to be copied."""
+    shown = _fields(state)
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _fields(state: RunState) -> list[tuple[str, str]]:
@@ -39,15 +42,17 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
 
 
 def state_table(states: list[RunState]) -> Table:
+    """Of runs in one folder, by their names: whole paths would be cut until they look the same."""
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "state", "step", "left", "loss", "attempts", "goodput"):
-        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    table.add_column("run", overflow="fold")
+    for column in ("state", "step", "left", "loss", "attempts", "goodput"):
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for state in states:
         left = "" if state.seconds_left is None else duration(state.seconds_left)
         loss = "" if state.loss is None else f"{state.loss:.4g}"
         goodput = "" if state.goodput is None else f"{state.goodput:.0%}"
         attempts = str(state.attempts) if state.backend == "slurm" else ""
-        table.add_row(state.run, state.state, _steps(state), left, loss, attempts, goodput)
+        table.add_row(Path(state.run).name, state.state, _steps(state), left, loss, attempts, goodput)
     return table
 
 

@@ -44,6 +44,10 @@ def test_the_surface(tmp_path) -> None:
         assert help_text.returncode == 0
         assert is_light(help_text)
         assert max(map(len, help_text.stdout.splitlines())) <= 80
+    for text in (done.stdout, alignkd("ckpt", "--help").stdout):
+        lines = text.partition("Commands:")[2]
+        assert lines
+        assert "..." not in lines  # each is whole on a terminal of 80 columns
     options = alignkd("launch", "--help").stdout
     for name in ("--nodes", "--gpus-per-node", "--backend", "--name", "--stage", "--set", "--dry-run"):
         assert name in options
@@ -105,6 +109,7 @@ def test_missing_models_are_named(config_file) -> None:
     [
         (("launch", "missing.yaml"), "no such file"),
         (("resume", "missing"), "not a run folder"),
+        (("resume", "missing", "--allow-change", "training.epochs"), "not a run folder"),
         (("init", "--preset", "nope"), "valid: sample"),
         (("launch", "--backend", "mpi"), "'auto', 'local', 'slurm', 'ssh'"),
         (("launch", "--backend", "ssh"), "needs --hostfile"),
@@ -125,6 +130,16 @@ def test_resume_of_a_finished_run_does_nothing(make_run) -> None:
     (run / "result.json").write_text('{"status": "done", "step": 5, "total_steps": 5}')
     done = alignkd("resume", run)
     assert (done.returncode, done.stdout.strip()) == (0, f"{run} is done: 5 of 5 steps")
+
+
+def test_a_folder_that_is_no_run_hides_no_other(make_run) -> None:
+    run, _ = make_run()
+    (run.parent / "data").mkdir()
+    (run.parent / "data" / "manifest.json").write_text("[]")
+    done = alignkd("list", run.parent)
+    assert done.returncode == 0
+    assert f"\n{run.name} " in done.stdout
+    assert "left out" in done.stderr
 
 
 def test_probe_prints_nothing_but_json(tmp_path) -> None:

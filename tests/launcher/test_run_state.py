@@ -2,14 +2,15 @@
 
 import fcntl
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from launcher.attempts import HISTORY, OPEN, Attempt
 from launcher.files import write_json
-from launcher.run_state import inspect_run
+from launcher.run_state import _next, inspect_run
 from launcher.slurm import QueuedJob
 from launcher.tables import show_state, state_table
 
@@ -136,6 +137,20 @@ def test_local_runs_are_known_by_their_lock(make_run) -> None:
         assert inspect_run(run, None, NOW).state == "running"
     write_json(run / "progress.json", {"phase": "training", "step": 3, "total_steps": 9, "updated": 1.0})
     assert inspect_run(run, None, NOW).state == "stopped"
+
+
+def test_a_narrow_terminal_cuts_neither_folder_nor_command(run, capsys) -> None:
+    folder = Path("/a-folder-with-a-long-name-for-all-the-runs-of-one-project/and a space") / run.name
+    state = replace(inspect_run(run, [], NOW), run=str(folder), next=_next(folder, "stopped"))
+    show_state(state, Console(width=40))
+    shown = capsys.readouterr().out.splitlines()
+    assert f"run       {folder}" in shown
+    assert f"next      alignkd resume '{folder}'" in shown
+    named = replace(state, run=str(folder.parent / "distil-7b-to-1.7b-finetune"))
+    Console(width=80).print(state_table([named]))
+    shown = capsys.readouterr().out
+    assert "distil-7b-to-1.7b-finetune" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
 
 
 def test_what_a_terminal_shows(run) -> None:
