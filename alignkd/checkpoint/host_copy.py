@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 MEMORY_MARGIN = 1.1
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_GROUP_FILES = (  # limit, used, and of memory.stat what is given back when it is wanted: version 2, version 1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def host_copy(state: Any) -> Any:
@@ -22,7 +27,7 @@ def host_copy(state: Any) -> Any:
     takes, in memory and when it is written. On an accelerator the copies go to pinned memory and are complete
     when this returns. Raises OSError (ENOMEM) when the host has no room for it.
     """
-    needed = sum(storage.nbytes() for storage in _storages(state))
+    needed = _bytes_to_take(_storages(state))
     # Every rank of this host does the same at the same time.
     together = needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = free_host_bytes()
@@ -92,6 +97,25 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
+def _bytes_to_take(storages: Iterable[torch.UntypedStorage]) -> int:
+    """Of the host's free memory, for copies of ``storages``. Torch rounds pinned memory up to powers of two,
+    and keeps what it gets back: the next copies are made there."""
+    pageable = pinned = 0
+    for storage in storages:
+        if storage.device.type == "cpu":
+            pageable += storage.nbytes()
+        elif storage.nbytes():
+            pinned += 1 << (storage.nbytes() - 1).bit_length()
+    return pageable + max(pinned - _idle_pinned_bytes(), 0)
+
+
+def _idle_pinned_bytes() -> int:
+    """Held by torch's allocator of pinned memory, and used by nobody."""
+    statistics = torch.cuda.host_memory_stats() if torch.cuda.is_available() else {}
+    held, used = (int(statistics.get(f"{name}_bytes.current", 0)) for name in ("allocated", "active"))
+    return max(held - used, 0)
+
+
 def free_host_bytes() -> int:
     """What this process can still take: of the machine, and of its control groups (Slurm and containers limit
     a job by them)."""
@@ -100,25 +124,36 @@ def free_host_bytes() -> int:
         int(next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:")).split()[1]) * 1024
     )
     try:
-        line = next(
-            line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
-        )
-    except (OSError, StopIteration):
+        memberships = Path("/proc/self/cgroup").read_text()
+    except OSError:
         return free
-    group = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
-    for folder in (group, *group.parents):
+    for folder in _control_groups(memberships):
         free = min(free, _free_in_group(folder, free))
-        if folder == Path("/sys/fs/cgroup"):
-            break
     return max(free, 0)
 
 
+def _control_groups(memberships: str) -> Iterator[Path]:
+    """Folders of the groups that may limit memory, and all above. ``memberships``: of /proc/self/cgroup."""
+    for line in memberships.splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root = CONTROL_GROUPS
+        elif "memory" in controllers.split(","):
+            root = CONTROL_GROUPS / "memory"  # version 1
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(root))
+
+
 def _free_in_group(folder: Path, otherwise: int) -> int:
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return otherwise
-    # Pages of files that were not used of late are given back when memory is wanted.
-    return otherwise if limit == "max" else int(limit) - used + int(statistics.get("inactive_file", 0))
+    for limit_name, used_name, inactive in _GROUP_FILES:
+        try:
+            limit = (folder / limit_name).read_text().strip()
+            used = int((folder / used_name).read_text())
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        # Pages of files that were not used of late are given back when memory is wanted.
+        return otherwise if limit == "max" else int(limit) - used + int(statistics.get(inactive, 0))
+    return otherwise

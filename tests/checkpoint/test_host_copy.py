@@ -108,3 +108,27 @@ def test_a_control_group_limits_it(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert module._free_in_group(tmp_path, 10**9) == 10**9
     assert module._free_in_group(tmp_path / "none", 5) == 5
+
+
+def test_a_control_group_of_version_1_limits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONTROL_GROUPS", tmp_path)
+    job = tmp_path / "memory" / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    (job / "memory.limit_in_bytes").write_text("1000000\n")
+    (job / "memory.usage_in_bytes").write_text("700000\n")
+    (job / "memory.stat").write_text("inactive_file 0\ntotal_inactive_file 50000\n")
+    memberships = "9:cpu,cpuacct:/slurm/job_7/step_0\n5:memory:/slurm/job_7/step_0\n0::/unified\n"
+    folders = list(module._control_groups(memberships))
+    memory = tmp_path / "memory"
+    assert folders == [job / "step_0", job, job.parent, memory, tmp_path / "unified", tmp_path]
+    assert min(module._free_in_group(folder, 10**9) for folder in folders) == 350000
+
+
+def test_pinned_copies_take_powers_of_two_less_what_torch_has_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    storages = [torch.empty(1000, dtype=torch.uint8, device="meta").untyped_storage() for _ in range(2)]
+    storages += [torch.empty(10, dtype=torch.uint8).untyped_storage(), torch.empty(0).untyped_storage()]
+    assert module._bytes_to_take(storages) == 2 * 1024 + 10
+    monkeypatch.setattr(module, "_idle_pinned_bytes", lambda: 1024)
+    assert module._bytes_to_take(storages) == 1024 + 10
+    monkeypatch.setattr(module, "_idle_pinned_bytes", lambda: 10**6)
+    assert module._bytes_to_take(storages) == 10
