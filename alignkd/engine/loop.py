@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -49,6 +50,12 @@ def train(
     )
     try:
         return _train(job, stop, progress, metrics, saver)
+    except TrainingError:
+        # All ranks come here from the same step (a loss that is not finite, say). A save of an earlier one
+        # that is still being written is as good as any, and the newest.
+        with contextlib.suppress(TrainingError):
+            saver.finish()
+        raise
     finally:
         saver.close()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +135,34 @@ def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: 
         assert "2 checkpoints in a row could not be written" in str(message)
         assert "rank 1" in str(message)
         assert "No space left on device" in str(message)
+    assert committed_steps(run) == [1]
+
+
+class Slow(Storage):
+    """Still writes when the next step is over."""
+
+    def write_file(self, path: Path, state: object) -> None:
+        time.sleep(4)
+        super().write_file(path, state)
+
+
+def train_until_the_loss_breaks(ranks: Ranks, run: str) -> int | str:
+    """At step 2, while the save of step 1 is in flight."""
+    finish = Metrics._finish
+
+    def broken(metrics: Metrics, pending: Any) -> dict[str, Any]:
+        row = finish(metrics, pending)
+        return row | {"loss": math.nan} if row["step"] == 2 else row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "_finish", broken)
+        return train_with(ranks, run, Slow())
+
+
+def test_a_broken_loss_takes_no_earlier_save_along(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    for message in two_ranks.run(train_until_the_loss_breaks, str(run)):
+        assert "step 2: the loss is not finite" in str(message)
     assert committed_steps(run) == [1]
 
 
