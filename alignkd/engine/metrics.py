@@ -58,11 +58,13 @@ class Metrics:
         """Drop rows beyond the resumed step: those steps will be made again."""
         if not self._ranks.is_first or not self._path.exists():
             return
-        lines = [
-            line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
-        ]
+        before = self._path.read_text(encoding="utf-8")
+        after = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= step)
+        if after == before:
+            return
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text(after, encoding="utf-8")
+        flush_to_disk(temporary)  # a resume does not make the rows again that a checkpoint vouches for
         temporary.replace(self._path)
 
     def add(

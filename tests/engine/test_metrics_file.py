@@ -32,3 +32,15 @@ def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> 
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_rows_beyond_the_resumed_step_and_torn_ones_go(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    path.write_text("".join(rows) + '{"step": 2, "lo')
+    metrics = Metrics(path, DistillationSection(), cast(Any, SimpleNamespace(is_first=True)))  # type: ignore[call-arg]
+    metrics.cut_after(2)
+    assert path.read_text() == "".join(rows[:2])
+    left = path.stat().st_ino
+    metrics.cut_after(2)  # nothing to cut, nothing written: the disk may be full
+    assert path.stat().st_ino == left
