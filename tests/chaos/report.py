@@ -6,6 +6,7 @@ import os
 import platform
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from launcher.manifest import git_commit
 from tests.chaos.plan import START, TRAINING, Kill
@@ -55,6 +56,4 @@ class Report:
 
 
 def git_commit_short() -> str:
-    from pathlib import Path
-
     return (git_commit(Path(__file__).resolve().parents[2]) or "unknown")[:7]
