@@ -6,11 +6,18 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from alignkd.data.processes import map_in_order
+from tests.ranks import RANK_NAME
+
+
+def own_children() -> list[BaseProcess]:
+    """Without the ranks that other tests share."""
+    return [child for child in multiprocessing.active_children() if not child.name.startswith(RANK_NAME)]
 
 
 def double(number: int) -> tuple[int, int]:
@@ -25,19 +32,19 @@ def test_results_come_in_order_from_so_many_processes(processes: int) -> None:
     found = {process for _, process in results}
     assert len(found) == processes
     assert (os.getpid() in found) == (processes == 1)
-    assert multiprocessing.active_children() == []
+    assert own_children() == []
 
 
 def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     results = map_in_order(lambda _: b"x" * 1_000_000, range(100), 3)  # more than a pipe holds
     next(results)
-    assert len(multiprocessing.active_children()) == 3
+    assert len(own_children()) == 3
     results.close()
-    assert multiprocessing.active_children() == []
+    assert own_children() == []
 
 
 @pytest.mark.parametrize("end", [lambda number: os._exit(1), lambda number: 1 / 0])
 def test_a_process_that_ends_early_is_an_error(end: Callable[[int], object], capfd: object) -> None:
     with pytest.raises(RuntimeError, match="ended before its work was done"):
         list(map_in_order(end, range(4), 2))
-    assert multiprocessing.active_children() == []
+    assert own_children() == []
