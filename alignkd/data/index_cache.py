@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from alignkd import __version__
 from alignkd.config.schema import DataSection
 from alignkd.data.index import Index, Progress, build_index, data_fingerprint
 from alignkd.data.index_file import FileState, StoredIndex, read_index, write_index
@@ -48,7 +49,8 @@ def cached_index(
         if own.files != states:
             _write(path, StoredIndex(own.index, states))
         return own.index
-    shared = cache_folder() / "index" / f"{fingerprint}.index"
+    # Of this release: another one may check and measure entries in another way. A run keeps the one it has.
+    shared = cache_folder() / "index" / f"{fingerprint}-{__version__}.index"
     found = read_index(shared)
     if found is not None and found.index.fingerprint == fingerprint:
         index = found.index

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignkd import __version__
 from alignkd.config.schema import DataSection
 from alignkd.data import index_cache
 from alignkd.data.index import ARRAYS
@@ -52,6 +53,10 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     return made
 
 
+def name_in_cache(fingerprint: str) -> str:
+    return f"{fingerprint}-{__version__}.index"
+
+
 def same(first, second) -> bool:
     arrays = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
     return arrays and (first.fingerprint, first.reports) == (second.fingerprint, second.reports)
@@ -73,10 +78,25 @@ def test_another_run_on_the_same_data_builds_nothing(
     first, second = (cached_index(tmp_path / f"{run}.bin", data, tokenizer, 16) for run in "ab")
     assert len(builds) == 1
     assert same(first, second)
-    assert [path.stem for path in own_cache.iterdir()] == [first.fingerprint]
+    assert [path.name for path in own_cache.iterdir()] == [name_in_cache(first.fingerprint)]
     for path in (*own_cache.iterdir(), tmp_path / "a.bin"):
         path.unlink()
     assert read_index(tmp_path / "b.bin") is not None  # a run's own does not depend on the cache
+
+
+def test_another_release_builds_anew_for_a_new_run_and_keeps_a_run_as_it_is(
+    tmp_path: Path,
+    data: DataSection,
+    tokenizer: SentencePieceTokenizer,
+    builds: list[None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached_index(tmp_path / "a.bin", data, tokenizer, 16)
+    monkeypatch.setattr(index_cache, "__version__", "999")
+    cached_index(tmp_path / "a.bin", data, tokenizer, 16)
+    assert len(builds) == 1
+    cached_index(tmp_path / "b.bin", data, tokenizer, 16)
+    assert len(builds) == 2
 
 
 def test_other_data_settings_or_damage_build_anew(
@@ -143,9 +163,9 @@ def test_the_cache_keeps_what_was_used_last(
     for number in range(KEPT + 2):
         other = data.model_copy(update={"max_length": 100 + number})
         index = cached_index(tmp_path / "index.bin", other, tokenizer, 16)
-        os.utime(own_cache / f"{index.fingerprint}.index", (number, number))
+        os.utime(own_cache / name_in_cache(index.fingerprint), (number, number))
         kept.append(index.fingerprint)
-    assert {path.stem for path in own_cache.iterdir()} == {*kept[-KEPT:]}
+    assert {path.name for path in own_cache.iterdir()} == {*map(name_in_cache, kept[-KEPT:])}
 
 
 def test_folders_that_cannot_be_written_are_no_error(
