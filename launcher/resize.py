@@ -130,6 +130,8 @@ def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
     student = student_config(config, wanted.world_size, wanted.device)
     teacher = teacher_config(config, wanted.device)
     scripts = render_scripts(config, run, nodes, gpus_per_node)
+    if (run / "env.sh").exists():
+        del scripts["env.sh"]  # no size is in it, and it may have been edited by hand
     write_json(run / JOURNAL, {"nodes": nodes, "gpus_per_node": gpus_per_node})
     write_json(run / "ds" / "student.json", student)
     if teacher is not None:

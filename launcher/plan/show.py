@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -216,7 +217,7 @@ def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Cons
         return
     _say(console, "Advice (--apply writes it):")
     for key, value in different.items():
-        _say(console, f"  {key} = {str(value).lower() if isinstance(value, bool) else value}")
+        _say(console, f"  {key} = {json.dumps(value) if not isinstance(value, str) else value}")
     _say(
         console,
         f"  then {_gib(advised.needed)} GiB per GPU, {_gb(advised.received)} GB to a GPU and "

@@ -77,6 +77,14 @@ def test_the_global_batch_stays_and_all_files_follow(run: Path) -> None:
     assert not (run / JOURNAL).exists()
 
 
+def test_edits_of_the_environment_stay(run: Path) -> None:
+    with (run / "env.sh").open("a") as file:
+        file.write("export NCCL_DEBUG=INFO\n")
+    before = (run / "env.sh").read_text()
+    fitted(run, 2)
+    assert (run / "env.sh").read_text() == before
+
+
 def test_nothing_is_touched_when_nothing_changes(run: Path) -> None:
     with (run / "job.sbatch").open("a") as file:
         file.write("# by hand\n")
