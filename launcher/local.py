@@ -86,6 +86,7 @@ def watch_ranks(
     """
     with _only_launcher(run):
         (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+        (run / "result.json").unlink(missing_ok=True)  # of that one, too: it would speak for this one
         with _Stops() as stops:
             started = time.time()
             group = start()

@@ -16,6 +16,7 @@ from rich.console import Console
 from alignkd.errors import UserError
 from launcher import local
 from launcher.local import choose_device, run_local
+from launcher.run_state import inspect_run
 
 
 def run(make_run, program: str, **kwargs) -> tuple[int, str, Path]:
@@ -60,6 +61,15 @@ def test_a_dead_rank_ends_the_others_and_its_last_lines_are_shown(make_run, capf
     assert "rank 1 ended with exit code 3" in shown
     assert "out of cheese" in shown
     assert str(folder / "logs" / "rank-1.log") in shown
+
+
+def test_the_result_of_an_earlier_start_does_not_speak_for_a_crash(make_run) -> None:
+    folder, manifest = make_run()
+    (folder / "result.json").write_text('{"status": "stopped"}')
+    (folder / "progress.json").write_text('{"phase": "training", "step": 3}')
+    run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", "raise SystemExit(3)"])
+    state = inspect_run(folder, None)
+    assert (state.state, state.detail) == ("stopped", "ended")
 
 
 def test_a_users_error_of_a_rank_is_one_message(make_run, capfd) -> None:
