@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from alignkd.errors import TrainingError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -17,7 +19,8 @@ def map_in_order(
 ) -> Generator[Result, None, None]:
     """``map(function, tasks)``, task n by process n modulo ``processes``; in this process if that is 1.
 
-    Results must be picklable; ``function`` must not raise. A process that ends early raises RuntimeError.
+    Results must be picklable; ``function`` must not raise. A process that ends early raises RuntimeError,
+    one that is killed TrainingError.
     """
     processes = min(processes, len(tasks))
     if processes < 2:
@@ -46,6 +49,13 @@ def map_in_order(
             try:
                 yield pipes[number % processes][0].recv()
             except EOFError:
+                ended = workers[number % processes]
+                ended.join()
+                if ended.exitcode == -signal.SIGKILL:
+                    raise TrainingError(
+                        "a process that indexes the data was killed, most often because memory ran out; ask "
+                        "for more (slurm.memory), or for fewer CPUs, each of which indexes"
+                    ) from None
                 raise RuntimeError("a process of the index ended before its work was done") from None
     finally:
         for worker in workers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.data.processes import map_in_order
+from alignkd.errors import TrainingError
 from tests.ranks import RANK_NAME
 
 
@@ -47,4 +49,10 @@ def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
 def test_a_process_that_ends_early_is_an_error(end: Callable[[int], object], capfd: object) -> None:
     with pytest.raises(RuntimeError, match="ended before its work was done"):
         list(map_in_order(end, range(4), 2))
+    assert own_children() == []
+
+
+def test_a_process_that_is_killed_is_an_error_with_a_reason() -> None:
+    with pytest.raises(TrainingError, match=r"was killed, .* memory ran out"):
+        list(map_in_order(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(4), 2))
     assert own_children() == []
