@@ -15,12 +15,13 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from launcher import control, run_logs, tables
+from launcher.attempts import open_attempt
 from launcher.checkpoints import allow_changes
 from launcher.explain import explain as find_traps
 from launcher.hostfile import read_hosts
 from launcher.manifest import read_manifest
 from launcher.run_state import RunState, inspect_run
-from launcher.slurm import queued_jobs
+from launcher.slurm import QueuedJob, is_running, queued_jobs
 
 runs = typer.Typer(rich_markup_mode=None)
 
@@ -202,8 +203,12 @@ def drill(
 
 
 def _state(run: Path) -> RunState:
-    on_slurm = read_manifest(run).backend == "slurm"
-    return inspect_run(run, queued_jobs(run) if on_slurm else None)
+    if read_manifest(run).backend != "slurm":
+        return inspect_run(run, None)
+    jobs, attempt = queued_jobs(run), open_attempt(run)
+    if jobs == [] and attempt is not None and is_running(attempt.job):
+        jobs = [QueuedJob(attempt.job, "RUNNING", "None", None, "")]  # an allocation, which has no script
+    return inspect_run(run, jobs)
 
 
 def _show_action(done: dict[str, Any], as_json: bool) -> None:

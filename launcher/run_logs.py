@@ -37,6 +37,10 @@ def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
     lines = clean_lines(text)
     starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
     if not starts:
+        if attempt not in (None, 1):
+            raise UserError(
+                f"{path} has no attempt {attempt}: a local run's log is not divided into attempts"
+            )
         return lines
     wanted = starts[-1][0] if attempt is None else attempt
     for place, (number, index) in enumerate(starts):

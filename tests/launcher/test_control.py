@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher import control
+from launcher import cli_runs, control
 from launcher.attempts import OPEN, Attempt
 from launcher.control import ResumeRequest, resume_run
 from launcher.files import write_json
@@ -54,6 +55,17 @@ def test_an_allocation_that_trains_the_run_is_seen(run: Path, monkeypatch: pytes
         resume_run(run, ResumeRequest(), Console(quiet=True))
     monkeypatch.setattr(control, "is_running", lambda _job: False)  # it left no word
     assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+
+
+@pytest.mark.parametrize(("job_runs", "state"), [(True, "running"), (False, "lost")])
+def test_status_of_a_run_in_an_allocation(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job_runs: bool, state: str
+) -> None:
+    write_json(run / OPEN, asdict(Attempt(1, "7", "n1", 0.0, 0)))
+    monkeypatch.setattr(cli_runs, "queued_jobs", lambda _run: [])
+    monkeypatch.setattr(cli_runs, "is_running", lambda _job: job_runs)
+    cli_runs.status(run, as_json=True)
+    assert json.loads(capsys.readouterr().out)["state"] == state
 
 
 def test_an_attempt_that_was_killed_in_this_allocation_is_no_obstacle(run: Path) -> None:
