@@ -12,10 +12,12 @@ TIMING = "timing"  # key of the manifest
 
 
 def stop_seconds(manifest: Mapping[str, Any]) -> float | None:
-    """Seconds from a stop signal to the commit, by what this save measured: the step under way is finished,
-    then everything is saved while training waits. None when the manifest does not tell."""
+    """Seconds from a stop signal to the commit, at worst, by what this save measured: the step under way is
+    finished, a save that has just begun beside training is too, then everything is saved while training
+    waits. None when the manifest does not tell."""
     try:
-        return float(manifest["step_seconds"]) + float(manifest[TIMING]["save_seconds"])
+        saves = 2 if manifest["config"]["checkpoint"]["asynchronous"] else 1
+        return float(manifest["step_seconds"]) + saves * float(manifest[TIMING]["save_seconds"])
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -35,7 +37,7 @@ def lead_warning(measured: float | None, signal_seconds: int) -> str | None:
     if measured is None or measured <= signal_seconds:
         return None
     return (
-        f"a step and a save took {measured:.0f} s, and the signal before the time limit comes "
+        f"a stop may take {measured:.0f} s, by the last save, and the signal before the time limit comes "
         f"{signal_seconds} s ahead (slurm.signal_seconds): the last save may not be done in time, and the "
         f"run would go on from the one before; set it to {2 * measured:.0f} or more"
     )

@@ -73,7 +73,7 @@ class GlobalBatchSampler:
         self._seed = seed
         self._budget = budget
         self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
-        self._cached: tuple[int, IntArray] | None = None
+        self._cached: dict[int, IntArray] = {}
         if self.samples_per_epoch == 0:
             raise UserError(f"data.sources[].weight: {index.weights} of few samples leave none in an epoch")
 
@@ -129,9 +129,11 @@ class GlobalBatchSampler:
         return bool(index.image_count[sample] > 0), int(index.length[sample]), sample
 
     def _order(self, epoch: int) -> IntArray:
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = epoch, self._draw(epoch)
-        return self._cached[1]
+        if epoch not in self._cached:
+            # The epoch before it stays: a loader that fetches ahead asks for both in turn.
+            self._cached = {old: order for old, order in self._cached.items() if old == epoch - 1}
+            self._cached[epoch] = self._draw(epoch)
+        return self._cached[epoch]
 
     def _draw(self, epoch: int) -> IntArray:
         """Every sample as often as its source's weight says, shuffled."""
