@@ -113,5 +113,18 @@ def resize_run(run: Path, world_size: int, **changes: Any) -> None:
     (run / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
 
 
+# Columns of a metrics row that two equal runs do not share.
+TIMES = frozenset(
+    (
+        "step_seconds",
+        "tokens_per_second",
+        "samples_per_second",
+        "teacher_seconds_share",
+        "data_wait_share",
+        "memory_bytes",
+    )
+)
+
+
 def metrics_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -12,17 +12,8 @@ from typing import Any
 
 from alignkd.checkpoint.layout import committed_steps
 from launcher.files import read_json
+from tests.tiny import TIMES
 
-TIMES = frozenset(
-    (
-        "step_seconds",
-        "tokens_per_second",
-        "samples_per_second",
-        "teacher_seconds_share",
-        "data_wait_share",
-        "memory_bytes",
-    )
-)
 _SAVED = re.compile(r"saved step-(\d+)")
 _RESUMED = re.compile(r"resumed at step (\d+)")
 _PASSED_OVER = re.compile(r"passed over (.*)")

@@ -24,6 +24,7 @@ from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
 from tests import tiny
 from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
+from tests.needs import small_disk
 from tests.ranks import RankPool
 
 ON_EVERY_RANK = ("snapshot", "between", "shards", "seal")
@@ -116,17 +117,10 @@ def test_a_disk_that_is_really_full(two_ranks: RankPool, tmp_path: Path, asynchr
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=asynchronous)
     folder = checkpoints_folder(run)
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs may be mounted here ({mounted.stderr.strip()}); the test above has the double")
-    try:
+    with small_disk(folder, "2m"):
         assert two_ranks.run(train_on_a_full_disk, str(run)) == [0, 0]
         assert committed_steps(run) == [4, 3]
         assert {path.name for path in folder.iterdir()} == {"step-3", "step-4", "latest"}
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:

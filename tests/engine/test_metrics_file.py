@@ -10,14 +10,11 @@ import pytest
 
 from alignkd.config.schema import DistillationSection
 from alignkd.engine.metrics import Metrics
+from tests.needs import small_disk
 
 
 def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> None:
-    size = ["-o", "size=8k"]
-    mounted = subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", str(tmp_path)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("no tmpfs may be mounted here")
-    try:
+    with small_disk(tmp_path, "8k"):
         ranks = cast(Any, SimpleNamespace(is_first=True))
         metrics = Metrics(tmp_path / "metrics.jsonl", DistillationSection(), ranks)  # type: ignore[call-arg]
         lines = [json.dumps({"step": step, "text": "x" * 3000}) + "\n" for step in (1, 2, 3)]
@@ -30,8 +27,6 @@ def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> 
         subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
         metrics.sync()
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
-    finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_rows_beyond_the_resumed_step_and_torn_ones_go(tmp_path: Path) -> None:

@@ -26,15 +26,6 @@ from alignkd.errors import AlignkdError
 from tests import tiny
 from tests.ranks import RankPool
 
-TIMES = {
-    "step_seconds",
-    "tokens_per_second",
-    "samples_per_second",
-    "teacher_seconds_share",
-    "data_wait_share",
-    "memory_bytes",
-}
-
 
 class StopAfter(StopRequest):
     """A signal that arrives during one optimizer step, on one rank."""
@@ -80,7 +71,7 @@ def same_but_for_times(run: Path, other: Path) -> None:
     ours, theirs = tiny.metrics_rows(run), tiny.metrics_rows(other)
     assert len(ours) == len(theirs)
     for mine, expected in zip(ours, theirs, strict=True):
-        assert {name for name in expected if mine[name] != expected[name]} <= TIMES
+        assert {name for name in expected if mine[name] != expected[name]} <= tiny.TIMES
     weights, expected_weights = (
         load_file(run / "student/model.safetensors"),
         load_file(other / "student/model.safetensors"),

@@ -20,6 +20,7 @@ import yaml
 from launcher.attempts import read_history
 from launcher.ranks import free_port
 from tests import tiny
+from tests.needs import cannot_run
 
 ROOT = Path(__file__).parents[2]
 WAIT = 300.0  # seconds; every wait ends when its condition is there
@@ -47,10 +48,7 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a program ``ssh`` that knows the hosts `one` and `two`, both of which are an own sshd."""
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None or os.geteuid() != 0 or shutil.which("ssh") is None:
-        reason = "needs root, ssh and sshd (Debian: openssh-server)"
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must run these tests: {reason}")
-        pytest.skip(reason)
+        cannot_run("needs root, ssh and sshd (Debian: openssh-server)")
     folder, port = tmp_path_factory.mktemp("ssh"), free_port()
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.conftest import DATA, FIXTURE
+from tests.needs import cannot_run
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.runs import Runs
 
@@ -19,9 +19,7 @@ from tests.slurm.runs import Runs
 def slurm() -> Iterator[Cluster]:
     missing = missing_programs()
     if missing:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must run these tests: {missing}")
-        pytest.skip(missing)
+        cannot_run(missing)
     # Not pytest's folder: sockets have short paths only.
     folder = Path(tempfile.mkdtemp(prefix="alignkd-slurm-"))
     cluster = Cluster(folder)
