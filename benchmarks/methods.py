@@ -23,7 +23,6 @@ from alignkd.engine.optimizer_step import WindowFacts, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses import logits
 from alignkd.losses.alignment import attention_loss_sum, focus_indices, vision_loss_sums
 from alignkd.losses.logits import LogitTargets, divergence_sum
 from alignkd.losses.terms import TERMS, element_counts, term_scales, term_weights
@@ -251,8 +250,8 @@ Step = Callable[[Setting, Samples], Losses]
 
 
 def plain_head(setting: Setting, samples: Samples) -> Losses:
-    """Logits of all supervised positions at once, kept for backward."""
-    with _replaced(logits, "checkpoint", _called), _replaced(logits, "POSITIONS_PER_CHUNK", 2**31):
+    """``distillation.fused_head: false``."""
+    with _replaced(setting.module, "fused_head", False):
         return ours(setting, samples)
 
 
@@ -269,18 +268,14 @@ def whole_block(setting: Setting, samples: Samples) -> Losses:
         return ours(setting, samples)
 
 
-def _called(function: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
-    return function(*arguments)
-
-
 @contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    usual = getattr(module, name)
-    setattr(module, name, value)
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    usual = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, usual)
+        setattr(owner, name, usual)
 
 
 METHODS: dict[str, Step] = {

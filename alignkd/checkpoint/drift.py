@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "model.",
     "teacher.placement",
     "teacher.lookahead",
+    "distillation.fused_head",
     "distillation.share_vision_tower",
     "training.packing",
     "training.tokens_per_micro_batch",

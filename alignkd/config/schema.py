@@ -143,6 +143,11 @@ class DistillationSection(Section):
     positions: Literal["supervised", "all_text"] = Field(
         "supervised", description="positions of the logit term"
     )
+    fused_head: bool = Field(
+        True,
+        description="cross-entropy and logit term take the logits in chunks of positions; false makes and "
+        "keeps those of all positions at once",
+    )
     share_vision_tower: bool = Field(
         True, description="the teacher's frozen tower runs for both where the student's is the same"
     )

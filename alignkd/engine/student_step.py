@@ -34,6 +34,7 @@ class StudentStep(nn.Module):
         self.adapters = adapters
         self.divergence = distillation.divergence
         self.temperature = distillation.temperature
+        self.fused_head = distillation.fused_head
         self.top_k = distillation.top_k
 
     def sizes(self) -> ElementSizes:
@@ -62,6 +63,7 @@ class StudentStep(nn.Module):
             teacher_weight_WD=teacher_head_WD,
             divergence=self.divergence,
             temperature=self.temperature,
+            fused=self.fused_head,
         )
         terms = list(self.student.head(hidden_ND, logit_targets))
         if targets is None or self.adapters is None:

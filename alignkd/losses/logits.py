@@ -29,15 +29,16 @@ class LogitTargets:
     teacher_weight_WD: torch.Tensor | None = None
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
+    fused: bool = True  # false: logits of all positions at once, kept for backward
 
 
-def fused_logit_losses(
-    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets
-) -> torch.Tensor:
+def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets) -> torch.Tensor:
     """[cross-entropy sum, divergence sum] over all positions, in fp32, with a graph even when N is 0.
 
     The divergence is summed over the vocabulary and multiplied by temperature squared.
     """
+    if not targets.fused:
+        return _chunk_losses(hidden_ND, weight_WD, targets.labels_N, targets.teacher_hidden_ND, targets)
     sums: torch.Tensor | None = None
     # At least one chunk, be it empty: the weight takes part in the graph on every rank.
     for start in range(0, max(hidden_ND.shape[0], 1), POSITIONS_PER_CHUNK):

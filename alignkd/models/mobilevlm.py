@@ -14,7 +14,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from alignkd.data.batch import Batch
-from alignkd.losses.logits import LogitTargets, fused_logit_losses
+from alignkd.losses.logits import LogitTargets, logit_loss_sums
 from alignkd.models.attention import (
     ATTENTION_NAME,
     BlockConsumer,
@@ -47,10 +47,10 @@ class LanguageModelHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
     def forward(self, hidden: torch.Tensor, targets: LogitTargets | None = None) -> torch.Tensor:
-        """Logits [..., vocab], or with ``targets`` the sums [2] of :func:`fused_logit_losses` over [N, D]."""
+        """Logits [..., vocab], or with ``targets`` the sums [2] of :func:`logit_loss_sums` over [N, D]."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
-        return fused_logit_losses(hidden, self.weight, targets)
+        return logit_loss_sums(hidden, self.weight, targets)
 
 
 class MobileVLM(nn.Module):

@@ -64,9 +64,10 @@ def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, check
     return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
 
 
-def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
-    """One chunk of logits, in the backward of the loss."""
-    return min(work.supervised, POSITIONS_PER_CHUNK) * config.vocab_size * FP32 * CHUNK_MATRICES
+def logits_workspace(config: MobileVLMConfig, work: Workload, *, fused: bool) -> int:
+    """One chunk of logits, or those of all positions, in the backward of the loss."""
+    positions = min(work.supervised, POSITIONS_PER_CHUNK) if fused else work.supervised
+    return positions * config.vocab_size * FP32 * CHUNK_MATRICES
 
 
 def block_workspace(config: MobileVLMConfig, work: Workload) -> int:

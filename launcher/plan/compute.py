@@ -46,12 +46,13 @@ class Compute:
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
-    # A backward is two forwards; checkpointing runs the layers once more, the head's chunks always do.
+    # A backward is two forwards; checkpointing runs the layers once more, the fused head its chunks.
     layers = 4 if training.gradient_checkpointing else 3
+    heads = 2 if config.distillation.fused_head else 1
     shared = shares_tower(config, sizes)
     own = (
         layers * layer_flops(student, work)
-        + 4 * head_flops(student, work)
+        + (heads + 2) * head_flops(student, work)
         + 3 * projector_flops(student, work)
         + tower_flops(student, work) * (layers if training.train_vision_tower else 0 if shared else 1)
     )
@@ -59,7 +60,7 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
     if sizes.teacher is not None:
         model = sizes.teacher
         teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
-        teacher += 2 * head_flops(model, work)  # in the chunk and in its recomputation
+        teacher += heads * head_flops(model, work)
     times = work.accumulation
     return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)
 

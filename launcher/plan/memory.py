@@ -144,7 +144,7 @@ def _student_work(
         kept += activations.patch_bytes(student.config, work.images, size)
     workspace = max(
         activations.layer_workspace(student.config, work, size, checkpointing=checkpointing),
-        activations.logits_workspace(student.config, work),
+        activations.logits_workspace(student.config, work, fused=config.distillation.fused_head),
         activations.block_workspace(student.config, work),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0

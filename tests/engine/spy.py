@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -16,6 +17,9 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
+from alignkd.losses import logits
+
+POSITIONS_PER_CHUNK = 8  # far below the supervised positions of the tiny batches: several chunks
 
 
 class EngineSpy:
@@ -46,9 +50,20 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
     with job.loader:
         window = next(iter(job.loader))
     facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+    head_rows: list[int] = []
+    divergence_sum = logits.divergence_sum
+
+    def seen(log_student: torch.Tensor, *others: Any) -> torch.Tensor:
+        head_rows.append(log_student.shape[0])
+        return divergence_sum(log_student, *others)
+
     tower_runs: list[int] = []
     job.engine.module.student.vision_tower.embeddings.register_forward_hook(lambda *_: tower_runs.append(1))
-    with count_gathered_bytes() as gathered:
+    with (
+        count_gathered_bytes() as gathered,
+        patch.object(logits, "POSITIONS_PER_CHUNK", POSITIONS_PER_CHUNK),
+        patch.object(logits, "divergence_sum", seen),
+    ):
         sums = run_optimizer_step(
             engine,
             job.teacher,
@@ -67,6 +82,7 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
         "micro_batches": len(window),
         "packed": all(batch.segments for batch in window),
         "tower_runs": len(tower_runs),
+        "head_rows": head_rows,
         "gathered": gathered.total,
         "counts": facts.counts,
     }

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.engine.spy import first_step, keep_nothing_gathered
+from tests.engine.spy import POSITIONS_PER_CHUNK, first_step, keep_nothing_gathered
 from tests.ranks import RankPool
 
 OFF: dict[str, Any] = {
     "training__packing": False,
     "teacher__lookahead": 1,
+    "distillation__fused_head": False,
     "distillation__share_vision_tower": False,
     "training__tokens_per_micro_batch": None,
 }
@@ -23,11 +24,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "packing": {"training__packing": True},
     "lookahead": {"teacher__lookahead": None},
     "lookahead of two": {"teacher__lookahead": 2},
+    "fused head": {"distillation__fused_head": True},
     "tower": {"distillation__share_vision_tower": True},
     "budget": {"training__tokens_per_micro_batch": BUDGET},
     "all": {
         "training__packing": True,
         "teacher__lookahead": None,
+        "distillation__fused_head": True,
         "distillation__share_vision_tower": True,
         "training__tokens_per_micro_batch": BUDGET,
     },
@@ -64,6 +67,8 @@ def test_on_equals_off(
     off = step_of(pool, tmp_path / "off", **common, **OFF)
     assert not off["packed"]
     assert off["tower_runs"] == off["micro_batches"] == 4 // world_size
+    assert len(off["head_rows"]) == off["micro_batches"]
+    assert max(off["head_rows"]) > POSITIONS_PER_CHUNK
     assert off["sums"].min() > 0
     assert off["counts"].slots > off["counts"].tokens
     for name, changes in SWITCHES.items():
@@ -71,6 +76,7 @@ def test_on_equals_off(
         assert_same_step(on, off)
         assert on["packed"] == (name in ("packing", "all"))
         assert (on["micro_batches"] > off["micro_batches"]) == (name in ("budget", "all"))
+        assert (max(on["head_rows"]) <= POSITIONS_PER_CHUNK) == (name in ("fused head", "all"))
         assert on["tower_runs"] == (0 if name in ("tower", "all") else on["micro_batches"])
         if on["packed"]:
             assert on["counts"].slots == on["counts"].tokens == off["counts"].tokens

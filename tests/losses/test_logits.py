@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from alignkd.data.batch import IGNORE_INDEX
 from alignkd.losses import logits
-from alignkd.losses.logits import Divergence, LogitTargets, divergence_sum, fused_logit_losses
+from alignkd.losses.logits import Divergence, LogitTargets, divergence_sum, logit_loss_sums
 
 DIVERGENCES: tuple[Divergence, ...] = ("reverse_kl", "forward_kl", "js")
 # Student (1/2, 1/4, 1/4), teacher (1/4, 1/4, 1/2), their mean (3/8, 1/4, 3/8).
@@ -93,7 +93,7 @@ def test_hand_computed_through_the_heads(kind: Divergence) -> None:
         teacher_weight_WD=TEACHER.log().T,
         divergence=kind,
     )
-    ce, divergence = fused_logit_losses(torch.ones(2, 1), STUDENT.log().T, targets).tolist()
+    ce, divergence = logit_loss_sums(torch.ones(2, 1), STUDENT.log().T, targets).tolist()
     assert ce == pytest.approx(-math.log(0.25))
     assert divergence == pytest.approx(2 * HAND_COMPUTED[kind]), "an ignored label has a divergence"
 
@@ -104,20 +104,22 @@ def test_temperature_flattens_the_divergence_and_multiplies_by_its_square(kind: 
     targets = LogitTargets(
         torch.tensor([0]), torch.ones(1, 1), TEACHER.square().log().T, kind, temperature=2.0
     )
-    ce, divergence = fused_logit_losses(torch.ones(1, 1), STUDENT.square().log().T, targets).tolist()
+    ce, divergence = logit_loss_sums(torch.ones(1, 1), STUDENT.square().log().T, targets).tolist()
     assert divergence == pytest.approx(4 * HAND_COMPUTED[kind])
     assert ce == pytest.approx(-math.log(0.25 / (0.25 + 2 / 16)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("kind", DIVERGENCES)
-@pytest.mark.parametrize("chunk", [1, 5, 22, 23, 24, 512])
+@pytest.mark.parametrize("chunk", [1, 5, 22, 23, 24, 512, None])
 def test_chunks_equal_the_dense_losses_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, kind: Divergence, temperature: float
+    monkeypatch: pytest.MonkeyPatch, chunk: int | None, kind: Divergence, temperature: float
 ) -> None:
+    """``chunk`` None: not fused, all positions at once."""
     monkeypatch.setattr(logits, "POSITIONS_PER_CHUNK", chunk)
     parts = problem()
-    fused = fused_logit_losses(*parts[:2], targets_of(parts, divergence=kind, temperature=temperature))
+    settings = {"divergence": kind, "temperature": temperature, "fused": chunk is not None}
+    fused = logit_loss_sums(*parts[:2], targets_of(parts, **settings))
     wanted = dense(*parts, kind, temperature)
     assert torch.allclose(fused, wanted, rtol=1e-12)
     for number in (0, 1):
@@ -130,7 +132,7 @@ def test_chunks_equal_the_dense_losses_and_gradients(
 
 def test_without_a_teacher_there_is_only_the_cross_entropy() -> None:
     hidden, weight, labels, *_ = problem()
-    ce, divergence = fused_logit_losses(hidden, weight, LogitTargets(labels))
+    ce, divergence = logit_loss_sums(hidden, weight, LogitTargets(labels))
     assert ce.item() == pytest.approx(F.cross_entropy(hidden @ weight.T, labels, reduction="sum").item())
     assert divergence.item() == 0.0
 
@@ -138,7 +140,7 @@ def test_without_a_teacher_there_is_only_the_cross_entropy() -> None:
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_no_position_gives_zeros_with_a_graph(kind: Divergence) -> None:
     parts = problem(positions=0)
-    sums = fused_logit_losses(*parts[:2], targets_of(parts, divergence=kind))
+    sums = logit_loss_sums(*parts[:2], targets_of(parts, divergence=kind))
     assert sums.tolist() == [0.0, 0.0]
     gradients = torch.autograd.grad(sums.sum(), parts[:2])
     assert not any(gradient.any() for gradient in gradients)
@@ -146,7 +148,7 @@ def test_no_position_gives_zeros_with_a_graph(kind: Divergence) -> None:
 
 def test_only_ignored_labels_give_a_finite_zero() -> None:
     hidden, weight, labels, *_ = problem()
-    sums = fused_logit_losses(hidden, weight, LogitTargets(torch.full_like(labels, IGNORE_INDEX)))
+    sums = logit_loss_sums(hidden, weight, LogitTargets(torch.full_like(labels, IGNORE_INDEX)))
     assert sums.tolist() == [0.0, 0.0]
     assert not torch.autograd.grad(sums[0], hidden)[0].any()
 
@@ -166,7 +168,7 @@ def test_js_is_symmetric_and_bounded_by_log_2() -> None:
 def test_half_precision_is_summed_in_single(kind: Divergence) -> None:
     """Equal to the dense losses of the same bf16 logits in float64; a bf16 sum would be off by a percent."""
     parts = problem(positions=3000, vocabulary=50, dtype=torch.bfloat16)
-    sums = fused_logit_losses(*parts[:2], targets_of(parts, divergence=kind))
+    sums = logit_loss_sums(*parts[:2], targets_of(parts, divergence=kind))
     assert sums.dtype == torch.float32
     hidden, weight, labels, teacher_hidden, teacher_weight = parts
     eye = torch.eye(50, dtype=torch.float64)
@@ -197,9 +199,9 @@ def test_nothing_of_the_size_of_the_logits_is_kept(monkeypatch: pytest.MonkeyPat
     positions, vocabulary = 256, 1000
     parts = problem(positions, vocabulary)
     settings = {"divergence": "reverse_kl", "temperature": 2.0}
-    fused = kept_elements(lambda: fused_logit_losses(*parts[:2], targets_of(parts, **settings)))
-    whole = kept_elements(lambda: dense(*parts, "reverse_kl", 2.0))
-    assert whole > 3 * positions * vocabulary, "the measure sees the logits of the dense losses"
+    fused = kept_elements(lambda: logit_loss_sums(*parts[:2], targets_of(parts, **settings)))
+    whole = kept_elements(lambda: logit_loss_sums(*parts[:2], targets_of(parts, **settings, fused=False)))
+    assert whole > 3 * positions * vocabulary, "the measure sees logits that are kept"
     assert fused < 0.1 * positions * vocabulary
 
 
@@ -214,7 +216,7 @@ def test_one_chunk_at_a_time_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(logits, "POSITIONS_PER_CHUNK", 10)
     monkeypatch.setattr(logits, "divergence_sum", counting)
     parts = problem()
-    sums = fused_logit_losses(*parts[:2], targets_of(parts))
+    sums = logit_loss_sums(*parts[:2], targets_of(parts))
     assert rows == [10, 10, 3]
     sums.sum().backward()
     assert rows == [10, 10, 3, 3, 10, 10]

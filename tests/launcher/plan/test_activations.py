@@ -48,15 +48,22 @@ def storages(values: Any) -> set[int]:
     return {value.untyped_storage()._cdata for value in values if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) -> None:
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing", "fused"),
+    [(FP32, False, True), (FP32, True, True), (BF16, False, True), (BF16, True, True), (BF16, True, False)],
+    ids=str,
+)
+def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool, fused: bool) -> None:
     torch.manual_seed(0)
     student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
     ours, theirs, size = student.config, model.config, dtype.itemsize
     if checkpointing:
         student.enable_gradient_checkpointing()
-    step = StudentStep(student, AlignmentAdapters(theirs, ours).to(dtype), DistillationSection()).train()
+    distillation = DistillationSection.model_validate({"fused_head": fused})
+    step = StudentStep(student, AlignmentAdapters(theirs, ours).to(dtype), distillation).train()
     teacher = TeacherModel(model, 16)
     teacher.shares_tower = True
     work = Workload(samples=3, length=400, vision_tokens=144, accumulation=1, window=1)
@@ -87,17 +94,20 @@ def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) ->
         saved.clear()
         loss.backward()
     predicted = activations.kept_bytes(ours, work, size, checkpointing=checkpointing)
-    assert kept == pytest.approx(predicted, rel=0.05)
+    if fused:  # else there are logits, too, which count as work of a moment: they go before a layer's begins
+        assert kept == pytest.approx(predicted, rel=0.05)
     # Coarse, and rather too much than too little: the moments do not meet, gradients come one by one.
     gradients = sum(parameter.grad.nbytes for parameter in step.parameters() if parameter.grad is not None)
-    predicted += gradients + student_workspace(ours, work, size, checkpointing)
+    predicted += gradients + student_workspace(ours, work, size, checkpointing, fused)
     assert 0.8 * predicted < in_student.peak < 1.05 * predicted
 
 
-def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool) -> int:
+def student_workspace(
+    config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool, fused: bool
+) -> int:
     return max(
         activations.layer_workspace(config, work, size, checkpointing=checkpointing),
-        activations.logits_workspace(config, work),
+        activations.logits_workspace(config, work, fused=fused),
         activations.block_workspace(config, work),
     )
 
