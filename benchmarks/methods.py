@@ -26,8 +26,7 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.losses.alignment import attention_loss_sum, focus_indices, vision_loss_sums
 from alignkd.losses.logits import LogitTargets, divergence_sum
 from alignkd.losses.terms import TERMS, element_counts, term_scales, term_weights
-from alignkd.models import attention
-from alignkd.models.adapters import AttentionAdapter, seeded_adapters
+from alignkd.models.adapters import seeded_adapters
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.batches import Samples
@@ -175,7 +174,7 @@ def stand_in(setting: Setting, samples: Samples) -> Losses:
     terms = {
         "ce": F.nll_loss(log_student, batch.logit_labels_N, reduction="sum"),
         "divergence": divergence_sum(log_student, log_teacher, "reverse_kl"),
-        "attention": attention_loss_sum(adapters.attention, teacher_block, block, rows_IM),
+        "attention": attention_loss_sum(adapters.attention, teacher_block.to(tokens.dtype), block, rows_IM),
         "vision_all": vision_all,
         "vision_focus": vision_focus,
     }
@@ -256,15 +255,8 @@ def plain_head(setting: Setting, samples: Samples) -> Losses:
 
 
 def whole_block(setting: Setting, samples: Samples) -> Losses:
-    """The student's block, the adapted one and their difference by autograd, kept for backward."""
-
-    def unfused(adapter: Any, target: torch.Tensor, *student: Any) -> torch.Tensor:
-        if not student:
-            return torch.nn.Linear.forward(adapter, target)
-        block = attention.text_vision_block(*student)
-        return attention_loss_sum(adapter, target, block, samples.packed.text_rows_IM)
-
-    with _replaced(AttentionAdapter, "forward", unfused):
+    """``distillation.fused_attention: false``."""
+    with _replaced(setting.module, "fused_attention", False):
         return ours(setting, samples)
 
 

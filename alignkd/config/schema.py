@@ -148,6 +148,11 @@ class DistillationSection(Section):
         description="cross-entropy and logit term take the logits in chunks of positions; false makes and "
         "keeps those of all positions at once",
     )
+    fused_attention: bool = Field(
+        True,
+        description="the attention term without the student's block; false leaves it to autograd, which "
+        "keeps the block and whole rows of scores for backward",
+    )
     share_vision_tower: bool = Field(
         True, description="the teacher's frozen tower runs for both where the student's is the same"
     )

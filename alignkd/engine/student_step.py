@@ -36,6 +36,7 @@ class StudentStep(nn.Module):
         self.temperature = distillation.temperature
         self.fused_head = distillation.fused_head
         self.top_k = distillation.top_k
+        self.fused_attention = distillation.fused_attention
 
     def sizes(self) -> ElementSizes:
         config = self.student.config
@@ -54,7 +55,7 @@ class StudentStep(nn.Module):
         """
         consumer = None
         if targets is not None and self.adapters is not None:
-            consumer = partial(self.adapters.attention, targets.block_IHMV)
+            consumer = partial(self.adapters.attention, targets.block_IHMV, fused=self.fused_attention)
         outputs = self.student(batch, consumer, None if targets is None else targets.patches_IPC)
         hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
         logit_targets = LogitTargets(

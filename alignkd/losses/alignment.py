@@ -5,18 +5,21 @@ Shapes: I images, H_S / H_T heads, M text rows, V vision tokens, D_S / D_T width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 
 def attention_loss_sum(
-    adapter: nn.Module,
+    adapter: Callable[[torch.Tensor], torch.Tensor],
     teacher_block_IHMV: torch.Tensor,
     student_block_IHMV: torch.Tensor,
     text_rows_IM: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared differences of equation 1 over valid rows (``text_rows_IM`` >= 0), in fp32, with a graph."""
-    adapted_IMVH = adapter(_like_weights(adapter, teacher_block_IHMV.movedim(1, -1)))
+    """Squared differences of equation 1 over valid rows (``text_rows_IM`` >= 0), in fp32, with a graph.
+    ``adapter`` is called with the teacher's block as it is."""
+    adapted_IMVH = adapter(teacher_block_IHMV.movedim(1, -1))
     difference = student_block_IHMV.movedim(1, -1) - adapted_IMVH
     valid_IM = (text_rows_IM >= 0)[:, :, None, None]
     squares: torch.Tensor = difference.to(_wide(difference)).square()

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
-from alignkd.models.attention import BlockLayout
+from alignkd.losses.alignment import attention_loss_sum
+from alignkd.models.attention import BlockLayout, text_vision_block
 from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
 
@@ -28,10 +29,16 @@ class AttentionAdapter(nn.Linear):
         key_BGLD: torch.Tensor | None = None,
         scaling: float = 1.0,
         layout: BlockLayout | None = None,
+        fused: bool = True,
     ) -> torch.Tensor:
-        """[..., H_T] -> [..., H_S]; or, with the student's queries and keys, the attention term as a sum."""
+        """[..., H_T] -> [..., H_S]; or, with the student's queries and keys, the attention term as a sum.
+        Not ``fused``: by autograd through the student's block."""
         if query_BHLD is None or key_BGLD is None or layout is None:
             return super().forward(teacher_block_IHMV)
+        if not fused:
+            block_IHMV = text_vision_block(query_BHLD, key_BGLD, scaling, layout)
+            target_IHMV = teacher_block_IHMV.to(self.weight.dtype)
+            return attention_loss_sum(super().forward, target_IHMV, block_IHMV, layout.text_rows_IM)
         return attention_term(
             query_BHLD, key_BGLD, scaling, layout, teacher_block_IHMV, self.weight, self.bias
         )

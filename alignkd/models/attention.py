@@ -147,14 +147,20 @@ def masked_scores(
 ) -> torch.Tensor:
     """[H, C, k] in fp32 (or wider), -inf where the key comes after the row. The only place where whole rows
     of scores exist."""
-    query_HCD = query_BHLD[chunk.batch_row][:, chunk.rows_C]
+    query_HCD = scaled_queries(query_BHLD, scaling, chunk)
     key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys]
     H, C, _ = query_HCD.shape
     G, k, _ = key_GkD.shape
     scores = query_HCD.reshape(G, H // G * C, -1) @ key_GkD.transpose(1, 2)
-    scores = scores.to(at_least_fp32(scores.dtype)).mul_(scaling).view(H, C, k)
+    scores = scores.to(at_least_fp32(scores.dtype)).view(H, C, k)
     columns_k = torch.arange(chunk.keys.start, chunk.keys.stop, device=scores.device)
     return scores.masked_fill_(columns_k > chunk.rows_C[:, None], float("-inf"))
+
+
+def scaled_queries(query_BHLD: torch.Tensor, scaling: float, chunk: Chunk) -> torch.Tensor:
+    """[H, C, D] of the chunk's rows. Scaled before the product, which in fp16 could overflow else; it is also
+    the smaller tensor."""
+    return query_BHLD[chunk.batch_row][:, chunk.rows_C] * scaling
 
 
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from alignkd.models.attention import BlockLayout, Chunk, at_least_fp32, block_chunks, masked_scores
+from alignkd.models.attention import (
+    BlockLayout,
+    Chunk,
+    at_least_fp32,
+    block_chunks,
+    masked_scores,
+    scaled_queries,
+)
 
 
 def attention_term(
@@ -83,14 +90,11 @@ class _AttentionTerm(torch.autograd.Function):
             d_scores = maps_HCk.mul_(-weighted_HCV.sum(dim=2, keepdim=True))
             d_scores[..., chunk.vision] += weighted_HCV
             G = key_BGLD.shape[1]
-            d_scores = d_scores.mul_(ctx.scaling).to(key_BGLD.dtype).view(G, H // G * C, k)
-            query_HCD = query_BHLD[chunk.batch_row][:, chunk.rows_C]
-            key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys]
-            d_rows = (d_scores @ key_GkD).view(query_HCD.shape)
-            d_query[chunk.batch_row][:, chunk.rows_C] += d_rows
-            d_key[chunk.batch_row, :, chunk.keys] += d_scores.transpose(1, 2) @ query_HCD.reshape(
-                G, H // G * C, -1
-            )
+            d_scores = d_scores.to(key_BGLD.dtype).view(G, H // G * C, k)
+            query_GRD = scaled_queries(query_BHLD, ctx.scaling, chunk).reshape(G, H // G * C, -1)
+            key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys] * ctx.scaling
+            d_query[chunk.batch_row][:, chunk.rows_C] += (d_scores @ key_GkD).view(H, C, -1)
+            d_key[chunk.batch_row, :, chunk.keys] += d_scores.transpose(1, 2) @ query_GRD
         return d_query, d_key, None, d_weight.to(weight_HT), d_bias.to(bias_H), None, None
 
 

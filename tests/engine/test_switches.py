@@ -17,6 +17,7 @@ OFF: dict[str, Any] = {
     "teacher__lookahead": 1,
     "distillation__fused_head": False,
     "distillation__share_vision_tower": False,
+    "distillation__fused_attention": False,
     "training__tokens_per_micro_batch": None,
 }
 BUDGET = 250  # tokens: a sample with an image has about 200, so all but one of these stand alone
@@ -26,12 +27,14 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "lookahead of two": {"teacher__lookahead": 2},
     "fused head": {"distillation__fused_head": True},
     "tower": {"distillation__share_vision_tower": True},
+    "attention": {"distillation__fused_attention": True},
     "budget": {"training__tokens_per_micro_batch": BUDGET},
     "all": {
         "training__packing": True,
         "teacher__lookahead": None,
         "distillation__fused_head": True,
         "distillation__share_vision_tower": True,
+        "distillation__fused_attention": True,
         "training__tokens_per_micro_batch": BUDGET,
     },
 }

@@ -154,6 +154,6 @@ def test_half_precision_is_summed_in_single() -> None:
     for value in sums:
         assert value.dtype == torch.float32
         assert value.item() == pytest.approx(difference.double().square().sum().item(), rel=1e-5)
-    block = torch.rand(1, 8, 3, 6)  # a block is fp32 whatever the models' precision
-    attention = attention_loss_sum(adapter, block, torch.rand(1, 4, 3, 6), torch.tensor([[1, 2, 3]]))
+    block, student = torch.rand(1, 8, 3, 6), torch.rand(1, 4, 3, 6)  # the student's is always fp32
+    attention = attention_loss_sum(adapter, block.bfloat16(), student, torch.tensor([[1, 2, 3]]))
     assert attention.dtype == torch.float32

@@ -83,6 +83,16 @@ def test_half_precision_is_summed_in_single() -> None:
     assert torch.allclose(block, dense_block(query.float(), key.float(), layout()), atol=5e-3)
 
 
+def test_large_values_do_not_overflow_in_fp16() -> None:
+    """fp16 ends at 65504: the products of these do not fit, the scaled scores do."""
+    query, key = (150 * value for value in queries_and_keys(4, 2, torch.float16))
+    assert (query @ key.repeat_interleave(2, dim=1).transpose(2, 3)).isinf().any()
+    scaling = 2**-15
+    block = text_vision_block(query, key, scaling, layout())
+    expected = dense_block(query.float() * (scaling / SCALING), key.float(), layout())
+    assert torch.allclose(block, expected, atol=5e-3)
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (2, 0)])
 def test_nothing_asked_gives_an_empty_block(shape: tuple[int, int]) -> None:
     query, key = queries_and_keys(4, 2)

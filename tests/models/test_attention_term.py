@@ -83,6 +83,20 @@ def test_half_precision_is_summed_in_single() -> None:
         assert gradient.dtype == torch.bfloat16
 
 
+def test_large_values_do_not_overflow_in_fp16() -> None:
+    query, key, adapter, target = problem(layout(), 2, torch.float16)
+    inputs = query, key = [(150 * value).detach().requires_grad_() for value in (query, key)]
+    assert (query @ key.repeat_interleave(2, dim=1).transpose(2, 3)).isinf().any()
+    term = adapter(target, query, key, 2**-15, layout())
+    gradients = torch.autograd.grad(term, inputs)
+    wide = [value.detach().float().requires_grad_() for value in inputs]
+    expected = adapter.float()(target.float(), *wide, 2**-15, layout())
+    assert term.item() == pytest.approx(expected.item(), rel=1e-2)
+    for got, wanted in zip(gradients, torch.autograd.grad(expected, wide), strict=True):
+        assert wanted.abs().max() > 1e-3
+        assert torch.allclose(got.float(), wanted, atol=0.02 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (2, 0)])
 def test_nothing_asked_is_zero_with_a_graph(shape: tuple[int, int]) -> None:
     """ZeRO-3 lets go of the adapter when every input has got a gradient; a rank without images, too."""
