@@ -33,7 +33,12 @@ def plan(
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
     gpu_memory: GpuMemory = None,
     flops: Annotated[
-        float, typer.Option(min=1e6, help="FLOP/s of one GPU at its best; default: an H100's in bf16.")
+        float,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="FLOP/s of one GPU at its best; default: 989e12, an H100's in bf16.",
+        ),
     ] = H100_BF16_DENSE,
     utilisation: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="The share of them that training reaches.")

@@ -7,6 +7,7 @@ as before a time limit, and loses a rank; in the end both must have the same los
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -32,6 +33,7 @@ from launcher.verdict import ATTEMPT_PREFIX
 SLURM_SECONDS = 30.0  # between two questions to Slurm
 PATIENCE_SECONDS = 4 * 3600.0  # with each wait: a job may be queued for long
 LOSS_TOLERANCE = 1e-6
+LONGEST_NAME = 80  # of the run, in the names of the short runs; run.name may have 100 characters
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,14 @@ def drill(
     manifest = read_manifest(run)
     if manifest.backend != "slurm":
         raise UserError(f"{run}: made for the {manifest.backend} back end; a drill is for a cluster")
-    whole, cut = (_short_run(run, manifest, name, steps) for name in ("drill-whole", "drill-cut"))
+    whole, cut = (_short_run(run, manifest, name, steps) for name in _free_names(run))
     _, whole_job = start_run(whole, manifest, console)
     if preempt_with:  # it may be placed on the same nodes, and would not be left alone
         _wait(whole, lambda: _is_done(whole) or _gave_up(whole) is not None, slurm_seconds)
     _, job = start_run(cut, manifest, console)
     assert job is not None
-    console.print(f"jobs {whole_job} (left alone) and {job} (interrupted)", markup=False, highlight=False)
+    for short, number, what in ((whole, whole_job, "left alone"), (cut, job, "interrupted")):
+        console.print(f"{short}: job {number}, {what}", markup=False, highlight=False, soft_wrap=True)
     if "Requeue=1" not in (ask("scontrol", "show", "job", "--oneliner", job) or ""):
         yield Finding(False, "the job may not be requeued here; set slurm.requeue: false for chained jobs")
     for event in events(preempt_with):
@@ -121,8 +124,18 @@ def drill(
     yield _loss_finding(_losses(whole), _losses(cut))
 
 
-def _short_run(run: Path, manifest: Manifest, suffix: str, steps: int) -> Path:
-    name = f"{run.name}-{suffix}"
+def _free_names(run: Path) -> tuple[str, str]:
+    """Of the two short runs, beside those of earlier drills."""
+    number = 1
+    while True:
+        start = f"{run.name[:LONGEST_NAME]}-drill{'' if number == 1 else f'-{number}'}"
+        names = f"{start}-whole", f"{start}-cut"
+        if not any(os.path.lexists(run.parent / name) for name in names):
+            return names
+        number += 1
+
+
+def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     folder = json.dumps(str(run.parent), ensure_ascii=False)
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")

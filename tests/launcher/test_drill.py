@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher.drill import _folder_finding, _loss_finding, drill
+from launcher.drill import _folder_finding, _free_names, _loss_finding, drill
 from launcher.manifest import read_manifest
 
 
@@ -34,3 +34,13 @@ def test_it_is_for_slurm(make_run) -> None:
     with pytest.raises(UserError, match="a drill is for a cluster"):
         next(drill(run, 8, Console()))
     assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_every_drill_has_folders_of_its_own(tmp_path) -> None:
+    run = tmp_path / "run"
+    assert _free_names(run) == ("run-drill-whole", "run-drill-cut")
+    (tmp_path / "run-drill-cut").mkdir()  # one is enough: the two belong together
+    assert _free_names(run) == ("run-drill-2-whole", "run-drill-2-cut")
+    (tmp_path / "run-drill-2-whole").mkdir()
+    assert _free_names(run) == ("run-drill-3-whole", "run-drill-3-cut")
+    assert all(len(name) <= 100 for name in _free_names(tmp_path / ("x" * 100)))

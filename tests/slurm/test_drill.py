@@ -46,10 +46,11 @@ def test_a_site_that_grants_everything(runs: Runs, options: tuple[str, ...], fir
 
 def test_a_site_that_does_not_requeue(runs: Runs) -> None:
     run = runs.prepare(slurm={"requeue": False})
-    (run.parent / "toy.json").write_text(json.dumps({**PLAN, "hold": {"run-drill-cut": [5, 10]}}))
+    (run.parent / "run-drill-whole").mkdir()  # of an earlier drill
+    (run.parent / "toy.json").write_text(json.dumps({**PLAN, "hold": {"run-drill-2-cut": [5, 10]}}))
     findings = json.loads(runs.alignkd("drill", run, "--steps", 40, "--json", code=1))
     assert "may not be requeued here; set slurm.requeue: false" in findings[0]["text"]
     assert "refused by Slurm (scontrol requeue " in findings[1]["text"]
     assert [finding["ok"] for finding in findings] == [False, False, True, True, True, True]
-    jobs = [attempt.job for attempt in runs.attempts(run.parent / "run-drill-cut")]
+    jobs = [attempt.job for attempt in runs.attempts(run.parent / "run-drill-2-cut")]
     assert len(set(jobs)) == 3  # chained
