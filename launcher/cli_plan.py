@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from alignkd.config import load_config
-from alignkd.errors import UserError
+from alignkd.config import Config, load_config
+from alignkd.config.yaml_reader import read_yaml
+from alignkd.errors import ConfigError, UserError
 from launcher.plan.advice import advise, changes
 from launcher.plan.apply import apply_changes
 from launcher.plan.check import configured_memory, memory_bytes
+from launcher.plan.coming import coming_notes
 from launcher.plan.compute import H100_BF16_DENSE, Speed
 from launcher.plan.plan import make_plan
 from launcher.plan.show import plan_as_dict, show_plan
+from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
 from launcher.site import read_site
 
@@ -48,7 +53,9 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; may be repeated."),
     ] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Write the advice into the file.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write the advice, and what --set gives, into the file.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a run needs, and what would fit best.
@@ -59,9 +66,12 @@ def plan(
     memory = memory_option(gpu_memory) or configured_memory(resolved)
     if apply and memory is None:
         raise UserError("--apply needs the memory of a GPU: --gpu-memory 80G, or the key slurm.gpu_memory")
-    planned = make_plan(resolved, Cluster(nodes, gpus_per_node))
+    others = _other_stages(config, stage)
+    planned = make_plan(resolved, Cluster(nodes, gpus_per_node), run_sizes(resolved, others))
     advised = None if memory is None else advise(planned, memory)
-    speed = Speed(flops, utilisation)
+    speed, say = Speed(flops, utilisation), Console(stderr=as_json)
+    for note in coming_notes(resolved, others):
+        say.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(plan_as_dict(planned, memory, advised, speed)))
     else:
@@ -70,9 +80,31 @@ def plan(
         return
     if advised is None:
         raise UserError(f"{config}: nothing fits, so nothing was written")
-    say = Console(stderr=as_json)
-    for line in apply_changes(config, stage, changes(planned, advised)):
+    values = _given(resolved, overrides or ()) | changes(planned, advised)
+    for line in apply_changes(config, stage, values):
         say.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _given(config: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    """What ``--set`` gives, by key, as it was understood: the advice holds together with it only."""
+    document, found = config.model_dump(), {}
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        value: Any = document
+        for part in key.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        found[key] = value
+    return found
+
+
+def _other_stages(path: Path, stage: str | None) -> list[Config]:
+    """The file's other stages, which may make what this one starts from; those with problems are left out."""
+    found = []
+    names = (read_yaml(path).get("stages") or {}) if stage is not None else {}
+    for name in names:
+        with suppress(ConfigError):
+            found += [load_config(path, (), name)] if name != stage else []
+    return found
 
 
 def memory_option(text: str | None) -> int | None:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
 from alignkd.config import load_config
+from alignkd.config.combinations import counted
 from alignkd.errors import AlignkdError, UserError
 from launcher.attempts import JOB, STOP, open_attempt, read_history
 from launcher.checkpoints import check_step, go_back
@@ -108,14 +109,14 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     before = manifest.world_size
     manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, request.hosts, request.step)
     if manifest.world_size != before:
-        micro_batches = f"{manifest.accumulation_steps} micro-batches of each a step"
-        text = f"now for {manifest.world_size} ranks instead of {before}, {micro_batches}"
+        micro_batches = f"{counted(manifest.accumulation_steps, 'micro-batch')} of each a step"
+        text = f"now for {counted(manifest.world_size, 'rank')} instead of {before}, {micro_batches}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         for warning in memory_warnings(run, manifest):
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     for name in go_back(run, request.step) if request.step is not None else ():
         console.print(f"kept, out of the way: {name}", markup=False, highlight=False, soft_wrap=True)
-    text = f"resuming {run} on {manifest.world_size} ranks ({manifest.backend})"
+    text = f"resuming {run} on {counted(manifest.world_size, 'rank')} ({manifest.backend})"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     code, job = start_run(run, manifest, console)
     return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from alignkd.config import Config, load_config, warnings_of
+from alignkd.config.combinations import counted
 from alignkd.errors import ConfigError
 from launcher.control import start_run
 from launcher.devices import visible_gpus
@@ -106,7 +107,7 @@ def _checked_configs(
             warnings += slurm_warnings(config, request.nodes)
         if not found and not request.skip_memory_check and _device(config, request, backend) != "cpu":
             cluster = Cluster(request.nodes, request.gpus_per_node)
-            too_much, notes = check_memory(config, cluster, request.gpu_memory)
+            too_much, notes = check_memory(config, cluster, request.gpu_memory, configs[:index])
             found, warnings = found + too_much, warnings + notes
         prefix = f"[stage {names[index]}] " if len(names) > 1 else ""
         problems += [prefix + problem for problem in found]
@@ -166,19 +167,23 @@ def _say_result(run: Path, result: dict[str, Any], console: Console) -> None:
 
 
 def _say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -> None:
-    training = config.training
+    training, ranks = config.training, counted(manifest.world_size, "rank")
     _say(console, f"run {run}")
+    split = (
+        f"micro-batch {training.micro_batch_size} x {ranks} x {counted(manifest.accumulation_steps, 'time')}"
+        if training.tokens_per_micro_batch is None
+        else f"micro-batches of at most {training.tokens_per_micro_batch} tokens"
+    )
     _say(
         console,
-        f"  {manifest.nodes} nodes x {manifest.gpus_per_node} = {manifest.world_size} ranks "
-        f"({manifest.backend}); global batch {training.global_batch_size} = micro-batch "
-        f"{training.micro_batch_size} x {manifest.world_size} ranks x {manifest.accumulation_steps} times",
+        f"  {counted(manifest.nodes, 'node')} x {manifest.gpus_per_node} = {ranks} ({manifest.backend}); "
+        f"global batch {training.global_batch_size} = {split}",
     )
     teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
     _say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")
     if manifest.device == "cpu":
         gpus = len(visible_gpus(os.environ))
-        _say(console, f"  {manifest.world_size} ranks and {gpus} GPUs here: running on the CPU (gloo)")
+        _say(console, f"  {ranks} and {counted(gpus, 'GPU')} here: running on the CPU (gloo)")
 
 
 def _say_files(run: Path, manifest: Manifest, console: Console) -> None:

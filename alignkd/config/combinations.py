@@ -207,6 +207,12 @@ def listed(values: list[Any]) -> str:
     return ", ".join(str(value) for value in values)
 
 
+def counted(number: int, word: str) -> str:
+    """`1 rank`, `2 ranks`, `3 batches`."""
+    plural = word + ("es" if word.endswith("ch") else "s")
+    return f"{number} {word if number == 1 else plural}"
+
+
 def time_limit_seconds(text: str) -> int:
     """Seconds of a Slurm time: m, m:s, h:m:s, days-h[:m[:s]]."""
     days, dash, rest = text.rpartition("-")

@@ -24,23 +24,25 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
 
     Raises UserError, with the lines to change by hand, when the file cannot be edited that way.
     """
-    if not values:
-        return [f"{path}: already so, nothing was written"]
     document = read_yaml(path)
-    old = new = path.read_text(encoding="utf-8")
     prefix = ("stages", stage) if stage else ()
-    for key, value in values.items():
-        keys = (*prefix, *key.split("."))
+    wanted = {(*prefix, *key.split(".")): value for key, value in values.items()}
+    wanted = {keys: value for keys, value in wanted.items() if not _has(document, keys, value)}
+    if not wanted:
+        return [f"{path}: already so, nothing was written"]
+    old = new = path.read_text(encoding="utf-8")
+    editable = True
+    for keys, value in wanted.items():
         new = set_scalar(new, keys, value)
-        _set(document, keys, value)
-    if not _reads_as(new, document):
+        editable = editable and _set(document, keys, value)
+    if not editable or not _reads_as(new, document):
         lines = "\n".join(f"{key}: {_scalar(value)}" for key, value in values.items())
         where = f" below stages.{stage}" if stage else ""
         raise UserError(f"{path}: cannot be edited without losing something; change by hand{where}\n{lines}")
     backup = path.with_name(path.name + BACKUP_SUFFIX)
     write_atomic(backup, old)
     write_atomic(path, new)
-    changed = [f"  {'.'.join((*prefix, key))}: {_scalar(value)}" for key, value in values.items()]
+    changed = [f"  {'.'.join(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
     return [f"{path}: changed (the old file is {backup})", *changed]
 
 
@@ -83,12 +85,26 @@ def _child(node: Any, key: str) -> Any:
     return None
 
 
-def _set(document: Any, keys: tuple[str, ...], value: Any) -> None:
+def _set(document: Any, keys: tuple[str, ...], value: Any) -> bool:
+    """False where the way leads through a list: PyYAML's marks of its members are not used here."""
     for key in keys[:-1]:
+        if not isinstance(document, dict):
+            return False
         if document.get(key) is None:
             document[key] = {}
         document = document[key]
+    if not isinstance(document, dict):
+        return False
     document[keys[-1]] = value
+    return True
+
+
+def _has(document: Any, keys: tuple[str, ...], value: Any) -> bool:
+    for key in keys:
+        if not isinstance(document, dict) or key not in document:
+            return False
+        document = document[key]
+    return bool(document == value and type(document) is type(value))
 
 
 def _reads_as(text: str, document: Any) -> bool:

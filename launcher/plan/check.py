@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from alignkd.config import Config
 from alignkd.errors import UserError
 from launcher.plan.plan import GIB, make_plan
 from launcher.plan.show import verdict
+from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
 
 
-def check_memory(config: Config, cluster: Cluster, gpu_memory: int | None) -> tuple[list[str], list[str]]:
-    """(reasons not to launch, what was not checked)."""
+def check_memory(
+    config: Config, cluster: Cluster, gpu_memory: int | None, stages: Sequence[Config] = ()
+) -> tuple[list[str], list[str]]:
+    """(reasons not to launch, what was not checked). ``stages`` run before this one."""
     gpu_memory = gpu_memory or configured_memory(config)
     if gpu_memory is None:
         return [], [
             "memory was not checked: how much a GPU has is not known (--gpu-memory, slurm.gpu_memory)"
         ]
     try:
-        plan = make_plan(config, cluster)
+        plan = make_plan(config, cluster, run_sizes(config, stages))
     except UserError as error:
         return [], [f"memory was not checked: {error}"]
     if plan.fits(gpu_memory):

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignkd.config.combinations import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
@@ -106,14 +107,15 @@ def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed
 
 def _say_workload(plan: Plan, console: Console) -> None:
     work, cluster = plan.work, plan.cluster
-    image = f"{IMAGES_PER_SAMPLE} image of {work.vision_tokens} included"
+    served = f"; a teacher forward serves {work.window} of them" if plan.sizes.teacher is not None else ""
     _say(
         console,
-        f"{cluster.nodes} x {cluster.gpus_per_node} = {cluster.ranks} ranks; a step is {work.accumulation} x "
-        f"a micro-batch of {work.samples} samples on each"
-        + (f", the teacher takes {work.window} at once" if plan.sizes.teacher is not None else ""),
+        f"{cluster.nodes} x {cluster.gpus_per_node} = {counted(cluster.ranks, 'rank')}, each with "
+        f"{counted(work.accumulation, 'micro-batch')} of {counted(work.samples, 'sample')} per "
+        f"optimizer step{served}",
     )
-    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised\n")
+    image = f"{counted(IMAGES_PER_SAMPLE, 'image')} of {work.vision_tokens} included"
+    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised")
     if plan.config.training.train_vision_tower:
         _say(console, "warning: what the trained vision tower keeps for backward is not counted")
 

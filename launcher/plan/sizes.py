@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config
-from alignkd.models.agreement import student_model_config
+from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from launcher.plan.coming import described_by
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,18 @@ class RunSizes:
         return {name: size for name, size in self.student.tensors.items() if name not in trainable}
 
 
-def run_sizes(config: Config) -> RunSizes:
-    """Raises CheckpointError when a model folder says nothing usable about itself."""
-    student = model_sizes(student_model_config(config.model))
+def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
+    """``stages`` may have yet to make the models. Raises CheckpointError when a model folder says nothing
+    usable about itself."""
+    student = _sizes_of(student_folder(config.model), config.model.vision_tower, stages)
     if not config.distillation.enabled or config.model.teacher is None:
         return RunSizes(None, student, {})
-    teacher = model_sizes(read_model_config(config.model.teacher))
+    teacher = _sizes_of(Path(config.model.teacher), None, stages)
     return RunSizes(teacher, student, adapter_sizes(teacher.config, student.config))
+
+
+def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config]) -> ModelSizes:
+    return model_sizes(read_model_config(*described_by(folder, tower, stages)))
 
 
 def model_sizes(config: MobileVLMConfig) -> ModelSizes:

@@ -66,7 +66,16 @@ def test_the_old_file_stays_beside(tmp_path: Path) -> None:
     }
     assert (tmp_path / "a.yaml.bak").read_text() == FILE
     assert "  stages.pretrain.training.micro_batch_size: 1" in lines
-    assert apply_changes(path, None, {}) == [f"{path}: already so, nothing was written"]
+    for values in ({}, {"training.micro_batch_size": 1}):
+        assert apply_changes(path, "pretrain", values) == [f"{path}: already so, nothing was written"]
+
+
+def test_members_of_lists_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text := "data: {sources: [{file: a.json}]}\n")
+    with pytest.raises(UserError, match=r"change by hand\ndata\.sources\.0\.file: b\.json"):
+        apply_changes(path, None, {"data.sources.0.file": "b.json"})
+    assert path.read_text() == text
 
 
 @pytest.mark.parametrize("text", ["training: {}\n", "training:\nmodel: {student: s}\n"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from alignkd.config import load_config
+from tests.launcher.conftest import FIXTURE
 from tests.launcher.test_cli import alignkd, is_light
 from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
 
@@ -57,9 +59,65 @@ def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
     text = config_file.read_text()
     for key, value in values["advice"].items():
         assert f"{key.split('.')[1]}: {str(value).lower() if isinstance(value, bool) else value}" in text
-    again = json.loads(alignkd(*arguments).stdout)
-    assert again["advice"] == {}
-    assert again["memory"]["fits"] is True
+    # The advice was computed for what --set gave, so that stands in the file, too.
+    again = alignkd("plan", config_file, "--gpu-memory", "40G", "--json", "--apply")
+    values = json.loads(again.stdout)
+    assert values["parameters"]["teacher"] == 7_062_943_744
+    assert values["advice"] == {}
+    assert values["memory"]["fits"] is True
+    assert "already so, nothing was written" in again.stderr
+
+
+def test_apply_takes_paths_as_set_does(config_file: Path, tmp_path: Path) -> None:
+    """Of --set they start at the current folder, of a file at the file's."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "student").symlink_to(FIXTURE / "student")
+    change = ("--set", "model.student=student", "--set", "training.micro_batch_size=1")
+    done = alignkd("plan", config_file, *change, "--gpu-memory", "80G", "--apply", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert load_config(config_file).model.student == str(elsewhere / "student")
+    assert "  model.student: " in done.stdout
+
+
+def test_a_stage_before_the_one_that_makes_its_models(tmp_path: Path) -> None:
+    """pretrain -> finetune -> again: what is trained has the shape of what it starts from."""
+    stages = tmp_path / "stages.yaml"
+    (tmp_path / "plain").mkdir()
+    values = json.loads((FIXTURE / "student" / "config.json").read_text())
+    plain = {key: value for key, value in values.items() if not key.startswith("mm_")} | {
+        "model_type": "llama"
+    }
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(plain))
+    stages.write_text(
+        f"model: {{teacher: {FIXTURE / 'teacher'}, student: plain}}\n"
+        "data: {sources: [{file: data.json}]}\n"
+        "training: {global_batch_size: 8, micro_batch_size: 2, precision: fp32}\n"
+        "stages:\n"
+        f"  one: {{run: {{name: one}}, model: {{vision_tower: {FIXTURE / 'teacher'}}}}}\n"
+        "  two: {run: {name: two}, model: {student: runs/one/student}}\n"
+        "  three: {run: {name: three}, model: {student: runs/two/student, teacher: runs/two/student}}\n"
+        "  unfit: {run: {name: two}, training: {learning_rate: -1}}\n"
+    )
+    alone = alignkd("plan", stages, "--stage", "two", "--json")
+    assert alone.returncode == 2  # a stage with a problem is everybody's: it is said
+    assert "stages.unfit.training.learning_rate" in alone.stderr
+    stages.write_text("\n".join(stages.read_text().splitlines()[:-1]))
+    first, second, third = (
+        alignkd("plan", stages, "--stage", stage, "--json") for stage in ("one", "two", "three")
+    )
+    sizes = [json.loads(done.stdout)["parameters"] for done in (first, second, third)]
+    assert sizes[0] == sizes[1]
+    assert sizes[2]["teacher"] == sizes[2]["student"] == sizes[0]["student"]
+    assert "note:" not in first.stderr
+    assert "run one will make it, in the shape of " + str(tmp_path / "plain") in second.stderr
+    assert third.stderr.count("run two will make it") == 2
+    shown = alignkd("plan", stages, "--stage", "two")
+    assert "note: model.student = " in shown.stdout
+    # Nobody makes this one.
+    nobody = alignkd("plan", stages, "--stage", "two", "--set", "model.student=runs/zero/student")
+    assert nobody.returncode == 2
+    assert "zero/student/config.json: no such file" in nobody.stderr
 
 
 def test_launch_refuses_what_cannot_fit(config_file: Path, tmp_path: Path) -> None:
