@@ -21,7 +21,7 @@ from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.engine.ranks import Ranks
-from alignkd.errors import CheckpointError, UserError
+from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import ADAPTERS_FILE, save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.loading import DTYPES, full_tensors, public_name
@@ -32,16 +32,18 @@ STUDENT_PREFIX = "student."
 
 def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: str | None = None) -> None:
     """Write the engine's student weights in the training precision, with ``card`` as README.md. Collective;
-    rank 0 writes."""
+    rank 0 writes. Raises FileSystemError on every rank when it cannot; an older ``out`` is still there."""
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
             tensors[public_name(name)] = value.detach().cpu().clone()
-    if ranks.is_first:
+
+    def save() -> None:
         # A finished run that is started again exports again.
         facts, tokenizer = student_model_config(config.model), student_folder(config.model)
         save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
-    ranks.barrier()
+
+    ranks.while_first_works(save)
 
 
 def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
@@ -56,15 +58,14 @@ def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
     for name, value in full_tensors(adapters):
         if ranks.is_first:
             tensors[name] = value.detach().cpu().clone()
-    if ranks.is_first:
-        save_adapters(run / ADAPTERS_FILE, tensors)
-    ranks.barrier()
+    ranks.while_first_works(lambda: save_adapters(run / ADAPTERS_FILE, tensors))
 
 
 def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) -> int:
     """Write the student of a checkpoint (the newest by default) to ``out``, in one process, without a GPU.
 
-    Returns the step. Raises UserError when ``out`` exists, the step does not, or its files have changed.
+    Returns the step. Raises UserError when ``out`` exists, the step does not, or its files have changed,
+    FileSystemError when ``out`` cannot be written.
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not")
@@ -88,7 +89,10 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     }
     card = model_card(run, chosen, manifest, manifest["versions"])
     facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-    save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
+    try:
+        save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
+    except OSError as error:
+        raise FileSystemError(f"{out}: could not be written: {error}") from error
     return chosen
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -102,12 +101,3 @@ def _difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None
     if describe(folder, name)["sha256"] != expected["sha256"]:
         return f"{name} has another sha256 than when it was written"
     return None
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync of a file or of a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

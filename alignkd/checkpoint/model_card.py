@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignkd.checkpoint.layout import METRICS
+from alignkd.checkpoint.rows import whole_rows
 
 # The rest says where things lay on the machine that trained, and is nobody's business.
 SECTIONS = ("training", "distillation", "student", "teacher")
@@ -74,7 +73,7 @@ def _yaml(value: object) -> str:
 
 def _metrics(run: Path, step: int) -> list[str]:
     """A table of the step's row."""
-    row = next((row for row in _rows(run) if row.get("step") == step), None)
+    row = next((row for row in whole_rows(run) if row.get("step") == step), None)
     if row is None:
         return [f"There is no row of step {step}."]
     shown = {name: value for name, value in row.items() if isinstance(value, int | float)}
@@ -83,17 +82,3 @@ def _metrics(run: Path, step: int) -> list[str]:
         "|---|---|",
         *(f"| {name} | {value:.6g} |" for name, value in shown.items()),
     ]
-
-
-def _rows(run: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # torn by a killed writer
-    return [row for row in rows if isinstance(row, dict)]

@@ -102,6 +102,13 @@ class CheckpointSaver:
         """This rank has nothing left to write, so that nobody would wait for it in :meth:`finish`."""
         return self._write is None or self._write.done
 
+    @property
+    def taken_over(self) -> TrainingError | None:
+        """What this rank knows against writing on. Only rank 0 knows; the others are told."""
+        if not self._ranks.is_first or self._is_writer():
+            return None
+        return TrainingError(f"{self._run}: another process has taken over this run; nothing more is written")
+
     def save(self, engine: Any, step: int, facts: dict[str, Any], *, wait: bool) -> None:
         """Take the state of ``step`` and write it, in a thread while training goes on unless ``wait`` or the
         configuration says otherwise. It counts once :meth:`finish` has committed it. Collective.
@@ -237,10 +244,9 @@ class CheckpointSaver:
     def _stop_unless_writer(self) -> None:
         """Another job may have taken this one for dead. Whatever lies in the folder is then the other's.
         Collective."""
-        if not self._ranks.broadcast_object(self._is_writer() if self._ranks.is_first else None):
-            raise TrainingError(
-                f"{self._run}: another process has taken over this run; nothing more is written"
-            )
+        found = self.taken_over
+        if self._ranks.broadcast_object(found is not None):
+            self._ranks.raise_together(found)
 
     def _on_first(self, action: Callable[[], None]) -> Callable[[], None]:
         """``action`` on rank 0, nothing elsewhere."""

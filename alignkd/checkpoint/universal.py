@@ -28,7 +28,6 @@ from alignkd.checkpoint.layout import (
     data_files,
     describe,
     differences,
-    flush_to_disk,
     read_manifest,
     step_name,
     universal_name,
@@ -36,6 +35,7 @@ from alignkd.checkpoint.layout import (
 from alignkd.checkpoint.lock import WriterLock
 from alignkd.checkpoint.storage import Storage
 from alignkd.errors import CheckpointError, TrainingError
+from alignkd.files import flush_to_disk
 
 log = logging.getLogger(__name__)
 SPACE_FACTOR = 2.2  # of the checkpoint: fragments of all ranks, and what is put together from them

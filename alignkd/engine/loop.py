@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import Any
 from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.layout import METRICS
 from alignkd.checkpoint.model_card import model_card
-from alignkd.checkpoint.save import CheckpointSaver, SaveTotals
+from alignkd.checkpoint.rows import whole_rows
+from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
+from alignkd.data.batch import Batch
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
@@ -27,7 +29,8 @@ from alignkd.engine.setup import Job
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.errors import EXIT_OK, TrainingError
+from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TrainingError
+from alignkd.files import replace_text
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +53,14 @@ def train(
     )
     try:
         return _train(job, stop, progress, metrics, saver)
-    except TrainingError:
-        # All ranks come here from the same step (a loss that is not finite, say). A save of an earlier one
-        # that is still being written is as good as any, and the newest.
+    except AlignkdError:
+        # All ranks come here from the same step (a loss that is not finite, say, or one rank's bad sample).
+        # A save of an earlier one that is still being written is as good as any, and the newest.
         with contextlib.suppress(TrainingError):
             saver.finish()
         raise
     finally:
+        job.loader.close()  # it waits for its workers: not before a save for which the time may be short
         saver.close()
 
 
@@ -76,9 +80,12 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
     edge = time.perf_counter()
     while step < job.total_steps:
         asked = time.perf_counter()
-        window = next(windows)
+        window, problem = _next_window(windows)
         waited = time.perf_counter() - asked  # of the host, which no device holds up here
-        facts = agree_on_window(window, sizes, stop, job.ranks, saver.written)
+        # Who has lost the run stops at once: it would go on for nothing until the next save, and add rows to
+        # the other's metrics.
+        problem = saver.taken_over or problem
+        facts = agree_on_window(window, sizes, stop, job.ranks, saver.written, problem)
         if facts.usr1 or facts.term:
             code = exit_code(facts.usr1, facts.term)
             break
@@ -114,7 +121,6 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
         if step % job.config.checkpoint.every == 0 and step < job.total_steps:
             _save(job, saver, step, metrics, progress, slowest, wait=False)
             slowest, edge = 0.0, time.perf_counter()
-    job.loader.close()
     metrics.flush()
     # A save in flight is the first to be had when the time runs out: it is committed before a newer one.
     saver.finish()
@@ -124,16 +130,53 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
         raise TrainingError(
             f"stopped at step {step}, but it could not be saved; step {saver.newest} is the newest"
         )
+    status = "done" if code == EXIT_OK else "stopped"
+    result = {
+        "status": status,
+        "step": step,
+        "total_steps": job.total_steps,
+        "saves": asdict(saver.totals),
+        "peak_memory_bytes_per_rank": job.ranks.gather_objects(peak_memory_bytes()),
+    }
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
-        export_adapters(job.engine, job.run, job.ranks)
-        card = model_card(job.run, step, asdict(job.facts), _versions())
-        export_engine(job.engine, job.config, job.run / "student", job.ranks, card)
-    _write_result(
-        job, "done" if code == EXIT_OK else "stopped", step, time.monotonic() - started, saver.totals
-    )
-    progress.report("done" if code == EXIT_OK else "stopped", step=step, total_steps=job.total_steps)
+        _finish(job, result, metrics, saver.newest, started)
+    elif job.ranks.is_first:
+        with contextlib.suppress(OSError):  # it is saved, and the exit code says what comes next
+            _write_result(job.run, result, started)
+    progress.report(status, step=step, total_steps=job.total_steps)
     return code
+
+
+def _next_window(windows: Iterator[list[Batch]]) -> tuple[list[Batch], AlignkdError | None]:
+    """The window, or why this rank has none. The other ranks would wait for one that just left."""
+    try:
+        return next(windows), None
+    except AlignkdError as error:
+        return [], error
+    except Exception as error:  # of a worker that was killed, say
+        log.exception("the data loader failed")
+        return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
+
+
+def _finish(job: Job, result: dict[str, Any], metrics: Metrics, saved: int, started: float) -> None:
+    """The adapters, the student, and last the result, which says that all is there. Collective."""
+
+    def write_result() -> None:
+        metrics.sync()
+        _write_result(job.run, result, started)
+
+    try:
+        export_adapters(job.engine, job.run, job.ranks)
+        card = model_card(job.run, result["step"], asdict(job.facts), _versions())
+        export_engine(job.engine, job.config, job.run / "student", job.ranks, card)
+        job.ranks.while_first_works(write_result)
+    except FileSystemError as error:
+        raise FileSystemError(
+            f"{job.run}: all {job.total_steps} steps are done, but their result could not be written: "
+            f"{error}\nMake room, or mend what it names; "
+            f"`alignkd resume {job.run}` goes on from step {saved}."
+        ) from error
 
 
 def _known_at_once(job: Job, step: int, factor: float) -> dict[str, Any]:
@@ -175,25 +218,13 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("alignkd", "torch", "deepspeed", "transformers")}
 
 
-def _write_result(job: Job, status: str, step: int, seconds: float, saves: SaveTotals) -> None:
-    memory = job.ranks.gather_objects(peak_memory_bytes())
-    if not job.ranks.is_first:
-        return
-    rows = [json.loads(line) for line in _lines(job.run / METRICS)]
+def _write_result(run: Path, result: dict[str, Any], started: float) -> None:
+    """Raises OSError. ``started``: by the monotonic clock."""
+    rows = whole_rows(run)
     result = {
-        "status": status,
-        "step": step,
-        "total_steps": job.total_steps,
+        **result,
         "first": rows[0] if rows else None,
         "last": rows[-1] if rows else None,
-        "seconds": seconds,
-        "saves": asdict(saves),
-        "peak_memory_bytes_per_rank": memory,
+        "seconds": time.monotonic() - started,
     }
-    temporary = job.run / "result.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(job.run / "result.json")
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    replace_text(run / "result.json", json.dumps(result, indent=1) + "\n")

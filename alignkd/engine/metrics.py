@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.checkpoint.layout import flush_to_disk
 from alignkd.config.schema import DistillationSection
 from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_bytes
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
+from alignkd.files import flush_to_disk
 from alignkd.losses.terms import TERMS, means, term_weights, total
 
 log = logging.getLogger(__name__)

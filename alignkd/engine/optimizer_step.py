@@ -13,7 +13,7 @@ from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.errors import TrainingError
+from alignkd.errors import AlignkdError, TrainingError
 from alignkd.losses.terms import element_counts, term_scales, term_weights
 from alignkd.teacher.lookahead import targets_ahead
 from alignkd.teacher.provider import Teacher
@@ -39,19 +39,30 @@ class StepSums:
 
 
 def agree_on_window(
-    window: list[Batch], sizes: Any, stop: StopRequest, ranks: Ranks, written: bool = True
+    window: list[Batch],
+    sizes: Any,
+    stop: StopRequest,
+    ranks: Ranks,
+    written: bool = True,
+    problem: AlignkdError | None = None,
 ) -> WindowFacts:
     """One host all-reduce for the counts of the coming step, the stop flags, and whether this rank's
-    checkpoint is ``written``. No device is involved."""
+    checkpoint is ``written``. No device is involved.
+
+    A ``problem`` of any rank, for which it cannot take the step, is raised on all of them.
+    """
     local = sum((batch.counts for batch in window), start=TermCounts())
-    summed = ranks.sum_on_host([*local.as_list(), int(stop.usr1), int(stop.term), int(written)])
-    counts = TermCounts.from_list(summed[:-3])
+    flags = (stop.usr1, stop.term, written, problem is not None)
+    summed = ranks.sum_on_host([*local.as_list(), *map(int, flags)])
+    usr1, term, writers, problems = summed[-len(flags) :]
+    if problems:
+        ranks.raise_together(problem)
+    counts = TermCounts.from_list(summed[: -len(flags)])
     if counts.samples == 0:
         raise TrainingError(
             f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
             "image folder not there? Set data.on_bad_sample to error to see the first one"
         )
-    usr1, term, writers = summed[-3:]
     return WindowFacts(
         counts, element_counts(counts, sizes), usr1 > 0, term > 0, written=writers == ranks.world_size
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.errors import EXIT_USER_ERROR, AlignkdError, CheckpointError, TrainingError, UserError
+from alignkd.engine.failures import as_shown, describe_failure, error_elsewhere
+from alignkd.errors import AlignkdError, TrainingError, UserError
 
 POLL_SECONDS = 0.2
 
@@ -52,29 +55,49 @@ class Ranks:
 
     def while_first_works(self, work: Callable[[], None]) -> None:
         """Rank 0 does ``work``, which may take hours; the others look for its end in the store that the ranks
-        have met at. A collective would time out. Raises on every rank what an AlignkdError of ``work`` says;
-        when rank 0 dies, its store goes with it and the others fail. Collective.
+        have met at. A collective would time out. What ``work`` raises ends on every rank: on rank 0 as it is
+        (an OSError as FileSystemError), elsewhere as an error of the same kind that names rank 0. When rank 0
+        dies, its store goes with it and the others raise TrainingError. Collective.
         """
         store = dist.distributed_c10d._get_default_store()
         key = str(self.broadcast_object(uuid.uuid4().hex if self.is_first else None))
+        raised: Exception | None = None
         if self.is_first:
-            outcome = "1 rank 0 could not go on"
             try:
                 work()
-                outcome = "0"
-            except AlignkdError as error:
-                outcome = f"{error.exit_code} {error}"
-            finally:
-                store.set(key, outcome)
-        while not store.check([key]):
-            time.sleep(POLL_SECONDS)
-        code, _, message = store.get(key).decode().partition(" ")
-        if code != "0":
-            raise (CheckpointError if int(code) == EXIT_USER_ERROR else TrainingError)(message)
-        self.barrier()  # nobody deletes the key, or leaves with the store, before all have seen it
+            except Exception as error:
+                raised = as_shown(error)
+            store.set(key, json.dumps(None if raised is None else describe_failure(self.rank, raised)))
+        failure = json.loads(_wait_for(store, key))
+        # Nobody leaves, and the store with rank 0, before all have seen it. One that failed leaves anyway.
+        with contextlib.suppress(RuntimeError) if failure else contextlib.nullcontext():
+            self.barrier()
+        if raised is not None:
+            raise raised
+        if failure is not None:
+            raise error_elsewhere(*failure)
+
+    def raise_together(self, own: AlignkdError | None) -> NoReturn:
+        """Raise on every rank: its own error, or else the first other rank's. At least one has one.
+        Collective."""
+        told = self.gather_objects(None if own is None else describe_failure(self.rank, own))
+        raise own or error_elsewhere(*next(failure for failure in told if failure is not None))
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)
+
+
+def _wait_for(store: Any, key: str) -> str:
+    """The value of ``key``, as soon as rank 0 has set it."""
+    try:
+        while not store.check([key]):
+            time.sleep(POLL_SECONDS)
+        value: str = store.get(key).decode()
+    except RuntimeError as error:  # of torch: no answer
+        raise TrainingError(
+            f"rank 0 ended while the others waited for it; its log says why ({str(error).splitlines()[0]})"
+        ) from error
+    return value
 
 
 def node_group(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> Any:

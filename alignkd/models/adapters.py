@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
+from alignkd.files import flush_to_disk
 from alignkd.losses.alignment import attention_loss_sum
 from alignkd.models.attention import BlockLayout, text_vision_block
 from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
+from alignkd.models.saving import write_tensors
 
 ADAPTERS_FILE = "adapters.safetensors"
 
@@ -68,10 +71,17 @@ def adapters_file(path: Path) -> Path:
 
 
 def save_adapters(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The file appears whole or not at all."""
+    """The file appears whole or not at all. Raises OSError when the disk does not take it."""
     partial = path.with_name(path.name + ".tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    partial.replace(path)
+    try:
+        write_tensors(tensors, partial)
+        flush_to_disk(partial)
+        partial.replace(path)
+        flush_to_disk(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)  # half a file only takes room
+        raise
 
 
 def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from alignkd.errors import CheckpointError
+from alignkd.files import flush_to_disk, flush_tree
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.tower import portable_tower_name
 
@@ -33,19 +36,50 @@ def save_model_folder(
 
     The tower's configuration and preprocessing go into a folder inside, so that ``out`` can be moved.
     Raises CheckpointError when ``out`` exists, unless ``replace`` is set; then the old one is there until the
-    new one is whole.
+    new one is whole. Raises OSError when the disk does not take it.
     """
     partial, old = out.with_name(out.name + ".tmp"), out.with_name(out.name + ".old")
     if out.exists() and not replace:
         raise CheckpointError(f"{out} exists; name a folder that does not")
     for left_over in (partial, old) if out.exists() else (partial,):
         shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        _write(partial, config, tensors, tokenizer_folder, file_format, card)
+        if out.exists():
+            out.rename(old)  # a folder with content cannot be replaced in one step
+        partial.rename(out)
+        flush_to_disk(out.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # half a model only takes room
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file, or a pickle where the name ends in ``.bin``. Raises OSError for the writers' own
+    errors on a full disk, too."""
+    try:
+        if path.suffix == ".bin":
+            torch.save(dict(tensors), path)
+        else:
+            contiguous = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(contiguous, path, {"format": "pt"})
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(errno.EIO, str(error).splitlines()[0], str(path)) from error
+
+
+def _write(
+    partial: Path,
+    config: MobileVLMConfig,
+    tensors: Mapping[str, torch.Tensor],
+    tokenizer_folder: Path,
+    file_format: FileFormat,
+    card: str | None,
+) -> None:
+    """All files of the folder, on the disk when this returns."""
     partial.mkdir(parents=True)
-    if file_format == "safetensors":
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(contiguous, partial / "model.safetensors", {"format": "pt"})
-    else:
-        torch.save(dict(tensors), partial / "pytorch_model.bin")
+    names = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+    write_tensors(tensors, partial / names[file_format])
     tower = portable_tower_name(config.mm_vision_tower)
     facts = {key: value for key, value in config.raw.items() if key != "dtype"}  # the newer name of the next
     facts["torch_dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -58,10 +92,7 @@ def save_model_folder(
     _write_json(partial / tower / "preprocessor_config.json", config.preprocessor_config)
     if card is not None:
         (partial / "README.md").write_text(card, encoding="utf-8")
-    if out.exists():
-        out.rename(old)  # a folder with content cannot be replaced in one step
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    flush_tree(partial)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 from alignkd.engine.ranks import Ranks
@@ -9,25 +10,43 @@ from alignkd.errors import AlignkdError, CheckpointError, TrainingError
 from tests.ranks import RankPool
 
 
-def wait_for_first(ranks: Ranks, error: type[AlignkdError] | None) -> tuple[str, str, bool]:
+def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, bool]:
+    """Name of what this rank raises, its message or the ranks that worked, and whether it waited."""
     done = []
 
     def work() -> None:
         time.sleep(1)
         done.append(ranks.rank)
         if error is not None:
-            raise error("no room: step-4")
+            raise error
 
     started = time.monotonic()
+    raised, message = "", str(done)
     try:
         ranks.while_first_works(work)
-    except AlignkdError as raised:
-        return type(raised).__name__, str(raised), time.monotonic() - started >= 0.9
-    return "", str(done), time.monotonic() - started >= 0.9
+        message = str(done)
+    except (AlignkdError, KeyError) as caught:
+        raised, message = type(caught).__name__, str(caught)
+    return raised, message, time.monotonic() - started >= 0.9
 
 
 def test_all_ranks_wait_and_hear_how_it_ended(two_ranks: RankPool) -> None:
     assert two_ranks.run(wait_for_first, None) == [("", "[0]", True), ("", "[]", True)]
-    for error in (CheckpointError, TrainingError):
-        answer = (error.__name__, "no room: step-4", True)
-        assert two_ranks.run(wait_for_first, error) == [answer, answer]
+    for kind in (CheckpointError, TrainingError):
+        name = kind.__name__
+        assert two_ranks.run(wait_for_first, kind("no room: step-4")) == [
+            (name, "no room: step-4", True),
+            (name, "rank 0: no room: step-4", True),
+        ]
+
+
+def test_the_file_system_s_errors_and_our_own_mistakes_are_told_too(two_ranks: RankPool) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "student")
+    assert two_ranks.run(wait_for_first, full) == [
+        ("FileSystemError", str(full), True),
+        ("FileSystemError", f"rank 0: {full}", True),
+    ]
+    assert two_ranks.run(wait_for_first, KeyError("lost")) == [
+        ("KeyError", "'lost'", True),  # with its traceback, in rank 0's log
+        ("TrainingError", "rank 0 failed: KeyError: 'lost'", True),
+    ]

@@ -1,0 +1,158 @@
+"""How a run ends when something fails at its very end, or on one rank only: known to all, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from alignkd.checkpoint.layout import committed_steps
+from alignkd.checkpoint.storage import Storage
+from alignkd.data.loader import WindowLoader
+from alignkd.engine import loop
+from alignkd.engine.loop import train
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.setup import prepare
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import AlignkdError, UserError
+from tests import tiny
+from tests.checkpoint.faulty_storage import disk_full
+from tests.engine.test_training_run import StopAfter
+from tests.needs import small_disk
+from tests.ranks import RankPool
+
+Answer = tuple[int | str, str]  # exit code or name of the error, its message
+
+
+def train_with(ranks: Ranks, run: str, storage: Storage, stop: StopRequest | None = None) -> Answer:
+    progress = Progress(Path(run), writes=ranks.is_first)
+    try:
+        return train(prepare(Path(run), ranks, progress), stop or StopRequest(), progress, storage), ""
+    except AlignkdError as error:
+        return type(error).__name__, str(error)
+
+
+class FullAtTheEnd(Storage):
+    """The disk has room for the last checkpoint, and for little else. Mounted at ``disk``."""
+
+    def __init__(self, disk: Path) -> None:
+        self._disk = disk
+
+    def write_latest(self, final: Path) -> None:
+        super().write_latest(final)
+        if final.name == "step-4":
+            used = shutil.disk_usage(self._disk).used
+            size = f"remount,size={used + (256 << 10)}"
+            subprocess.run(["mount", "-o", size, str(self._disk)], check=True)
+
+
+def train_on_a_disk_that_fills_up(ranks: Ranks, run: str, disk: str) -> Answer:
+    return train_with(ranks, run, FullAtTheEnd(Path(disk)))
+
+
+def train_normally(ranks: Ranks, run: str) -> Answer:
+    return train_with(ranks, run, Storage())
+
+
+def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_only(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with small_disk(disk, "1g"):
+        run = tiny.write_run(disk / "run", 2)
+        for kind, message in two_ranks.run(train_on_a_disk_that_fills_up, str(run), str(disk)):
+            assert kind == "FileSystemError"
+            assert "No space left on device" in message
+            assert "goes on from step 4" in message
+        assert committed_steps(run) == [4, 2]
+        assert not (run / "student").exists()
+        assert not (run / "student.tmp").exists()  # half a student only takes room
+        assert not (run / "result.json").exists()
+        rows = (run / "metrics.jsonl").read_text()
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        assert two_ranks.run(train_normally, str(run)) == [(0, ""), (0, "")]
+        assert (run / "metrics.jsonl").read_text() == rows  # to the last digit of the times: no step again
+        assert load_file(run / "student" / "model.safetensors")
+        assert load_file(run / "adapters.safetensors")
+        result = json.loads((run / "result.json").read_text())
+        assert (result["status"], result["saves"]["committed"]) == ("done", 0)
+
+
+def train_without_room_for(ranks: Ranks, run: str, name: str, stop_after: int | None) -> Answer:
+    """``name`` is a function of the loop that writes on rank 0."""
+    stop = None if stop_after is None else StopAfter(stop_after, "usr1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, name, lambda *_: disk_full())
+        return train_with(ranks, run, Storage(), stop)
+
+
+def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    # Saved, and that is what counts: the exit code says that it may be started again.
+    assert two_ranks.run(train_without_room_for, str(run), "_write_result", 3) == [(85, "")] * 2
+    assert committed_steps(run) == [3, 2]
+    for kind, message in two_ranks.run(train_without_room_for, str(run), "_write_result", None):
+        assert kind == "FileSystemError"
+        assert "No space left on device" in message
+    assert not (run / "result.json").exists()
+    assert committed_steps(run) == [4, 3, 2]
+
+
+def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
+    rows = [{"step": 1}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
+    loop._write_result(tmp_path, {"status": "done"}, time.monotonic())
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["first"], result["last"]) == tuple(rows)
+
+
+class Slow(Storage):
+    """Still writes when the next step is over."""
+
+    def write_file(self, path: Path, state: object) -> None:
+        time.sleep(4)
+        super().write_file(path, state)
+
+
+def train_until_rank_1_has_no_data(ranks: Ranks, run: str, error: Exception) -> Answer:
+    windows = WindowLoader.__iter__
+
+    def breaking(loader: WindowLoader) -> Iterator[list[Any]]:
+        of_all_steps = windows(loader)
+        yield next(of_all_steps)
+        if ranks.rank == 1:
+            raise error
+        yield from of_all_steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowLoader, "__iter__", breaking)
+        return train_with(ranks, run, Slow())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("v1.json: entry 7: no such image"), "UserError"),
+        (RuntimeError("DataLoader worker is killed"), "TrainingError"),
+    ],
+)
+def test_data_that_fail_on_one_rank_end_all_and_take_no_save_along(
+    two_ranks: RankPool, tmp_path: Path, error: Exception, kind: str
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    first, second = two_ranks.run(train_until_rank_1_has_no_data, str(run), error)
+    assert (first[0], second[0]) == (kind, kind)
+    assert str(error) in second[1]
+    assert first[1] == f"rank 1: {second[1]}"
+    assert committed_steps(run) == [1]  # it was still being written
