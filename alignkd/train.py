@@ -5,10 +5,10 @@ checkpoint if there is one.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 from alignkd.engine.signals import StopRequest
@@ -41,9 +41,14 @@ def _run(run: Path, stop: StopRequest) -> int:
     ranks = start_ranks()
     progress = Progress(run, writes=ranks.is_first)
     progress.report("starting")
-    with WriterLock(run, logging.getLogger(__name__).warning) if ranks.is_first else nullcontext() as lock:
-        is_writer = lock.is_held if lock is not None else lambda: True
-        code = train(prepare(run, ranks, progress), stop, progress, is_writer=is_writer)
+    lock = WriterLock(run, logging.getLogger(__name__).warning)
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(lock)
+
+        ranks.while_first_works(take)
+        code = train(prepare(run, ranks, progress), stop, progress, is_writer=lock.is_held)
     dist.destroy_process_group()
     return code
 

@@ -25,6 +25,7 @@ from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
 
 log = logging.getLogger(__name__)
+NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
     for step in steps:
         if len(verified) >= (keep_last or 1):
             break
-        problems = _agreed_problems(checkpoints_folder(run) / step_name(step), ranks)
+        problems = _agreed_problems(checkpoints_folder(run) / step_name(step), ranks, NEEDED_TO_RESUME)
         if not problems:
             verified.append(step)
         elif not verified:
@@ -96,12 +97,15 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     load_rank_state(folder, ranks.rank)
 
 
-def _agreed_problems(folder: Path, ranks: Ranks) -> list[str]:
+def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> list[str]:
+    """How the files differ from the manifest, or what of ``needed`` that lacks. Collective."""
     problems: list[str] = []
     unreadable = None
     try:
-        files: dict[str, Any] = read_manifest(folder)["files"]
-        problems = differences(folder, files, share_of(sorted(files), ranks.rank, ranks.world_size))
+        manifest = read_manifest(folder)
+        files: dict[str, Any] = manifest["files"]
+        problems = [f"{MANIFEST} says nothing of {name}" for name in needed if name not in manifest]
+        problems += differences(folder, files, share_of(sorted(files), ranks.rank, ranks.world_size))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]
     except OSError as error:

@@ -30,8 +30,9 @@ from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
-from alignkd.errors import CheckpointError, UserError
+from alignkd.errors import CheckpointError, UserError, raise_if_passing
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
+from alignkd.models.json_file import read_json
 from alignkd.models.loading import fingerprint, frozen_fingerprint
 from alignkd.teacher.provider import Teacher, held_bytes
 
@@ -72,8 +73,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     storage = storage or Storage()
     config = load_config(run / "config.yaml")
     ds_student = _read_ds(run / "ds" / "student.json")
-    assert ds_student is not None
-    accumulation = int(ds_student["gradient_accumulation_steps"])
+    ds_teacher = _read_ds(run / "ds" / "teacher.json") if _is_sharded(config) else None
+    accumulation = _accumulation(run / "ds" / "student.json", ds_student)
     _check_split(config, ranks.world_size, accumulation)
     _check_precision(config)
     problems = check_agreement(config.model, config.distillation.top_k if config.distillation.enabled else 1)
@@ -95,7 +96,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     engine, completed = build_student_engine(config, ds_student, ranks)
     if completed:
         log.info("not from model.student: %s", ", ".join(completed))
-    teacher = build_teacher(config, _read_ds(run / "ds" / "teacher.json"), ranks)
+    teacher = build_teacher(config, ds_teacher, ranks)
 
     if teacher is not None:
         held = held_bytes(teacher)
@@ -201,7 +202,19 @@ def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
 def _allowed_changes(run: Path) -> list[str]:
     """Keys that the user has accepted, written by ``alignkd resume --allow-change``."""
     path = run / ALLOWED_CHANGES
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise_if_passing(error, path)
+        keys = None
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UserError(
+            f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
+            f"`alignkd resume {run} --allow-change KEY`"
+        )
+    return keys
 
 
 def _check_split(config: Config, world_size: int, accumulation: int) -> None:
@@ -226,8 +239,23 @@ def _check_precision(config: Config) -> None:
             )
 
 
-def _read_ds(path: Path) -> dict[str, Any] | None:
+def _is_sharded(config: Config) -> bool:
+    return (
+        config.distillation.enabled
+        and config.model.teacher is not None
+        and config.teacher.placement != "replicated"
+    )
+
+
+def _read_ds(path: Path) -> dict[str, Any]:
+    """A DeepSpeed file that the launcher rendered, and that may have been edited by hand since."""
     if not path.exists():
-        return None
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+        raise UserError(f"{path}: no such file; `alignkd launch` writes it into every run folder")
+    return read_json(path)
+
+
+def _accumulation(path: Path, ds_student: dict[str, Any]) -> int:
+    steps = ds_student.get("gradient_accumulation_steps")
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{path}: gradient_accumulation_steps must be a number from 1 on, found {steps!r}")
+    return steps

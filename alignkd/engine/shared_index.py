@@ -27,9 +27,13 @@ def shared_index(
     def report(done: int, total: int) -> None:
         progress.report("indexing", done=done, total=total)
 
-    index: Index | None = None
-    if ranks.is_first:
-        index = cached_index(path, data, tokenizer, vision_tokens, report)
+    made: list[Index] = []
+
+    def make() -> None:
+        made.append(cached_index(path, data, tokenizer, vision_tokens, report))
+
+    ranks.while_first_works(make)
+    index = made[0] if made else None
     fingerprint = ranks.broadcast_object(None if index is None else index.fingerprint)
     if index is None:
         stored = read_index(path)

@@ -3,6 +3,7 @@ older one is taken, and the run ends as the one that nobody disturbed."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -112,6 +113,11 @@ def manifest_emptied(folder: Path) -> None:
     (folder / "manifest.json").write_text("")
 
 
+def manifest_of_another_tool(folder: Path) -> None:
+    facts = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({"step": 6, "files": facts["files"]}))
+
+
 def only_a_marker(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -129,6 +135,7 @@ DAMAGES = [
     (foreign_in_place, f"{MODEL} has"),
     (foreign_besides, "zero_pp_rank_2_mp_rank_00_optim_states.pt is not in the manifest"),
     (manifest_emptied, "cannot be read"),
+    (manifest_of_another_tool, "config"),
     (only_a_marker, "cannot be read"),
 ]
 
