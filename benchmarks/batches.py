@@ -9,11 +9,25 @@ import torch
 
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Batch
 from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.data.sampler import TokenBudget
 from benchmarks.models import VOCABULARY
 
 VISION_TOKENS = 144
 BEFORE_IMAGE = 36  # tokens of the system sentence
 IMAGE_SHAPE = (3, 336, 336)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The samples of an optimizer step, and how they are split where no token budget does it."""
+
+    name: str
+    lengths: tuple[int, ...]  # ascending, as the sampler sorts them
+    accumulate: bool = False  # every sample is a micro-batch of its own
+
+    @property
+    def mixed(self) -> bool:
+        return len(set(self.lengths)) > 1
 
 
 def random_example(length: int, rng: np.random.Generator) -> Example:
@@ -27,16 +41,17 @@ def random_example(length: int, rng: np.random.Generator) -> Example:
     return Example("random", ids, labels, (image,))
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The same samples in both layouts."""
-
-    padded: Batch  # a row each, filled up to the longest
-    packed: Batch  # one row of all
-
-
-def random_samples(lengths: list[int], device: torch.device, seed: int = 0) -> Samples:
+def random_window(
+    shape: Shape, packing: bool, token_budget: bool, device: torch.device, seed: int = 0
+) -> list[Batch]:
+    """The micro-batches of a step, the same samples whatever the layout. The budget is the longest sample's
+    length."""
     rng = np.random.default_rng(seed)
-    examples = [random_example(length, rng) for length in lengths]
-    settings = (CollateSettings(VISION_TOKENS, IMAGE_SHAPE, packing=packing) for packing in (False, True))
-    return Samples(*(collate(examples, layout).to(device) for layout in settings))
+    examples = [random_example(length, rng) for length in shape.lengths]
+    if token_budget:
+        parts = TokenBudget(max(shape.lengths), padded=not packing).cut(shape.lengths, 1)
+    else:
+        size = 1 if shape.accumulate else len(examples)
+        parts = [slice(start, start + size) for start in range(0, len(examples), size)]
+    settings = CollateSettings(VISION_TOKENS, IMAGE_SHAPE, packing=packing)
+    return [collate(examples[part], settings).to(device) for part in parts]

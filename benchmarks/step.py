@@ -1,65 +1,91 @@
 """One distillation step, several ways side by side: ``python -m benchmarks.step``.
 
-All methods (see :mod:`benchmarks.methods`) share the models, the batch and the process, and take turns; a
+All methods (see :mod:`benchmarks.methods`) share the models, the samples and the process, and take turns; a
 ratio is the median over the rounds of the ratio within a round. Before anything is timed, the losses that
-methods have in common must agree. What does not fit into memory is a result.
+methods have in common must agree. What does not fit into memory is a result. With ``--publish`` the results
+are written after every shape, so that a run that is ended loses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import resource
-import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
+from alignkd.data.batch import Batch
 from alignkd.models.loading import DTYPES
 from benchmarks import chips, report
-from benchmarks.batches import Samples, random_samples
-from benchmarks.measure import Memory, seconds, step_memory
-from benchmarks.methods import METHODS, Losses, Setting, new_setting
+from benchmarks.batches import Shape, random_window
+from benchmarks.measure import seconds, step_memory
+from benchmarks.memory import limit_memory, predicted_peak, usable_memory
+from benchmarks.methods import METHODS
 from benchmarks.models import PAIRS, random_pair
-from benchmarks.plots import plot_steps
+from benchmarks.results import Result, table_head, table_rows
+from benchmarks.setting import Losses, Setting, new_setting, padding_share
 
-MIXED = [260, 400, 700, 1600]  # lengths of a batch as a shuffled file gives it
-PRINCIPAL = ("floor", "ours", "stand-in")
-LEAST_ROUNDS, MOST_ROUNDS = 3, 15
+MIXED = (260, 400, 700, 1600)  # lengths of a batch as a shuffled file gives it
+PRINCIPAL = ("floor", "ours")
+DEVICES = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
+LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
+LOOKAHEAD = ("ours, look-ahead 1",)
+# Rounds of a method; the principal ones go on until the time of a shape is over. The stand-in is slow, and
+# far enough away.
+LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
 FOCUS_TOLERANCE = 0.02
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 
 
-@dataclass
-class Result:
-    """One method at one shape. ``seconds`` by round; bytes are above the weights."""
+def shapes_of(lengths: Sequence[int], samples: Sequence[int], mixed: bool) -> list[Shape]:
+    """One sample first: what it takes says what several will take. Then what needs several samples."""
+    listed = [Shape(f"{length} x {count}", (length,) * count) for count in samples for length in lengths]
+    if mixed:
+        first = sum(len(shape.lengths) == 1 for shape in listed)
+        each = min(lengths)
+        listed[first:first] = [
+            Shape(f"mixed x {len(MIXED)}", MIXED),
+            Shape(f"{each} x 1, window of 4", (each,) * 4, accumulate=True),
+        ]
+    return listed
 
-    shape: str
-    method: str
-    fits: bool = True
-    memory: Memory | None = None
-    seconds: list[float] = field(default_factory=list)
-    flops: float = 0.0
+
+def methods_of(shape: Shape, everything: bool) -> list[str]:
+    """Those that make a difference at a shape. On a CPU every device at every shape would take an hour, and
+    say what one sample says; ``everything`` shows them all the same."""
+    shown = set(PRINCIPAL)
+    if shape.accumulate:
+        shown |= set(LOOKAHEAD)
+    else:
+        shown.add("stand-in")
+        if everything or len(shape.lengths) == 1:
+            shown |= set(DEVICES)
+        if shape.mixed:
+            shown |= set(LAYOUTS)
+    return [name for name in METHODS if name in shown]
 
 
 def measure_shape(
-    setting: Setting, samples: Samples, results: list[Result], budget: float, precision: str
+    setting: Setting, shape: Shape, results: list[Result], budget: float, precision: str
 ) -> None:
-    """Fills ``results`` (one per method, the floor first) in ``budget`` seconds or :data:`LEAST_ROUNDS`."""
-    tensors = [
-        value
-        for batch in (samples.padded, samples.packed)
-        for value in vars(batch).values()
-        if isinstance(value, torch.Tensor)
-    ]
+    """Fills ``results``, one per method, the floor first: :data:`LEAST_ROUNDS`, and more until ``budget``
+    seconds are over."""
+    windows = {}
     reference: Losses = {}
     for result in results:
-        memory = _fitting(setting, samples, result, lambda step: _losses_and_memory(setting, tensors, step))
+        method = METHODS[result.method]
+        layout = (method.packing, method.token_budget)
+        if layout not in windows:
+            windows[layout] = random_window(shape, *layout, setting.device)
+        window = windows[layout]
+        result.padding, result.micro_batches = padding_share(window), len(window)
+        memory = _fitting(setting, window, result, partial(_losses_and_memory, setting, window))
         if memory is not None:
             losses, result.memory = memory
             _check(result.method, losses, reference, TOLERANCES[precision])
@@ -67,28 +93,39 @@ def measure_shape(
     for number in range(MOST_ROUNDS):
         # The order turns, so that no method always follows the one that leaves the caches cold.
         for result in results[number % len(results) :] + results[: number % len(results)]:
-            taken = _fitting(setting, samples, result, lambda step: seconds(step, setting.device))
+            if number >= _rounds(result.method):
+                continue
+            method = METHODS[result.method]
+            window = windows[method.packing, method.token_budget]
+            taken = _fitting(setting, window, result, lambda step: seconds(step, setting.device))
             if taken is not None:
                 result.seconds.append(taken)
         if number + 1 >= LEAST_ROUNDS and time.monotonic() - started > budget:
             return
 
 
-def _losses_and_memory(setting: Setting, tensors: list[torch.Tensor], step: Any) -> tuple[Losses, Memory]:
+def _rounds(method: str) -> int:
+    if method in PRINCIPAL:
+        return MOST_ROUNDS
+    return STAND_IN_ROUNDS if method == "stand-in" else LEAST_ROUNDS
+
+
+def _losses_and_memory(setting: Setting, window: list[Batch], step: Any) -> tuple[Losses, Any]:
     losses: Losses = {}
+    tensors = [value for batch in window for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     memory = step_memory(
         lambda: losses.update(step()), setting.edge, setting.known() + tensors, setting.device
     )
     return losses, memory
 
 
-def _fitting(setting: Setting, samples: Samples, result: Result, measure: Any) -> Any:
+def _fitting(setting: Setting, window: list[Batch], result: Result, measure: Any) -> Any:
     """``measure`` of a step of this method; None, and ``fits`` false, when memory does not suffice."""
     if not result.fits:
         return None
     method = METHODS[result.method]
     try:
-        return measure(lambda: method(setting, samples))
+        return measure(lambda: method.step(setting, window))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -110,37 +147,6 @@ def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> 
             raise SystemExit(f"{method}: {name} is {value}, another method has {expected}")
 
 
-def rows(results: list[Result], peak: float | None) -> list[list[str]]:
-    """Of the table; ``peak``: FLOP/s of the chip, if known."""
-    lines = []
-    floors = {result.shape: result for result in results if result.method == "floor"}
-    for result in results:
-        base, shape = floors[result.shape], [result.shape, result.method]
-        if not result.fits or result.memory is None or not base.fits or base.memory is None:
-            lines.append([*shape, *["does not fit"] * (7 + (peak is not None))])
-            continue
-        median = statistics.median(result.seconds)
-        share = [] if peak is None else [f"{result.flops / median / peak:.0%}"]
-        lines.append(
-            [
-                *shape,
-                f"{median:.3f}",
-                f"{min(result.seconds):.3f} to {max(result.seconds):.3f}",
-                f"{time_ratio(result, base):.2f}",
-                f"{result.memory.kept / 2**20:.0f}",
-                f"{result.memory.kept / base.memory.kept:.2f}",
-                f"{result.memory.peak / 2**20:.0f}",
-                f"{result.memory.peak / base.memory.peak:.2f}",
-                *share,
-            ]
-        )
-    return lines
-
-
-def time_ratio(result: Result, base: Result) -> float:
-    return statistics.median(a / b for a, b in zip(result.seconds, base.seconds, strict=True))
-
-
 def main(arguments: list[str]) -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
@@ -149,77 +155,74 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200, 2048])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 8] if on_gpu else [1, 4])
     parser.add_argument(
-        "--mixed", action=argparse.BooleanOptionalAction, default=True, help="a mixed batch too"
+        "--mixed",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also a batch of mixed lengths, and an accumulation window",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--everything", action="store_true", help="every method at every shape, on a CPU too")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds per shape after the first rounds")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--everything", action="store_true", help="every device at every shape, on a CPU too")
+    parser.add_argument(
+        "--budget", type=float, default=40.0, help="seconds per shape, at least; three rounds in any case"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=None if on_gpu else 17.0, help="no shape is begun after so many"
+    )
+    # The other cores take what else goes on: threads that wait for one another make noise.
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads() if on_gpu else 1)
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(options.threads)
     measured = report.facts(arguments)
-    if not on_gpu:
-        _limit_memory()
     pair = PAIRS[options.pair]
     teacher, student = random_pair(pair, DTYPES[options.precision], device)
     if on_gpu:
         student.enable_gradient_checkpointing()
+    else:
+        limit_memory()
     setting = new_setting(teacher, student, device)
-    methods = ["floor", *(method for method in options.methods if method != "floor")]
-    results: list[Result] = []
-    shapes = {
-        f"{length} x {count}": [length] * count for count in options.samples for length in options.lengths
-    }
-    if options.mixed:
-        shapes["mixed x 4"] = MIXED
-    everything = on_gpu or options.everything
-    for shape, lengths in shapes.items():
-        samples = random_samples(lengths, device)
-        flops = chips.step_flops(pair, samples.padded)
-        # On a CPU every device for several equal samples would take an hour and say what one sample says.
-        shown = methods if everything or len(set(lengths)) == len(lengths) else PRINCIPAL
-        of_shape = [Result(shape, method, flops=flops) for method in methods if method in shown]
-        measure_shape(setting, samples, of_shape, options.budget, options.precision)
-        results += of_shape
-        print(*(" | ".join(row) for row in rows(of_shape, None)), sep="\n", flush=True)
+    usable = None if on_gpu else usable_memory()  # on a GPU running out of it is caught
     peak = chips.bf16_peak(torch.cuda.get_device_name()) if on_gpu else None
-    head = [
-        "L x samples",
-        "method",
-        "seconds",
-        "spread",
-        "x floor",
-        "kept MiB",
-        "x floor",
-        "peak MiB",
-        "x floor",
-    ]
-    body = "\n".join(
-        [
+    left = shapes_of(options.lengths, options.samples, options.mixed)
+    results: list[Result] = []
+
+    def body() -> str:
+        lines = [
             f"Parameters: teacher {_millions(teacher)} M, student {_millions(student)} M, "
             f"{options.precision}, gradient checkpointing {'on' if on_gpu else 'off'}.\n",
-            report.table(head + (["of peak"] if peak is not None else []), rows(results, peak)),
+            report.table(table_head(peak), table_rows(results, peak)),
         ]
-    )
-    if on_gpu and peak is None:
-        body += f"\n\nThe bf16 peak of {torch.cuda.get_device_name()} is not known here."
-    name = "step-gpu" if on_gpu else "step-cpu"
-    print(report.section(name, measured, body))
-    if options.publish:
-        plot_steps([asdict(result) for result in results], report.FOLDER / f"{name}.svg")
-        report.publish(
-            name, measured, body + f"\n\n![{name}](performance/{name}.svg)", list(map(asdict, results))
-        )
+        if left:
+            lines.append(f"\nThe run ended before {', '.join(shape.name for shape in left)}.")
+        if on_gpu and peak is None:
+            lines.append(f"\nThe bf16 peak of {torch.cuda.get_device_name()} is not known here.")
+        return "\n".join(lines)
+
+    started = time.monotonic()
+    while left and (options.minutes is None or time.monotonic() - started < 60 * options.minutes):
+        shape = left.pop(0)
+        flops = sum(chips.step_flops(pair, batch) for batch in random_window(shape, False, False, device))
+        shown = [name for name in methods_of(shape, on_gpu or options.everything) if name in options.methods]
+        of_shape = [Result(shape.name, shape.lengths, name, flops=flops) for name in shown]
+        for result in of_shape:
+            result.predicted_peak = predicted_peak(result, results)
+            if usable is not None and (result.predicted_peak or 0) > usable:
+                result.fits = False
+        measure_shape(setting, shape, of_shape, options.budget, options.precision)
+        results += of_shape
+        print(*(" | ".join(row) for row in table_rows(of_shape, None)), sep="\n", flush=True)
+        if options.publish:
+            _publish("step-gpu" if on_gpu else "step-cpu", measured, body(), results)
+    print(report.section("step", measured, body()))
 
 
-def _limit_memory() -> None:
-    """What does not fit then fails, before the kernel ends the process."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            limit = int(int(line.split()[1]) * 1024 * 0.9)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+def _publish(name: str, measured: dict[str, Any], body: str, results: list[Result]) -> None:
+    from benchmarks.plots import plot_steps  # an extra that nothing else here needs
+
+    picture = f"![time and kept memory over the floor](performance/{name}.svg)"
+    report.publish(name, measured, f"{body}\n\n{picture}", [asdict(result) for result in results])
+    plot_steps(results, report.FOLDER / f"{name}.svg")
 
 
 def _millions(model: torch.nn.Module) -> str:

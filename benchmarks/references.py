@@ -1,0 +1,141 @@
+"""What ``ours`` is measured against, by code of the benchmark, each a function of a window of micro-batches.
+
+``floor``: what no method can leave out. The frozen teacher's forward and the student's forward and backward,
+both with fused attention, one vision tower, cross-entropy and KL at the supervised positions by the product's
+fused head; none of the alignment terms. ``stand_in``: the usual way, attention maps of all layers, fp32
+logits at all positions, two towers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from alignkd.data.batch import Batch
+from alignkd.losses.alignment import attention_loss_sum, focus_indices, vision_loss_sums
+from alignkd.losses.logits import LogitTargets, divergence_sum
+from alignkd.losses.terms import TERMS, term_scales, term_weights
+from alignkd.models.mobilevlm import MobileVLM
+from benchmarks.setting import DISTILLATION, Losses, Setting
+
+Terms = dict[str, torch.Tensor]
+
+
+def floor(setting: Setting, window: Sequence[Batch]) -> Losses:
+    return _step(setting, window, _floor_terms)
+
+
+def stand_in(setting: Setting, window: Sequence[Batch]) -> Losses:
+    return _step(setting, window, _stand_in_terms)
+
+
+def _step(
+    setting: Setting, window: Sequence[Batch], terms_of: Callable[[Setting, Batch], tuple[Terms, Any]]
+) -> Losses:
+    """``terms_of`` a micro-batch: sums with a graph, and whatever stays alive until its backward is over."""
+    scales = term_scales(setting.elements(window), term_weights(DISTILLATION), 1.0)
+    scale_of = dict(zip(TERMS, scales, strict=True))
+    sums = torch.zeros(len(TERMS), device=setting.device)
+    terms: Terms = {}
+    for batch in window:
+        terms, results = terms_of(setting, batch)
+        start = torch.zeros((), device=setting.device)
+        loss = sum((scale_of[name] * term for name, term in terms.items()), start=start)
+        setting.edge.on_reached()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack([terms[name].detach() if name in terms else start for name in TERMS])
+        del results
+    return {name: value for name, value in setting.means(sums.tolist(), window).items() if name in terms}
+
+
+def _floor_terms(setting: Setting, batch: Batch) -> tuple[Terms, None]:
+    teacher, student = setting.teacher, setting.student
+    patches_IPC = _patches(student, batch)
+    with torch.no_grad():
+        teacher_hidden = _hidden(teacher, batch, teacher.projector(patches_IPC))
+        teacher_ND = teacher_hidden.flatten(0, 1)[batch.logit_positions_N]
+        del teacher_hidden
+    hidden_BLD = _hidden(student, batch, student.projector(patches_IPC))
+    targets = LogitTargets(
+        batch.logit_labels_N, teacher_hidden_ND=teacher_ND, teacher_weight_WD=teacher.head.weight.detach()
+    )
+    sums = student.head(hidden_BLD.flatten(0, 1)[batch.logit_positions_N], targets)
+    return {"ce": sums[0], "divergence": sums[1]}, None
+
+
+def _stand_in_terms(setting: Setting, batch: Batch) -> tuple[Terms, Any]:
+    teacher, student = setting.teacher, setting.student
+    adapters = setting.module.adapters
+    assert adapters is not None
+    with _eager(teacher), _eager(student):
+        with torch.no_grad():
+            teacher_tokens = teacher.projector(_patches(teacher, batch))
+            teacher_output = _run(teacher, batch, teacher_tokens, output_attentions=True)
+            teacher_logits = teacher.head(teacher_output.last_hidden_state).float()
+        tokens = student.projector(_patches(student, batch))
+        output = _run(student, batch, tokens, output_attentions=True)
+    logits_BLW = student.head(output.last_hidden_state).float()
+    log_student = logits_BLW.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
+    log_teacher = teacher_logits.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
+    teacher_block = _cut_block(teacher_output.attentions[0], batch, teacher.config.vision_tokens)
+    block = _cut_block(output.attentions[0], batch, student.config.vision_tokens)
+    rows_IM = batch.text_rows_IM
+    focus = focus_indices(teacher_block, DISTILLATION.top_k)
+    vision_all, vision_focus = vision_loss_sums(adapters.vision, teacher_tokens, tokens, focus, rows_IM)
+    terms = {
+        "ce": F.nll_loss(log_student, batch.logit_labels_N, reduction="sum"),
+        "divergence": divergence_sum(log_student, log_teacher, "reverse_kl"),
+        "attention": attention_loss_sum(adapters.attention, teacher_block.to(tokens.dtype), block, rows_IM),
+        "vision_all": vision_all,
+        "vision_focus": vision_focus,
+    }
+    # The maps of all layers are results of the two forward passes.
+    return terms, (teacher_output, output, teacher_logits, logits_BLW)
+
+
+def _patches(model: MobileVLM, batch: Batch) -> torch.Tensor:
+    tower = model.vision_tower
+    with torch.no_grad():
+        pixels = batch.pixel_values.to(tower.embeddings.patch_embedding.weight.dtype)
+        hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+        for layer in list(tower.encoder.layers)[:-1]:  # hidden state -2
+            hidden = layer(hidden, attention_mask=None)
+        patches: torch.Tensor = hidden[:, 1:]
+    return patches
+
+
+def _hidden(model: MobileVLM, batch: Batch, vision_tokens_IVD: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = _run(model, batch, vision_tokens_IVD).last_hidden_state
+    return hidden
+
+
+def _run(model: MobileVLM, batch: Batch, vision_tokens_IVD: torch.Tensor, **more: Any) -> Any:
+    embeddings = model.embed(batch, vision_tokens_IVD)
+    return model.language_model(inputs_embeds=embeddings, use_cache=False, **more)
+
+
+@contextmanager
+def _eager(model: MobileVLM) -> Iterator[None]:
+    config = model.language_model.config
+    usual = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
+def _cut_block(map_BHLL: torch.Tensor, batch: Batch, vision_tokens: int) -> torch.Tensor:
+    """[I, H, M, V] out of a whole attention map."""
+    rows_IM = batch.text_rows_IM.clamp(min=0)
+    columns_IV = batch.image_starts[:, None] + torch.arange(vision_tokens, device=rows_IM.device)
+    maps_IHLL = map_BHLL[batch.image_samples]
+    block = maps_IHLL.gather(
+        2, rows_IM[:, None, :, None].expand(-1, maps_IHLL.shape[1], -1, maps_IHLL.shape[3])
+    )
+    columns = columns_IV[:, None, None, :].expand(-1, block.shape[1], block.shape[2], -1)
+    return block.gather(3, columns).float()

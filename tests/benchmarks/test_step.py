@@ -1,0 +1,134 @@
+"""The step benchmark on tiny models: its methods make the same step, and what does not fit is a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import step
+from benchmarks.batches import Shape, random_window
+from benchmarks.measure import Memory
+from benchmarks.memory import predicted_peak
+from benchmarks.methods import METHODS
+from benchmarks.models import PAIRS, SMALL, Decoder, Pair, random_pair
+from benchmarks.results import Result, table_head, table_rows
+from benchmarks.setting import new_setting, padding_share
+
+TOWER = {**SMALL.tower, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+TINY = Pair("tiny", Decoder(64, 128, 2, 4), Decoder(32, 64, 2, 2), TOWER)
+CPU = torch.device("cpu")
+MIXED = Shape("mixed", (190, 230, 400))
+
+
+def results_of(shape: Shape, *methods: str) -> list[Result]:
+    return [Result(shape.name, shape.lengths, method) for method in methods]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Result]:
+    """Every method. That their losses agree is checked before anything is timed."""
+    setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
+    results = results_of(MIXED, *METHODS)
+    step.measure_shape(setting, MIXED, results, budget=0, precision="fp32")
+    return {result.method: result for result in results}
+
+
+def test_every_method_is_timed_in_turns(measured: dict[str, Result]) -> None:
+    for method, result in measured.items():
+        assert len(result.seconds) == (step.STAND_IN_ROUNDS if method == "stand-in" else step.LEAST_ROUNDS)
+        assert min(result.seconds) > 0
+        assert result.memory.peak > result.memory.kept > 0
+
+
+def test_each_device_saves_what_it_is_there_for(measured: dict[str, Result]) -> None:
+    kept = {method: result.memory.kept for method, result in measured.items()}
+    assert kept["ours"] < 1.1 * kept["ours, two towers"]
+    for method in ("ours, head not fused", "ours, attention term not fused", "ours, padded", "stand-in"):
+        assert kept[method] > 1.05 * kept["ours"], method
+    assert kept["stand-in"] > kept["ours, head not fused"]
+
+
+def test_padding_and_splits(measured: dict[str, Result]) -> None:
+    assert measured["ours"].padding == measured["ours, token budget"].padding == 0
+    assert measured["floor"].padding == measured["ours, padded"].padding == pytest.approx(1 - 820 / 1200)
+    assert measured["ours"].micro_batches == measured["floor"].micro_batches == 1
+    assert measured["ours, token budget"].micro_batches == 3
+    window = random_window(Shape("", (190, 200, 400)), packing=False, token_budget=True, device=CPU)
+    assert [batch.input_ids_BL.shape for batch in window] == [(2, 200), (1, 400)]
+    assert padding_share(window) == pytest.approx(10 / 800)
+
+
+def test_a_window_is_one_teacher_forward_or_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
+    forwards: list[int] = []
+    setting.teacher.register_forward_hook(lambda *_: forwards.append(1))
+    window = random_window(Shape("", (190,) * 3, accumulate=True), True, False, CPU)
+    together = METHODS["ours"].step(setting, window)
+    assert len(forwards) == 1
+    apart = METHODS["ours, look-ahead 1"].step(setting, window)
+    assert len(forwards) == 1 + 3
+    assert together == pytest.approx(apart, rel=1e-5)
+    assert METHODS["floor"].step(setting, window)["ce"] == pytest.approx(together["ce"], rel=1e-5)
+
+
+def test_methods_that_disagree_are_not_timed() -> None:
+    reference = {"ce": 1.0}
+    step._check("ours", {"ce": 1.00005, "attention": 3.0}, reference, 1e-4)
+    assert reference == {"ce": 1.0, "attention": 3.0}
+    with pytest.raises(SystemExit, match=r"stand-in: ce is 1\.001, another method has 1\.0"):
+        step._check("stand-in", {"ce": 1.001}, reference, 1e-4)
+
+
+def test_what_is_predicted_not_to_fit_is_not_run() -> None:
+    one = Result("100 x 1", (100,), "stand-in", memory=Memory(kept=700, peak=1000))
+    longer = Result("200 x 1", (200,), "stand-in", memory=Memory(kept=700, peak=3000))
+    other = Result("200 x 1", (200,), "ours", memory=Memory(kept=1, peak=1))
+    several = Result("150 x 4", (150,) * 4, "stand-in")
+    assert predicted_peak(several, [other]) is None
+    assert predicted_peak(several, [one, other]) == 4 * 1000 * 1.5**2
+    assert predicted_peak(several, [one, longer, other]) == min(9000, 4 * 3000 * 0.75)
+    several.predicted_peak, several.fits = 2**30, False
+    assert step._fitting(None, [], several, lambda _: pytest.fail("not to be run")) is None
+    row = table_rows([several], peak=None)[0]
+    assert row[3] == "does not fit"
+    assert "about 1024" in row
+    assert len(row) == len(table_head(None))
+
+
+def test_a_run_that_is_ended_keeps_the_shapes_before(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PAIRS, "tiny", TINY)
+    monkeypatch.setattr(step, "limit_memory", lambda: None)  # of this process, for ever
+    written: list[tuple[str, set[str]]] = []
+
+    def publish(name: str, facts: Any, body: str, results: list[Result]) -> None:
+        written.append((body, {result.shape for result in results}))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "_publish", publish)
+    threads = str(torch.get_num_threads())
+    arguments = ["--pair", "tiny", "--lengths", "190", "210", "220", "--samples", "1", "--no-mixed"]
+    arguments += ["--methods", "floor", "ours", "--budget", "0", "--publish", "--threads", threads]
+    with pytest.raises(KeyboardInterrupt):
+        step.main(arguments)
+    assert [shapes for _, shapes in written] == [{"190 x 1"}, {"190 x 1", "210 x 1"}]
+    assert "The run ended before 220 x 1." in written[1][0]
+    assert "| 190 x 1 | ours | 0% |" in written[1][0]
+    step.main([*arguments[:-3], "--threads", threads, "--minutes", "0"])
+    assert "The run ended before 190 x 1, 210 x 1, 220 x 1." in capsys.readouterr().out
+
+
+def test_the_plot_is_drawn(tmp_path: Path, measured: dict[str, Result]) -> None:
+    pytest.importorskip("matplotlib", reason="an extra (benchmarks) that make test does not install")
+    from benchmarks.plots import plot_steps
+
+    missing = Result("mixed", MIXED.lengths, "unfit", fits=False)
+    plot_steps([*measured.values(), missing], tmp_path / "docs" / "steps.svg")
+    drawn = (tmp_path / "docs" / "steps.svg").read_text()
+    for words in ("stand-in", "does not fit", "further left is better"):
+        assert f"<!-- {words}" in drawn or words in drawn
