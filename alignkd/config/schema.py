@@ -151,7 +151,7 @@ class DistillationSection(Section):
     fused_attention: bool = Field(
         True,
         description="the attention term without the student's block; false leaves it to autograd, which "
-        "keeps the block and whole rows of scores for backward",
+        "keeps whole rows of attention for backward",
     )
     share_vision_tower: bool = Field(
         True, description="the teacher's frozen tower runs for both where the student's is the same"

@@ -107,9 +107,8 @@ def text_vision_block(
     shape = (images, query_BHLD.shape[1], M, layout.vision_tokens)
     block_IHMV = query_BHLD.new_zeros(shape, dtype=at_least_fp32(query_BHLD.dtype))
     for chunk in block_chunks(layout, query_BHLD.shape[2]):
-        scores_HCk = masked_scores(query_BHLD, key_BGLD, scaling, chunk)
-        vision_HCV = scores_HCk[..., chunk.vision] - scores_HCk.logsumexp(dim=2, keepdim=True)
-        block_IHMV[chunk.image, :, chunk.rows] = vision_HCV.exp()
+        maps_HCk = attention_rows(query_BHLD, key_BGLD, scaling, chunk)
+        block_IHMV[chunk.image, :, chunk.rows] = maps_HCk[..., chunk.vision]
     return block_IHMV
 
 
@@ -122,6 +121,7 @@ class Chunk(NamedTuple):
     batch_row: int
     keys: slice  # columns of the batch's row, from the beginning of the sample
     vision: slice  # of those keys
+    seen_by_all: int  # of those keys, the first so many
 
 
 def block_chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
@@ -138,23 +138,32 @@ def block_chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
             # sample ends in text, and never too few keys.
             seen = length - (place.rows - rows.stop)
             yield Chunk(
-                image, rows, layout.text_rows_IM[image, rows], batch_row, slice(begin, begin + seen), vision
+                image=image,
+                rows=rows,
+                rows_C=layout.text_rows_IM[image, rows],
+                batch_row=batch_row,
+                keys=slice(begin, begin + seen),
+                vision=vision,
+                # The image and the rows of earlier chunks come before every row of this one.
+                seen_by_all=vision.stop + first,
             )
 
 
-def masked_scores(
+def attention_rows(
     query_BHLD: torch.Tensor, key_BGLD: torch.Tensor, scaling: float, chunk: Chunk
 ) -> torch.Tensor:
-    """[H, C, k] in fp32 (or wider), -inf where the key comes after the row. The only place where whole rows
-    of scores exist."""
+    """Probabilities [H, C, k] in fp32 (or wider), zero where the key comes after the row. The only place
+    where whole rows of attention exist."""
     query_HCD = scaled_queries(query_BHLD, scaling, chunk)
     key_GkD = key_BGLD[chunk.batch_row, :, chunk.keys]
     H, C, _ = query_HCD.shape
     G, k, _ = key_GkD.shape
     scores = query_HCD.reshape(G, H // G * C, -1) @ key_GkD.transpose(1, 2)
     scores = scores.to(at_least_fp32(scores.dtype)).view(H, C, k)
-    columns_k = torch.arange(chunk.keys.start, chunk.keys.stop, device=scores.device)
-    return scores.masked_fill_(columns_k > chunk.rows_C[:, None], float("-inf"))
+    first, end = chunk.keys.start + chunk.seen_by_all, chunk.keys.stop
+    columns_t = torch.arange(first, end, device=scores.device)
+    scores[..., chunk.seen_by_all :].masked_fill_(columns_t > chunk.rows_C[:, None], float("-inf"))
+    return scores.softmax(dim=2)
 
 
 def scaled_queries(query_BHLD: torch.Tensor, scaling: float, chunk: Chunk) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """The attention term (equation 1) straight from queries and keys: no block is kept, nor its difference.
 
-Written out instead of left to autograd: the usual graph keeps the student's block, the adapted one and their
-difference, [I, H, M, V] each, and passes over whole rows of scores about twice as often. What is kept here
-are the inputs, which exist anyway, and one number per row and head. Shapes as in ``models.attention``; T
-heads of the teacher.
+Written out instead of left to autograd: the usual graph keeps whole rows of attention, [H, M, keys], and the
+difference. What is kept here are the inputs, which exist anyway; the rows are made again in backward. Shapes
+as in ``models.attention``; T heads of the teacher.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from alignkd.models.attention import (
     BlockLayout,
     Chunk,
     at_least_fp32,
+    attention_rows,
     block_chunks,
-    masked_scores,
     scaled_queries,
 )
 
@@ -54,31 +53,22 @@ class _AttentionTerm(torch.autograd.Function):
         layout: BlockLayout,
     ) -> torch.Tensor:
         total = query_BHLD.new_zeros((), dtype=at_least_fp32(query_BHLD.dtype))
-        normalisers = [total.new_zeros(query_BHLD.shape[1], 0)]
         for chunk in block_chunks(layout, query_BHLD.shape[2]):
-            scores_HCk = masked_scores(query_BHLD, key_BGLD, scaling, chunk)
-            normaliser_HC = scores_HCk.logsumexp(dim=2)
-            vision_HCV = (scores_HCk[..., chunk.vision] - normaliser_HC[..., None]).exp()
+            vision_HCV = attention_rows(query_BHLD, key_BGLD, scaling, chunk)[..., chunk.vision]
             total += _difference(vision_HCV, target_ITMV, weight_HT, bias_H, chunk).square().sum()
-            normalisers.append(normaliser_HC)
-        ctx.save_for_backward(
-            query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H, torch.cat(normalisers, dim=1)
-        )
+        ctx.save_for_backward(query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H)
         ctx.scaling, ctx.layout = scaling, layout
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H, normalisers_HR = ctx.saved_tensors
+        query_BHLD, key_BGLD, target_ITMV, weight_HT, bias_H = ctx.saved_tensors
         d_query, d_key = torch.zeros_like(query_BHLD), torch.zeros_like(key_BGLD)
         wide = at_least_fp32(weight_HT.dtype)
         d_weight, d_bias = torch.zeros_like(weight_HT, dtype=wide), torch.zeros_like(bias_H, dtype=wide)
-        done = 0
         for chunk in block_chunks(ctx.layout, query_BHLD.shape[2]):
-            scores_HCk = masked_scores(query_BHLD, key_BGLD, ctx.scaling, chunk)
-            H, C, k = scores_HCk.shape
-            maps_HCk = scores_HCk.sub_(normalisers_HR[:, done : done + C, None]).exp_()
-            done += C
+            maps_HCk = attention_rows(query_BHLD, key_BGLD, ctx.scaling, chunk)
+            H, C, k = maps_HCk.shape
             vision_HCV = maps_HCk[..., chunk.vision]
             d_block = _difference(vision_HCV, target_ITMV, weight_HT, bias_H, chunk) * (2 * gradient)
             d_adapted = -d_block.flatten(1).to(weight_HT.dtype)

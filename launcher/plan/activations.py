@@ -59,14 +59,14 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
 
 
 def unfused_attention_bytes(config: MobileVLMConfig, teacher_heads: int, work: Workload, size: int) -> int:
-    """Kept by the first layer besides, where ``distillation.fused_attention`` is off: scores of whole rows,
-    the block, its difference from the adapted one, and the teacher's block turned for the adapter."""
+    """Kept by the first layer besides, where ``distillation.fused_attention`` is off: whole rows of
+    attention, the block's difference from the adapted one, and the teacher's block turned for the adapter."""
     H, rows = config.num_attention_heads, work.text_rows
-    scores = 0  # the rows of a chunk meet the keys up to its last one
+    maps = 0  # the rows of a chunk meet the keys up to its last one
     for start in range(0, rows, ROWS_PER_CHUNK):
         stop = min(start + ROWS_PER_CHUNK, rows)
-        scores += (stop - start) * (work.length - rows + stop)
-    per_image = FP32 * H * (scores + 2 * rows * work.vision_tokens)
+        maps += (stop - start) * (work.length - rows + stop)
+    per_image = FP32 * H * (maps + rows * work.vision_tokens)
     return work.images * (per_image + size * teacher_heads * rows * work.vision_tokens)
 
 

@@ -103,16 +103,16 @@ def test_nothing_asked_gives_an_empty_block(shape: tuple[int, int]) -> None:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of ``masked_scores`` as they come: the number of rows of each."""
+    """Calls of ``attention_rows`` as they come: the number of rows of each."""
     calls: list[int] = []
-    real = attention.masked_scores
+    real = attention.attention_rows
 
     def count(query: Any, key: Any, scaling: float, chunk: attention.Chunk) -> torch.Tensor:
         calls.append(len(chunk.rows_C))
         return real(query, key, scaling, chunk)
 
-    monkeypatch.setattr(attention, "masked_scores", count)
-    monkeypatch.setattr(attention_term, "masked_scores", count)
+    monkeypatch.setattr(attention, "attention_rows", count)
+    monkeypatch.setattr(attention_term, "attention_rows", count)
     return calls
 
 
