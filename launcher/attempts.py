@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from launcher.lifecycle import Reason
 from launcher.verdict import failed_rank
 
 OPEN, HISTORY, EXITS, STOP, JOB = "attempt.json", "attempts.jsonl", "exits", "stop", "job.json"
+STEP = "step"  # in EXITS: the step of Slurm that the ranks are, as rank 0 wrote it down
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,12 @@ def _attempt(values: Any) -> Attempt | None:
 
 
 def open_attempt(run: Path) -> Attempt | None:
+    """None also for one that is in the history: whoever closed it was killed before it removed the file."""
     values = read_json(run / OPEN)
-    return None if values is None else _attempt(values)
+    attempt = None if values is None else _attempt(values)
+    if attempt is None or any(closed.number == attempt.number for closed in read_history(run)):
+        return None
+    return attempt
 
 
 def begin(
@@ -104,7 +109,7 @@ def begin(
     shutil.rmtree(run / EXITS, ignore_errors=True)
     (run / EXITS).mkdir(exist_ok=True)
     (run / "result.json").unlink(missing_ok=True)  # of the attempt before: it would speak for this one
-    number = len(read_history(run)) + 1
+    number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
     write_json(run / OPEN, asdict(attempt))
     return attempt
@@ -116,11 +121,12 @@ def close(
     reason: Reason,
     bad_nodes: Sequence[str] = (),
     end: float | None = None,
+    codes: Mapping[int, int] | None = None,
 ) -> Attempt:
-    """Move the open attempt to the history."""
+    """Move the open attempt to the history. ``codes`` are those that the ranks wrote down, unless given."""
     saved = newest_step(run)
     last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
-    codes = exit_codes(run)
+    codes = exit_codes(run) if codes is None else codes
     failed = failed_rank(codes)
     closed = replace(
         attempt,
@@ -133,8 +139,9 @@ def close(
         exit_code=None if failed is None else codes[failed],
         bad_nodes=tuple(bad_nodes),
     )
-    with (run / HISTORY).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(closed)) + "\n")
+    with (run / HISTORY).open("ab+") as file:
+        torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * torn + json.dumps(asdict(closed)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     (run / OPEN).unlink(missing_ok=True)
@@ -164,6 +171,14 @@ def exit_codes(run: Path) -> dict[int, int]:
             code, ended = text.split()
             found.append((float(ended), int(path.name.removeprefix("rank-")), int(code)))
     return {rank: code for _, rank, code in sorted(found)}
+
+
+def slurm_step(run: Path) -> str | None:
+    """``JOB.STEP`` of this attempt's ranks; None while none has started."""
+    try:
+        return (run / EXITS / STEP).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 def fruitless_restarts(run: Path) -> int:

@@ -114,3 +114,26 @@ def test_fruitless_restarts(tmp_path, endings, before: int, count: int) -> None:
             file.write(json.dumps(asdict(attempt)) + "\n")
     (tmp_path / JOB).write_text(json.dumps({"attempts_before": before}))
     assert fruitless_restarts(tmp_path) == count
+
+
+def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Path) -> None:
+    attempt = begin(tmp_path, "7", "n1", None)
+    before = (tmp_path / OPEN).read_text()
+    close(tmp_path, attempt, Reason.CRASHED)
+    (tmp_path / OPEN).write_text(before)  # killed before it was removed
+    assert open_attempt(tmp_path) is None
+    assert begin(tmp_path, "7", "n1", None).number == 2
+    assert [closed.number for closed in read_history(tmp_path)] == [1]
+
+
+def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
+    whole = (tmp_path / HISTORY).read_text()
+    lines = whole.splitlines()
+    (tmp_path / HISTORY).write_text(f"{lines[0][:30]}\n{lines[1]}\n")  # the first; the number 2 is taken
+    assert begin(tmp_path, "7", "n1", None).number == 3
+    (tmp_path / HISTORY).write_text(whole[:-30])  # the last; the next line must not be glued to it
+    (tmp_path / OPEN).unlink()
+    close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
+    assert [closed.reason for closed in read_history(tmp_path)] == ["crashed", "done"]
