@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
+    stop.read(Path(arguments[0]) / "stop")
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:

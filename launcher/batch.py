@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
 from launcher.attempts import (
     STOP,
     Attempt,
@@ -25,11 +25,11 @@ from launcher.attempts import (
     newest_step,
     open_attempt,
 )
-from launcher.files import read_json
+from launcher.files import read_json, write_atomic
 from launcher.lifecycle import Action, Evidence, JobState, Reason, decide
 from launcher.node_probe import nodes_that_see
 from launcher.ranks import log_path
-from launcher.slurm import hostnames, is_running, job_state, lost_nodes, queue_seconds
+from launcher.slurm import ask, hostnames, is_running, job_state, lost_nodes, queue_seconds
 from launcher.stages import hand_on
 from launcher.verdict import failed_rank, failure_report
 
@@ -45,16 +45,22 @@ def begin_attempt(run: Path) -> str:
     if other is not None and other.job != job and is_running(other.job):
         _say(f"{run}: job {other.job} is training this run; two would write the same checkpoints")
         return f"exit {EXIT_USER_ERROR}"
-    if (run / STOP).exists():
-        (run / STOP).unlink()
-        if "SLURM_RESTART_COUNT" in os.environ:
-            _say("stopped while it was queued; go on with `alignkd resume`")
+    if (asked := _asked(run)) is not None:
+        (run / STOP).unlink(missing_ok=True)
+        if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another start
+            _say("stopped before it started; go on with `alignkd resume`")
             return f"exit {EXIT_SAVED_ON_USR1}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
     _say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
     count = _node_count()
     blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
+    if _asked(run) is not None:
+        # The signal that came with it ended the steps that asked the nodes: nothing is known of them.
+        close(run, attempt, Reason.STOPPED)
+        (run / STOP).unlink(missing_ok=True)
+        _say("stopped before the ranks were started; go on with `alignkd resume`")
+        return f"exit {EXIT_SAVED_ON_USR1}"
     if blind:
         close(run, attempt, Reason.BAD_INPUT, sorted(blind))
         _say(f"{run} is not seen by {', '.join(sorted(blind))}: run.folder must lie on a shared file system")
@@ -70,13 +76,15 @@ def end_attempt(run: Path, srun_status: int) -> str:
     codes = _all_codes(run, srun_status)
     job = job_state(attempt.job)
     lost = _lost_nodes(run, attempt, codes, srun_status, job)
+    asked = _asked(run) or []
     decision = decide(
         Evidence(
             codes=codes,
             srun_status=srun_status,
             result=(read_json(run / "result.json") or {}).get("status"),
             progressed=newest_step(run) > attempt.first_step,
-            stop_requested=(run / STOP).exists(),
+            stop_requested="USR1" in asked,
+            cancel_requested="TERM" in asked,
             fruitless_before=fruitless_restarts(run),
             max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
             job=job,
@@ -93,10 +101,31 @@ def end_attempt(run: Path, srun_status: int) -> str:
     failed = failed_rank(codes)
     if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], log_path(run / "logs", failed)))
+    if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
+        return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is not requeued, whoever ends it
     if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
         _say(f"this allocation is not requeued; go on with: alignkd resume {shlex.quote(str(run))}")
         return f"exit {EXIT_SAVED_ON_USR1}"
     return f"{decision.action} {decision.value}"
+
+
+def _asked(run: Path) -> list[str] | None:
+    """What `alignkd stop` or `cancel` wrote: USR1 or TERM, and the jobs that it is for; None: nothing."""
+    try:
+        return (run / STOP).read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+
+
+def follow(run: Path, job: str) -> None:
+    """``job`` was submitted to go on with the run, where jobs are not requeued."""
+    if _asked(run) is None:  # one that comes after this finds the job in the queue
+        hand_on(run, job)
+        return
+    write_atomic(run / STOP, f"USR1 {job}\n")  # should the next command fail, the job will read it
+    if ask("scancel", job) is not None:
+        (run / STOP).unlink(missing_ok=True)
+    _say(f"stopped; job {job}, which was to go on, is taken back; go on with `alignkd resume`")
 
 
 def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
@@ -151,7 +180,7 @@ def main(arguments: list[str]) -> None:
         case ["end", run, status]:
             print(end_attempt(Path(run), int(status)))
         case ["chained", run, job]:
-            hand_on(Path(run), job)
+            follow(Path(run), job)
         case _:
             sys.exit("usage: python -m launcher.batch begin RUN | end RUN STATUS | chained RUN JOB")
 

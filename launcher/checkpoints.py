@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from alignkd.checkpoint.layout import (
 from alignkd.config import load_config
 from alignkd.config.combinations import listed
 from alignkd.errors import UserError
-from launcher.files import write_json
+from launcher.files import write_atomic, write_json
 
 IN_DEEPSPEED_FILES = (
     "student.offload",
@@ -82,9 +83,9 @@ def checkpoint_table(facts: list[CheckpointFacts]) -> Table:
     return table
 
 
-def allow_changes(run: Path, keys: list[str]) -> None:
-    """Note that these keys may differ from the checkpoint's. Raises UserError for an unknown key."""
-    known = flatten(load_config(run / "config.yaml").model_dump())
+def check_changes(run: Path, keys: Sequence[str]) -> None:
+    """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
+    known = flatten(load_config(run / "config.yaml").model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
             raise UserError(
@@ -94,9 +95,23 @@ def allow_changes(run: Path, keys: list[str]) -> None:
             close = difflib.get_close_matches(key, known, n=1)
             meant = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"--allow-change {key}: no such key{meant}")
+
+
+@contextlib.contextmanager
+def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
+    """Note that these keys may differ from the checkpoint's; taken back when what follows fails."""
     path = run / ALLOWED_CHANGES
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_json(path, sorted({*before, *keys}))
+    before: list[str] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if keys:
+        write_json(path, sorted({*(before or []), *keys}))
+    try:
+        yield
+    except BaseException:
+        if keys and before is not None:
+            write_json(path, before)
+        elif keys:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def step_of(run: Path, step: int | None) -> int:
@@ -119,15 +134,35 @@ def check_step(run: Path, step: int) -> None:
         raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
 
 
-def go_back(run: Path, step: int) -> list[str]:
-    """Let the next start go on from ``step``: newer checkpoints stay under another name, which is returned.
+@contextlib.contextmanager
+def gone_back(run: Path, step: int | None) -> Iterator[list[str]]:
+    """Let the next start go on from ``step`` (None: from the newest).
 
-    Renamed back by hand they count again. The result of a finished run goes; the metrics rows after the step
-    are cut by the start.
+    Newer checkpoints stay under other names, which are given; renamed back by hand they count again. The
+    result of a finished run goes; the metrics rows after the step are cut by the start. All is taken back
+    when what follows fails.
     """
+    moved = [] if step is None else _set_aside(run, step)
+    result = run / "result.json"
+    text = result.read_text(encoding="utf-8") if step is not None and result.exists() else None
+    if text is not None:
+        result.unlink()
+    try:
+        yield [place.name for _, place in moved]
+    except BaseException:
+        if not any(folder.exists() for folder, _ in moved):  # else it did start, and has come further
+            for folder, place in moved:
+                place.rename(folder)
+            if text is not None and not result.exists():
+                write_atomic(result, text)
+        raise
+
+
+def _set_aside(run: Path, step: int) -> list[tuple[Path, Path]]:
+    """Rename the checkpoints after ``step``, the newest first: (before, after)."""
     parent = checkpoints_folder(run)
-    kept = []
-    for newer in [other for other in committed_steps(run) if other > step]:  # the newest first
+    moved = []
+    for newer in [other for other in committed_steps(run) if other > step]:
         folder = parent / step_name(newer)
         shutil.rmtree(parent / universal_name(newer), ignore_errors=True)  # can be made again
         number, place = 1, parent / (folder.name + SET_ASIDE)
@@ -135,9 +170,8 @@ def go_back(run: Path, step: int) -> list[str]:
             number += 1
             place = parent / f"{folder.name}{SET_ASIDE}-{number}"
         folder.rename(place)
-        kept.append(place.name)
-    (run / "result.json").unlink(missing_ok=True)
-    return kept
+        moved.append((folder, place))
+    return moved
 
 
 def _facts(folder: Path, verify: bool) -> CheckpointFacts:

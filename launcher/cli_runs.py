@@ -15,13 +15,10 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from launcher import control, run_logs, tables
-from launcher.attempts import open_attempt
-from launcher.checkpoints import allow_changes
 from launcher.explain import explain as find_traps
 from launcher.hostfile import read_hosts
 from launcher.manifest import read_manifest
 from launcher.run_state import RunState, inspect_run
-from launcher.slurm import QueuedJob, is_running, queued_jobs
 
 runs = typer.Typer(rich_markup_mode=None)
 
@@ -142,10 +139,8 @@ def resume(
     It starts from the newest checkpoint, or from --step.
     """
     read_manifest(run)  # another folder is refused with that word
-    if allow_change:
-        allow_changes(run, allow_change)
     hosts = read_hosts("ssh", hostfile, nodes, gpus_per_node) if hostfile is not None else ()
-    request = control.ResumeRequest(nodes, gpus_per_node, hosts, step)
+    request = control.ResumeRequest(nodes, gpus_per_node, hosts, step, tuple(allow_change or ()))
     result = control.resume_run(run, request, Console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
@@ -205,10 +200,7 @@ def drill(
 def _state(run: Path) -> RunState:
     if read_manifest(run).backend != "slurm":
         return inspect_run(run, None)
-    jobs, attempt = queued_jobs(run), open_attempt(run)
-    if jobs == [] and attempt is not None and is_running(attempt.job):
-        jobs = [QueuedJob(attempt.job, "RUNNING", "None", None, "")]  # an allocation, which has no script
-    return inspect_run(run, jobs)
+    return inspect_run(run, control.live_jobs(run))
 
 
 def _show_action(done: dict[str, Any], as_json: bool) -> None:

@@ -16,14 +16,16 @@ from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
 from alignkd.config import load_config
 from alignkd.config.combinations import counted
 from alignkd.errors import AlignkdError, UserError
-from launcher.attempts import JOB, STOP, open_attempt, read_history
-from launcher.checkpoints import check_step, go_back
+from launcher.attempts import JOB, STOP, open_attempt, read_history, slurm_step
+from launcher.checkpoints import changes_allowed, check_changes, check_step, gone_back
 from launcher.files import read_json, write_atomic, write_json
 from launcher.hostfile import Host
 from launcher.local import run_local
 from launcher.manifest import Manifest, read_manifest
+from launcher.render import batch_split
 from launcher.resize import fit_run, memory_warnings
-from launcher.run_state import inspect_run, is_locked
+from launcher.run_lock import only_launcher
+from launcher.run_state import inspect_run
 from launcher.slurm import (
     QueuedJob,
     cancel_job,
@@ -42,21 +44,28 @@ def start_run(
 ) -> tuple[int, str | None]:
     """Start, or go on: (exit code, job id). The local back end and an allocation return at the end.
 
-    A submitted job waits until job ``after`` has ended well.
+    A submitted job waits until job ``after`` has ended well. Raises UserError when another launcher has it.
     """
+    with only_launcher(run):
+        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+        return _start(run, manifest, console, after)
+
+
+def _start(
+    run: Path, manifest: Manifest, console: Console, after: str | None = None
+) -> tuple[int, str | None]:
     if manifest.backend == "slurm":
         signal_seconds = load_config(run / "config.yaml").slurm.signal_seconds
         if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
-            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+            _say(console, f"warning: {warning}")
     if manifest.backend == "local":
         return run_local(run, manifest, console), None
     if manifest.backend == "ssh":
         return run_ssh(run, manifest, console), None
     if manifest.backend != "slurm":
         raise UserError(f"{run / 'manifest.json'}: backend {manifest.backend} is none of local, slurm, ssh")
-    (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
     if in_allocation():
-        console.print(f"using the allocation {os.environ['SLURM_JOB_ID']}", markup=False, highlight=False)
+        _say(console, f"using the allocation {os.environ['SLURM_JOB_ID']}")
         _note_submission(run, os.environ["SLURM_JOB_ID"])
         # The batch script by hand: same ranks, same verdict, but nothing is requeued.
         environment = {**os.environ, "ALIGNKD_RUN": str(run)}
@@ -86,6 +95,7 @@ class ResumeRequest:
     gpus_per_node: int | None = None
     hosts: tuple[Host, ...] = ()  # of the ssh back end
     step: int | None = None  # checkpoint to go back to
+    allowed_changes: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
 
 
 def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str, Any]:
@@ -94,32 +104,37 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     Raises UserError when it cannot, or runs already; the run folder is as it was then.
     """
     run = Path(os.path.abspath(run))
-    manifest = read_manifest(run)
+    read_manifest(run)
+    check_changes(run, request.allowed_changes)
     result = read_json(run / "result.json") or {}
     if request.step is not None:
         check_step(run, request.step)
     elif result.get("status") == "done":
-        steps = f"{result.get('step')} of {result.get('total_steps')} steps"
-        console.print(f"{run} is done: {steps}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
         return {"run": str(run), "state": "done", "code": 0, "job": None}
+    with only_launcher(run):  # before anything is changed: two may have been typed at once
+        code, job = _go_on(run, request, console)
+    return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}
+
+
+def _go_on(run: Path, request: ResumeRequest, console: Console) -> tuple[int, str | None]:
+    manifest = read_manifest(run)
     if manifest.backend == "slurm":
         _refuse_second_job(run)
-    if is_locked(run):
-        raise UserError(f"{run}: another launcher runs it; wait for it, or stop it with Ctrl-C")
+    (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
     before = manifest.world_size
     manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, request.hosts, request.step)
     if manifest.world_size != before:
-        micro_batches = f"{counted(manifest.accumulation_steps, 'micro-batch')} of each a step"
-        text = f"now for {counted(manifest.world_size, 'rank')} instead of {before}, {micro_batches}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        split = batch_split(load_config(run / "config.yaml").training, manifest.world_size)
+        _say(console, f"now for {counted(manifest.world_size, 'rank')} instead of {before}; {split}")
         for warning in memory_warnings(run, manifest):
-            console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    for name in go_back(run, request.step) if request.step is not None else ():
-        console.print(f"kept, out of the way: {name}", markup=False, highlight=False, soft_wrap=True)
-    text = f"resuming {run} on {counted(manifest.world_size, 'rank')} ({manifest.backend})"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    code, job = start_run(run, manifest, console)
-    return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}
+            _say(console, f"warning: {warning}")
+    # Both are taken back when the start is refused (by sbatch, say).
+    with changes_allowed(run, request.allowed_changes), gone_back(run, request.step) as kept:
+        for name in kept:
+            _say(console, f"kept, out of the way: {name}")
+        _say(console, f"resuming {run} on {counted(manifest.world_size, 'rank')} ({manifest.backend})")
+        return _start(run, manifest, console)
 
 
 def _refuse_second_job(run: Path) -> None:
@@ -133,23 +148,36 @@ def _refuse_second_job(run: Path) -> None:
         raise UserError(f"{run}: job {attempt.job} is training it")
 
 
+def live_jobs(run: Path) -> list[QueuedJob] | None:
+    """Jobs that train the run, or will; None when Slurm does not answer.
+
+    One without a script is not the run's own: an allocation, or a job whose script has started the run.
+    """
+    jobs, attempt = queued_jobs(run), open_attempt(run)
+    if jobs == [] and attempt is not None and is_running(attempt.job):
+        return [QueuedJob(attempt.job, "RUNNING", "None", None, "")]
+    return jobs
+
+
 def stop_run(run: Path) -> dict[str, Any]:
     """Ask a run to save and to stop, without a requeue."""
     run, manifest, jobs = _live(run)
+    # The file first: it tells the batch script that this USR1 is no time limit, and ranks that are about to
+    # start that they are not wanted any more.
+    write_atomic(run / STOP, " ".join(["USR1", *(job.id for job in jobs)]) + "\n")
     if manifest.backend != "slurm":
-        write_atomic(run / STOP, "USR1\n")
         return {"run": str(run), "job": None, "action": "asked its launcher to save and stop"}
+    # Asked again: a script that submits the next job of the run looks for the file when it has done so.
+    jobs = live_jobs(run) or jobs
     running = [job for job in jobs if job.state != "PENDING"]
     for job in jobs:
         if job.state == "PENDING":
             cancel_job(job.id)
     if not running:
+        (run / STOP).unlink(missing_ok=True)
         return {"run": str(run), "job": jobs[0].id, "action": "taken out of the queue"}
-    # The file first: it tells the batch script that this USR1 is no time limit.
-    write_atomic(run / STOP, "USR1\n")
     for job in running:
-        if not signal_ranks(job.id):
-            raise AlignkdError(f"scancel could not signal job {job.id}")
+        _signal(run, job, "USR1")
     return {"run": str(run), "job": running[0].id, "action": "asked to save and stop"}
 
 
@@ -160,17 +188,34 @@ def cancel_run(run: Path) -> dict[str, Any]:
         write_atomic(run / STOP, "TERM\n")
         return {"run": str(run), "job": None, "action": "cancelled"}
     for job in jobs:
-        cancel_job(job.id)
-    return {"run": str(run), "job": jobs[0].id, "action": "cancelled"}
+        if job.script:
+            cancel_job(job.id)
+        else:  # an allocation stays the user's
+            write_atomic(run / STOP, f"TERM {job.id}\n")
+            _signal(run, job, "TERM")
+    own = all(job.script for job in jobs)
+    action = "cancelled" if own else "asked the ranks to save and leave; the allocation stays"
+    return {"run": str(run), "job": jobs[0].id, "action": action}
+
+
+def _signal(run: Path, job: QueuedJob, name: str) -> None:
+    """To the ranks alone. In an allocation these are one step of several: the user's shell is one, too."""
+    step = job.id if job.script else slurm_step(run)
+    if step is not None and not signal_ranks(step, name):  # None: they are yet to start, and read the file
+        raise AlignkdError(f"scancel could not signal job {step}")
 
 
 def _live(run: Path) -> tuple[Path, Manifest, list[QueuedJob]]:
     run = Path(os.path.abspath(run))
     manifest = read_manifest(run)
     on_slurm = manifest.backend == "slurm"
-    jobs = queued_jobs(run) if on_slurm else []
+    jobs = live_jobs(run) if on_slurm else []
     if jobs is None:
         raise UserError("Slurm does not answer here; do this on a login node of the cluster")
     if not jobs and (on_slurm or inspect_run(run, None).state != "running"):
         raise UserError(f"{run} is {inspect_run(run, jobs).state}; there is nothing to stop")
     return run, manifest, jobs
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -25,7 +25,7 @@ from launcher.plan.check import check_memory
 from launcher.plan.workload import Cluster
 from launcher.preflight import launch_problems
 from launcher.progress import duration
-from launcher.render import accumulation_steps, student_config, teacher_config
+from launcher.render import accumulation_steps, batch_split, student_config, teacher_config
 from launcher.run_folder import create_run_folder, run_path
 from launcher.site import read_site
 from launcher.slurm import in_allocation, slurm_answers
@@ -169,15 +169,10 @@ def _say_result(run: Path, result: dict[str, Any], console: Console) -> None:
 def _say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -> None:
     training, ranks = config.training, counted(manifest.world_size, "rank")
     _say(console, f"run {run}")
-    split = (
-        f"micro-batch {training.micro_batch_size} x {ranks} x {counted(manifest.accumulation_steps, 'time')}"
-        if training.tokens_per_micro_batch is None
-        else f"micro-batches of at most {training.tokens_per_micro_batch} tokens"
-    )
     _say(
         console,
         f"  {counted(manifest.nodes, 'node')} x {manifest.gpus_per_node} = {ranks} ({manifest.backend}); "
-        f"global batch {training.global_batch_size} = {split}",
+        f"{batch_split(training, manifest.world_size)}",
     )
     teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
     _say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")

@@ -69,6 +69,7 @@ class Evidence:
     stop_requested: bool
     fruitless_before: int  # restarts in a row that brought no checkpoint
     max_restarts: int
+    cancel_requested: bool = False  # of a run in an allocation, which itself is not cancelled
     job: JobState = field(default_factory=JobState)
     lost_nodes: tuple[str, ...] = ()  # of the job, as far as Slurm or their silence tells
 
@@ -92,6 +93,8 @@ def decide(found: Evidence) -> Decision:
         )
     if found.stop_requested:
         return Decision(Action.EXIT, EXIT_SAVED_ON_USR1, Reason.STOPPED, "`alignkd stop` asked for it")
+    if found.cancel_requested:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "`alignkd cancel` asked for it")
     if found.job.reason == "TimeLimit":
         return _restart(found, Reason.TIME_LIMIT, "the time limit is reached")
     if found.job.preempted:

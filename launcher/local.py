@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -52,7 +50,7 @@ def gpu_problem(run: Path, manifest: Manifest, gpus: Sequence[str]) -> str | Non
 def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence[str] | None = None) -> int:
     """Start the ranks of ``run``, show their progress until all have ended, return the exit code.
 
-    ``command`` starts one rank (default: ``alignkd.train``). Raises UserError when the run is running.
+    ``command`` starts one rank (default: ``alignkd.train``).
     """
     gpus = visible_gpus(os.environ)
     problem = gpu_problem(run, manifest, gpus)
@@ -81,33 +79,20 @@ def watch_ranks(
 ) -> int:
     """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
 
-    Signals to this process go to the ranks, and all of them end when one fails. Raises UserError when
-    another launcher has the run. ``log_of`` finds what a rank that failed has written.
+    Signals to this process go to the ranks, and all of them end when one fails. The caller holds the run's
+    lock. ``log_of`` finds what a rank that failed has written.
     """
-    with _only_launcher(run):
-        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
-        (run / "result.json").unlink(missing_ok=True)  # of that one, too: it would speak for this one
-        with _Stops() as stops:
-            started = time.time()
-            group = start()
-            view = make_view(console)
-            try:
-                _watch(group, run, started, view, stops)
-            finally:
-                group.kill()
-                view.close()
-    return _conclude(group, run, console, log_of, stopped=bool(stops.received))
-
-
-@contextlib.contextmanager
-def _only_launcher(run: Path) -> Iterator[None]:
-    """Two launchers on one run folder would write the same checkpoints."""
-    with (run / ".lock").open("a") as file:
+    (run / "result.json").unlink(missing_ok=True)  # of a start before this one: it would speak for this one
+    with _Stops() as stops:
+        started = time.time()
+        group = start()
+        view = make_view(console)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: another launcher runs it; wait for it, or stop it with Ctrl-C") from None
-        yield
+            _watch(group, run, started, view, stops)
+        finally:
+            group.kill()
+            view.close()
+    return _conclude(group, run, console, log_of, stopped=bool(stops.received))
 
 
 @dataclass
@@ -158,7 +143,7 @@ def _read_stop_file(run: Path, stops: _Stops) -> None:
     """`alignkd stop` and `alignkd cancel` come from another terminal."""
     path = run / STOP
     if path.exists():
-        planned = path.read_text(encoding="utf-8").strip() == "USR1"
+        planned = path.read_text(encoding="utf-8").startswith("USR1")
         stops.received.append(signal.SIGUSR1 if planned else signal.SIGTERM)
         path.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from alignkd.config import Config
-from alignkd.config.combinations import divisors, listed
+from alignkd.config.combinations import counted, divisors, listed
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
 from launcher.ds_keys import check_keys
@@ -31,6 +31,22 @@ def accumulation_steps(training: TrainingSection, world_size: int) -> int:
     raise UserError(
         f"training.global_batch_size = {whole} cannot be split over {world_size} ranks x "
         f"training.micro_batch_size = {micro}; {fitting}; rank counts that fit this micro-batch size: {ranks}"
+    )
+
+
+def batch_split(training: TrainingSection, world_size: int) -> str:
+    """How an optimizer step's samples are split, for people. A token budget splits each step anew."""
+    whole, micro, tokens = (
+        training.global_batch_size,
+        training.micro_batch_size,
+        training.tokens_per_micro_batch,
+    )
+    if tokens is None:
+        times = counted(accumulation_steps(training, world_size), "time")
+        return f"global batch {whole} = micro-batch {micro} x {counted(world_size, 'rank')} x {times}"
+    return (
+        f"global batch {whole} = {counted(whole // world_size, 'sample')} x {counted(world_size, 'rank')}, "
+        f"in micro-batches of at most {tokens} tokens"
     )
 
 

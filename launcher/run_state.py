@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import time
@@ -15,6 +14,7 @@ from launcher.attempts import HISTORY, Attempt, last_sign, open_attempt, read_hi
 from launcher.files import read_json
 from launcher.lifecycle import Reason
 from launcher.manifest import Manifest, read_manifest
+from launcher.run_lock import is_locked
 from launcher.slurm import QueuedJob
 
 QUIET_SECONDS = 300.0  # a run that shows no sign of life for so long is worth a look
@@ -158,18 +158,6 @@ def _phase(progress: dict[str, Any], attempt: Attempt, now: float) -> str:
     sign = updated if started and isinstance(updated, float | int) else attempt.start
     quiet = now - sign
     return phase if quiet < QUIET_SECONDS else f"{phase}; no sign of life for {quiet / 60:.0f} minutes"
-
-
-def is_locked(run: Path) -> bool:
-    """Does a launcher hold the run? (The local back end keeps a lock while its ranks run.)"""
-    try:
-        with (run / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:

@@ -160,9 +160,9 @@ def submit(run: Path, options: Sequence[str] = ()) -> str:
     return done.stdout.strip().partition(";")[0]  # `--parsable` prints id[;cluster]
 
 
-def signal_ranks(job: str) -> bool:
-    """SIGUSR1 to the steps of a job, not to its batch script."""
-    return ask("scancel", "--signal=USR1", job) is not None
+def signal_ranks(job: str, name: str) -> bool:
+    """A signal to the steps of a job, not to its batch script, or to one step (``JOB.STEP``)."""
+    return ask("scancel", f"--signal={name}", job) is not None
 
 
 def cancel_job(job: str) -> None:

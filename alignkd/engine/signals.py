@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 
 from alignkd.errors import EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1
@@ -22,6 +23,16 @@ class StopRequest:
         for number in (signal.SIGUSR1, signal.SIGTERM):
             # A write or a socket of C++ code is continued, not cut short.
             signal.siginterrupt(number, False)
+
+    def read(self, path: Path) -> None:
+        """What `alignkd stop` and `cancel` leave in the run folder before they send a signal, which comes too
+        early for a rank that is only about to start."""
+        try:
+            words = path.read_text(encoding="utf-8").split()
+        except OSError:
+            return
+        self.usr1 = self.usr1 or "USR1" in words
+        self.term = self.term or "TERM" in words
 
     def _on_usr1(self, _number: int, _frame: FrameType | None) -> None:
         self.usr1 = True

@@ -55,3 +55,51 @@ def test_a_silent_node(
     monkeypatch.setattr(batch, "nodes_that_see", lambda *_: answers)
     assert batch.end_attempt(run, 1) == "restart 0"
     assert [attempt.reason for attempt in attempts.read_history(run)] == [lost]
+
+
+@pytest.fixture
+def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A first start of a job: the attempt before is closed."""
+    open_before = attempts.open_attempt(run)
+    assert open_before is not None
+    attempts.close(run, open_before, Reason.STOPPED)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    monkeypatch.setattr(batch, "queue_seconds", lambda _job: None)
+    return "8"
+
+
+@pytest.mark.parametrize(("text", "answer"), [("USR1 8\n", "exit 85"), ("USR1 7\n", "run 2")])
+def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, answer: str) -> None:
+    """It names the jobs that it is for: one that another job left behind must not stop this one."""
+    (run / STOP).write_text(text)
+    assert batch.begin_attempt(run) == answer
+    assert not (run / STOP).exists()
+    assert len(attempts.read_history(run)) == 1
+
+
+def test_a_stop_while_the_nodes_are_asked(run: Path, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signal ends the steps that ask: that says nothing about the nodes."""
+
+    def nodes_that_see(*_: object) -> dict[str, bool]:
+        (run / STOP).write_text("USR1 8\n")
+        return {"n1": False, "n2": False}
+
+    monkeypatch.setattr(batch, "nodes_that_see", nodes_that_see)
+    assert batch.begin_attempt(run) == "exit 85"
+    assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", "stopped"]
+
+
+def test_in_an_allocation_nobody_waits_for_a_requeue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKD_RUN", str(run))
+    for rank in range(2):
+        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
+    (run / STOP).write_text("TERM 7\n")
+    assert batch.end_attempt(run, 0) == "exit 86"
+    assert [attempt.reason for attempt in attempts.read_history(run)] == ["cancelled"]
+    attempts.begin(run, "7", "n[1-2]", None)
+    for rank in range(2):
+        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
+    assert batch.end_attempt(run, 0) == "exit 86"
+    assert attempts.read_history(run)[1].reason == "terminated"

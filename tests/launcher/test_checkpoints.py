@@ -11,7 +11,7 @@ import pytest
 
 from alignkd.checkpoint.layout import MANIFEST, MARKER, describe
 from alignkd.errors import UserError
-from launcher.checkpoints import allow_changes, list_checkpoints
+from launcher.checkpoints import changes_allowed, check_changes, list_checkpoints
 
 CONFIG = "model: {student: /s, teacher: /t}\ndata: {sources: [{file: /d.json}]}\n"
 
@@ -77,11 +77,15 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_allowed_changes_add_up_and_unknown_keys_are_refused(run: Path) -> None:
-    allow_changes(run, ["training.learning_rate"])
-    allow_changes(run, ["distillation.temperature"])
-    kept = json.loads((run / "allowed_changes.json").read_text())
-    assert kept == ["distillation.temperature", "training.learning_rate"]
+    for key in ("training.learning_rate", "distillation.temperature"):
+        with changes_allowed(run, [key]):
+            pass
+    kept = ["distillation.temperature", "training.learning_rate"]
+    assert json.loads((run / "allowed_changes.json").read_text()) == kept
+    with pytest.raises(RuntimeError), changes_allowed(run, ["data.seed"]):
+        raise RuntimeError
+    assert json.loads((run / "allowed_changes.json").read_text()) == kept
     with pytest.raises(UserError, match="start a new run"):
-        allow_changes(run, ["training.precision"])
+        check_changes(run, ["training.precision"])
     with pytest.raises(UserError, match=r"did you mean training\.learning_rate"):
-        allow_changes(run, ["training.learning_rat"])
+        check_changes(run, ["training.learning_rat"])

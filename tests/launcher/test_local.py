@@ -15,6 +15,7 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from launcher import local
+from launcher.control import ResumeRequest, resume_run, start_run
 from launcher.local import choose_device, run_local
 from launcher.run_state import inspect_run
 
@@ -165,8 +166,9 @@ def test_two_launchers_do_not_share_a_run(make_run) -> None:
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(UserError, match="another launcher runs it"):
-            run_local(folder, manifest, Console(file=io.StringIO()), ["true"])
+        for start in (start_run, lambda *_: resume_run(folder, ResumeRequest(), Console())):
+            with pytest.raises(UserError, match="another launcher runs it"):
+                start(folder, manifest, Console(file=io.StringIO()))
     finally:
         holder.kill()
         holder.wait()

@@ -18,6 +18,14 @@ def test_batch_arithmetic_is_written_out(make_config, ranks: int) -> None:
     assert values["gradient_accumulation_steps"] == 8 // (2 * ranks)
 
 
+def test_a_token_budget_has_no_fixed_micro_batch() -> None:
+    training = TrainingSection(global_batch_size=24, micro_batch_size=4)
+    assert render.batch_split(training, 3) == "global batch 24 = micro-batch 4 x 3 ranks x 2 times"
+    training = TrainingSection(global_batch_size=24, micro_batch_size=4, tokens_per_micro_batch=4096)
+    text = "global batch 24 = 8 samples x 3 ranks, in micro-batches of at most 4096 tokens"
+    assert render.batch_split(training, 3) == text
+
+
 def test_a_split_that_does_not_work_says_what_does() -> None:
     training = TrainingSection(global_batch_size=24, micro_batch_size=4)
     assert render.accumulation_steps(training, 3) == 2

@@ -15,7 +15,7 @@ import pytest
 from alignkd.checkpoint.layout import committed_steps
 from alignkd.errors import UserError
 from launcher import resize
-from launcher.checkpoints import check_step, go_back
+from launcher.checkpoints import check_step, gone_back
 from launcher.hostfile import Host
 from launcher.job_scripts import render_scripts
 from launcher.manifest import Manifest, make_manifest, read_manifest
@@ -196,11 +196,13 @@ def test_going_back_keeps_the_newer_checkpoints(run: Path) -> None:
     checkpoint(run, 30, suffix=".universal")
     (run / "result.json").write_text("{}")
     check_step(run, 10)
-    assert go_back(run, 10) == ["step-30.set-aside", "step-20.set-aside"]
+    with gone_back(run, 10) as kept:
+        assert kept == ["step-30.set-aside", "step-20.set-aside"]
     assert committed_steps(run) == [10]
     assert not (run / "result.json").exists()
     checkpoint(run, 20)
-    assert go_back(run, 10) == ["step-20.set-aside-2"]
+    with gone_back(run, 10) as kept:
+        assert kept == ["step-20.set-aside-2"]
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step-10", "step-20.set-aside", "step-20.set-aside-2", "step-30.set-aside"}
 

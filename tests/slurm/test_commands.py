@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -175,6 +176,56 @@ def test_an_allocation_is_used(runs: Runs, cluster: Cluster) -> None:
     (attempt,) = runs.attempts(run)
     assert (attempt.reason, attempt.nodes) == ("done", "n[1-2]")
     assert cluster.state(attempt.job) == "COMPLETED"
+
+
+def test_stop_and_cancel_reach_a_run_in_an_allocation(runs: Runs, cluster: Cluster) -> None:
+    """Typed in another terminal. The allocation itself, its shell and its other steps are left alone."""
+    run = runs.prepare(hold=[3, 5])
+    other = runs.folder / "other"  # another step of the user's; what it hears
+    script = (
+        f"trap 'echo USR1 >> {other}' USR1; trap 'echo TERM >> {other}' TERM; while :; do sleep 0.2; done"
+    )
+    resume = f"{sys.executable} -m launcher.cli resume {run}"
+    shell = (
+        f"cd {ROOT}; srun --overlap --mpi=none -N1 -n1 bash -c {shlex.quote(script)} & "
+        f"{resume}; echo code $?; {resume}; echo code $?; kill -KILL %1; wait"
+    )
+    process = subprocess.Popen(
+        ["salloc", "--nodes=2", "--exclusive", "bash", "-c", shell],
+        env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    runs.wait_for_step(run, 3)
+    state = runs.json("status", run)
+    assert (state["state"], state["detail"]) == ("running", "training")
+    stopped = runs.json("stop", run)
+    assert (stopped["job"], stopped["action"]) == (state["job"], "asked to save and stop")
+    runs.wait_for_step(run, 5)  # of the second start
+    assert runs.json("cancel", run)["action"] == "asked the ranks to save and leave; the allocation stays"
+    output = process.communicate(timeout=400)[0]
+    assert [line for line in output.splitlines() if line.startswith("code ")] == ["code 85", "code 86"], (
+        output
+    )
+    assert runs.reasons(run) == ["stopped", "cancelled"]
+    first, second = runs.attempts(run)
+    assert (first.saved_step, first.lost_steps, second.first_step, second.lost_steps) == (3, 0, 3, 0)
+    assert first.job == second.job == state["job"]
+    assert not other.exists()
+    assert "nothing to stop" in runs.alignkd("stop", run, code=2)
+
+
+def test_a_stop_before_the_ranks_can_hear_it(runs: Runs) -> None:
+    """The job runs, and has no step yet that a signal could reach."""
+    wait = 'touch "$RUN/begins"; while [[ -e $RUN/slow ]]; do sleep 0.1; done'
+    site = runs.site({})
+    run = runs.prepare(hold=[3], slurm={"activate": f"{site['activate']}; {wait}"})
+    (run / "slow").touch()
+    job = runs.submit(run)
+    wait_for((run / "begins").exists, "the script")
+    assert runs.json("stop", run)["action"] == "asked to save and stop"
+    (run / "slow").unlink()
+    assert runs.wait_for_end(job) == "FAILED"
+    assert runs.cluster.job(job)["ExitCode"] == "85:0"
+    assert runs.attempts(run) == []
 
 
 def test_stop_and_cancel_on_the_local_back_end(runs: Runs, tmp_path: Path) -> None:

@@ -215,6 +215,25 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
     assert len(cluster.run("scontrol", "show", "job", "-o").split(f"{run}/job.sbatch")) == 3  # no third job
 
 
+def test_a_stop_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) -> None:
+    """The verdict is found, and the ranks are gone: nobody is left whom a signal could tell."""
+    wait = 'touch "$RUN/submits"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
+    activate = f'{runs.site({})["activate"]}; sbatch() {{ {wait}; command sbatch "$@"; }}'
+    failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
+    run = runs.prepare(failures=failures, slurm={"requeue": False, "activate": activate})
+    (run / "held").touch()
+    job = runs.submit(run)
+    wait_for((run / "submits").exists, "the submission")
+    assert runs.json("stop", run)["job"] == job
+    (run / "held").unlink()
+    assert runs.wait_for_end(job) == "FAILED"
+    wait_for(lambda: cluster.run("squeue", "-h") == "", "an empty queue")
+    assert runs.reasons(run) == ["crashed"]
+    assert "which was to go on, is taken back" in runs.log(run)
+    # A later start by hand is not stopped by it.
+    assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
+
+
 def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:
     run = runs.prepare(hold=[2])
     job = runs.submit(run)

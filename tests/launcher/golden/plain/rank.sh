@@ -5,6 +5,9 @@
 RANK=${ALIGNKD_RANK:-$SLURM_PROCID}
 exec >>"$RUN/logs/rank-$RANK.log" 2>&1
 echo "=== attempt $ALIGNKD_ATTEMPT: job ${SLURM_JOB_ID:-none} on ${SLURMD_NODENAME:-$HOSTNAME}, process $$, $(date -Is)"
+if [[ $RANK -eq 0 && -n ${SLURM_STEP_ID-} ]]; then # whom `alignkd stop` signals, where the job is not the run's own
+    echo "$SLURM_JOB_ID.$SLURM_STEP_ID" >"$RUN/exits/step"
+fi
 
 export RANK LOCAL_RANK=${ALIGNKD_LOCAL_RANK:-$SLURM_LOCALID} NODE_RANK=${ALIGNKD_NODE_RANK:-$SLURM_NODEID}
 export WORLD_SIZE=${ALIGNKD_WORLD_SIZE:-$SLURM_NTASKS} LOCAL_WORLD_SIZE=4

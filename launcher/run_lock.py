@@ -1,0 +1,43 @@
+"""One launcher per run: a lock that the kernel releases when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignkd.errors import UserError
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def only_launcher(run: Path) -> Iterator[None]:
+    """Held while a run is prepared and submitted, or, without a job in a queue, until it ends.
+
+    Raises UserError when another launcher has it. A file system without such locks (some mounts of Lustre and
+    NFS) grants none; the writer's lock in the run folder is then all that keeps two starts apart.
+    """
+    with (run / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run}: another launcher runs it; wait for it, or stop it (`alignkd stop`, or Ctrl-C there)"
+            ) from None
+        except OSError:
+            pass
+        yield
+
+
+def is_locked(run: Path) -> bool:
+    """Does a launcher hold the run?"""
+    try:
+        with (run / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
