@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 from alignkd.engine.signals import StopRequest
@@ -22,6 +23,9 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
     stop.read(Path(arguments[0]) / "stop")
+    # DeepSpeed calls these under their old names, many times in a run; that is for its authors to know.
+    renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", renamed, FutureWarning)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:

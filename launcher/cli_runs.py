@@ -91,8 +91,6 @@ def logs(
 
 
 def _show_errors(run: Path, attempt: int | None, as_json: bool) -> None:
-    if read_manifest(run).backend == "local":
-        raise UserError("--errors and --attempt: nothing is noted of the attempts of a local run; see --rank")
     error = run_logs.first_error(run, attempt)
     if as_json:
         print(json.dumps(None if error is None else vars(error)))

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from alignkd.errors import UserError
+from alignkd.errors import EXIT_SAVED_ON_USR1, UserError
+from launcher import attempts
 from launcher.attempts import STOP
 from launcher.devices import visible_gpus
+from launcher.files import read_json
+from launcher.lifecycle import Evidence, Reason, decide
 from launcher.manifest import Manifest
 from launcher.operators import build_cpu_operators
 from launcher.progress import Pace, Snapshot, View, make_view, read_snapshot
 from launcher.ranks import RankGroup, free_port, log_path, rank_environments, start_ranks
-from launcher.verdict import exit_code, failed_rank, failure_report, is_failure
+from launcher.verdict import (
+    ATTEMPT_PREFIX,
+    ended_by,
+    exit_code,
+    failed_rank,
+    failure_report,
+    is_failure,
+)
 
 POLL_SECONDS = 0.25
 FAILURE_GRACE_SECONDS = 10.0  # the others cannot save without the dead rank
@@ -66,7 +78,12 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
                 environments[0],
                 note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
             )
-        return start_ranks(command or rank_command(run), environments, run / "logs")
+        started = attempts.begin(run, "local", platform.node(), None)
+        words = command or rank_command(run)
+        when = datetime.now().astimezone().isoformat(timespec="seconds")
+        shown = shlex.join(words).replace("\n", " ")
+        heading = f"{ATTEMPT_PREFIX}{started.number}: {when}, on {platform.node()}: {shown}"
+        return start_ranks(words, environments, run / "logs", heading)
 
     return watch_ranks(run, start, console)
 
@@ -79,10 +96,10 @@ def watch_ranks(
 ) -> int:
     """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
 
+    ``start`` opens an attempt of the run, which is closed here.
     Signals to this process go to the ranks, and all of them end when one fails. The caller holds the run's
     lock. ``log_of`` finds what a rank that failed has written.
     """
-    (run / "result.json").unlink(missing_ok=True)  # of a start before this one: it would speak for this one
     with _Stops() as stops:
         started = time.time()
         group = start()
@@ -92,7 +109,32 @@ def watch_ranks(
         finally:
             group.kill()
             view.close()
+    _close_attempt(run, group, stopped=bool(stops.received))
     return _conclude(group, run, console, log_of, stopped=bool(stops.received))
+
+
+def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
+    attempt = attempts.open_attempt(run)
+    assert attempt is not None
+    # rank.sh of the ssh back end writes the codes down: those of ssh itself say less.
+    codes = attempts.exit_codes(run) or group.codes
+    code, rank = exit_code(codes), failed_rank(codes)
+    evidence = Evidence(
+        codes=codes,
+        srun_status=exit_code(group.codes),
+        result=(read_json(run / "result.json") or {}).get("status"),
+        progressed=attempts.newest_step(run) > attempt.first_step,
+        stop_requested=code == EXIT_SAVED_ON_USR1,  # nothing else sends USR1 here
+        fruitless_before=0,
+        max_restarts=0,
+    )
+    cut_short = stopped and rank is not None and _is_of_a_stop(codes[rank])
+    attempts.close(run, attempt, Reason.TERMINATED if cut_short else decide(evidence).reason, codes=codes)
+
+
+def _is_of_a_stop(code: int) -> bool:
+    """Did a signal of a stop end a rank, which had no time to save?"""
+    return ended_by(code) in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL)
 
 
 @dataclass
@@ -173,7 +215,7 @@ def _conclude(
                 highlight=False,
                 soft_wrap=True,
             )
-    elif stopped and -group.codes[rank] in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL):
+    elif stopped and _is_of_a_stop(group.codes[rank]):
         print(f"{run}: ended before the ranks could save; what was saved before is there", file=sys.stderr)
     else:
         print(failure_report(rank, group.codes[rank], log_of(run / "logs", rank)), file=sys.stderr)

@@ -128,9 +128,13 @@ class RankGroup:
 
 
 def start_ranks(
-    command: Sequence[str], environments: Sequence[Mapping[str, str]], log_folder: Path
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    log_folder: Path,
+    heading: str | None = None,
 ) -> RankGroup:
-    """Start one process per environment; its output is appended to ``log_folder/rank-R.log``.
+    """Start one process per environment; its output is appended to ``log_folder/rank-R.log``, after the
+    line ``heading``.
 
     The ranks die with this process, however it ends. Raises OSError when one cannot be started; the others
     are ended first.
@@ -147,6 +151,9 @@ def start_ranks(
     try:
         for rank, environment in enumerate(environments):
             with log_path(log_folder, rank).open("ab") as log:
+                if heading is not None:
+                    log.write(f"{heading}\n".encode())
+                    log.flush()
                 processes.append(
                     subprocess.Popen(
                         list(command),

@@ -27,7 +27,8 @@ class FirstError:
 def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
     """Lines of a rank in one attempt, its first line included (None: the last attempt).
 
-    A log without such lines (the local back end's) is one attempt. UserError for what is not there.
+    A log without such lines (the local back end's of earlier versions) is one attempt. UserError for what is
+    not there.
     """
     path = log_path(run / "logs", rank)
     try:
@@ -38,9 +39,7 @@ def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
     starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
     if not starts:
         if attempt not in (None, 1):
-            raise UserError(
-                f"{path} has no attempt {attempt}: a local run's log is not divided into attempts"
-            )
+            raise UserError(f"{path} has no attempt {attempt}: it is not divided into attempts")
         return lines
     wanted = starts[-1][0] if attempt is None else attempt
     for place, (number, index) in enumerate(starts):

@@ -14,8 +14,10 @@ from launcher.attempts import HISTORY, Attempt, last_sign, open_attempt, read_hi
 from launcher.files import read_json
 from launcher.lifecycle import Reason
 from launcher.manifest import Manifest, read_manifest
+from launcher.ranks import log_path
 from launcher.run_lock import is_locked
 from launcher.slurm import QueuedJob
+from launcher.verdict import failure_line
 
 QUIET_SECONDS = 300.0  # a run that shows no sign of life for so long is worth a look
 _ETA_ROWS = 50
@@ -120,8 +122,12 @@ def _state(
     if manifest.backend != "slurm":
         if is_locked(run):
             return "running", str(progress.get("phase", "starting"))
-        status = str(result.get("status", "ended"))
-        return ("stopped", "" if status == "stopped" else status) if progress else ("not started", "")
+        if current is not None:
+            return "stopped", "its launcher was killed, and the ranks with it"
+        if history:
+            return _ended(run, history[-1])
+        # Earlier versions wrote no history of such runs.
+        return ("stopped", "") if progress else ("not started", "")
     if jobs:
         if jobs[0].state == "PENDING":
             return "queued", _WAITS.get(jobs[0].reason, jobs[0].reason)
@@ -134,16 +140,26 @@ def _state(
         return "lost", "its job is gone and left no word: a lost node, or a cancel without enough grace"
     if not history:
         return "not started", ""
-    last = history[-1]
+    if history[-1].reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
+        why = _why(history[-1])
+        if jobs is None:
+            return "queued", f"{why}; Slurm does not answer here"
+        return "stopped", f"{why}; and was not requeued"
+    return _ended(run, history[-1])
+
+
+def _ended(run: Path, last: Attempt) -> tuple[str, str]:
+    """Of a run whose last attempt has ended for good."""
     reason = last.reason or ""
     if reason in (Reason.CRASHED, Reason.BAD_INPUT):
         if last.bad_nodes:
             return "failed", f"{reason}: the run folder is not seen by {', '.join(last.bad_nodes)}"
-        return "failed", f"{reason}: rank {last.failed_rank}, exit code {last.exit_code}"
-    if reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
-        detail = "Slurm does not answer here" if jobs is None else "and was not requeued"
-        return ("queued" if jobs is None else "stopped"), f"{_why(last)}; {detail}"
-    return ("stopped" if reason == Reason.STOPPED else reason), f"at step {last.saved_step}"
+        if last.failed_rank is None or last.exit_code is None:
+            return "failed", reason
+        log = log_path(run / "logs", last.failed_rank)
+        return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
+    stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and last.job in ("local", "ssh"))
+    return ("stopped" if stopped else reason), f"at step {last.saved_step}"
 
 
 def _why(attempt: Attempt) -> str:

@@ -21,7 +21,6 @@ from alignkd.errors import UserError
 from launcher import attempts
 from launcher.files import read_json, write_json
 from launcher.hostfile import Host
-from launcher.lifecycle import Evidence, decide
 from launcher.local import watch_ranks
 from launcher.manifest import Manifest
 from launcher.quoting import shell_word
@@ -64,20 +63,7 @@ def run_ssh(run: Path, manifest: Manifest, console: Console) -> int:
         names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
         return _start(run, names, environments)
 
-    code = watch_ranks(run, start, console, _log_of)
-    left = attempts.open_attempt(run)
-    if left is not None:
-        evidence = Evidence(
-            codes=attempts.exit_codes(run),
-            srun_status=code,
-            result=(read_json(run / "result.json") or {}).get("status"),
-            progressed=attempts.newest_step(run) > left.first_step,
-            stop_requested=code == 85,  # nothing else sends USR1 here
-            fruitless_before=0,
-            max_restarts=0,
-        )
-        attempts.close(run, left, decide(evidence).reason)
-    return code
+    return watch_ranks(run, start, console, _log_of)
 
 
 def _log_of(logs: Path, rank: int) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 
 from alignkd.errors import (
     ERROR_PREFIX,
@@ -18,6 +20,8 @@ SAVED = (EXIT_SAVED_ON_USR1, EXIT_SAVED_ON_TERM)
 ATTEMPT_PREFIX = "=== attempt "  # rank.sh begins every attempt with it
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 30
+_LINE_CHARACTERS = 200
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")  # as a traceback ends
 
 
 def is_failure(code: int) -> bool:
@@ -47,15 +51,46 @@ def exit_code(codes: Mapping[int, int]) -> int:
 
 def failure_report(rank: int, code: int, log: Path) -> str:
     """Why a rank failed: its own message for a user's error, else the last lines of its log."""
-    lines = tail(log)
-    start = max((n for n, line in enumerate(lines) if line.startswith(ATTEMPT_PREFIX)), default=0)
-    lines = lines[start:]  # the attempts before have had their say
+    lines = _last_attempt(log)
     message = error_message(lines)
     if code == EXIT_USER_ERROR and message:
         return message
-    how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     shown = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:]) or "  (it wrote nothing)"
-    return f"rank {rank} {how}; the last lines of {log}:\n{shown}"
+    return f"rank {rank} {_end(code)}; the last lines of {log}:\n{shown}"
+
+
+def failure_line(rank: int, code: int, log: Path) -> str:
+    """The same in one line."""
+    lines = _last_attempt(log)
+    message = (error_message(lines) or "").partition("\n")[0]
+    said = (
+        message
+        or next((line for line in reversed(lines) if _EXCEPTION.match(line)), "")
+        or "".join(lines[-1:])
+    )
+    return f"rank {rank} {_end(code)}" + (f": {shorten(said, _LINE_CHARACTERS)}" if said else "")
+
+
+def _end(code: int) -> str:
+    number = ended_by(code)
+    if number is None:
+        return f"ended with exit code {code}"
+    return f"was ended by {_signal_name(number)}" + ("" if code < 0 else f" (exit code {code})")
+
+
+def ended_by(code: int) -> int | None:
+    """The signal that ended a process, as subprocess (-9) or a shell (137) tells; None for an exit."""
+    if code < 0:
+        return -code
+    return code - 128 if code > 128 and code - 128 in set(signal.Signals) else None
+
+
+def _last_attempt(log: Path) -> list[str]:
+    """The last lines of a log; the attempts before have had their say."""
+    lines = tail(log)
+    return lines[
+        1 + max((n for n, line in enumerate(lines) if line.startswith(ATTEMPT_PREFIX)), default=-1) :
+    ]
 
 
 def tail(log: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher import local
+from launcher import attempts, local
 from launcher.control import ResumeRequest, resume_run, start_run
 from launcher.local import choose_device, run_local
+from launcher.run_logs import attempt_lines, first_error
 from launcher.run_state import inspect_run
 
 
@@ -64,13 +66,48 @@ def test_a_dead_rank_ends_the_others_and_its_last_lines_are_shown(make_run, capf
     assert str(folder / "logs" / "rank-1.log") in shown
 
 
-def test_the_result_of_an_earlier_start_does_not_speak_for_a_crash(make_run) -> None:
+def test_status_says_how_a_start_ended(make_run) -> None:
+    """And each start has its line in the log, the result of an earlier one does not speak for a crash."""
     folder, manifest = make_run()
     (folder / "result.json").write_text('{"status": "stopped"}')
     (folder / "progress.json").write_text('{"phase": "training", "step": 3}')
-    run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", "raise SystemExit(3)"])
+
+    def start(program: str) -> None:
+        words = [
+            sys.executable,
+            "-c",
+            f"import os, sys\nif os.environ['RANK'] == '0': {program}\nsys.exit(0)",
+        ]
+        run_local(folder, manifest, Console(file=io.StringIO()), words)
+
+    start("1 / 0")
     state = inspect_run(folder, None)
-    assert (state.state, state.detail) == ("stopped", "ended")
+    assert state.state == "failed"
+    assert state.detail == "crashed: rank 0 ended with exit code 1: ZeroDivisionError: division by zero"
+    assert state.next == f"alignkd logs {folder} --errors"
+    start("print('deep in it', flush=True); os.kill(os.getpid(), 9)")
+    state = inspect_run(folder, None)
+    assert state.detail == "crashed: rank 0 was ended by SIGKILL: deep in it"
+    assert (state.attempts, state.reasons) == (2, ("crashed", "crashed"))
+    start("sys.exit(85)")
+    assert (inspect_run(folder, None).state, inspect_run(folder, None).detail) == ("stopped", "at step 0")
+    start("sys.exit(86)")
+    assert inspect_run(folder, None).state == "stopped"
+    first, second, *_ = (attempt_lines(folder, 0, number) for number in (1, 2, 3, 4))
+    assert re.match(r"=== attempt 1: \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S+, on \S+: \S+ -c ", first[0])
+    assert first[-1] == "ZeroDivisionError: division by zero"
+    assert second[1:] == ["deep in it"]
+    error = first_error(folder, None)
+    assert error is not None
+    assert (error.attempt, error.rank, error.exit_code) == (2, 0, -9)
+
+
+def test_status_of_a_run_whose_launcher_was_killed(make_run) -> None:
+    folder, _ = make_run()
+    attempts.begin(folder, "local", "here", None)
+    state = inspect_run(folder, None)
+    assert (state.state, state.detail) == ("stopped", "its launcher was killed, and the ranks with it")
+    assert state.next == f"alignkd resume {folder}"
 
 
 def test_a_users_error_of_a_rank_is_one_message(make_run, capfd) -> None:
@@ -189,7 +226,7 @@ def test_device_choice() -> None:
 def test_environment_reaches_the_ranks(make_run) -> None:
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     _, _, folder = run(make_run, program, nodes=2, gpus_per_node=1)
-    ranks = [json.loads((folder / "logs" / f"rank-{rank}.log").read_text()) for rank in range(2)]
+    ranks = [json.loads(attempt_lines(folder, rank, None)[1]) for rank in range(2)]
     assert [values["NODE_RANK"] for values in ranks] == ["0", "1"]
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"]
     assert ranks[0]["DS_ACCELERATOR"] == "cpu"

@@ -33,7 +33,7 @@ def test_attempts_are_told_apart(run) -> None:
         attempt_lines(run, 1, None)
     (run / "logs" / "rank-1.log").write_text("of the local back end\n")
     assert attempt_lines(run, 1, None) == ["of the local back end"]
-    with pytest.raises(UserError, match="no attempt 2: a local run"):
+    with pytest.raises(UserError, match="no attempt 2: it is not divided"):
         attempt_lines(run, 1, 2)
 
 

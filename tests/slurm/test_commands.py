@@ -88,7 +88,8 @@ def test_a_crash_is_explained(runs: Runs) -> None:
     job = runs.submit(run)
     assert runs.wait_for_end(job) == "FAILED"
     state = runs.json("status", run)
-    assert (state["state"], state["detail"]) == ("failed", "configuration error: rank 0, exit code 2")
+    assert state["state"] == "failed"
+    assert state["detail"] == "configuration error: rank 0 ended with exit code 2: sample a: no such image"
     assert state["next"] == f"alignkd logs {run} --errors"
     error = runs.json("logs", run, "--errors")
     assert (error["attempt"], error["rank"], error["lines"]) == (2, 0, ["sample a: no such image"])

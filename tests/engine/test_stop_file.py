@@ -1,0 +1,28 @@
+"""A stop that was asked for before the rank could hear a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher.operators import build_cpu_operators
+from launcher.ranks import free_port, rank_environments
+from tests import tiny
+
+
+def test_the_file_counts_as_the_signal(tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 1)
+    (run / "stop").write_text("TERM 7\n")
+    (environment,) = rank_environments(1, 1, free_port(), "cpu", (), os.environ)
+    build_cpu_operators(environment, print)
+    done = subprocess.run(
+        [sys.executable, "-m", "alignkd.train", str(run)],
+        env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 86, done.stdout + done.stderr
+    assert "FutureWarning" not in done.stderr  # of DeepSpeed's calls; they would fill the log
+    assert json.loads((run / "result.json").read_text())["status"] == "stopped"
+    assert not (run / "metrics.jsonl").exists() or tiny.metrics_rows(run) == []
