@@ -49,6 +49,10 @@ class TrainingError(AlignkdError):
     """Training cannot go on (a non-finite loss, say)."""
 
 
+class TakenOverError(TrainingError):
+    """Another process writes this run now."""
+
+
 class FileSystemError(AlignkdError):
     """The file system failed, not the file: another try may go well, so a launcher starts the run again."""
 

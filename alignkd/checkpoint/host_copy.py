@@ -25,7 +25,8 @@ def host_copy(state: Any) -> Any:
 
     A storage that several tensors share is copied once and shared again, so the copy takes what the original
     takes, in memory and when it is written. On an accelerator the copies go to pinned memory and are complete
-    when this returns. Raises OSError (ENOMEM) when the host has no room for it.
+    when this returns. Raises OSError (ENOMEM) when the host has no room for it, RuntimeError for tensors in
+    other containers than dicts, lists and tuples, and for subclasses of tensors: DeepSpeed has none of them.
     """
     needed = _bytes_to_take(_storages(state))
     # Every rank of this host does the same at the same time.
@@ -43,7 +44,6 @@ class _Copier:
     def __init__(self) -> None:
         # The originals are kept, too: a freed one's address could come again.
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
-        self._memo: dict[int, Any] = {}  # of copy.deepcopy, for whatever is not a container of tensors
 
     def copy(self, value: Any) -> Any:
         if type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout is torch.strided:
@@ -55,7 +55,12 @@ class _Copier:
             return copied
         if type(value) in (list, tuple):
             return type(value)(self.copy(item) for item in value)
-        return copy.deepcopy(value, self._memo)
+        # Numbers, names, shapes, a loss scaler. A tensor in there would be copied where it is, on the device.
+        met: dict[int, Any] = {}
+        copied = copy.deepcopy(value, met)
+        if any(isinstance(part, torch.Tensor) for part in met.values()):
+            raise RuntimeError(f"it holds tensors in a {type(value).__name__}, which is not copied")
+        return copied
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         storage = self._storage(value.untyped_storage())

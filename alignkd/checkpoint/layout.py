@@ -1,7 +1,7 @@
 """Names in a run folder's ``checkpoints``, and what makes a checkpoint count.
 
-A checkpoint is written as ``step-N.tmp``, described by ``manifest.json`` (every file with its size and
-sha256), renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its
+A checkpoint is written as ``step-N.ATTEMPT.tmp``, described by ``manifest.json`` (every file with its size
+and sha256), renamed to ``step-N``, and marked ``COMMITTED`` last. Only a marked folder whose files fit its
 manifest is used. ``step-N.universal`` is the same state in a form that any number of ranks can load; it is
 made from ``step-N`` in the same way, and counts in the same way.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ def step_name(step: int) -> str:
 
 def universal_name(step: int) -> str:
     return step_name(step) + UNIVERSAL
+
+
+def new_attempt() -> str:
+    """A name for what one process, or one group of ranks, is writing. Another one that is still there (on a
+    node that was given up, say) never writes into the same folder."""
+    return uuid.uuid4().hex[:12]
+
+
+def partial_name(name: str, attempt: str) -> str:
+    """Of the folder in which ``name`` is written; leftovers are found by its end."""
+    return f"{name}.{attempt}.tmp"
 
 
 def committed_steps(run: Path) -> list[int]:

@@ -18,6 +18,8 @@ from alignkd.checkpoint.layout import (
     MARKER,
     checkpoints_folder,
     committed_steps,
+    new_attempt,
+    partial_name,
     read_manifest,
     step_name,
     universal_name,
@@ -28,7 +30,7 @@ from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.checkpoint.timing import TIMING
 from alignkd.config.schema import CheckpointSection
 from alignkd.engine.ranks import Ranks
-from alignkd.errors import TrainingError
+from alignkd.errors import TakenOverError, TrainingError
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
@@ -90,7 +92,8 @@ class CheckpointSaver:
         if ranks.is_first:
             for name in storage.remove_leftovers(checkpoints_folder(run)):
                 log.info("removed %s, left by a save that was cut off", name)
-        ranks.barrier()  # nobody begins a save among folders that are being removed
+        # Nobody begins a save among folders that are being removed, and all ranks write into the same.
+        self._attempt: str = ranks.broadcast_object(new_attempt() if ranks.is_first else None)
 
     @property
     def in_flight(self) -> bool:
@@ -103,11 +106,13 @@ class CheckpointSaver:
         return self._write is None or self._write.done
 
     @property
-    def taken_over(self) -> TrainingError | None:
+    def taken_over(self) -> TakenOverError | None:
         """What this rank knows against writing on. Only rank 0 knows; the others are told."""
         if not self._ranks.is_first or self._is_writer():
             return None
-        return TrainingError(f"{self._run}: another process has taken over this run; nothing more is written")
+        return TakenOverError(
+            f"{self._run}: another process has taken over this run; nothing more is written"
+        )
 
     def save(self, engine: Any, step: int, facts: dict[str, Any], *, wait: bool) -> None:
         """Take the state of ``step`` and write it, in a thread while training goes on unless ``wait`` or the
@@ -122,7 +127,7 @@ class CheckpointSaver:
         flight = _Flight(
             step,
             facts,
-            parent / (step_name(step) + ".tmp"),
+            parent / partial_name(step_name(step), self._attempt),
             parent / step_name(step),
             asynchronous=background,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +33,12 @@ CLIENT_STATE = {
 
 
 class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's file access, with three differences.
+    """DeepSpeed's file access, with four differences.
 
     With ``copies`` set, a state is copied to host memory and written later, by :meth:`Storage.write_files`.
     A failed write is remembered instead of raised: ``save_checkpoint`` has barriers, and a rank that left it
-    by an exception would leave the others waiting. And only files that were verified are unpickled.
+    by an exception would leave the others waiting. Only files that were verified are unpickled, and they are
+    mapped into memory instead of read.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,9 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
     def load(self, path: str, map_location: Any = None) -> Any:
         if Path(path) not in self.verified:
             raise CheckpointError(f"{path}: was not verified against a manifest")
-        return super().load(path, map_location=map_location)
+        # Mapped: the ranks of a host read the model's weights from the same pages, where each would hold a
+        # copy of the whole file. DeepSpeed keeps objects of its own in it, so it is no `weights_only` file.
+        return torch.load(path, map_location=map_location, weights_only=False, mmap=True)
 
 
 def write_shard(state: Any, path: Path) -> None:
@@ -194,12 +196,17 @@ class Storage:
         shutil.rmtree(folder)
 
     def remove_leftovers(self, parent: Path) -> list[str]:
-        """Remove what killed saves and removals left behind; returns the names."""
+        """Remove what killed saves and removals left behind; returns the names of what has gone."""
         leftovers = [path for path in sorted(parent.glob("step-*.tmp")) if path.is_dir()]
         conversions = sorted(parent.glob(f"step-*{UNIVERSAL}"))
         leftovers += [path for path in conversions if not (path.with_suffix("") / MARKER).exists()]
         # Without the marker: killed before it was set, or in a removal. Neither will ever count.
         leftovers += [path for path in step_folders(parent) if not (path / MARKER).exists()]
+        removed = []
         for path in leftovers:
-            self.remove(path)
-        return [os.fspath(path.name) for path in leftovers]
+            try:
+                self.remove(path)
+                removed.append(path.name)
+            except OSError as error:  # a writer that was given up may still be at it; it is in nobody's way
+                log.warning("%s could not be removed: %s", path, error)
+        return removed

@@ -1,8 +1,8 @@
 """A checkpoint in DeepSpeed's universal format, which any number of ranks can load.
 
 ``step-N.universal`` is derived from ``step-N`` and bound to it by the hash of its manifest. It is written in
-``step-N.universal.tmp`` and comes to count like a checkpoint does: manifest, rename, marker. Whatever kills a
-conversion leaves the checkpoint alone and a ``.tmp`` behind that the next one removes.
+``step-N.universal.ATTEMPT.tmp`` and comes to count like a checkpoint does: manifest, rename, marker.
+Whatever kills a conversion leaves the checkpoint alone and a ``.tmp`` behind that the next one removes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from alignkd.checkpoint.layout import (
     data_files,
     describe,
     differences,
+    new_attempt,
+    partial_name,
     read_manifest,
     step_name,
     universal_name,
@@ -44,10 +46,6 @@ OPTIMIZER_STATE = "zero/optimizer_state.pt"
 
 def universal_folder(run: Path, step: int) -> Path:
     return checkpoints_folder(run) / universal_name(step)
-
-
-def partial_folder(run: Path, step: int) -> Path:
-    return checkpoints_folder(run) / (universal_name(step) + ".tmp")
 
 
 def is_converted(run: Path, step: int) -> bool:
@@ -69,7 +67,7 @@ def convert(run: Path, step: int, storage: Storage) -> None:
     source, final, partial = (
         checkpoints_folder(run) / step_name(step),
         universal_folder(run, step),
-        partial_folder(run, step),
+        checkpoints_folder(run) / partial_name(universal_name(step), new_attempt()),
     )
     if is_converted(run, step):
         return
@@ -77,7 +75,8 @@ def convert(run: Path, step: int, storage: Storage) -> None:
     if saved_stage(manifest) == 0:
         raise CheckpointError(f"{source}: student.zero_stage is 0; DeepSpeed converts stages 1, 2 and 3 only")
     try:
-        storage.remove(partial)
+        for left_over in final.parent.glob(partial_name(universal_name(step), "*")):
+            storage.remove(left_over)
         storage.remove(final)
         _check_space(source, manifest)
         partial.mkdir()

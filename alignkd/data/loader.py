@@ -54,8 +54,11 @@ def build_loader(
     world_size: int,
     accumulation: int,
     start_step: int = 0,
+    *,
+    pin_memory: bool = False,
 ) -> WindowLoader:
-    """This rank's windows from ``start_step`` (0: the run's beginning) to the last step of the run."""
+    """This rank's windows from ``start_step`` (0: the run's beginning) to the last step of the run.
+    ``pin_memory``: they will be copied to an accelerator."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
     processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
@@ -70,7 +73,7 @@ def build_loader(
     )
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
-    return WindowLoader(dataset, order, workers=config.data.workers)
+    return WindowLoader(dataset, order, workers=config.data.workers, pin_memory=pin_memory)
 
 
 class WindowLoader:
@@ -79,14 +82,16 @@ class WindowLoader:
     Use it as a context manager, or call :meth:`close`: workers ignore the signals that would end them.
     """
 
-    def __init__(self, dataset: MicroBatchDataset, order: RankMicroBatches, workers: int) -> None:
+    def __init__(
+        self, dataset: MicroBatchDataset, order: RankMicroBatches, workers: int, *, pin_memory: bool = False
+    ) -> None:
         self._order = order
         self._loader = DataLoader(
             dataset,
             batch_size=None,  # an element of the dataset is a whole micro-batch
             sampler=order,
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
             # torch draws a seed for the workers; it must not come from the run's own random state.
             generator=torch.Generator(),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from alignkd.errors import AlignkdError, CheckpointError, FileSystemError, TrainingError, UserError
+from alignkd.errors import (
+    AlignkdError,
+    CheckpointError,
+    FileSystemError,
+    TakenOverError,
+    TrainingError,
+    UserError,
+)
 
 # A launcher tells by the exit code whether another try makes sense, so the kind travels along.
 _KINDS: dict[str, type[AlignkdError]] = {
-    kind.__name__: kind for kind in (CheckpointError, UserError, FileSystemError, TrainingError)
+    kind.__name__: kind
+    for kind in (CheckpointError, UserError, FileSystemError, TakenOverError, TrainingError)
 }
 
 

@@ -29,7 +29,7 @@ from alignkd.engine.setup import Job
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TrainingError
+from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TakenOverError, TrainingError
 from alignkd.files import replace_text
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def train(
     )
     try:
         return _train(job, stop, progress, metrics, saver)
+    except TakenOverError:
+        raise
     except AlignkdError:
         # All ranks come here from the same step (a loss that is not finite, say, or one rank's bad sample).
         # A save of an earlier one that is still being written is as good as any, and the newest.

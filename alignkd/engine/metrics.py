@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 class _Pending:
     row: dict[str, Any]  # what the host knew at once
     facts: WindowFacts
-    values: torch.Tensor  # sums of the terms, then the gradient norm, on their way to the host
+    values: torch.Tensor  # sums of the terms, and the gradient norm where the device has it, on their way
+    host_norm: float | None  # where the host had the gradient norm, or there is none (NaN)
     copied: Any  # device event behind that copy; None on the CPU
     teacher: Reading
     step_seconds: float
@@ -82,8 +83,11 @@ class Metrics:
         ``applied`` is false when DeepSpeed left the step out because of an overflow.
         """
         dist.all_reduce(sums.terms)
-        norm = torch.as_tensor(math.nan if sums.gradient_norm is None else sums.gradient_norm)
-        values = torch.cat([sums.terms, norm.to(sums.terms).reshape(1)])
+        values, norm, host_norm = sums.terms, sums.gradient_norm, None
+        if isinstance(norm, torch.Tensor) and norm.device == values.device:
+            values = torch.cat([values, norm.to(values.dtype).reshape(1)])
+        else:  # a copy to the device would wait for it
+            host_norm = math.nan if norm is None else float(norm)
         copied = None
         if values.device.type != "cpu":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -91,7 +95,7 @@ class Metrics:
             copied.record()
         self.flush()
         must_be_finite = applied and sums.gradient_norm is not None
-        self._pending = _Pending(row, facts, values, copied, teacher, step_seconds, must_be_finite)
+        self._pending = _Pending(row, facts, values, host_norm, copied, teacher, step_seconds, must_be_finite)
 
     def flush(self) -> None:
         """Finish the row that is waiting. Raises TrainingError when its loss is not finite."""
@@ -149,7 +153,9 @@ class Metrics:
         self._unwritten = []
 
     def _finish(self, pending: _Pending) -> dict[str, Any]:
-        *sums, gradient_norm = pending.values.tolist()
+        *sums, gradient_norm = pending.values.tolist() + (
+            [] if pending.host_norm is None else [pending.host_norm]
+        )
         elements, counts = pending.facts.elements, pending.facts.counts
         values = means(dict(zip(TERMS, sums, strict=True)), elements)
         vision = values["vision_all"] + self._distillation.vision_focus_weight * values["vision_focus"]

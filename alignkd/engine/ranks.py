@@ -135,6 +135,10 @@ def nodes_of(facts: list[tuple[str | None, str | None]]) -> list[list[int]]:
 def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
     """Join the group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
     accelerator = get_accelerator()
+    # fp32 is fp32, in convolutions too, where torch's default is TF32. A bf16 run multiplies nothing large in
+    # fp32; what it does are rotary angles, whose positions TF32 would cut to 11 bits.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     if accelerator.device_name() != "cpu":
         # A cluster may show every rank its own device only. DeepSpeed reads the variable, too.
         index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)

@@ -135,7 +135,15 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     if teacher is not None:
         teacher.model.shares_tower = _shares_tower(config, teacher, engine, ranks)
     loader = build_loader(
-        config, index, tokenizer, model_facts, ranks.rank, ranks.world_size, accumulation, found.step or 0
+        config,
+        index,
+        tokenizer,
+        model_facts,
+        ranks.rank,
+        ranks.world_size,
+        accumulation,
+        found.step or 0,
+        pin_memory=ranks.device.type != "cpu",
     )
     return Job(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, facts)
 

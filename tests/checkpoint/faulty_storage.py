@@ -49,7 +49,7 @@ class FaultyStorage(Storage):
         super().begin(partial, final, needed_bytes)
 
     def snapshot_rank(self, engine: Any, partial: Path, rank: int, *, copies: bool) -> Shards:
-        self._saving = int(partial.name.removeprefix("step-").removesuffix(".tmp"))
+        self._saving = int(partial.name.removeprefix("step-").split(".")[0])
         shards = super().snapshot_rank(engine, partial, rank, copies=copies)
         self._at("snapshot")
         return shards

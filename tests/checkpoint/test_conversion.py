@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,7 +52,9 @@ def stopped(whole: Path, to: Path, at: int = STEP) -> Path:
 
 
 def names(run: Path) -> set[str]:
-    return {path.name for path in checkpoints_folder(run).iterdir()}
+    """In the folder of checkpoints; that of an attempt without what tells it from others."""
+    found = {path.name for path in checkpoints_folder(run).iterdir()}
+    return {re.sub(r"\.[0-9a-f]{12}\.tmp$", ".tmp", name) for name in found}
 
 
 def digests(run: Path) -> dict[str, Any]:

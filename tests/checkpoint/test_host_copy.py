@@ -69,6 +69,33 @@ def test_a_shared_storage_is_copied_once_and_shared_again() -> None:
     assert abs(size_on_disk(copied) - size_on_disk(original)) < 200
 
 
+Pair = collections.namedtuple("Pair", ["moment", "step"])
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.moment = torch.ones(3)
+
+
+class Special(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Pair(torch.ones(3), 1), Holder(), {"a": [Special(torch.ones(3))]}, torch.eye(3).to_sparse()],
+    ids=["namedtuple", "object", "subclass", "sparse"],
+)
+def test_what_it_does_not_know_is_written_at_once(tmp_path: Path, value: object) -> None:
+    with pytest.raises(RuntimeError):
+        host_copy({"state": value})
+    files = ShardFiles()
+    files.begin(copies=True)
+    files.save({"state": value}, str(tmp_path / "shard.pt"))
+    assert (files.waiting, files.written, files.problem) == ([], [tmp_path / "shard.pt"], None)
+    assert torch.load(tmp_path / "shard.pt", weights_only=False).keys() == {"state"}
+
+
 def test_without_room_the_file_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_host_bytes", lambda: 1_000)
     with pytest.raises(OSError, match="1,000 bytes of host memory free, the copies take"):

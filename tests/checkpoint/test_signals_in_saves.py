@@ -38,7 +38,7 @@ class Storm(Storage):
             self.sent += 1
 
     def write_files(self, shards: Shards) -> list[Path]:
-        if shards.partial.name == "step-2.tmp":
+        if shards.partial.name.startswith("step-2."):
             progress = shards.partial.parent.parent / "progress.json"
             while json.loads(progress.read_text())["step"] < 3:
                 time.sleep(0.01)
@@ -46,7 +46,7 @@ class Storm(Storage):
         return super().write_files(shards)
 
     def snapshot_rank(self, engine: Any, partial: Path, rank: int, *, copies: bool) -> Shards:
-        if partial.name != "step-2.tmp":
+        if not partial.name.startswith("step-2."):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().snapshot_rank(engine, partial, rank, copies=copies)
 

@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from alignkd.config.schema import DistillationSection
+from alignkd.data.batch import TermCounts
 from alignkd.engine.metrics import Metrics
+from alignkd.engine.optimizer_step import StepSums, WindowFacts
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.stopwatch import Reading
+from alignkd.losses.terms import TERMS
 from tests.needs import small_disk
+from tests.ranks import RankPool
 
 
 def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> None:
@@ -27,6 +35,27 @@ def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> 
         subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
         metrics.sync()
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+
+
+def norms_in_rows(ranks: Ranks, folder: str, norms: list[Any]) -> list[float]:
+    metrics = Metrics(Path(folder) / "metrics.jsonl", DistillationSection(), ranks)
+    elements = dict.fromkeys(TERMS, 1)
+    facts = WindowFacts(TermCounts(samples=1), elements, usr1=False, term=False)
+    found = []
+    for step, norm in enumerate(norms, start=1):
+        sums = StepSums(torch.ones(len(TERMS)), norm)
+        metrics.add({"step": step}, sums, facts, Reading(0.0, []), 1.0, applied=True)
+        metrics.flush()
+        assert metrics.last is not None
+        assert metrics.last["ce"] == metrics.last["vision_focus"] == 1.0
+        found.append(metrics.last["gradient_norm"])
+    return found
+
+
+def test_a_gradient_norm_of_the_device_of_the_host_or_none(one_rank: RankPool, tmp_path: Path) -> None:
+    (found,) = one_rank.run(norms_in_rows, str(tmp_path), [torch.tensor(3.0), 2.0, torch.tensor([4.0]), None])
+    assert found[:3] == [3.0, 2.0, 4.0]
+    assert math.isnan(found[3])
 
 
 def test_rows_beyond_the_resumed_step_and_torn_ones_go(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""A job that was given up (its node is unreachable, say) and is still writing, and the one that took over."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.checkpoint import save
+from alignkd.checkpoint.layout import committed_steps
+from alignkd.checkpoint.resume import find_checkpoint
+from alignkd.checkpoint.storage import Shards, Storage
+from alignkd.engine.loop import train
+from alignkd.engine.progress import Progress
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.setup import prepare
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import TrainingError
+from tests import tiny
+from tests.ranks import RankPool
+
+
+class GivenUp(Storage):
+    """Its writer of step 2 hangs, until the other job has hashed that step; then it writes what it has."""
+
+    def __init__(self) -> None:
+        self.goes_on, self.done, self.wrote = threading.Event(), threading.Event(), 0
+
+    def write_files(self, shards: Shards) -> list[Path]:
+        if shards.partial.name.startswith("step-2."):
+            self.goes_on.wait(120)
+        try:
+            return super().write_files(shards)
+        finally:
+            self.done.set()
+
+    def write_file(self, path: Path, state: Any) -> None:
+        if self.goes_on.is_set():
+            # Not the same bytes: a job on another number of ranks has other shards under the same names.
+            state = {"module": None}
+            path.parent.mkdir(exist_ok=True)  # a network file system may have kept it for this host
+            self.wrote += 1
+        super().write_file(path, state)
+
+
+class Successor(Storage):
+    def __init__(self, given_up: GivenUp) -> None:
+        self._given_up = given_up
+
+    def seal_rank(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        sealed = super().seal_rank(partial, written)
+        if partial.name.startswith("step-2."):
+            self._given_up.goes_on.set()
+            assert self._given_up.done.wait(120)
+        return sealed
+
+
+def train_twice(ranks: Ranks, run: str) -> tuple[str, int, int, tuple[int, ...]]:
+    """What the first job ends with, how many files it wrote late, the second's code, what is whole then."""
+    progress, given_up = Progress(Path(run), writes=ranks.is_first), GivenUp()
+    lost = threading.Event()
+
+    class LostInStep3(StopRequest):
+        """Read once per step edge."""
+
+        edges = 0
+
+        @property
+        def usr1(self) -> bool:
+            self.edges += 1
+            if self.edges == 3:
+                lost.set()
+            return False
+
+        @usr1.setter
+        def usr1(self, _value: bool) -> None: ...
+
+    message = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "CLOSE_SECONDS", 0.0)  # this process lives on, so the writer may
+        try:
+            job = prepare(Path(run), ranks, progress)
+            train(job, LostInStep3(), progress, given_up, is_writer=lambda: not lost.is_set())
+        except TrainingError as error:
+            message = str(error)
+    code = train(prepare(Path(run), ranks, progress), StopRequest(), progress, Successor(given_up))
+    return message, given_up.wrote, code, find_checkpoint(Path(run), ranks, keep_last=9).verified
+
+
+def test_what_a_job_that_was_given_up_writes_late_spoils_nothing(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, training__epochs=2, checkpoint__keep_last=None)
+    for message, wrote, code, verified in two_ranks.run(train_twice, str(run), timeout=400):
+        assert "another process has taken over this run" in message
+        assert wrote > 0
+        assert code == 0
+        assert verified == (8, 6, 4, 2)
+    assert committed_steps(run) == [8, 6, 4, 2]
+    assert len(tiny.metrics_rows(run)) == 8

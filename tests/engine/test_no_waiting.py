@@ -1,0 +1,185 @@
+"""The host never waits for the device in a step. Shown on torch's ``meta`` device: its tensors have shapes
+and no values, so whatever asks for a value, or for a shape that depends on values, fails there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from alignkd.config.schema import DistillationSection
+from alignkd.data.batch import Batch, TermCounts
+from alignkd.engine.optimizer_step import StepSums, WindowFacts, run_optimizer_step
+from alignkd.engine.ranks import Ranks
+from alignkd.engine.stopwatch import Stopwatch
+from alignkd.engine.student_step import StudentStep
+from alignkd.losses.terms import element_counts
+from alignkd.models.adapters import AlignmentAdapters
+from alignkd.models.configuration import read_model_config
+from alignkd.models.mobilevlm import MobileVLM
+from alignkd.teacher.targets import TeacherModel, TeacherTargets
+from tests import tiny
+
+META = torch.device("meta")
+aten = torch.ops.aten
+
+
+class BlockingCopies(TorchDispatchMode):
+    """Copies between the host and the device for which the host waits (a copy to pinned memory is none)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (aten._to_copy, aten.copy_):
+            source = args[1] if func.overloadpacket is aten.copy_ else args[0]
+            waits = not (kwargs or {}).get("non_blocking", len(args) > 2 and args[2])
+            if source.device != result.device and waits:
+                self.found.append(f"{func}: {source.device} to {result.device}")
+        return result
+
+
+class Engine:
+    """What the step needs of DeepSpeed's engine: two micro-batches, no optimizer."""
+
+    def __init__(self, module: StudentStep) -> None:
+        self.module = module
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.module(*arguments)
+
+    def gradient_accumulation_steps(self) -> int:
+        return 2
+
+    def set_gradient_accumulation_boundary(self, _is_last: bool) -> None: ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def zero_optimization(self) -> bool:
+        return False
+
+    def bfloat16_enabled(self) -> bool:
+        return False
+
+    def fp16_enabled(self) -> bool:
+        return False
+
+    def step(self) -> None: ...
+
+
+class Teacher:
+    def __init__(self, model: TeacherModel) -> None:
+        self.model = model
+
+    def targets(self, batch: Batch) -> TeacherTargets:
+        return cast(TeacherTargets, self.model(batch))
+
+    def head_weight(self) -> torch.Tensor:
+        return self.model.model.head.weight.detach()
+
+
+def step_on_meta(
+    distillation: DistillationSection, packing: bool, *, shares_tower: bool, lookahead: int | None
+) -> StepSums:
+    """A window of all kinds of micro-batches, one of them without a sample."""
+    cases = (("v1", "rounds", "text"), ("text",), ("plain",), ())
+    window = [tiny.batch_of(*of_batch, packing=packing) for of_batch in cases]
+    with META:
+        teacher_config, student_config = read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT)
+        teacher = TeacherModel(MobileVLM(teacher_config), distillation.top_k)
+        student = MobileVLM(student_config)
+        student.enable_gradient_checkpointing()
+        module = StudentStep(student, AlignmentAdapters(teacher_config, student_config), distillation)
+    teacher.shares_tower = shares_tower
+    counts = sum((batch.counts for batch in window), start=TermCounts())
+    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    return run_optimizer_step(
+        Engine(module),
+        Teacher(teacher),
+        window,
+        facts,
+        distillation,
+        Ranks(0, 1, META, None),
+        Stopwatch(),
+        lookahead,
+    )
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize(("shares_tower", "lookahead"), [(True, None), (False, 1), (True, 2)])
+def test_a_step_asks_nothing_of_the_device(packing: bool, shares_tower: bool, lookahead: int | None) -> None:
+    with BlockingCopies() as copies:
+        sums = step_on_meta(
+            DistillationSection(temperature=2.0), packing, shares_tower=shares_tower, lookahead=lookahead
+        )
+    assert sums.terms.device == META
+    assert isinstance(sums.gradient_norm, torch.Tensor)
+    assert sums.gradient_norm.device == META
+    assert copies.found == []
+
+
+WAITS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "item": lambda value: value.sum().item(),
+    "if": lambda value: bool(value.any()),
+    "tolist": lambda value: value.tolist(),
+    "nonzero": lambda value: value.nonzero(),
+    "mask": lambda value: value[value > 0],
+    "where": lambda value: torch.where(value > 0),
+    "unique": lambda value: value.unique(),
+    "to the host": lambda value: value.cpu(),
+    "from the host": lambda value: value + torch.arange(4).to(META),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_it_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to wait, put into the student's forward."""
+    forward = StudentStep.forward
+
+    def waiting(*arguments: Any) -> Any:
+        output = forward(*arguments)
+        WAITS[name](output.sums[:4])
+        return output
+
+    monkeypatch.setattr(StudentStep, "forward", waiting)
+    found: list[str] = []
+    try:
+        with BlockingCopies() as copies:
+            step_on_meta(DistillationSection(), True, shares_tower=True, lookahead=None)
+        found = copies.found
+    except (RuntimeError, NotImplementedError) as error:
+        found = [str(error)]
+    assert found
+
+
+def test_without_distillation() -> None:
+    off = DistillationSection(enabled=False)
+    with META:
+        module = StudentStep(MobileVLM(read_model_config(tiny.STUDENT)), None, off)
+    window = [tiny.batch_of("v1", "text", packing=True)]
+    counts = window[0].counts
+    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    with BlockingCopies() as copies:
+        run_optimizer_step(
+            Engine(module), None, window, facts, off, Ranks(0, 1, META, None), Stopwatch(), None
+        )
+    assert copies.found == []
+
+
+def test_fp32_is_fp32(one_rank: Any) -> None:
+    assert one_rank.run(precision_settings) == [SimpleNamespace(matmul="highest", convolutions=False)]
+
+
+def precision_settings(_ranks: Ranks) -> SimpleNamespace:
+    return SimpleNamespace(
+        matmul=torch.get_float32_matmul_precision(), convolutions=torch.backends.cudnn.allow_tf32
+    )
