@@ -6,15 +6,16 @@ import json
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
-from alignkd.errors import AlignkdError, report_error
+from alignkd.errors import AlignkdError, UserError, raise_if_passing, report_error
 from launcher.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints, step_of
 from launcher.cli_plan import GpuMemory, memory_option, plans
 from launcher.cli_runs import runs
@@ -22,8 +23,20 @@ from launcher.hostfile import read_hosts
 from launcher.launch import Backend, LaunchRequest
 from launcher.launch import launch as launch_run
 
+# As a user comes to need them.
+ORDER = (
+    *("init", "plan", "launch", "status", "logs", "stop", "resume", "cancel", "list", "ckpt", "export"),
+    *("probe", "sample-data", "drill", "explain"),
+)
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=_InOrder,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -199,7 +212,7 @@ def probe(
 @app.command("sample-data")
 def sample_data(
     out: Annotated[Path, typer.Option(help="New folder.")],
-    samples: Annotated[int, typer.Option(min=1, help="Training samples.")] = 16000,
+    samples: Annotated[int, typer.Option(min=16, help="Training samples.")] = 16000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
 ) -> None:
     """Write the data of a small real task, offline."""
@@ -239,6 +252,19 @@ def main() -> None:
         app()
     except AlignkdError as error:
         sys.exit(report_error(error))
+    except OSError as error:
+        if error.filename is None:  # not about a file: a mistake of ours
+            raise
+        sys.exit(report_error(_file_error(error)))
+
+
+def _file_error(error: OSError) -> AlignkdError:
+    """What no command said better: a folder that this user may not look into, a full disk, a dead server."""
+    try:
+        raise_if_passing(error, error.filename)
+    except AlignkdError as passing:
+        return passing
+    return UserError(f"{error.filename}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,8 @@ def plan(
 
     That is memory, traffic between GPUs and nodes, and work.
     """
+    if not math.isfinite(flops):
+        raise UserError(f"--flops {flops}: not a speed; valid: a number such as 989e12")
     resolved = load_config(config, overrides or (), stage, read_site())
     memory = memory_option(gpu_memory) or configured_memory(resolved)
     if apply and memory is None:

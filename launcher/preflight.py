@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from alignkd.config import Config
 from alignkd.errors import UserError
@@ -30,14 +31,24 @@ def _data_problems(config: Config) -> list[str]:
     problems = []
     for index, source in enumerate(config.data.sources):
         key = f"data.sources[{index}]"
-        file = Path(source.file)
-        if not file.is_file():
-            problems.append(f"{key}.file = {file}: no such file; valid: a LLaVA-style JSON list")
-        elif not os.access(file, os.R_OK):
-            problems.append(f"{key}.file = {file}: may not be read by this user")
-        if source.image_folder is not None and not Path(source.image_folder).is_dir():
-            problems.append(f"{key}.image_folder = {source.image_folder}: no such folder")
+        problem = _unreadable(Path(source.file), "file")
+        if problem:
+            problems.append(f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list")
+        problem = None if source.image_folder is None else _unreadable(Path(source.image_folder), "folder")
+        if problem:
+            problems.append(f"{key}.image_folder = {source.image_folder}: {problem}")
     return problems
+
+
+def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:
+    try:
+        found = path.is_file() if kind == "file" else path.is_dir()
+    except OSError as error:  # a folder on the way may not be entered, a server does not answer
+        return str(error.strerror)
+    if not found:
+        return f"no such {kind}"
+    wanted = os.R_OK if kind == "file" else os.R_OK | os.X_OK
+    return None if os.access(path, wanted) else "may not be read by this user"
 
 
 def model_problems(config: Config) -> list[str]:

@@ -54,6 +54,14 @@ def test_the_surface(tmp_path) -> None:
     assert alignkd("--version").stdout.startswith("alignkd ")
 
 
+def test_what_the_file_system_refuses_is_one_sentence() -> None:
+    for arguments in (("plan", "x" * 300), ("ckpt", "list", "x" * 300), ("status", "x" * 300)):
+        done = alignkd(*arguments)
+        assert done.returncode == 2
+        assert "File name too long" in done.stderr or "not a run folder" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_init(tmp_path) -> None:
     done = alignkd("init", "--preset", "sample", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "wrote alignkd.yaml\n")
