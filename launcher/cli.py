@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -131,7 +132,7 @@ def ckpt_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the checkpoints of a run."""
-    _show_checkpoints(list_checkpoints(run, verify=False), as_json)
+    _show_checkpoints(run, list_checkpoints(run, verify=False), as_json)
 
 
 @ckpt.command("verify")
@@ -145,7 +146,7 @@ def ckpt_verify(
     """
     console = Console(stderr=True)
     facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
-    _show_checkpoints(facts, as_json)
+    _show_checkpoints(run, facts, as_json)
     raise typer.Exit(int(any(row.state == "broken" for row in facts)))
 
 
@@ -166,9 +167,11 @@ def ckpt_convert(
     print(f"wrote {folder}" if made else f"{folder} is there and whole")
 
 
-def _show_checkpoints(facts: list[CheckpointFacts], as_json: bool) -> None:
+def _show_checkpoints(run: Path, facts: list[CheckpointFacts], as_json: bool) -> None:
     if as_json:
         print(json.dumps([row.as_dict() for row in facts]))
+    elif not facts:
+        print(f"{run}: no checkpoint yet; what it is doing: alignkd status {shlex.quote(str(run))}")
     else:
         Console().print(checkpoint_table(facts))
 

@@ -54,11 +54,10 @@ def _ranks_text(run: Path) -> str:
     found = sorted(
         int(path.stem[5:]) for path in (run / "logs").glob("rank-*.log") if path.stem[5:].isdigit()
     )
-    return (
-        f"no such log; there are those of ranks {found[0]} to {found[-1]}"
-        if found
-        else "no rank has started yet"
-    )
+    if not found:
+        return "no rank has started yet"
+    ranks = "rank 0 only" if found == [0] else f"ranks {found[0]} to {found[-1]}"
+    return f"no such log; there is that of {ranks}"
 
 
 def first_error(run: Path, attempt: int | None) -> FirstError | None:
@@ -79,12 +78,15 @@ def first_error(run: Path, attempt: int | None) -> FirstError | None:
 
 
 def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:
-    """New text of a rank's log until ``ended`` says so. Starts with the lines of the last attempt."""
+    """New text of a rank's log until ``ended`` says so. Starts with the lines of the last attempt.
+
+    Raises UserError when it has ended without a log of this rank.
+    """
     path = log_path(run / "logs", rank)
     while not path.exists() and not ended():
         time.sleep(seconds)
     if not path.exists():
-        return
+        raise UserError(f"{path}: {_ranks_text(run)}")
     yield from (line + "\n" for line in attempt_lines(run, rank, None))
     with path.open("rb") as file:
         file.seek(0, 2)

@@ -82,6 +82,10 @@ def test_dry_run_writes_prints_and_stops(config_file, tmp_path) -> None:
     assert "would run 2 times" in done.stdout
     assert "running on the CPU" in done.stdout
     assert "student.json" in done.stdout
+    for command in ("list", "verify"):
+        checkpoints = alignkd("ckpt", command, run)
+        assert checkpoints.returncode == 0
+        assert checkpoints.stdout == f"{run}: no checkpoint yet; what it is doing: alignkd status {run}\n"
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["world_size"], manifest["accumulation_steps"], manifest["device"]) == (2, 2, "cpu")
     assert "learning_rate: 0.0001" in (run / "config.yaml").read_text()

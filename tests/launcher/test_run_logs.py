@@ -29,7 +29,7 @@ def test_attempts_are_told_apart(run) -> None:
     assert attempt_lines(run, 0, None) == ["=== attempt 3: job 5 on n2", "third", "?[31mred"]
     with pytest.raises(UserError, match="no attempt 2; it has: 1, 3"):
         attempt_lines(run, 0, 2)
-    with pytest.raises(UserError, match="ranks 0 to 0"):
+    with pytest.raises(UserError, match="there is that of rank 0 only"):
         attempt_lines(run, 1, None)
     (run / "logs" / "rank-1.log").write_text("of the local back end\n")
     assert attempt_lines(run, 1, None) == ["of the local back end"]
@@ -70,3 +70,12 @@ def test_following(run) -> None:
         return finished
 
     assert "".join(follow(run, 0, ended, seconds=0)).splitlines()[1:] == ["third", "?[31mred", "new", "new"]
+
+
+def test_following_what_never_starts(run) -> None:
+    with pytest.raises(UserError, match=r"rank-7.log: no such log; there is that of ranks? "):
+        list(follow(run, 7, lambda: True, seconds=0))
+    for log in (run / "logs").glob("rank-*.log"):
+        log.unlink()
+    with pytest.raises(UserError, match="no rank has started yet"):
+        list(follow(run, 0, lambda: True, seconds=0))
