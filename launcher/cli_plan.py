@@ -17,11 +17,12 @@ from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import ConfigError, UserError
 from launcher.plan.advice import advise, changes
 from launcher.plan.apply import apply_changes
+from launcher.plan.as_dict import plan_as_dict
 from launcher.plan.check import configured_memory, memory_bytes
 from launcher.plan.coming import coming_notes
 from launcher.plan.compute import H100_BF16_DENSE, Speed
 from launcher.plan.plan import make_plan
-from launcher.plan.show import plan_as_dict, show_plan
+from launcher.plan.show import show_plan
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
 from launcher.site import read_site

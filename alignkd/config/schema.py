@@ -80,7 +80,9 @@ class DataSection(Section):
 class TrainingSection(Section):
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
-    global_batch_size: PositiveInt = Field(128, description="samples per optimizer step, over all ranks")
+    global_batch_size: int = Field(
+        128, ge=1, le=2**20, description="samples per optimizer step, over all ranks"
+    )
     micro_batch_size: PositiveInt = Field(4, description="samples per rank and forward pass")
     tokens_per_micro_batch: PositiveInt | None = Field(
         None,

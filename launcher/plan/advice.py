@@ -21,6 +21,7 @@ ADVISED = (
     "teacher.lookahead",
     "training.micro_batch_size",
     "training.tokens_per_micro_batch",
+    "training.gradient_checkpointing",
 )
 
 
@@ -36,7 +37,7 @@ def advise(plan: Plan, gpu_memory: int) -> Plan | None:
     """The best plan that fits; None when none does.
 
     First it should keep the GPU busy, then move nothing to host memory, leave some room, send the least
-    between nodes, then inside them.
+    between nodes and through host memory, compute the least, send the least inside a node.
     """
     fitting = [found for found in _candidates(plan) if found.fits(gpu_memory)]
     return min(fitting, key=lambda found: _cost(found, plan, gpu_memory), default=None)
@@ -60,22 +61,33 @@ def _value(config: Config, key: str) -> Any:
 def _cost(found: Plan, given: Plan, gpu_memory: int) -> tuple[float, ...]:
     """Less is better, the first number that differs decides. At last: what is configured, if as good."""
     config = found.config
-    in_host = config.student.offload + (config.teacher.placement == "zero3_offload")
     busy = min(found.work.tokens, BUSY_TOKENS)
-    sent = (found.entering_node, found.received)
+    slow, fast = (found.entering_node, found.through_host), found.received
     tight = found.needed > COMFORTABLE_SHARE * gpu_memory
     other = (
+        config.teacher.placement != given.config.teacher.placement,
         found.work.samples != given.work.samples,
         config.teacher.lookahead != given.config.teacher.lookahead,
     )
-    return (-busy, in_host, tight, *sent, config.student.zero_stage, *other, found.needed)
+    return (
+        -busy,
+        found.through_host > 0,
+        tight,
+        *slow,
+        found.compute.flops,
+        fast,
+        config.student.zero_stage,
+        *other,
+        found.needed,
+    )
 
 
 def _candidates(plan: Plan) -> Iterator[Plan]:
     placements = PLACEMENTS if plan.sizes.teacher is not None else (plan.config.teacher.placement,)
-    for stage, offload, placement in product(STAGES, (False, True), placements):
+    for stage, offload, placement, again in product(STAGES, (False, True), placements, (True, False)):
         for samples in _micro_batches(plan):
             settings = {"zero_stage": stage, "offload": offload, "placement": placement}
+            settings["gradient_checkpointing"] = again
             whole = _changed(plan, **settings, **_sized(plan, samples), lookahead=None)
             yield whole
             for lookahead in divisors(whole.work.accumulation)[:-1] if plan.sizes.teacher is not None else []:

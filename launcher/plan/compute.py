@@ -29,7 +29,7 @@ class Speed:
 class Compute:
     teacher_flops: float  # of one rank and optimizer step
     student_flops: float
-    tokens: int  # of one rank and optimizer step, image tokens included
+    tokens: float  # of one rank and optimizer step, image tokens included
     ranks: int
 
     @property
@@ -61,7 +61,8 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
         model = sizes.teacher
         teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
         teacher += heads * head_flops(model, work)
-    times = work.accumulation
+    # A rank's share of the global batch; micro-batches of a token budget need not be full.
+    times = training.global_batch_size / (cluster.ranks * work.samples)
     return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)
 
 

@@ -9,7 +9,7 @@ from launcher.plan.compute import Compute, run_compute
 from launcher.plan.memory import Memory, run_memory
 from launcher.plan.sharding import rendered
 from launcher.plan.sizes import RunSizes, run_sizes
-from launcher.plan.traffic import Transfer, run_traffic
+from launcher.plan.traffic import Transfer, run_traffic, through_host
 from launcher.plan.workload import Cluster, Workload, workload
 
 GIB = 2**30
@@ -27,6 +27,7 @@ class Plan:
     work: Workload
     memory: Memory
     traffic: tuple[Transfer, ...]
+    through_host: int  # bytes between a GPU and host memory in a step
     compute: Compute
 
     @property
@@ -36,6 +37,10 @@ class Plan:
 
     def fits(self, gpu_memory: int) -> bool:
         return self.needed <= gpu_memory
+
+    @property
+    def host_per_node(self) -> int:
+        return self.memory.host * self.cluster.gpus_per_node
 
     @property
     def received(self) -> int:
@@ -62,5 +67,6 @@ def make_plan(config: Config, cluster: Cluster, sizes: RunSizes | None = None) -
         work,
         run_memory(config, sizes, work, cluster, files),
         run_traffic(config, sizes, work, cluster, files),
+        through_host(config, sizes, work, cluster, files),
         run_compute(config, sizes, work, cluster),
     )

@@ -1,10 +1,8 @@
-"""A plan on a terminal of 80 columns, and as JSON."""
+"""A plan on a terminal of 80 columns."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,15 +29,17 @@ def show_plan(
     plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed, console: Console
 ) -> None:
     _say_workload(plan, console)
-    console.print(_parameter_table(plan))
+    _show_table(_parameter_table(plan), console)
     for note in weight_notes(plan.config, plan.sizes):
         _say(console, f"warning: {note}")
-    console.print(_memory_table(plan))
+    _show_table(_memory_table(plan), console)
     _say_fit(plan, gpu_memory, console)
     if plan.traffic:
-        console.print(_traffic_table(plan))
+        _show_table(_traffic_table(plan), console)
+    if plan.through_host:
+        _say(console, f"Between a GPU and host memory: about {_gb(plan.through_host)} GB per step.\n")
     if plan.sizes.teacher is not None:
-        console.print(_placement_table(plan, gpu_memory))
+        _show_table(_placement_table(plan, gpu_memory), console)
     _say_speed(plan, speed, console)
     if gpu_memory is not None:
         _say_advice(plan, gpu_memory, advised, console)
@@ -52,62 +52,15 @@ def verdict(plan: Plan, gpu_memory: int | None) -> str:
         f"({_gib(plan.needed - plan.memory.peak)} of them for what is no tensor)"
     )
     if gpu_memory is None:
-        return f"{needed}; the GPUs' memory is not known, so nothing was checked"
+        return f"{needed}; how much a GPU has is not known (--gpu-memory 80G), so nothing was checked"
     fits = "fits" if plan.fits(gpu_memory) else "does not fit"
     return f"{needed}, {fits} into {_gib(gpu_memory)}"
 
 
-def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed) -> dict[str, Any]:
-    """Bytes, elements and seconds, not rounded."""
-    sizes, work = plan.sizes, plan.work
-    return {
-        "nodes": plan.cluster.nodes,
-        "gpus_per_node": plan.cluster.gpus_per_node,
-        "workload": {
-            **asdict(work),
-            "tokens": work.tokens,
-            "images": work.images,
-            "supervised": work.supervised,
-        },
-        "parameters": {
-            "teacher": None if sizes.teacher is None else sizes.teacher.count(),
-            "student": sizes.student.count(),
-            "adapters": sum(sizes.adapters.values()),
-            "trainable": sum(sizes.trainable(plan.config).values()),
-        },
-        "memory": {
-            "parts": [asdict(part) for part in plan.memory.parts],
-            "peak_phase": plan.memory.peak_phase,
-            "tensors": plan.memory.peak,
-            "needed": plan.needed,
-            "host_per_node": plan.memory.host * plan.cluster.gpus_per_node,
-            "gpu": gpu_memory,
-            "fits": None if gpu_memory is None else plan.fits(gpu_memory),
-            "largest_micro_batch": None if gpu_memory is None else largest_micro_batch(plan, gpu_memory),
-        },
-        "traffic": [
-            {
-                **asdict(transfer),
-                "received_by_rank": transfer.received_by_rank,
-                "entering_node": transfer.entering_node,
-            }
-            for transfer in plan.traffic
-        ],
-        "compute": {
-            "teacher_flops": plan.compute.teacher_flops,
-            "student_flops": plan.compute.student_flops,
-            "assumed_flops": speed.flops,
-            "assumed_utilisation": speed.utilisation,
-            "step_seconds": plan.compute.step_seconds(speed),
-            "tokens_per_second": plan.compute.tokens_per_second(speed),
-        },
-        "advice": None if advised is None else changes(plan, advised),
-    }
-
-
 def _say_workload(plan: Plan, console: Console) -> None:
     work, cluster = plan.work, plan.cluster
-    served = f"; a teacher forward serves {work.window} of them" if plan.sizes.teacher is not None else ""
+    ahead = plan.sizes.teacher is not None and work.accumulation > 1
+    served = f"; a teacher forward serves {work.window} of them" if ahead else ""
     _say(
         console,
         f"{cluster.nodes} x {cluster.gpus_per_node} = {counted(cluster.ranks, 'rank')}, each with "
@@ -115,7 +68,7 @@ def _say_workload(plan: Plan, console: Console) -> None:
         f"optimizer step{served}",
     )
     image = f"{counted(IMAGES_PER_SAMPLE, 'image')} of {work.vision_tokens} included"
-    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised")
+    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised\n")
     if plan.config.training.train_vision_tower:
         _say(console, "warning: what the trained vision tower keeps for backward is not counted")
 
@@ -158,10 +111,13 @@ def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
     }[plan.memory.peak_phase]
     _say(console, f"The most is needed {moment}: {verdict(plan, gpu_memory)}.")
     if plan.memory.host:
-        _say(console, f"Host memory: {_gib(plan.memory.host * plan.cluster.gpus_per_node)} GiB per node.")
+        _say(console, f"Host memory: {_gib(plan.host_per_node)} GiB per node.")
     if gpu_memory is not None:
         largest = largest_micro_batch(plan, gpu_memory)
-        _say(console, f"Largest micro-batch that fits with these settings: {largest or 'none'}.")
+        is_all = largest == plan.config.training.global_batch_size // plan.cluster.ranks
+        whole = ", all that a rank has in a step" if is_all else ""
+        found = "none" if largest is None else counted(largest, "sample")
+        _say(console, f"Largest micro-batch that fits with these settings: {found}{whole}.")
     _say(console, "")
 
 
@@ -211,7 +167,7 @@ def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Cons
         _say(
             console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with all in host memory."
         )
-        _say(console, "Use more GPUs, a lower data.max_length, or training.gradient_checkpointing.")
+        _say(console, "Use more GPUs or a lower data.max_length.")
         return
     different = changes(plan, advised)
     if not different:
@@ -220,11 +176,18 @@ def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Cons
     _say(console, "Advice (--apply writes it):")
     for key, value in different.items():
         _say(console, f"  {key} = {json.dumps(value) if not isinstance(value, str) else value}")
-    _say(
-        console,
-        f"  then {_gib(advised.needed)} GiB per GPU, {_gb(advised.received)} GB to a GPU and "
-        f"{_gb(advised.entering_node)} GB into a node per step",
-    )
+    host = f", {_gib(advised.host_per_node)} GiB of host memory per node" if advised.memory.host else ""
+    _say(console, f"  then {_gib(advised.needed)} GiB per GPU{host};")
+    sent = [f"{_gb(advised.received)} GB to a GPU"] if plan.cluster.ranks > 1 else []
+    sent += [f"{_gb(advised.entering_node)} GB into a node"] if plan.cluster.nodes > 1 else []
+    sent += [f"{_gb(advised.through_host)} GB through host memory"] if advised.through_host else []
+    _say(console, "  " + ", ".join([*sent, f"{advised.compute.flops / 1e12:,.0f} TFLOP a step"]))
+
+
+def _show_table(table: Table, console: Console) -> None:
+    """And an empty line: the tables have no frames."""
+    console.print(table)
+    console.print()
 
 
 def _table(first: str, *others: str) -> Table:

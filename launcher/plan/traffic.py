@@ -50,6 +50,16 @@ def run_traffic(
     return tuple(transfer for transfer in found if transfer.bytes and transfer.ranks > 1)
 
 
+def through_host(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> int:
+    """Bytes between a GPU and host memory: of what is kept there, the rank's share of all that is sent."""
+    found: list[Transfer] = []
+    if files.teacher is not None and "offload_param" in files.teacher:
+        found += _teacher_transfers(config, sizes, work, cluster, files)
+    if config.student.offload:
+        found += _student_transfers(config, sizes, work, cluster, files)
+    return sum(transfer.bytes // transfer.ranks for transfer in found)
+
+
 def _teacher_transfers(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Transfer]:

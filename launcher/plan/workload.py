@@ -51,13 +51,15 @@ class Workload:
 def workload(config: Config, cluster: Cluster, vision_tokens: int) -> Workload:
     """Raises UserError when the global batch cannot be split over the ranks.
 
-    A token budget is taken to be filled with samples of full length; shorter ones bring more images.
+    A token budget is taken to be filled with samples of full length; shorter ones bring more images. The
+    sampler makes its micro-batches of similar cost, so none is more than a rank's share of the global batch.
     """
     training, length = config.training, config.data.max_length
     accumulation, samples = accumulation_steps(training, cluster.ranks), training.micro_batch_size
     if training.tokens_per_micro_batch is not None:
-        samples = max(training.tokens_per_micro_batch // length, 1)
-        accumulation = -(-training.global_batch_size // (samples * cluster.ranks))
+        share = -(-training.global_batch_size // cluster.ranks)
+        samples = min(max(training.tokens_per_micro_batch // length, 1), share)
+        accumulation = -(-share // samples)
     return Workload(
         samples=samples,
         length=length,

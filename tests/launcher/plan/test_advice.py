@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.config import Config, load_config
+from alignkd.data.sampler import TokenBudget
 from launcher.plan.advice import advise, changes, largest_micro_batch
 from launcher.plan.plan import GIB, Plan, make_plan
 from launcher.plan.workload import Cluster
@@ -67,6 +68,33 @@ def test_advice(config: Config, nodes: int, gpus: int, memory: int, placement: s
     assert changes(advised, again) == {}
 
 
+def test_nothing_is_changed_for_nothing(config: Config) -> None:
+    """On one node zero3 and zero3_node are the same; checkpointing goes where its memory is not needed."""
+    advised = advise(plan := make_plan(config, Cluster(1, 8)), 20 * GIB)
+    assert advised is not None
+    assert "teacher.placement" not in changes(plan, advised)
+    assert advised.config.training.gradient_checkpointing
+    roomy = advise(plan, 80 * GIB)
+    assert roomy is not None
+    assert not roomy.config.training.gradient_checkpointing
+    assert roomy.compute.flops < advised.compute.flops
+
+
+def test_what_goes_through_host_memory(config: Config) -> None:
+    def through_host(lookahead: int | None, offload: bool, placement: str) -> int:
+        teacher = config.teacher.model_copy(update={"placement": placement, "lookahead": lookahead})
+        student = config.student.model_copy(update={"offload": offload})
+        changed = config.model_copy(update={"teacher": teacher, "student": student})
+        return make_plan(changed, Cluster(1, 4)).through_host
+
+    assert through_host(None, False, "zero3") == 0
+    whole, head = 7.05e9 * 2 / 4, 131e6 * 2 / 4  # of a rank
+    assert through_host(None, False, "zero3_offload") == pytest.approx(whole, rel=0.01)
+    # 128 samples are 16 micro-batches of 2 on each of 4 ranks; the head comes once.
+    assert through_host(4, False, "zero3_offload") == pytest.approx(4 * (whole - head) + head, rel=0.01)
+    assert through_host(None, True, "zero3") == pytest.approx((16 + 1) * 1.379e9 * 2 / 4, rel=0.01)
+
+
 def test_host_memory_and_the_end_of_advice(config: Config) -> None:
     plan = make_plan(config, Cluster(1, 1))
     advised = advise(plan, 24 * GIB)
@@ -85,3 +113,22 @@ def test_a_token_budget_is_advised_in_tokens(config: Config) -> None:
     assert advised is not None
     assert changes(plan, advised)["training.tokens_per_micro_batch"] >= 8192
     assert advised.config.training.micro_batch_size == config.training.micro_batch_size
+
+
+@pytest.mark.parametrize(
+    ("budget", "gpus", "samples", "accumulation"),
+    [(2048 * 3, 8, 3, 6), (2048 * 64, 8, 16, 1), (1000, 8, 1, 16), (2048 * 3 + 2000, 32, 3, 2)],
+)
+def test_a_token_budget_holds_no_more_than_there_is(
+    config: Config, budget: int, gpus: int, samples: int, accumulation: int
+) -> None:
+    """128 samples of 2048 tokens; the sampler cuts them into micro-batches of similar cost."""
+    training = config.training.model_copy(update={"tokens_per_micro_batch": budget, "micro_batch_size": 1})
+    plan = make_plan(config.model_copy(update={"training": training}), Cluster(1, gpus))
+    assert (plan.work.samples, plan.work.accumulation) == (samples, accumulation)
+    for rank in range(gpus):
+        made = TokenBudget(budget, padded=False).cut([2048] * 128, gpus)[rank::gpus]
+        assert len(made) <= accumulation
+        assert all(part.stop - part.start <= samples for part in made)
+    # Work is counted once for each sample, however full the micro-batches are.
+    assert plan.compute.tokens * gpus == 128 * 2048
