@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from launcher.files import read_json
 
 PLAIN_SECONDS = 10.0
+NOTABLE_WAIT = 0.05  # share of a step
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Snapshot:
     samples_per_second: float | None = None
     updated: float = 0.0  # Unix time
     done: float | None = None  # share of an index's data files
+    data_wait_share: float | None = None  # of the step, for which a rank waited for its samples
 
 
 def read_snapshot(path: Path, since: float) -> Snapshot | None:
@@ -45,6 +47,7 @@ def read_snapshot(path: Path, since: float) -> Snapshot | None:
         samples_per_second=_number(values.get("samples_per_second")),
         updated=updated,
         done=_share(values.get("done"), values.get("total")),
+        data_wait_share=_number(values.get("data_wait_share")),
     )
 
 
@@ -81,6 +84,8 @@ def details(now: Snapshot, left: float | None) -> str:
         parts.append(f"{now.samples_per_second:.3g} samples/s")
     if left is not None:
         parts.append(f"{duration(left)} left")
+    if now.data_wait_share is not None and now.data_wait_share > NOTABLE_WAIT:
+        parts.append(f"{now.data_wait_share:.0%} waiting for data")
     return " · ".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,6 +57,8 @@ class RunState:
     total_steps: int | None
     loss: float | None
     seconds_left: float | None
+    data_wait_share: float | None  # of a step, for which rank 0 waited for its samples; median of late steps
+    padding_share: float | None  # of the positions that are computed; median of late steps
     attempts: int
     reasons: tuple[str, ...]  # why the attempts before this one ended
     lost_steps: int
@@ -94,6 +97,8 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
         seconds_left=_seconds_left(rows, step, total) if running else None,
+        data_wait_share=_median(rows, "data_wait_share"),
+        padding_share=_median(rows, "padding_share"),
         attempts=len(history) + (current is not None),
         reasons=tuple(_why(attempt) for attempt in history),
         lost_steps=sum(attempt.lost_steps or 0 for attempt in history),
@@ -195,6 +200,12 @@ def _row(line: bytes | str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+def _median(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The first step of a start waits long, for the loader's processes: a mean would tell of nothing else."""
+    values = [float(row[name]) for row in rows if isinstance(row.get(name), float | int)]
+    return statistics.median(values) if values else None
 
 
 def _seconds_left(rows: list[dict[str, Any]], step: int, total: int | None) -> float | None:

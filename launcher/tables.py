@@ -7,8 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from launcher.progress import duration
+from alignkd.config.combinations import counted
+from launcher.progress import NOTABLE_WAIT, duration
 from launcher.run_state import RunState
+
+_NOTABLE_PADDING = 0.1
 
 
 def show_state(state: RunState, console: Console) -> None:
@@ -31,11 +34,17 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         shown.append(("left", duration(state.seconds_left)))
     if state.loss is not None:
         shown.append(("loss", f"{state.loss:.4g}"))
+    if state.data_wait_share is not None and state.data_wait_share > NOTABLE_WAIT:
+        shown.append(("waiting", f"for data {state.data_wait_share:.0%} of a step: more data.workers"))
+    if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:
+        shown.append(("padding", f"{state.padding_share:.0%} of the positions: see training.packing"))
     if state.backend == "slurm":
         shown.append(("job", state.job or "none"))
-        queued = f", {duration(state.queue_seconds)} in the queue"
+    if state.attempts or state.backend == "slurm":
+        queued = f", {duration(state.queue_seconds)} in the queue" if state.backend == "slurm" else ""
         ended = f" ({', '.join(state.reasons)})" if state.reasons else ""
-        shown.append(("attempts", f"{state.attempts}{ended}, {state.lost_steps} steps lost{queued}"))
+        lost = counted(state.lost_steps, "step")
+        shown.append(("attempts", f"{state.attempts}{ended}, {lost} lost{queued}"))
     if state.goodput is not None:
         shown.append(("goodput", f"{state.goodput:.0%} of the time went into steps that were kept"))
     return [*shown, ("next", state.next)]
@@ -51,7 +60,7 @@ def state_table(states: list[RunState]) -> Table:
         left = "" if state.seconds_left is None else duration(state.seconds_left)
         loss = "" if state.loss is None else f"{state.loss:.4g}"
         goodput = "" if state.goodput is None else f"{state.goodput:.0%}"
-        attempts = str(state.attempts) if state.backend == "slurm" else ""
+        attempts = str(state.attempts)
         table.add_row(Path(state.run).name, state.state, _steps(state), left, loss, attempts, goodput)
     return table
 

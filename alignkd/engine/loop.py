@@ -117,7 +117,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
         metrics.add(row, sums, facts, teacher_watch.take(), now - edge, applied=applied)
         edge = now
         if metrics.last is not None:
-            shown = {name: metrics.last[name] for name in ("loss", "samples_per_second")}
+            shown = {name: metrics.last[name] for name in ("loss", "samples_per_second", "data_wait_share")}
             shown |= {"saved_step": saver.newest, "save_held_seconds": saver.totals.held_seconds}
             progress.report("training", step=step, total_steps=job.total_steps, **shown)
         if step % job.config.checkpoint.every == 0 and step < job.total_steps:

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,8 +14,8 @@ def test_reading(tmp_path) -> None:
     path.write_text("{")
     assert read_snapshot(path, 0) is None
     values = {"phase": "training", "step": 3, "total_steps": 9, "loss": 1.5, "samples_per_second": 7}
-    path.write_text(json.dumps({**values, "updated": 100.0}))
-    assert read_snapshot(path, 50) == Snapshot("training", 3, 9, 1.5, 7.0, 100.0)
+    path.write_text(json.dumps({**values, "updated": 100.0, "data_wait_share": 0.5}))
+    assert read_snapshot(path, 50) == Snapshot("training", 3, 9, 1.5, 7.0, 100.0, data_wait_share=0.5)
     assert read_snapshot(path, 101) is None, "left over from an earlier start"
     path.write_text(json.dumps({"phase": "loading", "total_steps": None, "loss": None, "updated": 1}))
     assert read_snapshot(path, 0) == Snapshot("loading", updated=1.0)
@@ -33,6 +34,9 @@ def test_words() -> None:
     assert details(Snapshot("training", 1, 2, 2.34567, 12.345), 245) == (
         "training · loss 2.346 · 12.3 samples/s · 4:05 left"
     )
+    waits = Snapshot("training", 1, 2, 2.5, data_wait_share=0.12)
+    assert details(waits, None) == "training · loss 2.5 · 12% waiting for data"
+    assert "waiting" not in details(replace(waits, data_wait_share=0.04), None)
     assert details(Snapshot("loading"), None) == "loading"
     assert details(Snapshot("indexing", done=0.256), None) == "indexing 26%"
     assert [duration(seconds) for seconds in (0, 59.6, 3845)] == ["0:00", "1:00", "1:04:05"]

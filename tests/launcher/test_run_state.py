@@ -163,3 +163,22 @@ def test_what_a_terminal_shows(run) -> None:
     text = console.export_text()
     for part in ("running: training", "30 of 100", "2:20", "4.7", "2 (crashed), 2 steps lost", "30%", "logs"):
         assert part in text
+
+
+def test_waiting_and_padding_are_shown_when_they_are_notable(run) -> None:
+    train(run)
+    rows = [
+        {"step": n, "step_seconds": 2.0, "data_wait_share": 0.12, "padding_share": 0.3} for n in range(20)
+    ]
+    rows[0]["data_wait_share"] = 1.0  # the loader's processes start
+    shown = []
+    for change in ({}, {"data_wait_share": 0.01, "padding_share": 0.0}):
+        (run / "metrics.jsonl").write_text("".join(json.dumps({**row, **change}) + "\n" for row in rows))
+        state = inspect_run(run, job("RUNNING"), NOW)
+        console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        show_state(state, console)
+        shown.append(console.export_text())
+    assert "for data 12% of a step: more data.workers" in shown[0]
+    assert "30% of the positions: see training.packing" in shown[0]
+    assert "workers" not in shown[1]
+    assert "packing" not in shown[1]
