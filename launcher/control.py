@@ -101,7 +101,8 @@ class ResumeRequest:
 def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str, Any]:
     """Go on with a run from its newest checkpoint, or an explicit one, at the same size or another.
 
-    Raises UserError when it cannot, or runs already; the run folder is as it was then.
+    Raises UserError when it cannot, or runs already; the run folder is as it was then. When sbatch refuses,
+    the run is only made for the other size.
     """
     run = Path(os.path.abspath(run))
     read_manifest(run)

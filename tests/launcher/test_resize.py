@@ -25,6 +25,8 @@ from launcher.run_folder import create_run_folder
 from launcher.ssh import write_hosts
 from tests.launcher.test_checkpoints import checkpoint
 
+ALLOW = ("--allow-change", "training.learning_rate")
+
 
 @pytest.fixture
 def run(make_config) -> Path:
@@ -213,10 +215,29 @@ def test_a_step_that_is_not_there_or_broken(run: Path) -> None:
     before = snapshot(run)
     for step, message in ((15, "valid: 10, 20"), (10, "step-10 is broken: shard.pt has another sha256")):
         done = subprocess.run(
-            [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", str(step)],
+            [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", str(step), *ALLOW],
             capture_output=True,
             text=True,
         )
         assert done.returncode == 2
         assert message in " ".join(done.stderr.split())
     assert snapshot(run) == before
+
+
+def test_what_sbatch_refuses_has_changed_nothing(make_config, tmp_path: Path) -> None:
+    """Neither the checkpoints that would have been put aside, nor the keys that would have been accepted."""
+    run = make(make_config(), "slurm")
+    for step in (10, 20):
+        checkpoint(run, step)
+    (run / "result.json").write_text('{"status": "done"}')
+    before = snapshot(run)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'no such account' >&2; exit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", "10", *ALLOW],
+        capture_output=True, text=True, env={**clean, "PATH": str(tmp_path / "bin")},
+    )  # fmt: skip
+    assert (done.returncode, "no such account" in done.stderr) == (1, True)
+    assert {path: data for path, data in snapshot(run).items() if not path.endswith("/.lock")} == before
