@@ -47,7 +47,7 @@ def train(
     ``is_writer`` is asked on rank 0 before anything is committed.
     """
     metrics = Metrics(job.run / METRICS, job.config.distillation, job.ranks)
-    metrics.cut_after(job.found.step or 0)
+    job.ranks.while_first_works(lambda: metrics.cut_after(job.found.step or 0))
     saver = CheckpointSaver(
         job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found, metrics.sync, is_writer
     )

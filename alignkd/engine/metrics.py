@@ -56,10 +56,10 @@ class Metrics:
         self.last: dict[str, Any] | None = None
 
     def cut_after(self, step: int) -> None:
-        """Drop rows beyond the resumed step: those steps will be made again."""
+        """Drop rows beyond the resumed step: those steps will be made again. Raises OSError."""
         if not self._ranks.is_first or not self._path.exists():
             return
-        before = self._path.read_text(encoding="utf-8")
+        before = self._path.read_text(encoding="utf-8", errors="replace")  # a power failure leaves anything
         after = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= step)
         if after == before:
             return

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from alignkd.errors import AlignkdError, report_error
+from alignkd.errors import AlignkdError, UserError, report_error
 from alignkd.evaluate.accuracy import ALL_KINDS, Accuracy
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -42,12 +42,16 @@ def main(
     except AlignkdError as error:
         raise typer.Exit(report_error(error)) from None
     text = json.dumps(accuracy.as_dict(), indent=1)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
     if as_json:
         print(text)
     else:
         Console().print(accuracy_table(accuracy))
+    if out is None:
+        return
+    try:
+        out.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:  # shown it is already: it may have taken hours
+        raise typer.Exit(report_error(UserError(f"--out {out}: cannot be written ({error})"))) from None
 
 
 def accuracy_table(accuracy: Accuracy) -> Table:

@@ -18,7 +18,7 @@ from alignkd.data.images import AspectRatio, BadImage, ImageProcessor
 from alignkd.data.records import Sample, parse_sample
 from alignkd.data.templates import encode_prompt
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.errors import UserError
+from alignkd.errors import UserError, raise_if_passing
 from alignkd.evaluate.accuracy import Accuracy, score
 from alignkd.evaluate.decoding import greedy_decode
 from alignkd.models.loading import Building, load_model
@@ -88,6 +88,7 @@ def read_questions(data: Path, tokenizer: SentencePieceTokenizer) -> list[Questi
     try:
         records = json.loads(data.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise_if_passing(error, data)
         raise UserError(f"{data}: cannot be read as JSON ({error})") from None
     if not isinstance(records, list) or not records:
         raise UserError(f"{data}: must hold a JSON list with at least one record")

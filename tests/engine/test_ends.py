@@ -18,6 +18,7 @@ from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
 from alignkd.engine import loop
 from alignkd.engine.loop import train
+from alignkd.engine.metrics import Metrics
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
@@ -115,6 +116,21 @@ def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
     loop._write_result(tmp_path, {"status": "done"}, time.monotonic())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["first"], result["last"]) == tuple(rows)
+
+
+def train_without_room_to_cut(ranks: Ranks, run: str) -> Answer:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "cut_after", lambda *_: disk_full())
+        return train_with(ranks, run, Storage())
+
+
+def test_a_start_that_cannot_cut_the_rows_is_an_error_of_all_ranks(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    for kind, message in two_ranks.run(train_without_room_to_cut, str(run)):
+        assert kind == "FileSystemError"
+        assert "No space left on device" in message
 
 
 class Slow(Storage):

@@ -65,6 +65,9 @@ def test_rows_beyond_the_resumed_step_and_torn_ones_go(tmp_path: Path) -> None:
     metrics = Metrics(path, DistillationSection(), cast(Any, SimpleNamespace(is_first=True)))  # type: ignore[call-arg]
     metrics.cut_after(2)
     assert path.read_text() == "".join(rows[:2])
+    path.write_bytes("".join(rows[:2]).encode() + b"\x00\xff\xfe")
+    metrics.cut_after(2)
+    assert path.read_text() == "".join(rows[:2])
     left = path.stat().st_ino
     metrics.cut_after(2)  # nothing to cut, nothing written: the disk may be full
     assert path.stat().st_ino == left

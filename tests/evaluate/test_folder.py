@@ -87,8 +87,12 @@ def test_command_prints_a_table_and_writes_json(tmp_path):
     written = json.loads((tmp_path / "accuracy.json").read_text())
     assert written["overall"]["count"] == 3
     assert written["kinds"]["seen"] == {"accuracy": 0.0, "baseline": 0.5, "count": 2}
-    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    # What was measured is shown, though the file cannot be written.
+    as_json = CliRunner().invoke(app, [*arguments, "--json", "--out", str(tmp_path / "no" / "x.json")])
     assert json.loads(as_json.stdout) == written
+    assert as_json.exit_code == 2
+    assert "--out" in as_json.stderr
+    assert "Traceback" not in as_json.output
 
 
 @pytest.mark.parametrize(
