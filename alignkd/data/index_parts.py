@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,17 +52,15 @@ def index_part(
     entry can cause: ``failed`` says where :func:`checked_region` would."""
     begin = int(separators[first]) + 1
     raw = file.read(begin, int(separators[stop]))
-    bounds = separators[first : stop + 1] - begin
+    bounds = (separators[first : stop + 1] - begin).tolist()
     usable: list[tuple[int, int, int, int]] = []  # entry, start, stop, images
     conversations: list[list[Part]] = []
     removed: Counter[str] = Counter()
     failed = None
-    for number in range(stop - first):
-        low = int(bounds[number]) + 1
-        region = raw[low : int(bounds[number + 1])]
-        start = begin + low + len(region) - len(region.lstrip(_SPACES))
-        end = start + len(region.strip(_SPACES))
-        entry = first + number
+    for entry, (before, after) in enumerate(pairwise(bounds), first):
+        region = raw[before + 1 : after]
+        start = begin + after - len(region.lstrip(_SPACES))
+        end = begin + before + 1 + len(region.rstrip(_SPACES))
         try:
             sample, parts = _checked(file.parsed(region, start, end), settings, entry)
         except BadSample as bad:

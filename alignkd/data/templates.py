@@ -11,10 +11,10 @@ everything else that a user wrote, special tokens and an ``<image>`` inside an a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ class Mark(Enum):
     END = "end of an answer"
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Text that is encoded in one go: what was asked, and what is to be learnt."""
 
     prompt: str
@@ -144,13 +143,18 @@ def embedded_lengths(
     conversations: Sequence[Sequence[Part]], counter: TokenCounter, vision_tokens: int
 ) -> IntArray:
     """Length of each conversation in embedding tokens, an image being ``vision_tokens`` of them."""
-    texts = [p.prompt + p.answer for parts in conversations for p in parts if isinstance(p, Chunk)]
-    counts = iter(counter.counts(texts))
-    lengths = [1 + sum(_size(part, vision_tokens, counts) for part in parts) for parts in conversations]
-    return np.array(lengths, dtype=np.int64)
-
-
-def _size(part: Part, vision_tokens: int, counts: Iterator[int]) -> int:
-    if part is Mark.IMAGE:
-        return vision_tokens
-    return 1 if part is Mark.END else next(counts)
+    lengths: list[int] = []
+    texts: list[str] = []
+    of_conversation: list[int] = []
+    for number, parts in enumerate(conversations):
+        length = 1  # <s>
+        for part in parts:
+            if isinstance(part, Chunk):
+                texts.append(part.prompt + part.answer)
+                of_conversation.append(number)
+            else:
+                length += vision_tokens if part is Mark.IMAGE else 1
+        lengths.append(length)
+    embedded = np.array(lengths, dtype=np.int64)
+    np.add.at(embedded, np.array(of_conversation, dtype=np.int64), counter.counts(texts))
+    return embedded
