@@ -115,12 +115,15 @@ def step_on_meta(
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize(("shares_tower", "lookahead"), [(True, None), (False, 1), (True, 2)])
-def test_a_step_asks_nothing_of_the_device(packing: bool, shares_tower: bool, lookahead: int | None) -> None:
+@pytest.mark.parametrize(
+    ("fused", "shares_tower", "lookahead"), [(True, True, None), (False, False, 1), (True, True, 2)]
+)
+def test_a_step_asks_nothing_of_the_device(
+    packing: bool, fused: bool, shares_tower: bool, lookahead: int | None
+) -> None:
+    distillation = DistillationSection(temperature=2.0, fused_head=fused, fused_attention=fused)
     with BlockingCopies() as copies:
-        sums = step_on_meta(
-            DistillationSection(temperature=2.0), packing, shares_tower=shares_tower, lookahead=lookahead
-        )
+        sums = step_on_meta(distillation, packing, shares_tower=shares_tower, lookahead=lookahead)
     assert sums.terms.device == META
     assert isinstance(sums.gradient_norm, torch.Tensor)
     assert sums.gradient_norm.device == META
