@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from alignkd.errors import UserError
 
@@ -20,15 +22,24 @@ def only_launcher(run: Path) -> Iterator[None]:
     NFS) grants none; the writer's lock in the run folder is then all that keeps two starts apart.
     """
     with (run / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        # `status` looks by holding a shared lock for a moment: that is no launcher.
+        if not any(_take(file, wait) for wait in (0.0, 0.1, 0.3)):
             raise UserError(
                 f"{run}: another launcher runs it; wait for it, or stop it (`alignkd stop`, or Ctrl-C there)"
-            ) from None
-        except OSError:
-            pass
+            )
         yield
+
+
+def _take(file: IO[str], wait_seconds: float) -> bool:
+    """Also True where there are no such locks."""
+    time.sleep(wait_seconds)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def is_locked(run: Path) -> bool:

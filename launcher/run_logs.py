@@ -11,6 +11,7 @@ from pathlib import Path
 from alignkd.errors import UserError
 from launcher.attempts import open_attempt, read_history
 from launcher.ranks import log_path
+from launcher.run_lock import is_locked
 from launcher.verdict import ATTEMPT_PREFIX, clean_lines, error_message
 
 _BEGIN = re.compile(rf"{ATTEMPT_PREFIX}(\d+): ")
@@ -102,6 +103,8 @@ def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5
 
 
 def is_over(run: Path) -> bool:
-    """By the files alone: no attempt is open, and the last one ended for good."""
+    """By the files alone: no attempt is open or about to be, and the last one ended for good."""
+    if is_locked(run) or open_attempt(run) is not None:
+        return False
     history = read_history(run)
-    return open_attempt(run) is None and bool(history) and history[-1].reason in ("done", "stopped")
+    return bool(history) and history[-1].reason in ("done", "stopped")

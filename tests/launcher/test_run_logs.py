@@ -1,11 +1,14 @@
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from alignkd.errors import UserError
-from launcher.attempts import HISTORY, Attempt
-from launcher.run_logs import attempt_lines, first_error, follow
+from launcher.attempts import HISTORY, Attempt, begin, close
+from launcher.lifecycle import Reason
+from launcher.run_lock import only_launcher
+from launcher.run_logs import attempt_lines, first_error, follow, is_over
 
 LOG = "=== attempt 1: job 5 on n1\nfirst\n=== attempt 3: job 5 on n2\nthird\n\x1b[31mred\n"
 
@@ -79,3 +82,13 @@ def test_following_what_never_starts(run) -> None:
         log.unlink()
     with pytest.raises(UserError, match="no rank has started yet"):
         list(follow(run, 0, lambda: True, seconds=0))
+
+
+def test_a_run_that_is_about_to_go_on_is_not_over(tmp_path: Path) -> None:
+    """Its last attempt has ended well, and the next one is yet to be opened."""
+    close(tmp_path, begin(tmp_path, "local", "here", None), Reason.STOPPED)
+    assert is_over(tmp_path)
+    with only_launcher(tmp_path):
+        assert not is_over(tmp_path)
+        begin(tmp_path, "local", "here", None)
+    assert not is_over(tmp_path)
