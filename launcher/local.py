@@ -96,9 +96,9 @@ def watch_ranks(
 ) -> int:
     """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
 
-    ``start`` opens an attempt of the run, which is closed here.
-    Signals to this process go to the ranks, and all of them end when one fails. The caller holds the run's
-    lock. ``log_of`` finds what a rank that failed has written.
+    ``start`` opens an attempt of the run, which is closed here. Signals to this process go to the ranks, and
+    all of them end when one fails. The caller holds the run's lock. ``log_of`` finds what a rank that failed
+    has written.
     """
     with _Stops() as stops:
         started = time.time()
@@ -109,7 +109,10 @@ def watch_ranks(
         finally:
             group.kill()
             view.close()
-    _close_attempt(run, group, stopped=bool(stops.received))
+        try:
+            _close_attempt(run, group, stopped=bool(stops.received))
+        except OSError as error:  # the ranks have ended as they have, whether or not it can be written down
+            print(f"{run / attempts.HISTORY}: {error.strerror}", file=sys.stderr)
     return _conclude(group, run, console, log_of, stopped=bool(stops.received))
 
 

@@ -102,6 +102,16 @@ def test_status_says_how_a_start_ended(make_run) -> None:
     assert (error.attempt, error.rank, error.exit_code) == (2, 0, -9)
 
 
+def test_a_history_that_cannot_be_written_does_not_hide_how_the_ranks_ended(make_run, capfd) -> None:
+    folder, manifest = make_run()
+    (folder / attempts.HISTORY).mkdir()
+    code = run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", "1 / 0"])
+    assert code == 1
+    shown = capfd.readouterr().err
+    assert f"{folder / attempts.HISTORY}: Is a directory" in shown
+    assert "ZeroDivisionError" in shown
+
+
 def test_status_of_a_run_whose_launcher_was_killed(make_run) -> None:
     folder, _ = make_run()
     attempts.begin(folder, "local", "here", None)
