@@ -1,5 +1,5 @@
-"""The input side: ``python -m benchmarks.data``. Samples per second of the loader by its workers, and
-how long a big data file takes to be indexed once and opened ever after.
+"""The input side: ``python -m benchmarks.data``. How long a big data file takes to be indexed once and
+opened ever after, what the split of its samples over ranks costs, and samples per second of the loader.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from alignkd.data.index_cache import CACHE_VARIABLE, cached_index
 from alignkd.data.loader import build_loader
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.models.tower import CLIP_MEAN, CLIP_STD
-from benchmarks import report
+from benchmarks import padding, report
 from benchmarks.batches import VISION_TOKENS
 from benchmarks.corpus import made_up_words, train_tokenizer, write_corpus
 
@@ -86,7 +86,7 @@ def loader_rates(folder: Path, tokenizer: SentencePieceTokenizer, workers: list[
     return results
 
 
-def index_times(folder: Path, tokenizer: SentencePieceTokenizer, file: Path) -> dict[str, Any]:
+def index_times(folder: Path, tokenizer: SentencePieceTokenizer, file: Path) -> tuple[Index, dict[str, Any]]:
     """Seconds and peak memory of the first start, of a second one, and of another run's."""
     config = {"sources": [{"file": str(file), "image_folder": str(folder)}]}
     data = Config.model_validate({"model": {"student": "unused"}, "data": config}).data
@@ -107,7 +107,7 @@ def index_times(folder: Path, tokenizer: SentencePieceTokenizer, file: Path) -> 
     cpu = _cpu_seconds() - cpu
     again, _ = start("index.bin")
     other, _ = start("other.bin")
-    return {
+    return index, {
         "entries": index.reports[0].entries,
         "kept": len(index),
         "megabytes": file.stat().st_size / 1e6,
@@ -141,8 +141,9 @@ def main(arguments: list[str]) -> None:
         tokenizer = train_tokenizer(words)
         file = folder / "big.json"
         write_corpus(file, options.entries, words)
-        index = index_times(folder, tokenizer, file)
+        big, index = index_times(folder, tokenizer, file)
         file.unlink()
+        splits = padding.split_costs(big)
         images = folder / "images"
         images.mkdir()
         rates = loader_rates(images, tokenizer, options.workers)
@@ -173,10 +174,16 @@ def main(arguments: list[str]) -> None:
             for result in rates
         ],
     )
-    body = f"{index_table}\n\n{rate_table}"
+    lengths = (
+        f"Splits of {padding.GLOBAL_BATCH} of these samples ({big.length.mean():.0f} tokens on average, at "
+        f"most {big.length.max()}): micro-batches of {padding.MICRO_BATCH}, or of {padding.budget_of(big)} tokens."
+    )
+    body = "\n\n".join([index_table, lengths, padding.table(splits), rate_table])
     print(report.section("data", measured, body))
     if options.publish:
-        report.publish("data", measured, body, {"index": index, "loader": rates})
+        report.publish(
+            "data", measured, body, {"index": index, "splits": padding.as_results(splits), "loader": rates}
+        )
 
 
 if __name__ == "__main__":
