@@ -176,7 +176,8 @@ def main(arguments: list[str]) -> None:
     )
     lengths = (
         f"Splits of {padding.GLOBAL_BATCH} of these samples ({big.length.mean():.0f} tokens on average, at "
-        f"most {big.length.max()}): micro-batches of {padding.MICRO_BATCH}, or of {padding.budget_of(big)} tokens."
+        f"most {big.length.max()}): micro-batches of {padding.MICRO_BATCH}, or of {padding.budget_of(big)} "
+        "tokens."
     )
     body = "\n\n".join([index_table, lengths, padding.table(splits), rate_table])
     print(report.section("data", measured, body))
