@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,13 @@ def test_resume_is_bitwise(
     same_but_for_times(stopped, whole)
 
 
+def documented_columns() -> set[str]:
+    manual = (Path(__file__).parents[2] / "docs" / "using.md").read_text()
+    table = manual.partition("## metrics.jsonl")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
 def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, training__epochs=2, training__warmup_ratio=0.25)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
@@ -134,6 +142,7 @@ def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
         assert row["gradient_norm"] > 0
         assert row["skipped_samples"] == row["padding_share"] == 0
         assert all(math.isfinite(value) for value in row.values())
+    assert all(set(row) == documented_columns() for row in rows)
     assert rows[0]["learning_rate"] == pytest.approx(5e-4)  # warm-up over two of eight steps
     result = json.loads((run / "result.json").read_text())
     assert (result["status"], result["step"], result["first"], result["last"]) == (
