@@ -30,7 +30,7 @@ from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
 from benchmarks.setting import Losses, Setting, new_setting, padding_share
 
-MIXED = (260, 400, 700, 1600)  # lengths of a batch as a shuffled file gives it
+MIXED = (240, 330, 560, 1200)  # lengths of a batch as a shuffled file gives it
 PRINCIPAL = ("floor", "ours")
 DEVICES = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
 LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
