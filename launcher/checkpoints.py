@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from alignkd.checkpoint.drift import ALLOWED_CHANGES, flatten, saved_stage
+from alignkd.checkpoint.drift import ALLOWED_CHANGES, allowed_changes, flatten, saved_stage
 from alignkd.checkpoint.layout import (
     MANIFEST,
     MARKER,
@@ -101,7 +100,7 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
 def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
     """Note that these keys may differ from the checkpoint's; taken back when what follows fails."""
     path = run / ALLOWED_CHANGES
-    before: list[str] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    before = allowed_changes(run) if path.exists() else None
     if keys:
         write_json(path, sorted({*(before or []), *keys}))
     try:

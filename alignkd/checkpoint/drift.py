@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+from alignkd.errors import UserError, raise_if_passing
 
 # Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash; the paths
 # of the student are where it started, and a resume takes its weights from the checkpoint.
@@ -25,6 +29,25 @@ MAY_CHANGE = (
 STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")
 ALLOWED_CHANGES = "allowed_changes.json"  # in the run folder: keys that the user has accepted
+
+
+def allowed_changes(run: Path) -> list[str]:
+    """Keys that the user has accepted (``alignkd resume --allow-change``). Raises UserError for a damaged
+    file."""
+    path = run / ALLOWED_CHANGES
+    if not path.exists():
+        return []
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise_if_passing(error, path)
+        keys = None
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UserError(
+            f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
+            f"`alignkd resume {run} --allow-change KEY`"
+        )
+    return keys
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

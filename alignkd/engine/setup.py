@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from deepspeed.accelerator import get_accelerator
 
 from alignkd.checkpoint.drift import (
-    ALLOWED_CHANGES,
+    allowed_changes,
     config_drift,
     conversion_problem,
     must_convert,
@@ -30,7 +29,7 @@ from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
-from alignkd.errors import CheckpointError, UserError, raise_if_passing
+from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
 from alignkd.models.json_file import read_json
 from alignkd.models.loading import fingerprint, frozen_fingerprint
@@ -195,7 +194,7 @@ def _teacher_fingerprint(teacher: Teacher, ranks: Ranks) -> str:
 
 
 def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
-    problems = config_drift(manifest["config"], facts.config, _allowed_changes(run))
+    problems = config_drift(manifest["config"], facts.config, allowed_changes(run))
     if manifest["data"] != facts.data:
         problems.append("the data, the tokenizer or the templates have changed")
     if manifest["teacher"] != facts.teacher:
@@ -205,24 +204,6 @@ def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
             f"{run}: not the run of its checkpoint step-{manifest['step']}\n  " + "\n  ".join(problems) + "\n"
             "Undo the change, or accept a key with `alignkd resume RUN --allow-change KEY`."
         )
-
-
-def _allowed_changes(run: Path) -> list[str]:
-    """Keys that the user has accepted, written by ``alignkd resume --allow-change``."""
-    path = run / ALLOWED_CHANGES
-    if not path.exists():
-        return []
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise_if_passing(error, path)
-        keys = None
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise UserError(
-            f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
-            f"`alignkd resume {run} --allow-change KEY`"
-        )
-    return keys
 
 
 def _check_split(config: Config, world_size: int, accumulation: int) -> None:

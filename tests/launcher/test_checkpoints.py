@@ -85,6 +85,9 @@ def test_allowed_changes_add_up_and_unknown_keys_are_refused(run: Path) -> None:
     with pytest.raises(RuntimeError), changes_allowed(run, ["data.seed"]):
         raise RuntimeError
     assert json.loads((run / "allowed_changes.json").read_text()) == kept
+    (run / "allowed_changes.json").write_text('["training.le')
+    with pytest.raises(UserError, match="is no JSON list of keys"), changes_allowed(run, ["data.seed"]):
+        pass
     with pytest.raises(UserError, match="start a new run"):
         check_changes(run, ["training.precision"])
     with pytest.raises(UserError, match=r"did you mean training\.learning_rate"):
