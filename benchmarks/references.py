@@ -23,6 +23,7 @@ from alignkd.models.mobilevlm import MobileVLM
 from benchmarks.setting import DISTILLATION, Losses, Setting
 
 Terms = dict[str, torch.Tensor]
+Scales = dict[str, float]
 
 
 def floor(setting: Setting, window: Sequence[Batch]) -> Losses:
@@ -34,25 +35,27 @@ def stand_in(setting: Setting, window: Sequence[Batch]) -> Losses:
 
 
 def _step(
-    setting: Setting, window: Sequence[Batch], terms_of: Callable[[Setting, Batch], tuple[Terms, Any]]
+    setting: Setting,
+    window: Sequence[Batch],
+    terms_of: Callable[[Setting, Batch, Scales], tuple[torch.Tensor, Terms, Any]],
 ) -> Losses:
-    """``terms_of`` a micro-batch: sums with a graph, and whatever stays alive until its backward is over."""
+    """``terms_of`` a micro-batch: the loss, the terms' sums, and whatever stays alive until its backward is
+    over."""
     scales = term_scales(setting.elements(window), term_weights(DISTILLATION), 1.0)
     scale_of = dict(zip(TERMS, scales, strict=True))
     sums = torch.zeros(len(TERMS), device=setting.device)
     terms: Terms = {}
     for batch in window:
-        terms, results = terms_of(setting, batch)
-        start = torch.zeros((), device=setting.device)
-        loss = sum((scale_of[name] * term for name, term in terms.items()), start=start)
+        loss, terms, results = terms_of(setting, batch, scale_of)
+        zero = torch.zeros((), device=setting.device)
         setting.edge.on_reached()
         loss.backward()  # type: ignore[no-untyped-call]
-        sums += torch.stack([terms[name].detach() if name in terms else start for name in TERMS])
+        sums += torch.stack([terms[name].detach() if name in terms else zero for name in TERMS])
         del results
     return {name: value for name, value in setting.means(sums.tolist(), window).items() if name in terms}
 
 
-def _floor_terms(setting: Setting, batch: Batch) -> tuple[Terms, None]:
+def _floor_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[torch.Tensor, Terms, None]:
     teacher, student = setting.teacher, setting.student
     patches_IPC = _patches(student, batch)
     with torch.no_grad():
@@ -63,11 +66,12 @@ def _floor_terms(setting: Setting, batch: Batch) -> tuple[Terms, None]:
     targets = LogitTargets(
         batch.logit_labels_N, teacher_hidden_ND=teacher_ND, teacher_weight_WD=teacher.head.weight.detach()
     )
-    sums = student.head(hidden_BLD.flatten(0, 1)[batch.logit_positions_N], targets)
-    return {"ce": sums[0], "divergence": sums[1]}, None
+    hidden_ND = hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
+    loss, sums = student.head(hidden_ND, targets, (scales["ce"], scales["divergence"]))
+    return loss, {"ce": sums[0], "divergence": sums[1]}, None
 
 
-def _stand_in_terms(setting: Setting, batch: Batch) -> tuple[Terms, Any]:
+def _stand_in_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[torch.Tensor, Terms, Any]:
     teacher, student = setting.teacher, setting.student
     adapters = setting.module.adapters
     assert adapters is not None
@@ -94,7 +98,8 @@ def _stand_in_terms(setting: Setting, batch: Batch) -> tuple[Terms, Any]:
         "vision_focus": vision_focus,
     }
     # The maps of all layers are results of the two forward passes.
-    return terms, (teacher_output, output, teacher_logits, logits_BLW)
+    loss = torch.stack([scales[name] * term for name, term in terms.items()]).sum()
+    return loss, terms, (teacher_output, output, teacher_logits, logits_BLW)
 
 
 def _patches(model: MobileVLM, batch: Batch) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
 from alignkd.losses.alignment import vision_loss_sums
+from alignkd.losses.fused_head import LogitLosses
 from alignkd.losses.logits import LogitTargets
 from alignkd.losses.terms import ElementSizes
 from alignkd.models.adapters import AlignmentAdapters
@@ -66,19 +67,18 @@ class StudentStep(nn.Module):
             temperature=self.temperature,
             fused=self.fused_head,
         )
-        terms = list(self.student.head(hidden_ND, logit_targets))
+        head: LogitLosses = self.student.head(hidden_ND, logit_targets, scales[:2])
         if targets is None or self.adapters is None:
-            terms += [terms[0].new_zeros(())] * 3
-        else:
-            terms.append(outputs.block)
-            terms += vision_loss_sums(
+            return StepOutput(head.loss, torch.cat([head.sums, head.sums.new_zeros(3)]))
+        terms = (
+            outputs.block,
+            *vision_loss_sums(
                 self.adapters.vision,
                 targets.vision_tokens_IVD,
                 outputs.vision_tokens_IVD[: batch.image_count],
                 targets.focus_indices_IK,
                 batch.text_rows_IM,
-            )
-        loss = sum(
-            (scale * term for scale, term in zip(scales, terms, strict=True)), start=terms[0].new_zeros(())
+            ),
         )
-        return StepOutput(loss, torch.stack([term.detach() for term in terms]))
+        loss = sum((scale * term for scale, term in zip(scales[2:], terms, strict=True)), start=head.loss)
+        return StepOutput(loss, torch.cat([head.sums, torch.stack([term.detach() for term in terms])]))

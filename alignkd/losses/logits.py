@@ -1,23 +1,21 @@
-"""L_Sup and the logit divergence (equation 6), fused with both heads.
+"""L_Sup and the logit divergence (equation 6) from hidden states and both heads, as autograd sees them.
 
-Logits exist for one chunk of positions at a time, in forward and, recomputed, in backward. Both losses share
-the student's log-softmax. Shapes: N positions, D widths, W vocabulary, C positions of a chunk.
+The plain form: what ``losses.fused_head`` gets by chunks and in closed form, and is compared with. Both
+losses share the student's log-softmax. Shapes: N positions, D widths, W vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from alignkd.data.batch import IGNORE_INDEX
 
 Divergence = Literal["reverse_kl", "forward_kl", "js"]
-POSITIONS_PER_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -31,52 +29,53 @@ class LogitTargets:
     temperature: float = 1.0
     fused: bool = True  # false: logits of all positions at once, kept for backward
 
+    def of(self, positions: slice) -> LogitTargets:
+        teacher_hidden = None if self.teacher_hidden_ND is None else self.teacher_hidden_ND[positions]
+        return replace(self, labels_N=self.labels_N[positions], teacher_hidden_ND=teacher_hidden)
+
+    def log_teacher_NW(self) -> torch.Tensor | None:
+        """The teacher's log-probabilities at ``temperature``, in fp32 (or wider)."""
+        if self.teacher_hidden_ND is None or self.teacher_weight_WD is None:
+            return None
+        return log_probabilities(self.teacher_hidden_ND, self.teacher_weight_WD, self.temperature)
+
 
 def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets) -> torch.Tensor:
-    """[cross-entropy sum, divergence sum] over all positions, in fp32, with a graph even when N is 0.
+    """[cross-entropy sum, divergence sum] over all positions, in fp32 (or wider).
 
     The divergence is summed over the vocabulary and multiplied by temperature squared.
     """
-    if not targets.fused:
-        return _chunk_losses(hidden_ND, weight_WD, targets.labels_N, targets.teacher_hidden_ND, targets)
-    sums: torch.Tensor | None = None
-    # At least one chunk, be it empty: the weight takes part in the graph on every rank.
-    for start in range(0, max(hidden_ND.shape[0], 1), POSITIONS_PER_CHUNK):
-        part = slice(start, start + POSITIONS_PER_CHUNK)
-        teacher_hidden = None if targets.teacher_hidden_ND is None else targets.teacher_hidden_ND[part]
-        args = (hidden_ND[part], weight_WD, targets.labels_N[part], teacher_hidden, targets)
-        if torch.is_grad_enabled():
-            chunk = checkpoint(_chunk_losses, *args, use_reentrant=False, preserve_rng_state=False)
-        else:
-            chunk = _chunk_losses(*args)
-        sums = chunk if sums is None else sums + chunk
-    assert sums is not None
-    return sums
-
-
-def _chunk_losses(
-    hidden_CD: torch.Tensor,
-    weight_WD: torch.Tensor,
-    labels_C: torch.Tensor,
-    teacher_hidden_CD: torch.Tensor | None,
-    targets: LogitTargets,
-) -> torch.Tensor:
-    logits = _wide(F.linear(hidden_CD, weight_WD))
-    log_student = logits.log_softmax(dim=-1)
-    ce = F.nll_loss(log_student, labels_C, ignore_index=IGNORE_INDEX, reduction="sum")
-    if teacher_hidden_CD is None or targets.teacher_weight_WD is None:
+    log_student = log_probabilities(hidden_ND, weight_WD)
+    ce = cross_entropy_sum(log_student, targets.labels_N)
+    log_teacher = targets.log_teacher_NW()
+    if log_teacher is None:
         return torch.stack([ce, ce.new_zeros(())])
     temperature = targets.temperature
-    teacher_logits = _wide(F.linear(teacher_hidden_CD, targets.teacher_weight_WD))
-    if temperature != 1.0:
-        log_student = (logits / temperature).log_softmax(dim=-1)
-        teacher_logits = teacher_logits / temperature
-    divergence = divergence_sum(log_student, teacher_logits.log_softmax(dim=-1), targets.divergence)
+    log_student = tempered(log_student, temperature)
+    divergence = divergence_sum(log_student, log_teacher, targets.divergence)
     return torch.stack([ce, divergence * temperature**2])
 
 
+def log_probabilities(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """[N, W] in fp32 (or wider) of a product in the model's dtype."""
+    logits = F.linear(hidden_ND, weight_WD)
+    logits = logits.to(at_least_fp32(logits.dtype))
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(dim=-1)
+
+
+def tempered(log_probs_NW: torch.Tensor, temperature: float) -> torch.Tensor:
+    """What the same logits give at ``temperature``: log-softmax does not see that they were normalised."""
+    return log_probs_NW if temperature == 1.0 else (log_probs_NW / temperature).log_softmax(dim=-1)
+
+
+def cross_entropy_sum(log_student_NW: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    return F.nll_loss(log_student_NW, labels_N, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
 def divergence_sum(log_student: torch.Tensor, log_teacher: torch.Tensor, kind: Divergence) -> torch.Tensor:
-    """Sum over rows and vocabulary of log-probabilities [C, W].
+    """Sum over rows and vocabulary of log-probabilities [N, W].
 
     reverse_kl: KL(student || teacher); forward_kl: KL(teacher || student); js: half of each KL to the mean.
     """
@@ -92,5 +91,5 @@ def _kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from alignkd.data.batch import Batch
-from alignkd.losses.logits import LogitTargets, logit_loss_sums
+from alignkd.losses.fused_head import LogitLosses, Scales, logit_losses
+from alignkd.losses.logits import LogitTargets
 from alignkd.models.attention import (
     ATTENTION_NAME,
     BlockConsumer,
@@ -40,17 +41,19 @@ class ModelOutputs(NamedTuple):
 
 class LanguageModelHead(nn.Module):
     """The output projection. The logit losses run inside its forward, so that ZeRO-3 gathers its weight like
-    any other module's, in forward and in the recomputation of backward."""
+    any other module's."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
-    def forward(self, hidden: torch.Tensor, targets: LogitTargets | None = None) -> torch.Tensor:
-        """Logits [..., vocab], or with ``targets`` the sums [2] of :func:`logit_loss_sums` over [N, D]."""
+    def forward(
+        self, hidden: torch.Tensor, targets: LogitTargets | None = None, scales: Scales = (1.0, 1.0)
+    ) -> torch.Tensor | LogitLosses:
+        """Logits [..., vocab], or with ``targets`` what :func:`logit_losses` makes of [N, D]."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight)
-        return logit_loss_sums(hidden, self.weight, targets)
+        return logit_losses(hidden, self.weight, targets, scales)
 
 
 class MobileVLM(nn.Module):

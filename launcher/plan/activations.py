@@ -11,11 +11,12 @@ from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.workload import Workload
 
 FP32 = 4
-POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.logits, which needs torch; a test compares them
+POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_head, which needs torch; a test compares them
 ROWS_PER_CHUNK = 128  # as in alignkd.models.attention
-# [positions, vocabulary] matrices of fp32 alive at once in a chunk: logits and log-softmax of both models,
-# the divergence's intermediate results, gradients.
-CHUNK_MATRICES = 8
+# [positions, vocabulary] matrices of fp32 alive at once: in a chunk of the fused head (js, or a temperature,
+# takes one more), and where autograd keeps them for backward.
+CHUNK_MATRICES = 3
+UNFUSED_MATRICES = 7
 
 
 def layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
@@ -53,7 +54,7 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
     else:
         layers = config.num_hidden_layers * layer_bytes(config, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
-    head = work.supervised * D * size
+    head = work.supervised * D * FP32
     vision_term = work.images * work.vision_tokens * D * FP32
     return layers + last_norm + head + vision_term + projector_bytes(config, work.images, size)
 
@@ -77,9 +78,16 @@ def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, check
 
 
 def logits_workspace(config: MobileVLMConfig, work: Workload, *, fused: bool) -> int:
-    """One chunk of logits, or those of all positions, in the backward of the loss."""
-    positions = min(work.supervised, POSITIONS_PER_CHUNK) if fused else work.supervised
-    return positions * config.vocab_size * FP32 * CHUNK_MATRICES
+    """The last chunk of logits, beside the gradient of the head's weight, which the fused head makes in the
+    forward; or the logits of all positions, in the backward of the loss."""
+    if not fused:
+        return work.supervised * config.vocab_size * FP32 * UNFUSED_MATRICES
+    chunk = min(work.supervised, POSITIONS_PER_CHUNK) * config.vocab_size * FP32 * CHUNK_MATRICES
+    return chunk + head_gradient_bytes(config)
+
+
+def head_gradient_bytes(config: MobileVLMConfig) -> int:
+    return config.vocab_size * config.hidden_size * FP32
 
 
 def block_workspace(config: MobileVLMConfig, work: Workload) -> int:

@@ -46,13 +46,12 @@ class Compute:
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
-    # A backward is two forwards; checkpointing runs the layers once more, the fused head its chunks.
+    # A backward is two forwards; checkpointing runs the layers once more.
     layers = 4 if training.gradient_checkpointing else 3
-    heads = 2 if config.distillation.fused_head else 1
     shared = shares_tower(config, sizes)
     own = (
         layers * layer_flops(student, work)
-        + (heads + 2) * head_flops(student, work)
+        + 3 * head_flops(student, work)
         + 3 * projector_flops(student, work)
         + tower_flops(student, work) * (layers if training.train_vision_tower else 0 if shared else 1)
     )
@@ -60,7 +59,7 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
     if sizes.teacher is not None:
         model = sizes.teacher
         teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
-        teacher += heads * head_flops(model, work)
+        teacher += head_flops(model, work)
     # A rank's share of the global batch; micro-batches of a token budget need not be full.
     times = training.global_batch_size / (cluster.ranks * work.samples)
     return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)

@@ -17,7 +17,7 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.losses import logits
+from alignkd.losses import fused_head, logits
 
 POSITIONS_PER_CHUNK = 8  # far below the supervised positions of the tiny batches: several chunks
 
@@ -51,18 +51,19 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
         window = next(iter(job.loader))
     facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
     head_rows: list[int] = []
-    divergence_sum = logits.divergence_sum
+    cross_entropy_sum = logits.cross_entropy_sum
 
-    def seen(log_student: torch.Tensor, *others: Any) -> torch.Tensor:
+    def seen(log_student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         head_rows.append(log_student.shape[0])
-        return divergence_sum(log_student, *others)
+        return cross_entropy_sum(log_student, labels)
 
     tower_runs: list[int] = []
     job.engine.module.student.vision_tower.embeddings.register_forward_hook(lambda *_: tower_runs.append(1))
     with (
         count_gathered_bytes() as gathered,
-        patch.object(logits, "POSITIONS_PER_CHUNK", POSITIONS_PER_CHUNK),
-        patch.object(logits, "divergence_sum", seen),
+        patch.object(fused_head, "POSITIONS_PER_CHUNK", POSITIONS_PER_CHUNK),
+        patch.object(fused_head, "cross_entropy_sum", seen),
+        patch.object(logits, "cross_entropy_sum", seen),
     ):
         sums = run_optimizer_step(
             engine,
