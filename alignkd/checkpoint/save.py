@@ -122,7 +122,7 @@ class CheckpointSaver:
         a row.
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
-        self._stop_unless_writer()
+        self.stop_unless_writer()
         parent, background = checkpoints_folder(self._run), self._section.asynchronous and not wait
         flight = _Flight(
             step,
@@ -168,7 +168,7 @@ class CheckpointSaver:
         )
         files = {name: entry for part, _, _ in answers for name, entry in part.items()}
         write_seconds = max(seconds for _, _, seconds in answers)
-        self._stop_unless_writer()
+        self.stop_unless_writer()
         if problem is None:
             held = flight.held_seconds + time.monotonic() - started
             timing = {
@@ -246,7 +246,7 @@ class CheckpointSaver:
         if not (flight.final / MARKER).exists():
             self._storage.remove(flight.final)
 
-    def _stop_unless_writer(self) -> None:
+    def stop_unless_writer(self) -> None:
         """Another job may have taken this one for dead. Whatever lies in the folder is then the other's.
         Collective."""
         found = self.taken_over

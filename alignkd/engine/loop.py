@@ -142,6 +142,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
     }
     if code == EXIT_OK:
         progress.report("exporting", step=step, total_steps=job.total_steps)
+        saver.stop_unless_writer()  # the other one exports, too
         _finish(job, result, metrics, saver.newest, started)
     elif job.ranks.is_first:
         with contextlib.suppress(OSError):  # it is saved, and the exit code says what comes next

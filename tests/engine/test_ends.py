@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,17 @@ from tests.ranks import RankPool
 Answer = tuple[int | str, str]  # exit code or name of the error, its message
 
 
-def train_with(ranks: Ranks, run: str, storage: Storage, stop: StopRequest | None = None) -> Answer:
+def train_with(
+    ranks: Ranks,
+    run: str,
+    storage: Storage,
+    stop: StopRequest | None = None,
+    is_writer: Callable[[], bool] = lambda: True,
+) -> Answer:
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return train(prepare(Path(run), ranks, progress), stop or StopRequest(), progress, storage), ""
+        job = prepare(Path(run), ranks, progress)
+        return train(job, stop or StopRequest(), progress, storage, is_writer), ""
     except AlignkdError as error:
         return type(error).__name__, str(error)
 
@@ -96,6 +103,11 @@ def train_without_room_for(ranks: Ranks, run: str, name: str, stop_after: int | 
         return train_with(ranks, run, Storage(), stop)
 
 
+def export_what_is_another_s(ranks: Ranks, run: str) -> Answer:
+    """All steps are done, and another process has taken over the run."""
+    return train_with(ranks, run, Storage(), is_writer=lambda: False)
+
+
 def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
@@ -108,6 +120,9 @@ def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
         assert "No space left on device" in message
     assert not (run / "result.json").exists()
     assert committed_steps(run) == [4, 3, 2]
+    shutil.rmtree(run / "student")
+    assert [kind for kind, _ in two_ranks.run(export_what_is_another_s, str(run))] == ["TakenOverError"] * 2
+    assert not (run / "student").exists()
 
 
 def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
