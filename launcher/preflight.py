@@ -58,7 +58,9 @@ def model_problems(config: Config) -> list[str]:
     model = config.model
     named = _model_folders(config)
     missing = [
-        f"{key} = {folder}: no such folder" for key, folder in named.items() if not Path(folder).is_dir()
+        f"{key} = {folder}: no such folder{_made_by(folder, config)}"
+        for key, folder in named.items()
+        if not Path(folder).is_dir()
     ]
     missing += _adapter_problems(config)
     if missing:
@@ -70,13 +72,25 @@ def model_problems(config: Config) -> list[str]:
     return problems
 
 
+def _made_by(folder: str, config: Config) -> str:
+    """Which run will make a model that is missing."""
+    runs = Path(config.run.folder)
+    if runs not in Path(folder).parents:
+        return ""
+    run = Path(folder).relative_to(runs).parts[0]
+    return f"; run {run} makes it at its end: launch that first, or both with --stages"
+
+
 def _adapter_problems(config: Config) -> list[str]:
     if config.model.adapters is None or not config.distillation.enabled:
         return []
     path = Path(config.model.adapters)
     file = path / "adapters.safetensors" if path.is_dir() else path
     valid = "the folder of a run with distillation that is finished, or its adapters.safetensors"
-    return [] if file.is_file() else [f"model.adapters = {path}: no file {file}; valid: {valid}"]
+    if file.is_file():
+        return []
+    missing = f"no file {file}" if path.is_dir() else f"no such file or folder{_made_by(str(path), config)}"
+    return [f"model.adapters = {path}: {missing}; valid: {valid}"]
 
 
 def _model_folders(config: Config) -> dict[str, str]:

@@ -114,6 +114,11 @@ def test_missing_models_are_named(config_file) -> None:
     assert done.returncode == 2
     assert "model.teacher = /nowhere: no such folder" in done.stderr
     assert "model.student = /also: no such folder" in done.stderr
+    early = ("--set", "model.student=runs/first/student", "--set", "model.adapters=runs/first")
+    done = alignkd("launch", config_file, "--backend", "local", "--dry-run", *early, cwd=config_file.parent)
+    assert done.returncode == 2
+    assert "runs/first/student: no such folder; run first makes it at its end" in done.stderr
+    assert "runs/first: no such file or folder; run first makes it at its end" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -98,15 +98,20 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
     return counter.peak
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(2, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_peak_of_a_whole_step(two_ranks: RankPool, tmp_path: Path, stage: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "precision", "checkpointing"),
+    [(2, "bf16", True), (2, "bf16", False), (2, "fp32", True), (3, "bf16", True)],
+)
+def test_peak_of_a_whole_step(
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool
+) -> None:
     run = tiny.write_run(
         tmp_path / "run",
         2,
         student__zero_stage=stage,
         training__precision=precision,
         data__max_length=400,
-        training__gradient_checkpointing=True,
+        training__gradient_checkpointing=checkpointing,
     )
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     sizes = run_sizes(config)
