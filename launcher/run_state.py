@@ -92,7 +92,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         backend=manifest.backend,
         nodes=manifest.nodes,
         world_size=manifest.world_size,
-        job=job.id if job else current.job if current else history[-1].job if history else None,
+        job=job.id if job else _job(manifest, current, history),
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
@@ -109,6 +109,11 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         # A rank has something to say only where one was started.
         next=_next(run, "stopped" if state == "failed" and history[-1].bad_nodes else state),
     )
+
+
+def _job(manifest: Manifest, current: Attempt | None, history: list[Attempt]) -> str | None:
+    newest = current or (history[-1] if history else None)
+    return newest.job if newest is not None and manifest.backend == "slurm" else None
 
 
 def _state(
