@@ -100,9 +100,11 @@ def _micro_batches(plan: Plan) -> list[int]:
 
 def _sized(plan: Plan, samples: int) -> dict[str, int]:
     """The key that gives micro-batches of ``samples`` samples of full length."""
-    if plan.config.training.tokens_per_micro_batch is None:
+    budget = plan.config.training.tokens_per_micro_batch
+    if budget is None:
         return {"micro_batch_size": samples}
-    return {"tokens_per_micro_batch": samples * plan.work.length}
+    # A budget that holds as many already may be larger than their sum.
+    return {"tokens_per_micro_batch": budget if samples == plan.work.samples else samples * plan.work.length}
 
 
 def _changed(plan: Plan, **values: Any) -> Plan:

@@ -113,6 +113,12 @@ def test_a_token_budget_is_advised_in_tokens(config: Config) -> None:
     assert advised is not None
     assert changes(plan, advised)["training.tokens_per_micro_batch"] >= 8192
     assert advised.config.training.micro_batch_size == config.training.micro_batch_size
+    # One that is larger than a rank's share of the batch stays: shorter samples may fill it.
+    budget = config.training.model_copy(update={"tokens_per_micro_batch": 100 * 2048})
+    plan = make_plan(config.model_copy(update={"training": budget}), Cluster(4, 8))
+    advised = advise(plan, 80 * GIB)
+    assert advised is not None
+    assert "training.tokens_per_micro_batch" not in changes(plan, advised)
 
 
 @pytest.mark.parametrize(
