@@ -17,8 +17,20 @@ from launcher.resources import resource_folder
 
 
 def accumulation_steps(training: TrainingSection, world_size: int) -> int:
-    """Micro-batches of a rank per optimizer step; UserError with what would fit when not whole."""
+    """Micro-batches of a rank per optimizer step; UserError with what would fit when not whole.
+
+    With a token budget a rank may have any number of samples, and each step its own number of micro-batches.
+    DeepSpeed wants a fixed one all the same: what micro_batch_size would come to, rounded up. It only divides
+    by it, which the engine undoes.
+    """
     whole, micro = training.global_batch_size, training.micro_batch_size
+    if training.tokens_per_micro_batch is not None:
+        if whole < world_size:
+            raise UserError(
+                f"training.global_batch_size = {whole} leaves some of {world_size} ranks without a sample; "
+                f"valid: at least {world_size}, or fewer ranks"
+            )
+        return -(-whole // (micro * world_size))
     if whole % (micro * world_size) == 0:
         return whole // (micro * world_size)
     if whole % world_size == 0:
@@ -44,20 +56,20 @@ def batch_split(training: TrainingSection, world_size: int) -> str:
     if tokens is None:
         times = counted(accumulation_steps(training, world_size), "time")
         return f"global batch {whole} = micro-batch {micro} x {counted(world_size, 'rank')} x {times}"
-    return (
-        f"global batch {whole} = {counted(whole // world_size, 'sample')} x {counted(world_size, 'rank')}, "
-        f"in micro-batches of at most {tokens} tokens"
-    )
+    ranks = counted(world_size, "rank")
+    return f"global batch {whole} over {ranks}, in micro-batches of at most {tokens} tokens"
 
 
 def student_config(config: Config, world_size: int, device: str = "auto") -> dict[str, Any]:
     """What the student's engine is started with. ``device`` "cpu" turns pinned host memory off."""
     training, stage = config.training, config.student.zero_stage
     values = _base(f"student_stage{stage}.json", stage)
+    accumulation = accumulation_steps(training, world_size)
     values |= {
-        "train_batch_size": training.global_batch_size,
+        # The global batch size; more where a token budget decides and these do not divide it.
+        "train_batch_size": training.micro_batch_size * world_size * accumulation,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(training, world_size),
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": training.max_gradient_norm,
         **_precision(training.precision, values),
     }

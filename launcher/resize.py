@@ -81,7 +81,7 @@ def _rendered_stage(run: Path) -> Any:
 
 def _accumulation(training: TrainingSection, nodes: int, gpus_per_node: int) -> int:
     whole, micro = training.global_batch_size, training.micro_batch_size
-    if whole % (micro * nodes * gpus_per_node) != 0:
+    if training.tokens_per_micro_batch is None and whole % (micro * nodes * gpus_per_node) != 0:
         fitting = [count for count in divisors(whole) if whole % (micro * count * gpus_per_node) == 0]
         raise UserError(
             f"training.global_batch_size = {whole} cannot be split over {nodes} nodes x {gpus_per_node} ranks"

@@ -61,7 +61,7 @@ def _rows(distillation: DistillationSection, data: DataSection) -> list[str]:
 
 def _batches(training: TrainingSection) -> list[str]:
     whole, micro = training.global_batch_size, training.micro_batch_size
-    if whole % micro == 0:
+    if whole % micro == 0 or training.tokens_per_micro_batch is not None:
         return []
     return [
         f"training.global_batch_size = {whole} cannot be split into micro-batches of "

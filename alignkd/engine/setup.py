@@ -208,7 +208,12 @@ def _check_drift(run: Path, manifest: dict[str, Any], facts: RunFacts) -> None:
 
 def _check_split(config: Config, world_size: int, accumulation: int) -> None:
     training = config.training
-    if training.micro_batch_size * world_size * accumulation != training.global_batch_size:
+    whole, at_once = training.global_batch_size, training.micro_batch_size * world_size
+    if training.tokens_per_micro_batch is not None:
+        fits = accumulation == -(-whole // at_once)  # need not divide: the budget splits each step anew
+    else:
+        fits = accumulation * at_once == whole
+    if not fits:
         raise UserError(
             f"training.global_batch_size {training.global_batch_size} is not micro_batch_size "
             f"{training.micro_batch_size} x {world_size} ranks x {accumulation} accumulation steps of "

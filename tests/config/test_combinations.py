@@ -37,6 +37,7 @@ def test_impossible_together(write, overrides: list[str], message: str) -> None:
         ["student.offload=true", "student.zero_stage=1"],
         ["distillation.weights={attention: 0, vision: 0, logits: 0}", "distillation.enabled=false"],
         ["slurm.time_limit=5:01"],
+        ["training.micro_batch_size=7", "training.tokens_per_micro_batch=4096"],
     ],
 )
 def test_possible_together(write, overrides: list[str]) -> None:

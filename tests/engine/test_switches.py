@@ -28,7 +28,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "fused head": {"distillation__fused_head": True},
     "tower": {"distillation__share_vision_tower": True},
     "attention": {"distillation__fused_attention": True},
-    "budget": {"training__tokens_per_micro_batch": BUDGET},
+    # With a budget, a micro-batch size that does not divide the global batch is as good as any.
+    "budget": {"training__tokens_per_micro_batch": BUDGET, "training__micro_batch_size": 3},
     "all": {
         "training__packing": True,
         "teacher__lookahead": None,

@@ -22,8 +22,17 @@ def test_a_token_budget_has_no_fixed_micro_batch() -> None:
     training = TrainingSection(global_batch_size=24, micro_batch_size=4)
     assert render.batch_split(training, 3) == "global batch 24 = micro-batch 4 x 3 ranks x 2 times"
     training = TrainingSection(global_batch_size=24, micro_batch_size=4, tokens_per_micro_batch=4096)
-    text = "global batch 24 = 8 samples x 3 ranks, in micro-batches of at most 4096 tokens"
-    assert render.batch_split(training, 3) == text
+    text = "global batch 24 over 5 ranks, in micro-batches of at most 4096 tokens"
+    assert render.batch_split(training, 5) == text
+
+
+def test_with_a_token_budget_the_micro_batch_size_need_not_divide(make_config) -> None:
+    config = make_config("training.tokens_per_micro_batch=4096", "training.micro_batch_size=3")
+    values = render.student_config(config, 5)  # DeepSpeed wants these to fit each other
+    assert values["gradient_accumulation_steps"] == 1
+    assert values["train_batch_size"] == values["train_micro_batch_size_per_gpu"] * 5 == 15
+    with pytest.raises(UserError, match="leaves some of 9 ranks without a sample; valid: at least 9"):
+        render.accumulation_steps(config.training, 9)
 
 
 def test_a_split_that_does_not_work_says_what_does() -> None:
