@@ -49,21 +49,17 @@ chaos: $(INSTALLED)
 # Measurements, on a quiet machine; all but the last write their tables into docs/performance.md.
 benchmarks: benchmark-step benchmark-scale benchmark-data
 
-benchmark-step: .venv/benchmarks
+benchmark-step: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step --publish
 
-benchmark-scale: .venv/benchmarks
+benchmark-scale: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scale --publish
 
-benchmark-data: .venv/benchmarks
+benchmark-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.data --publish
 
 benchmark-save: $(INSTALLED)
 	$(BIN)/python -m benchmarks.save
-
-.venv/benchmarks: $(INSTALLED)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[benchmarks]'
-	touch $@
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,39 +13,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 
-class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all storages that appear while it is active and are still alive.
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """``live``: bytes of the storages that operations made under this mode and that are still alive;
+    ``peak``: the most of them at a time. What a kernel takes for itself is not seen."""
 
-    Storages of ``known`` (weights, the batch) count as there before. Memory that a kernel takes for itself
-    and gives back before it returns is not seen.
-    """
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
-        self._keep = list(known)
-        self._known = {tensor.untyped_storage()._cdata for tensor in self._keep}
+        self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self._see, out)
-        return out
+        given: set[int] = set()
+        tree_map_only(torch.Tensor, lambda tensor: given.add(tensor.untyped_storage()._cdata), (args, kwargs))
+        made = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, lambda tensor: self._see(tensor, given), made)
+        return made
 
-    def _see(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _see(self, tensor: torch.Tensor, given: set[int]) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known and key not in self._seen:
-            size = storage.nbytes()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in given:  # a view, or something older than this mode
+            return
 
-            def freed(_: Any) -> None:
-                self.live -= size
-                self._seen.pop(key, None)
+        def freed(_: Any) -> None:
+            self.live -= size
+            self._known.pop(key, None)
 
-            self._seen[key] = weakref.ref(storage, freed)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-        return tensor
+        self._known[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,11 @@ class Edge:
         self.on_reached: Callable[[], None] = lambda: None
 
 
-def step_memory(
-    step: Callable[[], object], edge: Edge, known: list[torch.Tensor], device: torch.device
-) -> Memory:
+def step_memory(step: Callable[[], object], edge: Edge, device: torch.device) -> Memory:
     """Of one call of ``step``, which must come by ``edge``. The largest ``kept`` of several edges counts."""
     kept = 0
     if device.type == "cpu":
-        counter = LiveTensors(known)
+        counter = LiveBytes()
 
         def reached() -> None:
             nonlocal kept

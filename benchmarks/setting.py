@@ -29,10 +29,6 @@ class Setting:
     edge: Edge
     device: torch.device
 
-    def known(self) -> list[torch.Tensor]:
-        models = (self.teacher, self.module)
-        return [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-
     def forget_gradients(self) -> None:
         self.module.zero_grad(set_to_none=True)
 

@@ -85,7 +85,7 @@ def measure_shape(
             windows[layout] = random_window(shape, *layout, setting.device)
         window = windows[layout]
         result.padding, result.micro_batches = padding_share(window), len(window)
-        memory = _fitting(setting, window, result, partial(_losses_and_memory, setting, window))
+        memory = _fitting(setting, window, result, partial(_losses_and_memory, setting))
         if memory is not None:
             losses, result.memory = memory
             _check(result.method, losses, reference, TOLERANCES[precision])
@@ -110,12 +110,9 @@ def _rounds(method: str) -> int:
     return STAND_IN_ROUNDS if method == "stand-in" else LEAST_ROUNDS
 
 
-def _losses_and_memory(setting: Setting, window: list[Batch], step: Any) -> tuple[Losses, Any]:
+def _losses_and_memory(setting: Setting, step: Any) -> tuple[Losses, Any]:
     losses: Losses = {}
-    tensors = [value for batch in window for value in vars(batch).values() if isinstance(value, torch.Tensor)]
-    memory = step_memory(
-        lambda: losses.update(step()), setting.edge, setting.known() + tensors, setting.device
-    )
+    memory = step_memory(lambda: losses.update(step()), setting.edge, setting.device)
     return losses, memory
 
 
@@ -160,7 +157,7 @@ def main(arguments: list[str]) -> None:
         default=True,
         help="also a batch of mixed lengths, and an accumulation window",
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS))
     parser.add_argument("--everything", action="store_true", help="every device at every shape, on a CPU too")
     parser.add_argument(
         "--budget", type=float, default=40.0, help="seconds per shape, at least; three rounds in any case"

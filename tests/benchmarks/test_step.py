@@ -124,7 +124,6 @@ def test_a_run_that_is_ended_keeps_the_shapes_before(
 
 
 def test_the_plot_is_drawn(tmp_path: Path, measured: dict[str, Result]) -> None:
-    pytest.importorskip("matplotlib", reason="an extra (benchmarks) that make test does not install")
     from benchmarks.plots import plot_steps
 
     missing = Result("mixed", MIXED.lengths, "unfit", fits=False)

@@ -13,7 +13,7 @@ from alignkd.data.batch import IGNORE_INDEX
 from alignkd.losses import fused_head
 from alignkd.losses.fused_head import logit_losses
 from alignkd.losses.logits import Divergence, LogitTargets
-from tests.live_bytes import LiveBytes
+from benchmarks.measure import LiveBytes
 from tests.losses.distributions import DIVERGENCES, HAND_COMPUTED, STUDENT, TEACHER
 
 UNIT = (1.0, 1.0)

@@ -18,10 +18,10 @@ from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
+from benchmarks.measure import LiveBytes
 from launcher.plan import activations
 from launcher.plan.workload import Workload
 from tests import tiny
-from tests.live_bytes import LiveBytes
 
 # The fixture's tower with a language model that is large enough to outweigh it.
 STUDENT = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 6}

@@ -14,13 +14,14 @@ from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
+from benchmarks.measure import LiveBytes
 from launcher.plan.memory import run_memory, student_states
 from launcher.plan.sharding import Rendered
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster, workload
 from tests import tiny
+from tests.held_storages import held_storages
 from tests.launcher.plan.test_activations import worst_batch
-from tests.live_bytes import LiveBytes, held_storages
 from tests.ranks import RankPool
 
 CLUSTER = Cluster(nodes=1, gpus_per_node=2)
