@@ -54,14 +54,14 @@ class WriterLock:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if self._is_ours():
+        if _is_of_this_process(self._read()):
             self._path.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """False when another process has taken over the run, or has taken over and left again. A file that
         cannot be read tells nothing."""
         facts = self._read()
-        return facts == {} or self._is_ours()
+        return facts == {} or _is_of_this_process(facts)
 
     def _wait_until_stale(self, other: dict[str, Any]) -> None:
         who = f"process {other.get('pid')} on {other.get('host')}" + (
@@ -101,10 +101,6 @@ class WriterLock:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _is_ours(self) -> bool:
-        facts = self._read() or {}
-        return facts.get("host") == socket.gethostname() and facts.get("pid") == os.getpid()
-
     def _write(self) -> None:
         self._beat += 1
         facts = {
@@ -120,13 +116,20 @@ class WriterLock:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._beat_seconds):
+            facts = self._read()
+            if facts == {}:
+                continue  # unreadable just now: nothing to fall silent for, nor to write over
+            if not _is_of_this_process(facts):
+                self._note(f"{self._path}: another process has taken over this run")
+                return
             try:
-                if not self._is_ours():
-                    self._note(f"{self._path}: another process has taken over this run")
-                    return
                 self._write()
             except OSError as error:  # a full disk must not end the run; a save will say so
                 self._note(f"{self._path}: {error}")
+
+
+def _is_of_this_process(facts: dict[str, Any] | None) -> bool:
+    return facts is not None and (facts.get("host"), facts.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def _restart() -> str:

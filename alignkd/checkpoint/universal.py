@@ -76,7 +76,8 @@ def convert(run: Path, step: int, storage: Storage) -> None:
         raise CheckpointError(f"{source}: student.zero_stage is 0; DeepSpeed converts stages 1, 2 and 3 only")
     try:
         for left_over in final.parent.glob(partial_name(universal_name(step), "*")):
-            storage.remove(left_over)
+            with contextlib.suppress(OSError):  # a writer that was given up may still be at it
+                storage.remove(left_over)
         storage.remove(final)
         _check_space(source, manifest)
         partial.mkdir()

@@ -78,10 +78,13 @@ class Ranks:
             raise error_elsewhere(*failure)
 
     def raise_together(self, own: AlignkdError | None) -> NoReturn:
-        """Raise on every rank: its own error, or else the first other rank's. At least one has one.
+        """Raise on every rank the first rank's error, or its own of the same kind. At least one has one.
         Collective."""
         told = self.gather_objects(None if own is None else describe_failure(self.rank, own))
-        raise own or error_elsewhere(*next(failure for failure in told if failure is not None))
+        first = next(failure for failure in told if failure is not None)
+        # One kind everywhere: what a rank does next, a last save say, depends on it.
+        same_kind = told[self.rank] is not None and told[self.rank][0] == first[0]
+        raise own if own is not None and same_kind else error_elsewhere(*first)
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)

@@ -113,6 +113,25 @@ def test_a_killed_conversion_leaves_only_what_the_next_one_removes(
     assert_source_is_whole(run)
 
 
+class Busy(Storage):
+    """A conversion that was given up still writes: its folder fills while it is emptied."""
+
+    def remove(self, folder: Path) -> None:
+        if folder.name == f"step-{STEP}.universal.000000000000.tmp":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+        super().remove(folder)
+
+
+def test_a_conversion_that_was_given_up_is_in_nobody_s_way(
+    whole: Path, converted: Path, tmp_path: Path
+) -> None:
+    run = stopped(whole, tmp_path / "run")
+    (checkpoints_folder(run) / f"step-{STEP}.universal.000000000000.tmp").mkdir()
+    convert(run, STEP, Busy())
+    assert is_converted(run, STEP)
+    assert digests(run) == digests(converted)
+
+
 @pytest.fixture
 def one_rank_run(whole: Path, one_rank: RankPool, tmp_path: Path) -> Path:
     """Stopped at step 6, and saved there by one rank."""

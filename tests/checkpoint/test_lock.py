@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,30 @@ def test_whoever_has_lost_it_knows(tmp_path: Path) -> None:
         assert not held.is_held()
         (tmp_path / "writer.json").unlink()  # the other one has come and gone
         assert not held.is_held()
+
+
+def test_a_moment_without_an_answer_is_no_loss(tmp_path: Path) -> None:
+    """The file system fails between two looks; afterwards the lock beats on."""
+    path = tmp_path / "writer.json"
+    failing = threading.Event()
+
+    class Sick(WriterLock):
+        def _read(self) -> dict[str, Any] | None:
+            return {} if failing.is_set() else super()._read()
+
+    notes: list[str] = []
+    with Sick(tmp_path, notes.append, beat_seconds=0.05) as held:
+        failing.set()
+        assert held.is_held()
+        threading.Event().wait(0.3)  # some beats
+        failing.clear()
+        before = path.read_text()
+        deadline = time.monotonic() + 60
+        while path.read_text() == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert path.read_text() != before
+        assert held.is_held()
+    assert notes == []
 
 
 def test_a_silent_writer_elsewhere_is_taken_over_and_it_says_so(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import errno
 import time
 
 from alignkd.engine.ranks import Ranks
-from alignkd.errors import AlignkdError, CheckpointError, TrainingError
+from alignkd.errors import AlignkdError, CheckpointError, TakenOverError, TrainingError, UserError
 from tests.ranks import RankPool
 
 
@@ -28,6 +28,27 @@ def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, boo
     except (AlignkdError, KeyError) as caught:
         raised, message = type(caught).__name__, str(caught)
     return raised, message, time.monotonic() - started >= 0.9
+
+
+def raise_own(ranks: Ranks, errors: list[AlignkdError | None]) -> tuple[str, str]:
+    try:
+        ranks.raise_together(errors[ranks.rank])
+    except AlignkdError as error:
+        return type(error).__name__, str(error)
+
+
+def test_errors_of_several_ranks_are_of_one_kind(two_ranks: RankPool) -> None:
+    """Else one would wait for the other in a last save, which whoever has lost the run does not make."""
+    lost, bad, worse = TakenOverError("lost"), UserError("entry 7"), UserError("entry 9")
+    assert two_ranks.run(raise_own, [lost, bad]) == [
+        ("TakenOverError", "lost"),
+        ("TakenOverError", "rank 0: lost"),
+    ]
+    assert two_ranks.run(raise_own, [worse, bad]) == [("UserError", "entry 9"), ("UserError", "entry 7")]
+    assert two_ranks.run(raise_own, [None, bad]) == [
+        ("UserError", "rank 1: entry 7"),
+        ("UserError", "entry 7"),
+    ]
 
 
 def test_all_ranks_wait_and_hear_how_it_ended(two_ranks: RankPool) -> None:
