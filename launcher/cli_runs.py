@@ -185,7 +185,10 @@ def drill(
     from launcher.drill import drill as run_drill
 
     findings = []
-    options = shlex.split(preempt_with)
+    try:
+        options = shlex.split(preempt_with)
+    except ValueError as error:
+        raise UserError(f"--preempt-with {preempt_with}: {error}; valid: options as in a shell") from error
     for finding in run_drill(Path(os.path.abspath(run)), steps, Console(stderr=as_json), options):
         findings.append(finding)
         if not as_json:

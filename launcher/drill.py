@@ -32,6 +32,7 @@ from launcher.verdict import ATTEMPT_PREFIX
 
 SLURM_SECONDS = 30.0  # between two questions to Slurm
 PATIENCE_SECONDS = 4 * 3600.0  # with each wait: a job may be queued for long
+LATE_SECONDS = 120.0  # until the log of a rank on another node is seen here
 LOSS_TOLERANCE = 1e-6
 LONGEST_NAME = 80  # of the run, in the names of the short runs; run.name may have 100 characters
 
@@ -83,11 +84,25 @@ def _preempting(run: Path, attempt: Attempt, options: Sequence[str]) -> tuple[st
 
 def _killing(run: Path, attempt: Attempt, manifest: Manifest) -> tuple[str, ...]:
     """Kill the last rank, where its log says that it is."""
-    log = log_path(run / "logs", manifest.world_size - 1).read_text(encoding="utf-8", errors="replace")
-    places = {int(number): (node, process) for number, node, process in _PLACE.findall(log)}
-    node, process = places[attempt.number]
+    log = log_path(run / "logs", manifest.world_size - 1)
+    end = time.monotonic() + LATE_SECONDS
+    while (place := _place(log, attempt.number)) is None:
+        if time.monotonic() > end:
+            raise AlignkdError(f"{log}: does not say where the rank of attempt {attempt.number} is")
+        time.sleep(1)
+    node, process = place
     step = ("srun", f"--jobid={attempt.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
     return (*step, "--mem=0", "--mpi=none", "--chdir=/", "bash", "-c", _KILL, "kill", process)
+
+
+def _place(log: Path, attempt: int) -> tuple[str, str] | None:
+    """Node and process of a rank, as its log begins; None while a shared file system does not show it yet."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    places = {int(number): (node, process) for number, node, process in _PLACE.findall(text)}
+    return places.get(attempt)
 
 
 def drill(

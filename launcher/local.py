@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
@@ -24,8 +25,9 @@ from launcher.files import read_json
 from launcher.lifecycle import Evidence, Reason, decide
 from launcher.manifest import Manifest
 from launcher.operators import build_cpu_operators
-from launcher.progress import Pace, Snapshot, View, make_view, read_snapshot
-from launcher.ranks import RankGroup, free_port, log_path, rank_environments, start_ranks
+from launcher.progress import GONE, LastingView, Pace, Snapshot, View, make_view, read_snapshot
+from launcher.ranks import RankGroup, free_port, rank_environments, start_ranks
+from launcher.run_logs import log_of_failure
 from launcher.verdict import (
     ATTEMPT_PREFIX,
     ended_by,
@@ -92,18 +94,16 @@ def watch_ranks(
     run: Path,
     start: Callable[[], RankGroup],
     console: Console,
-    log_of: Callable[[Path, int], Path] = log_path,
 ) -> int:
     """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
 
     ``start`` opens an attempt of the run, which is closed here. Signals to this process go to the ranks, and
-    all of them end when one fails. The caller holds the run's lock. ``log_of`` finds what a rank that failed
-    has written.
+    all of them end when one fails. The caller holds the run's lock.
     """
     with _Stops() as stops:
         started = time.time()
         group = start()
-        view = make_view(console)
+        view = LastingView(lambda: make_view(console))
         try:
             _watch(group, run, started, view, stops)
         finally:
@@ -113,12 +113,15 @@ def watch_ranks(
             _close_attempt(run, group, stopped=bool(stops.received))
         except OSError as error:  # the ranks have ended as they have, whether or not it can be written down
             print(f"{run / attempts.HISTORY}: {error.strerror}", file=sys.stderr)
-    return _conclude(group, run, console, log_of, stopped=bool(stops.received))
+    with contextlib.suppress(*GONE):  # the exit code may still count
+        _conclude(group, run, console, stopped=bool(stops.received))
+    return exit_code(group.codes)
 
 
 def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
     attempt = attempts.open_attempt(run)
-    assert attempt is not None
+    if attempt is None:  # without locks another launcher may have come in between, and has closed it
+        return
     # rank.sh of the ssh back end writes the codes down: those of ssh itself say less.
     codes = attempts.exit_codes(run) or group.codes
     code, rank = exit_code(codes), failed_rank(codes)
@@ -205,13 +208,10 @@ def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:
         group.kill()
 
 
-def _conclude(
-    group: RankGroup, run: Path, console: Console, log_of: Callable[[Path, int], Path], stopped: bool
-) -> int:
-    code = exit_code(group.codes)
+def _conclude(group: RankGroup, run: Path, console: Console, stopped: bool) -> None:
     rank = failed_rank(group.codes)
     if rank is None:
-        if code != 0:
+        if exit_code(group.codes) != 0:
             console.print(
                 f"stopped and saved; go on with: alignkd resume {shlex.quote(str(run))}",
                 markup=False,
@@ -221,5 +221,4 @@ def _conclude(
     elif stopped and _is_of_a_stop(group.codes[rank]):
         print(f"{run}: ended before the ranks could save; what was saved before is there", file=sys.stderr)
     else:
-        print(failure_report(rank, group.codes[rank], log_of(run / "logs", rank)), file=sys.stderr)
-    return code
+        print(failure_report(rank, group.codes[rank], log_of_failure(run, rank)), file=sys.stderr)

@@ -5,6 +5,7 @@ Rank 0 replaces ``progress.json`` in the run folder; here it is read and shown.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -155,6 +156,37 @@ class PlainView:
 
     def close(self) -> None:
         pass
+
+
+GONE = (OSError, SystemExit)  # output that nobody sees any more; rich would exit where a pipe is closed
+
+
+class LastingView:
+    """Falls silent when the terminal is closed or nobody reads the pipe: the ranks must not die of it."""
+
+    def __init__(self, make: Callable[[], View]) -> None:
+        self._view: View | None = None
+        with contextlib.suppress(*GONE):
+            self._view = make()
+
+    def show(self, now: Snapshot, left: float | None) -> None:
+        self._try(lambda view: view.show(now, left))
+
+    def note(self, text: str) -> None:
+        self._try(lambda view: view.note(text))
+
+    def close(self) -> None:
+        self._try(lambda view: view.close())
+
+    def _try(self, act: Callable[[View], None]) -> None:
+        if self._view is None:
+            return
+        try:
+            act(self._view)
+        except GONE:
+            view, self._view = self._view, None
+            with contextlib.suppress(*GONE):
+                view.close()  # a bar has taken over stdout
 
 
 def make_view(console: Console) -> View:

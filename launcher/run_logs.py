@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.errors import UserError
-from launcher.attempts import open_attempt, read_history
+from launcher.attempts import EXITS, open_attempt, read_history
 from launcher.ranks import log_path
 from launcher.run_lock import is_locked
 from launcher.verdict import ATTEMPT_PREFIX, clean_lines, error_message
@@ -33,10 +33,14 @@ def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
     """
     path = log_path(run / "logs", rank)
     try:
-        text = path.read_bytes()
+        data = path.read_bytes()
     except OSError:
         raise UserError(f"{path}: {_ranks_text(run)}") from None
-    lines = clean_lines(text)
+    return _lines_of(path, data, attempt)
+
+
+def _lines_of(path: Path, data: bytes, attempt: int | None) -> list[str]:
+    lines = clean_lines(data)
     starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
     if not starts:
         if attempt not in (None, 1):
@@ -61,6 +65,13 @@ def _ranks_text(run: Path) -> str:
     return f"no such log; there is that of {ranks}"
 
 
+def log_of_failure(run: Path, rank: int) -> Path:
+    """Of the last attempt: the rank's log, or what ssh said of a rank that came to no end of its own."""
+    said = run / "logs" / f"ssh-{rank}.log"
+    ended = (run / EXITS / f"rank-{rank}").exists()
+    return said if not ended and said.exists() and said.stat().st_size > 0 else log_path(run / "logs", rank)
+
+
 def first_error(run: Path, attempt: int | None) -> FirstError | None:
     """The rank that failed first, and what it said (None: no attempt has failed).
 
@@ -72,7 +83,11 @@ def first_error(run: Path, attempt: int | None) -> FirstError | None:
         return None
     last = chosen[-1]
     assert last.failed_rank is not None
-    lines = attempt_lines(run, last.failed_rank, last.number)
+    path = log_of_failure(run, last.failed_rank)
+    if last == read_history(run)[-1] and path != log_path(run / "logs", last.failed_rank):
+        lines = clean_lines(path.read_bytes())
+    else:
+        lines = attempt_lines(run, last.failed_rank, last.number)
     message = error_message(lines)
     shown = message.splitlines() if message else lines[-40:]
     return FirstError(last.number, last.failed_rank, last.exit_code, shown)
@@ -88,17 +103,19 @@ def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5
         time.sleep(seconds)
     if not path.exists():
         raise UserError(f"{path}: {_ranks_text(run)}")
-    yield from (line + "\n" for line in attempt_lines(run, rank, None))
     with path.open("rb") as file:
-        file.seek(0, 2)
+        before, newline, rest = file.read().rpartition(b"\n")
+        yield from (line + "\n" for line in _lines_of(path, before + newline, None))
         while True:
             finished = ended()  # asked first: what was written before the end is still read
-            text = file.read()
-            if text:
-                yield "".join(line + "\n" for line in clean_lines(text))
-            elif finished:
+            data = file.read()
+            # A line that is being written is shown when it is whole.
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            yield from (line + "\n" for line in clean_lines(whole + newline))
+            if not data and finished:
+                yield from (line + "\n" for line in clean_lines(rest))
                 return
-            else:
+            if not data:
                 time.sleep(seconds)
 
 

@@ -15,8 +15,8 @@ from launcher.attempts import HISTORY, Attempt, last_sign, open_attempt, read_hi
 from launcher.files import read_json
 from launcher.lifecycle import Reason
 from launcher.manifest import Manifest, read_manifest
-from launcher.ranks import log_path
 from launcher.run_lock import is_locked
+from launcher.run_logs import log_of_failure
 from launcher.slurm import QueuedJob
 from launcher.verdict import failure_line
 
@@ -166,7 +166,7 @@ def _ended(run: Path, last: Attempt) -> tuple[str, str]:
             return "failed", f"{reason}: the run folder is not seen by {', '.join(last.bad_nodes)}"
         if last.failed_rank is None or last.exit_code is None:
             return "failed", reason
-        log = log_path(run / "logs", last.failed_rank)
+        log = log_of_failure(run, last.failed_rank)
         return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
     stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and last.job in ("local", "ssh"))
     return ("stopped" if stopped else reason), f"at step {last.saved_step}"

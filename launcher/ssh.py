@@ -24,7 +24,7 @@ from launcher.hostfile import Host
 from launcher.local import watch_ranks
 from launcher.manifest import Manifest
 from launcher.quoting import shell_word
-from launcher.ranks import RankGroup, free_port, log_path
+from launcher.ranks import RankGroup, free_port
 
 HOSTS = "hosts.json"
 # No questions: nobody could answer them for each of many ranks. A host that is gone is noticed after 45 s.
@@ -63,14 +63,7 @@ def run_ssh(run: Path, manifest: Manifest, console: Console) -> int:
         names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
         return _start(run, names, environments)
 
-    return watch_ranks(run, start, console, _log_of)
-
-
-def _log_of(logs: Path, rank: int) -> Path:
-    """What ssh said when the rank has not come to an end of its own, else the rank's log."""
-    said = logs / f"ssh-{rank}.log"
-    ended = (logs.parent / attempts.EXITS / f"rank-{rank}").exists()
-    return said if not ended and said.exists() and said.stat().st_size > 0 else log_path(logs, rank)
+    return watch_ranks(run, start, console)
 
 
 def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) -> list[dict[str, str]]:
@@ -109,8 +102,9 @@ def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, 
             processes.append(process)
             order = {"command": ["bash", str(run / "rank.sh")], "environment": dict(environment)}
             assert process.stdin is not None
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
+                process.stdin.write(json.dumps(order).encode() + b"\n")
+                process.stdin.flush()
     except BaseException:
         for process in processes:
             process.kill()

@@ -4,7 +4,8 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher.drill import _folder_finding, _free_names, _loss_finding, drill
+from launcher import cli_runs
+from launcher.drill import _folder_finding, _free_names, _loss_finding, _place, drill
 from launcher.manifest import read_manifest
 
 
@@ -34,6 +35,20 @@ def test_it_is_for_slurm(make_run) -> None:
     with pytest.raises(UserError, match="a drill is for a cluster"):
         next(drill(run, 8, Console()))
     assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_options_that_no_shell_would_read(make_run) -> None:
+    run, _ = make_run()
+    with pytest.raises(UserError, match=r"--preempt-with .*No closing quotation"):
+        cli_runs.drill(run, steps=8, preempt_with='--comment="x')
+
+
+def test_where_the_rank_to_kill_is(tmp_path) -> None:
+    log = tmp_path / "rank-1.log"
+    assert _place(log, 1) is None
+    log.write_text("=== attempt 1: job 5 on n2, process 71, now\n")
+    assert _place(log, 1) == ("n2", "71")
+    assert _place(log, 2) is None  # another node's line may be seen late
 
 
 def test_every_drill_has_folders_of_its_own(tmp_path) -> None:

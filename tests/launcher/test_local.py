@@ -189,6 +189,45 @@ def test_a_signal_lets_the_ranks_save(make_run, make_config, number: int, code: 
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("kind", ["terminal", "pipe"])
+def test_output_that_nobody_sees_any_more_costs_no_save(make_run, make_config, kind: str) -> None:
+    """The terminal is closed, or the reader of a pipe has ended: what is written fails from then on."""
+    folder, _ = make_run()
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "from launcher.local import run_local\nfrom launcher.manifest import read_manifest\n"
+        "run = Path(sys.argv[1])\n"
+        "sys.exit(run_local(run, read_manifest(run), Console(), [sys.executable, '-c', sys.argv[2]]))"
+    )
+    ours, theirs = os.openpty() if kind == "terminal" else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), SAVES], stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    logs = [folder / "logs" / f"rank-{rank}.log" for rank in range(2)]
+    try:
+        end = time.monotonic() + 60
+        while not all(log.exists() and "ready" in log.read_text() for log in logs):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 86
+    finally:
+        process.kill()
+        process.wait()
+    assert all("saved" in log.read_text() for log in logs)
+    assert [attempt.reason for attempt in attempts.read_history(folder)] == ["terminated"]
+
+
+def test_another_launcher_has_closed_the_attempt(make_run) -> None:
+    """Where the file system has no locks. The exit code of the ranks still counts."""
+    folder, manifest = make_run()
+    code = f"import pathlib; pathlib.Path({str(folder / attempts.OPEN)!r}).unlink(missing_ok=True)"
+    assert run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", code]) == 0
+    assert attempts.read_history(folder) == []
+
+
 def test_the_second_ctrl_c_ends_them_at_once(make_run, make_config, capfd) -> None:
     sender = send_when_ready(Path(make_config().run.folder) / "run", signal.SIGINT, signal.SIGINT)
     code, text, _ = run(make_run, IGNORES)

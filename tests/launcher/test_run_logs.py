@@ -75,6 +75,36 @@ def test_following(run) -> None:
     assert "".join(follow(run, 0, ended, seconds=0)).splitlines()[1:] == ["third", "?[31mred", "new", "new"]
 
 
+def test_following_shows_lines_whole_and_leaves_none_out(run) -> None:
+    log = run / "logs" / "rank-0.log"
+    log.write_text("=== attempt 1: job 5 on n1\nfirst\nhal")
+    parts = iter(["f\nnext é", "\nlast"])
+
+    def ended() -> bool:
+        part = next(parts, None)
+        with log.open("a") as file:
+            file.write(part or "")
+        return part is None
+
+    found = []
+    for line in follow(run, 0, ended, seconds=0):
+        if not found:  # written while the reader is busy with the first lines
+            with log.open("a") as file:
+                file.write("busy, ")
+        found.append(line)
+    assert found[1:] == ["first\n", "halbusy, f\n", "next é\n", "last\n"]
+
+
+def test_what_ssh_said_of_a_rank_that_never_started(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "ssh-1.log").write_text("ssh: connect to host two: No route to host\n")
+    close(tmp_path, begin(tmp_path, "ssh", "one,two", None), Reason.CRASHED, codes={1: 255, 0: -9})
+    error = first_error(tmp_path, None)
+    assert error is not None
+    assert (error.rank, error.exit_code) == (1, 255)
+    assert error.lines == ["ssh: connect to host two: No route to host"]
+
+
 def test_following_what_never_starts(run) -> None:
     with pytest.raises(UserError, match=r"rank-7.log: no such log; there is that of ranks? "):
         list(follow(run, 7, lambda: True, seconds=0))
