@@ -165,7 +165,7 @@ def stop_run(run: Path) -> dict[str, Any]:
     run, manifest, jobs = _live(run)
     # The file first: it tells the batch script that this USR1 is no time limit, and ranks that are about to
     # start that they are not wanted any more.
-    write_atomic(run / STOP, " ".join(["USR1", *(job.id for job in jobs)]) + "\n")
+    _note(run, "USR1", jobs)
     if manifest.backend != "slurm":
         return {"run": str(run), "job": None, "action": "asked its launcher to save and stop"}
     # Asked again: a script that submits the next job of the run looks for the file when it has done so.
@@ -185,18 +185,26 @@ def stop_run(run: Path) -> dict[str, Any]:
 def cancel_run(run: Path) -> dict[str, Any]:
     """Cancel a run's jobs. The ranks are told by SIGTERM and save if the cluster grants the time."""
     run, manifest, jobs = _live(run)
+    # The file first: scancel comes too late for a script that has just decided to go on, which requeues the
+    # job or submits the next one all the same. That start reads the file.
+    _note(run, "TERM", jobs)
     if manifest.backend != "slurm":
-        write_atomic(run / STOP, "TERM\n")
         return {"run": str(run), "job": None, "action": "cancelled"}
+    jobs = live_jobs(run) or jobs
     for job in jobs:
         if job.script:
             cancel_job(job.id)
         else:  # an allocation stays the user's
-            write_atomic(run / STOP, f"TERM {job.id}\n")
             _signal(run, job, "TERM")
+    if all(job.state == "PENDING" for job in jobs):
+        (run / STOP).unlink(missing_ok=True)
     own = all(job.script for job in jobs)
     action = "cancelled" if own else "asked the ranks to save and leave; the allocation stays"
     return {"run": str(run), "job": jobs[0].id, "action": action}
+
+
+def _note(run: Path, name: str, jobs: list[QueuedJob]) -> None:
+    write_atomic(run / STOP, " ".join([name, *(job.id for job in jobs)]) + "\n")
 
 
 def _signal(run: Path, job: QueuedJob, name: str) -> None:

@@ -136,6 +136,29 @@ def test_a_start_that_sbatch_refuses_leaves_the_run_as_it_was(
     assert not (run / "result.json").exists()
 
 
+@pytest.mark.parametrize(("state", "left"), [("RUNNING", True), ("PENDING", False)])
+def test_a_cancel_is_written_down_before_scancel(
+    run: Path, monkeypatch: pytest.MonkeyPatch, state: str, left: bool
+) -> None:
+    """Its script may be about to requeue the job, or to submit the next one: both find the file."""
+    jobs = [QueuedJob("7", state, "None", None, str(run / "job.sbatch"))]
+    following = QueuedJob("9", "PENDING", "Dependency", None, str(run / "job.sbatch"))
+    cancelled: list[str] = []
+
+    def cancel(job: str) -> None:
+        assert (run / STOP).read_text() == "TERM 7\n"
+        cancelled.append(job)
+
+    def queued(_run: Path) -> list[QueuedJob]:
+        return [*jobs, following] if (run / STOP).exists() else jobs
+
+    monkeypatch.setattr(control, "queued_jobs", queued)
+    monkeypatch.setattr(control, "cancel_job", cancel)
+    assert control.cancel_run(run)["job"] == "7"
+    assert cancelled == ["7", "9"]
+    assert (run / STOP).exists() == left
+
+
 @pytest.mark.parametrize(("command", "name"), [(control.stop_run, "USR1"), (control.cancel_run, "TERM")])
 def test_only_the_ranks_of_an_allocation_are_signalled(
     run: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[Path], object], name: str
