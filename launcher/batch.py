@@ -48,19 +48,21 @@ def begin_attempt(run: Path) -> str:
     if (asked := _asked(run)) is not None:
         (run / STOP).unlink(missing_ok=True)
         if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another start
-            _say("stopped before it started; go on with `alignkd resume`")
-            return f"exit {EXIT_SAVED_ON_USR1}"
+            reason, code = _end_of(asked)
+            _say(f"{reason} before it started; go on with `alignkd resume`")
+            return f"exit {code}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
     _say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
     count = _node_count()
     blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
-    if _asked(run) is not None:
+    if (asked := _asked(run)) is not None:
         # The signal that came with it ended the steps that asked the nodes: nothing is known of them.
-        close(run, attempt, Reason.STOPPED)
+        reason, code = _end_of(asked)
+        close(run, attempt, reason)
         (run / STOP).unlink(missing_ok=True)
-        _say("stopped before the ranks were started; go on with `alignkd resume`")
-        return f"exit {EXIT_SAVED_ON_USR1}"
+        _say(f"{reason} before the ranks were started; go on with `alignkd resume`")
+        return f"exit {code}"
     if blind:
         close(run, attempt, Reason.BAD_INPUT, sorted(blind))
         _say(f"{run} is not seen by {', '.join(sorted(blind))}: run.folder must lie on a shared file system")
@@ -117,6 +119,13 @@ def _asked(run: Path) -> list[str] | None:
         return None
 
 
+def _end_of(asked: list[str]) -> tuple[Reason, int]:
+    """Why, and with which exit code, a job ends that has started no rank."""
+    if "TERM" in asked:
+        return Reason.CANCELLED, EXIT_SAVED_ON_TERM
+    return Reason.STOPPED, EXIT_SAVED_ON_USR1
+
+
 def follow(run: Path, job: str) -> None:
     """``job`` was submitted to go on with the run, where jobs are not requeued."""
     if _asked(run) is None:  # one that comes after this finds the job in the queue
@@ -125,7 +134,7 @@ def follow(run: Path, job: str) -> None:
     write_atomic(run / STOP, f"USR1 {job}\n")  # should the next command fail, the job will read it
     if ask("scancel", job) is not None:
         (run / STOP).unlink(missing_ok=True)
-    _say(f"stopped; job {job}, which was to go on, is taken back; go on with `alignkd resume`")
+    _say(f"job {job}, which was to go on, is taken back; go on with `alignkd resume`")
 
 
 def _all_codes(run: Path, srun_status: int) -> dict[int, int]:

@@ -70,7 +70,10 @@ def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "8"
 
 
-@pytest.mark.parametrize(("text", "answer"), [("USR1 8\n", "exit 85"), ("USR1 7\n", "run 2")])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("USR1 8\n", "exit 85"), ("TERM 8\n", "exit 86"), ("USR1 7\n", "run 2"), ("TERM 7\n", "run 2")],
+)
 def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, answer: str) -> None:
     """It names the jobs that it is for: one that another job left behind must not stop this one."""
     (run / STOP).write_text(text)
@@ -79,16 +82,33 @@ def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, ans
     assert len(attempts.read_history(run)) == 1
 
 
-def test_a_stop_while_the_nodes_are_asked(run: Path, job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "answer", "reason"), [("USR1", "exit 85", "stopped"), ("TERM", "exit 86", "cancelled")]
+)
+def test_a_stop_while_the_nodes_are_asked(
+    run: Path, job: str, monkeypatch: pytest.MonkeyPatch, name: str, answer: str, reason: str
+) -> None:
     """Its signal ends the steps that ask: that says nothing about the nodes."""
 
     def nodes_that_see(*_: object) -> dict[str, bool]:
-        (run / STOP).write_text("USR1 8\n")
+        (run / STOP).write_text(f"{name} 8\n")
         return {"n1": False, "n2": False}
 
     monkeypatch.setattr(batch, "nodes_that_see", nodes_that_see)
-    assert batch.begin_attempt(run) == "exit 85"
-    assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", "stopped"]
+    assert batch.begin_attempt(run) == answer
+    assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", reason]
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(batch, "ask", lambda *words: asked.append(words) or "")
+    (run / STOP).write_text(f"{name} 7\n")
+    batch.follow(run, "9")
+    assert asked == [("scancel", "9")]
+    assert not (run / STOP).exists()
 
 
 def test_in_an_allocation_nobody_waits_for_a_requeue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

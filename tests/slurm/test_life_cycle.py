@@ -234,6 +234,23 @@ def test_a_stop_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) ->
     assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
 
 
+def test_a_cancel_while_the_job_is_being_requeued(runs: Runs, cluster: Cluster) -> None:
+    """Slurm requeues a cancelled job, too."""
+    wait = 'touch "$RUN/requeues"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
+    held = f'scontrol() {{ if [[ $1 == requeue ]]; then {wait}; fi; command scontrol "$@"; }}'
+    failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
+    run = runs.prepare(failures=failures, slurm={"activate": f"{runs.site({})['activate']}; {held}"})
+    (run / "held").touch()
+    job = runs.submit(run)
+    wait_for((run / "requeues").exists, "the requeue")
+    assert runs.json("cancel", run)["job"] == job
+    (run / "held").unlink()
+    wait_for(lambda: cluster.run("squeue", "-h") == "", "an empty queue")
+    assert runs.reasons(run) == ["crashed"], runs.log(run)
+    # A later start by hand is not stopped by it.
+    assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
+
+
 def test_a_second_job_does_not_touch_a_running_run(runs: Runs) -> None:
     run = runs.prepare(hold=[2])
     job = runs.submit(run)
