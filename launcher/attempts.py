@@ -58,9 +58,9 @@ def newest_step(run: Path) -> int:
 
 
 def read_history(run: Path) -> list[Attempt]:
-    """All closed attempts, oldest first. A line that was torn by a full disk is left out."""
+    """All closed attempts, oldest first. A line that was torn by a full disk or a power cut is left out."""
     try:
-        lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
+        lines = (run / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     return [attempt for line in lines if (attempt := _parse(line)) is not None]

@@ -188,7 +188,7 @@ def _say_files(run: Path, manifest: Manifest, console: Console) -> None:
     if manifest.backend == "slurm":
         _say(console, f"would run: sbatch {shlex.quote(str(run / 'job.sbatch'))}")
     else:
-        _say(console, f"would run {manifest.world_size} times: {shlex.join(rank_command(run))}")
+        _say(console, f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}")
     _say(console, f"nothing was started; start it with: alignkd resume {shlex.quote(str(run))}")
 
 

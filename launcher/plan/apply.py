@@ -6,6 +6,7 @@ is read back and compared before it takes the file's place; the old text stays b
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     wanted = {keys: value for keys, value in wanted.items() if not _has(document, keys, value)}
     if not wanted:
         return [f"{path}: already so, nothing was written"]
-    old = new = path.read_text(encoding="utf-8")
+    old = new = path.read_bytes().decode("utf-8")  # its line ends stay
     editable = True
     for keys, value in wanted.items():
         new = set_scalar(new, keys, value)
@@ -40,8 +41,10 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
         where = f" below stages.{stage}" if stage else ""
         raise UserError(f"{path}: cannot be edited without losing something; change by hand{where}\n{lines}")
     backup = path.with_name(path.name + BACKUP_SUFFIX)
-    write_atomic(backup, old)
-    write_atomic(path, new)
+    place = path.resolve()  # a link stays one
+    mode = stat.S_IMODE(place.stat().st_mode)
+    write_atomic(backup, old, mode)
+    write_atomic(place, new, mode)
     changed = [f"  {'.'.join(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
     return [f"{path}: changed (the old file is {backup})", *changed]
 

@@ -131,7 +131,8 @@ def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
         close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
     whole = (tmp_path / HISTORY).read_text()
     lines = whole.splitlines()
-    (tmp_path / HISTORY).write_text(f"{lines[0][:30]}\n{lines[1]}\n")  # the first; the number 2 is taken
+    torn = lines[0][:30].encode() + b"\xff\0"
+    (tmp_path / HISTORY).write_bytes(torn + f"\n{lines[1]}\n".encode())  # the first; the number 2 is taken
     assert begin(tmp_path, "7", "n1", None).number == 3
     (tmp_path / HISTORY).write_text(whole[:-30])  # the last; the next line must not be glued to it
     (tmp_path / OPEN).unlink()

@@ -56,6 +56,17 @@ def test_nothing_else_changes(keys: str, value: Any, old: str, new: str) -> None
     assert parse_yaml(text) == expected
 
 
+def test_a_link_line_ends_and_rights_stay(tmp_path: Path) -> None:
+    target, link = tmp_path / "shared.yaml", tmp_path / "a.yaml"
+    target.write_bytes(b"training:  # how\r\n  micro_batch_size: 8\r\n")
+    target.chmod(0o600)
+    link.symlink_to(target.name)
+    apply_changes(link, None, {"training.micro_batch_size": 2})
+    assert link.is_symlink()
+    assert target.read_bytes() == b"training:  # how\r\n  micro_batch_size: 2\r\n"
+    assert [path.stat().st_mode & 0o777 for path in (target, tmp_path / "a.yaml.bak")] == [0o600, 0o600]
+
+
 def test_the_old_file_stays_beside(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(FILE)
