@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.errors import FileSystemError, UserError
+from alignkd.errors import FileSystemError, TrainingError, UserError
 
 
 class ModelFacts(Protocol):
@@ -104,8 +105,9 @@ class WindowLoader:
         return len(self._order.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used, and
-        FileSystemError where the file system failed, which skips no sample."""
+        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used,
+        FileSystemError where the file system failed, which skips no sample, and TrainingError when a worker
+        was killed."""
         self._start()
         for step in self._order.steps:
             yield [self._next() for _ in self._order.of_step(step)]
@@ -113,17 +115,37 @@ class WindowLoader:
     def _start(self) -> None:
         assert self._iterator is None, "a loader is gone through once"
         before = set(multiprocessing.active_children())
+        before_torch = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(self._loader)
+        if signal.getsignal(signal.SIGCHLD) is not before_torch:
+            # Torch's handler raises wherever this rank happens to be when a worker dies: on the way into a
+            # collective, or in a save. Whoever asks for the next batch hears of it all the same.
+            signal.signal(signal.SIGCHLD, before_torch)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
         # multiprocessing ends its children by SIGTERM when Python exits, and would wait for ours for ever.
         atexit.register(self.close)
 
     def _next(self) -> Batch:
         assert self._iterator is not None, "the loader is closed"
-        result = next(self._iterator)
+        try:
+            result = next(self._iterator)
+        except (RuntimeError, OSError) as error:  # torch's; the last where a batch was still on its way
+            if self._one_was_killed():
+                raise TrainingError(
+                    "a process that reads the data was killed, most often because memory ran out; ask for "
+                    "more (slurm.memory), or lower data.workers"
+                ) from error
+            raise
         if isinstance(result, Failure):
             raise (FileSystemError if result.passing else UserError)(result.message)
         return result
+
+    def _one_was_killed(self) -> bool:
+        ended = connection.wait([worker.sentinel for worker in self._workers], timeout=1.0)
+        for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join()  # its files are closed before it has an exit code
+        return any(worker.exitcode == -signal.SIGKILL for worker in self._workers)
 
     def close(self) -> None:
         """Ends the workers. May be called more than once."""

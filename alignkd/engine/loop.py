@@ -157,7 +157,7 @@ def _next_window(windows: Iterator[list[Batch]]) -> tuple[list[Batch], AlignkdEr
         return next(windows), None
     except AlignkdError as error:
         return [], error
-    except Exception as error:  # of a worker that was killed, say
+    except Exception as error:  # of a worker that ended by itself, say
         log.exception("the data loader failed")
         return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils import signal_handling
 
 from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
 from alignkd.data.index import build_index
 from alignkd.data.loader import build_loader, build_sampler
-from alignkd.errors import EXIT_FAILED, FileSystemError, UserError
+from alignkd.errors import EXIT_FAILED, FileSystemError, TrainingError, UserError
 from tests.data.records import entry
 from tests.ranks import RANK_NAME
 
@@ -204,6 +206,27 @@ def test_workers_ignore_the_signals_of_a_stop(data_set, write_json, tmp_path, to
                 for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
                     os.kill(worker.pid, number)
     assert same(found, wanted)
+
+
+def test_a_worker_that_is_killed_is_an_error_of_the_next_batch(
+    data_set, write_json, tmp_path, tokenizer, facts, monkeypatch
+):
+    """And of nothing that this process does in between."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # torch sets it once in a process
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        config = configure(write_json, tmp_path, data_set, workers=1)
+        index = build_index(config.data, tokenizer, facts.vision_tokens)
+        with build_loader(config, index, tokenizer, facts, 0, 1, 4) as loader:
+            stream = iter(loader)
+            next(stream)
+            (worker,) = loader_workers()
+            os.kill(worker.pid, signal.SIGKILL)
+            assert connection.wait([worker.sentinel], 60)  # a join would hide it from torch
+            with pytest.raises(TrainingError, match=r"was killed, .* memory ran out"):
+                list(stream)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_closing_in_the_middle_ends_the_workers(data_set, write_json, tmp_path, tokenizer, facts):
