@@ -9,7 +9,7 @@ import torch
 
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, Batch
 from alignkd.data.collate import CollateSettings, Example, collate
-from alignkd.data.sampler import TokenBudget
+from alignkd.data.micro_batches import split_by_samples, split_by_tokens
 from benchmarks.models import VOCABULARY
 
 VISION_TOKENS = 144
@@ -49,9 +49,8 @@ def random_window(
     rng = np.random.default_rng(seed)
     examples = [random_example(length, rng) for length in shape.lengths]
     if token_budget:
-        parts = TokenBudget(max(shape.lengths), padded=not packing).cut(shape.lengths, 1)
+        parts = split_by_tokens(shape.lengths, max(shape.lengths), packing, 1)
     else:
-        size = 1 if shape.accumulate else len(examples)
-        parts = [slice(start, start + size) for start in range(0, len(examples), size)]
+        parts = split_by_samples(shape.lengths, 1 if shape.accumulate else len(examples), packing)
     settings = CollateSettings(VISION_TOKENS, IMAGE_SHAPE, packing=packing)
-    return [collate(examples[part], settings).to(device) for part in parts]
+    return [collate([examples[sample] for sample in part], settings).to(device) for part in parts]

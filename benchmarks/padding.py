@@ -13,7 +13,7 @@ import numpy as np
 from alignkd.data.batch import IGNORE_INDEX
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.index import Index
-from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
+from alignkd.data.sampler import GlobalBatchSampler
 from benchmarks import report
 
 GLOBAL_BATCH = 128  # as in the presets
@@ -49,27 +49,28 @@ def budget_of(index: Index) -> int:
 def _costs(index: Index, ranks: int) -> list[Cost]:
     accumulation = GLOBAL_BATCH // (MICRO_BATCH * ranks)
 
-    def sampler(budget: TokenBudget | None = None) -> GlobalBatchSampler:
-        return GlobalBatchSampler(index, GLOBAL_BATCH, MICRO_BATCH, seed=0, budget=budget)
+    def splits(packed: bool, token_budget: int | None = None) -> list[Split]:
+        sampler = GlobalBatchSampler(index, GLOBAL_BATCH, MICRO_BATCH, 0, token_budget, packed)
+        return [
+            [sampler.micro_batches(step, rank, ranks, accumulation) for rank in range(ranks)]
+            for step in range(STEPS)
+        ]
 
-    def split(chosen: GlobalBatchSampler, step: int) -> Split:
-        return [chosen.micro_batches(step, rank, ranks, accumulation) for rank in range(ranks)]
-
-    plain = sampler()
-    for_padded, for_packed = (sampler(TokenBudget(budget_of(index), padded)) for padded in (True, False))
+    by_length, budget = splits(packed=False), budget_of(index)
     methods: list[tuple[str, bool, list[Split]]] = [
-        ("random order, padded", False, [_in_order(plain, step, ranks) for step in range(STEPS)]),
-        ("by length, padded", False, [split(plain, step) for step in range(STEPS)]),
-        ("by length, packed", True, [split(plain, step) for step in range(STEPS)]),
-        ("token budget, padded", False, [split(for_padded, step) for step in range(STEPS)]),
-        ("token budget, packed", True, [split(for_packed, step) for step in range(STEPS)]),
+        ("random order, padded", False, [_in_order(index, step, ranks) for step in range(STEPS)]),
+        ("by length, padded", False, by_length),
+        ("by length, packed", True, by_length),
+        ("balanced, packed (the default)", True, splits(packed=True)),
+        ("token budget, padded", False, splits(False, budget)),
+        ("token budget, packed", True, splits(True, budget)),
     ]
     return [_cost(name, ranks, index, packing, steps) for name, packing, steps in methods]
 
 
-def _in_order(sampler: GlobalBatchSampler, step: int, ranks: int) -> Split:
+def _in_order(index: Index, step: int, ranks: int) -> Split:
     """What the product does not do: micro-batches as the samples come."""
-    batch = sampler.samples_of_step(step)
+    batch = GlobalBatchSampler(index, GLOBAL_BATCH, MICRO_BATCH, seed=0).samples_of_step(step)
     micro = [batch[start : start + MICRO_BATCH] for start in range(0, len(batch), MICRO_BATCH)]
     return [micro[rank::ranks] for rank in range(ranks)]
 

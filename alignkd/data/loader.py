@@ -21,7 +21,7 @@ from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
 from alignkd.data.examples import ExampleReader
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
-from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
+from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import FileSystemError, TrainingError, UserError
 
@@ -39,10 +39,13 @@ class ModelFacts(Protocol):
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
     """Ask it for ``total_steps(config.training.epochs, config.training.max_steps)``."""
     training = config.training
-    tokens = training.tokens_per_micro_batch
-    budget = None if tokens is None else TokenBudget(tokens, padded=not training.packing)
     return GlobalBatchSampler(
-        index, training.global_batch_size, training.micro_batch_size, training.seed, budget
+        index,
+        training.global_batch_size,
+        training.micro_batch_size,
+        training.seed,
+        training.tokens_per_micro_batch,
+        training.packing,
     )
 
 

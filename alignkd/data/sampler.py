@@ -6,58 +6,23 @@ nothing depends on loader workers, nor on what was drawn before, so a run resume
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from alignkd.data.index import Index
+from alignkd.data.micro_batches import split_by_samples, split_by_tokens
 from alignkd.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
-class TokenBudget:
-    """Most tokens of a micro-batch (a longer sample gets one of its own)."""
-
-    tokens: int
-    padded: bool  # a micro-batch costs its longest sample times its samples, not their sum
-
-    def cut(self, lengths: Sequence[int], parts: int) -> list[slice]:
-        """Neighbours of ``lengths`` as parts of similar cost within the budget: as few as it allows, rounded
-        up to a multiple of ``parts``.
-
-        As many parts as the ranks will run anyway cost less each than fewer and some empty ones.
-        """
-        fewest = len(self._greedy(lengths, self.tokens))
-        wanted = -(-fewest // parts) * parts
-        # The smallest limit that needs no more parts; the greedy cut needs the fewest for every limit.
-        low, high = 1, self.tokens
-        while low < high:
-            middle = (low + high) // 2
-            if len(self._greedy(lengths, middle)) <= wanted:
-                high = middle
-            else:
-                low = middle + 1
-        return self._greedy(lengths, low)
-
-    def _greedy(self, lengths: Sequence[int], limit: int) -> list[slice]:
-        """From the left, each part as long as ``limit`` allows, one sample at least."""
-        starts: list[int] = []
-        longest = total = 0
-        for number, length in enumerate(lengths):
-            longest, total = max(longest, length), total + length
-            cost = longest * (number + 1 - starts[-1]) if starts and self.padded else total
-            if not starts or cost > limit:
-                starts.append(number)
-                longest = total = length
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(lengths)], strict=True)]
-
-
 class GlobalBatchSampler:
-    """Steps count from 0 over all epochs; samples are numbers of elements of the index."""
+    """Steps count from 0 over all epochs; samples are numbers of elements of the index.
+
+    Without ``token_budget`` it is ``micro_batch_size`` that splits a global batch. ``packed``: a micro-batch
+    is one row, without padding.
+    """
 
     def __init__(
         self,
@@ -65,13 +30,15 @@ class GlobalBatchSampler:
         global_batch_size: int,
         micro_batch_size: int,
         seed: int,
-        budget: TokenBudget | None = None,
+        token_budget: int | None = None,
+        packed: bool = False,
     ) -> None:
         self._index = index
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._seed = seed
-        self._budget = budget
+        self._token_budget = token_budget
+        self._packed = packed
         self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
         self._cached: dict[int, IntArray] = {}
         if self.samples_per_epoch == 0:
@@ -109,24 +76,29 @@ class GlobalBatchSampler:
         """This rank's micro-batches of a step, as many as every other rank's; some are empty where samples
         are few. Without a token budget there are ``accumulation`` of them.
 
-        Samples are sorted by modality and length, so that a micro-batch has little padding, and cut before
-        ranks come in: micro-batch j is the j // world_size-th of rank j % world_size. What ranks run at the
-        same time is therefore of similar length.
+        The batch is cut before ranks come in: micro-batch j is the j // world_size-th of rank j % world_size.
+        What ranks run at the same time is therefore of similar cost.
         """
-        batch = sorted(self.samples_of_step(step), key=self._modality_and_length)
-        if self._budget is None:
+        # Padded, text keeps to itself (LLaVA's grouping by modality and length).
+        order = self._length if self._packed else self._modality_and_length
+        batch = sorted(self.samples_of_step(step), key=order)
+        lengths = [int(self._index.length[sample]) for sample in batch]
+        if self._token_budget is None:
             size = self._micro_batch_size
             assert self._global_batch_size <= world_size * accumulation * size, "the batch fits the ranks"
-            slices = [slice(start, start + size) for start in range(0, len(batch), size)]
+            parts = split_by_samples(lengths, size, self._packed)
         else:
-            slices = self._budget.cut([int(self._index.length[sample]) for sample in batch], world_size)
-            accumulation = -(-len(slices) // world_size)
-        mine = [batch[part] for part in slices[rank::world_size]]
+            parts = split_by_tokens(lengths, self._token_budget, self._packed, world_size)
+            accumulation = -(-len(parts) // world_size)
+        mine = [[batch[position] for position in part] for part in parts[rank::world_size]]
         return mine + [[] for _ in range(accumulation - len(mine))]
+
+    def _length(self, sample: int) -> tuple[int, int]:
+        return int(self._index.length[sample]), sample
 
     def _modality_and_length(self, sample: int) -> tuple[bool, int, int]:
         index = self._index
-        return bool(index.image_count[sample] > 0), int(index.length[sample]), sample
+        return bool(index.image_count[sample] > 0), *self._length(sample)
 
     def _order(self, epoch: int) -> IntArray:
         if epoch not in self._cached:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignkd.data.index import Index
-from alignkd.data.sampler import GlobalBatchSampler, TokenBudget
+from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.errors import UserError
 
 
@@ -64,8 +64,9 @@ def test_the_order_is_frozen():
 
 @pytest.mark.parametrize("size", [3, 29, 32, 100])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_split_changes_a_global_batch_or_its_micro_batches(size, seed):
-    sampler = GlobalBatchSampler(index_of((size,), seed=seed), 32, 4, seed)
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_split_changes_a_global_batch_or_its_micro_batches(size, seed, packed):
+    sampler = GlobalBatchSampler(index_of((size,), seed=seed), 32, 4, seed, packed=packed)
     for step in range(sampler.steps_per_epoch):
         found = []
         for world_size, accumulation in ((1, 8), (2, 4), (4, 2), (8, 1), (3, 3)):
@@ -77,7 +78,8 @@ def test_no_split_changes_a_global_batch_or_its_micro_batches(size, seed):
             found.append([micro[r][a] for a in range(accumulation) for r in range(world_size) if micro[r][a]])
         assert all(batches == found[0] for batches in found)
         assert sorted(s for batch in found[0] for s in batch) == sorted(sampler.samples_of_step(step))
-        assert all(len(batch) == 4 for batch in found[0][:-1])
+        assert len(found[0]) == -(-len(sampler.samples_of_step(step)) // 4)
+        assert all(len(batch) <= 4 if packed else len(batch) == 4 for batch in found[0][:-1])
 
 
 def test_a_rank_without_samples_gets_empty_micro_batches():
@@ -86,7 +88,7 @@ def test_a_rank_without_samples_gets_empty_micro_batches():
     assert [len(batch) for batch in sampler.micro_batches(0, 0, 2, 4)] == [3, 0, 0, 0]
 
 
-def test_micro_batches_are_grouped_by_modality_and_length():
+def test_padded_micro_batches_are_grouped_by_modality_and_length():
     index = index_of()
     sampler = GlobalBatchSampler(index, 32, 4, seed=0)
     batches = sampler.micro_batches(0, 0, 1, 8)
@@ -95,6 +97,18 @@ def test_micro_batches_are_grouped_by_modality_and_length():
     assert keys == sorted(keys)
     mixed = sum(len({bool(index.image_count[s]) for s in batch}) > 1 for batch in batches)
     assert mixed <= 1
+
+
+def test_packed_micro_batches_are_of_similar_cost():
+    index = index_of((128,))
+    spread = {}
+    for packed in (False, True):
+        sampler = GlobalBatchSampler(index, 128, 4, seed=0, packed=packed)
+        tokens = [cost(index, batch, padded=False) for batch in sampler.micro_batches(0, 0, 1, 32)]
+        assert tokens == sorted(tokens) or not packed, "those of a cost run side by side"
+        spread[packed] = max(tokens) / (sum(tokens) / len(tokens))
+    assert spread[False] > 1.5
+    assert spread[True] < 1.05
 
 
 def cost(index: Index, samples: list[int], padded: bool) -> int:
@@ -107,7 +121,7 @@ def cost(index: Index, samples: list[int], padded: bool) -> int:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 50])
 def test_a_token_budget_splits_every_step_within_it(world_size, tokens, padded):
     index = index_of((90,))
-    sampler = GlobalBatchSampler(index, 32, 4, 0, TokenBudget(tokens, padded))
+    sampler = GlobalBatchSampler(index, 32, 4, 0, tokens, not padded)
     for step in range(sampler.steps_per_epoch):
         ranks = [sampler.micro_batches(step, rank, world_size, 7) for rank in range(world_size)]
         assert len({len(batches) for batches in ranks}) == 1, "as many micro-batches on every rank"
@@ -115,7 +129,7 @@ def test_a_token_budget_splits_every_step_within_it(world_size, tokens, padded):
         assert sorted(sample for batch in found for sample in batch) == sorted(sampler.samples_of_step(step))
         assert all(len(batch) == 1 or cost(index, batch, padded) <= tokens for batch in found)
         # Not one micro-batch more than the budget asks for on the busiest rank.
-        alone = GlobalBatchSampler(index, 32, 4, 0, TokenBudget(tokens, padded))
+        alone = GlobalBatchSampler(index, 32, 4, 0, tokens, not padded)
         fewest = len(alone.micro_batches(step, 0, 1, 7))
         assert len(ranks[0]) == -(-fewest // world_size)
 
@@ -124,30 +138,16 @@ def test_a_token_budget_splits_every_step_within_it(world_size, tokens, padded):
 def test_micro_batches_of_a_budget_are_of_similar_cost(padded):
     """Just above one micro-batch per rank: two for each, all half full, not one full and most empty."""
     index = index_of((64,))
-    sampler = GlobalBatchSampler(index, 64, 4, 0, TokenBudget(10**6, padded))
+    sampler = GlobalBatchSampler(index, 64, 4, 0, 10**6, not padded)
     (whole,) = sampler.micro_batches(0, 0, 1, 1)
     tokens = cost(index, whole, padded=False) // 4  # four and a bit
-    sampler = GlobalBatchSampler(index, 64, 4, 0, TokenBudget(tokens, padded))
+    sampler = GlobalBatchSampler(index, 64, 4, 0, tokens, not padded)
     costs = [
         cost(index, batch, padded) for rank in range(4) for batch in sampler.micro_batches(0, rank, 4, 1)
     ]
     assert len(costs) == 8
     assert max(costs) < 0.75 * tokens
     assert max(costs) - min(costs) < 2 * 60  # the longest sample has 60 tokens
-
-
-def test_a_budget_by_hand():
-    budget = TokenBudget(10, padded=False)
-    assert budget.cut([3, 3, 4, 20, 1], 1) == [slice(0, 3), slice(3, 4), slice(4, 5)]
-    assert TokenBudget(10, padded=True).cut([3, 3, 4, 20, 1], 1) == [
-        slice(0, 2),
-        slice(2, 3),
-        slice(3, 4),
-        slice(4, 5),
-    ]
-    # Three are needed; four ranks make four, with the smallest limit that does.
-    assert budget.cut([3, 3, 4, 20, 1], 4) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
-    assert budget.cut([5], 4) == [slice(0, 1)]
 
 
 def test_weights_repeat_samples_and_draw_a_seeded_part():

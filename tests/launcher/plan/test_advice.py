@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.config import Config, load_config
-from alignkd.data.sampler import TokenBudget
+from alignkd.data.micro_batches import split_by_tokens
 from launcher.plan.advice import advise, changes, largest_micro_batch
 from launcher.plan.plan import GIB, Plan, make_plan
 from launcher.plan.workload import Cluster
@@ -133,8 +133,8 @@ def test_a_token_budget_holds_no_more_than_there_is(
     plan = make_plan(config.model_copy(update={"training": training}), Cluster(1, gpus))
     assert (plan.work.samples, plan.work.accumulation) == (samples, accumulation)
     for rank in range(gpus):
-        made = TokenBudget(budget, padded=False).cut([2048] * 128, gpus)[rank::gpus]
+        made = split_by_tokens([2048] * 128, budget, packed=True, ranks=gpus)[rank::gpus]
         assert len(made) <= accumulation
-        assert all(part.stop - part.start <= samples for part in made)
+        assert all(len(part) <= samples for part in made)
     # Work is counted once for each sample, however full the micro-batches are.
     assert plan.compute.tokens * gpus == 128 * 2048
