@@ -209,6 +209,8 @@ def _note(run: Path, name: str, jobs: list[QueuedJob]) -> None:
 
 def _signal(run: Path, job: QueuedJob, name: str) -> None:
     """To the ranks alone. In an allocation these are one step of several: the user's shell is one, too."""
+    if job.state in ("COMPLETING", "CONFIGURING"):
+        return  # nobody is there to hear it, and scancel fails; a start that follows reads the file
     step = job.id if job.script else slurm_step(run)
     if step is not None and not signal_ranks(step, name):  # None: they are yet to start, and read the file
         raise AlignkdError(f"scancel could not signal job {step}")

@@ -159,6 +159,20 @@ def test_a_cancel_is_written_down_before_scancel(
     assert (run / STOP).exists() == left
 
 
+@pytest.mark.parametrize(("state", "sent"), [("RUNNING", ["7"]), ("COMPLETING", []), ("CONFIGURING", [])])
+def test_a_stop_of_a_job_that_is_being_requeued(
+    run: Path, monkeypatch: pytest.MonkeyPatch, state: str, sent: list[str]
+) -> None:
+    """No rank runs then, and scancel cannot signal the job: the file alone tells the next start."""
+    jobs = [QueuedJob("7", state, "None", None, str(run / "job.sbatch"))]
+    signalled: list[str] = []
+    monkeypatch.setattr(control, "queued_jobs", lambda _run: jobs)
+    monkeypatch.setattr(control, "signal_ranks", lambda job, _name: signalled.append(job) is None)
+    assert control.stop_run(run)["action"] == "asked to save and stop"
+    assert signalled == sent
+    assert (run / STOP).read_text() == "USR1 7\n"
+
+
 @pytest.mark.parametrize(("command", "name"), [(control.stop_run, "USR1"), (control.cancel_run, "TERM")])
 def test_only_the_ranks_of_an_allocation_are_signalled(
     run: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[Path], object], name: str
