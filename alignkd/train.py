@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
 def _run(run: Path, stop: StopRequest) -> int:
     import torch.distributed as dist
 
-    from alignkd.checkpoint.lock import WriterLock
     from alignkd.engine.loop import train
-    from alignkd.engine.progress import Progress
     from alignkd.engine.ranks import start_ranks
     from alignkd.engine.setup import prepare
+    from alignkd.run_folder.progress import Progress
+    from alignkd.run_folder.writer_lock import WriterLock
 
     ranks = start_ranks()
     progress = Progress(run, writes=ranks.is_first)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments, start_ranks
+from launcher.backends.operators import build_cpu_operators
+from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
 WIDTH = 1024
 WARM_UP = 3

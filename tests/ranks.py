@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments
+from launcher.backends.operators import build_cpu_operators
+from launcher.backends.ranks import free_port, rank_environments
 
 RANK_NAME = "alignkd-rank"
 CONTEXT = multiprocessing.get_context("spawn")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from alignkd.checkpoint.layout import committed_steps
+from alignkd.run_folder.checkpoints import committed_steps
 from tests import tiny
 
 

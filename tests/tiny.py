@@ -20,7 +20,7 @@ from alignkd.data.templates import encode
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
-from launcher.render import student_config, teacher_config
+from launcher.render.deepspeed import student_config, teacher_config
 
 FOLDER = Path(__file__).parent / "fixtures" / "mobilevlm_v2_tiny"
 TEACHER, STUDENT = FOLDER / "teacher", FOLDER / "student"

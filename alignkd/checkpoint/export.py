@@ -10,13 +10,6 @@ from typing import Any
 
 import torch
 
-from alignkd.checkpoint.layout import (
-    checkpoints_folder,
-    committed_steps,
-    differences,
-    read_manifest,
-    step_name,
-)
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_config
 from alignkd.config.schema import Config
@@ -26,6 +19,13 @@ from alignkd.models.adapters import ADAPTERS_FILE, save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.loading import DTYPES, full_tensors, public_name
 from alignkd.models.saving import FileFormat, save_model_folder
+from alignkd.run_folder.checkpoints import (
+    checkpoints_folder,
+    committed_steps,
+    differences,
+    read_manifest,
+    step_name,
+)
 
 STUDENT_PREFIX = "student."
 

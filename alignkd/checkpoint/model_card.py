@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from alignkd.checkpoint.rows import whole_rows
+from alignkd.run_folder.metrics import whole_rows
 
 # The rest says where things lay on the machine that trained, and is nobody's business.
 SECTIONS = ("training", "distillation", "student", "teacher")

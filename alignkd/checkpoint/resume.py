@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.layout import (
+from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
+from alignkd.checkpoint.storage import ShardFiles, Storage
+from alignkd.checkpoint.universal import convert, universal_folder
+from alignkd.checkpoint.universal_load import load_universal
+from alignkd.engine.optimizer import OWN_SETTINGS
+from alignkd.engine.ranks import Ranks
+from alignkd.errors import CheckpointError, TrainingError
+from alignkd.run_folder.checkpoints import (
     MANIFEST,
     checkpoints_folder,
     committed_steps,
@@ -16,13 +23,6 @@ from alignkd.checkpoint.layout import (
     share_of,
     step_name,
 )
-from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
-from alignkd.checkpoint.storage import ShardFiles, Storage
-from alignkd.checkpoint.universal import convert, universal_folder
-from alignkd.checkpoint.universal_load import load_universal
-from alignkd.engine.optimizer import OWN_SETTINGS
-from alignkd.engine.ranks import Ranks
-from alignkd.errors import CheckpointError, TrainingError
 
 log = logging.getLogger(__name__)
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest

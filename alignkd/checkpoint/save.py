@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.background import BackgroundWrite, Sealed
-from alignkd.checkpoint.layout import (
+from alignkd.checkpoint.resume import Found
+from alignkd.checkpoint.retention import expired_steps
+from alignkd.checkpoint.storage import Shards, Storage
+from alignkd.config.schema import CheckpointSection
+from alignkd.engine.ranks import Ranks
+from alignkd.errors import TakenOverError, TrainingError
+from alignkd.run_folder.checkpoints import (
     MARKER,
     checkpoints_folder,
     committed_steps,
@@ -24,13 +30,7 @@ from alignkd.checkpoint.layout import (
     step_name,
     universal_name,
 )
-from alignkd.checkpoint.resume import Found
-from alignkd.checkpoint.retention import expired_steps
-from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.checkpoint.timing import TIMING
-from alignkd.config.schema import CheckpointSection
-from alignkd.engine.ranks import Ranks
-from alignkd.errors import TakenOverError, TrainingError
+from alignkd.run_folder.save_times import TIMING
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05

@@ -19,10 +19,10 @@ from deepspeed.checkpoint.constants import (
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from alignkd.checkpoint.host_copy import host_copy
-from alignkd.checkpoint.layout import MANIFEST, MARKER, UNIVERSAL, describe, step_folders
 from alignkd.checkpoint.rank_state import rank_state, write_rank_state
 from alignkd.errors import CheckpointError
-from alignkd.files import flush_to_disk
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, UNIVERSAL, describe, step_folders
+from alignkd.run_folder.durable_files import flush_to_disk
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from deepspeed.checkpoint import ds_to_universal
 
-from alignkd.checkpoint.drift import saved_stage
-from alignkd.checkpoint.layout import (
+from alignkd.checkpoint.storage import Storage
+from alignkd.errors import CheckpointError, TrainingError
+from alignkd.run_folder.checkpoints import (
     MANIFEST,
     MARKER,
     checkpoints_folder,
@@ -34,10 +35,9 @@ from alignkd.checkpoint.layout import (
     step_name,
     universal_name,
 )
-from alignkd.checkpoint.lock import WriterLock
-from alignkd.checkpoint.storage import Storage
-from alignkd.errors import CheckpointError, TrainingError
-from alignkd.files import flush_to_disk
+from alignkd.run_folder.drift import saved_stage
+from alignkd.run_folder.durable_files import flush_to_disk
+from alignkd.run_folder.writer_lock import WriterLock
 
 log = logging.getLogger(__name__)
 SPACE_FACTOR = 2.2  # of the checkpoint: fragments of all ranks, and what is put together from them

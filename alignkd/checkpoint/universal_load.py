@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from alignkd.checkpoint.layout import read_manifest
 from alignkd.checkpoint.storage import ShardFiles
+from alignkd.run_folder.checkpoints import read_manifest
 
 
 def load_universal(engine: Any, folder: Path) -> None:

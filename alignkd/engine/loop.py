@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.export import export_adapters, export_engine
-from alignkd.checkpoint.layout import METRICS
 from alignkd.checkpoint.model_card import model_card
-from alignkd.checkpoint.rows import whole_rows
 from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
-from alignkd.checkpoint.timing import lead_warning, measured_stop_seconds
 from alignkd.data.batch import Batch
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
-from alignkd.engine.progress import Progress
 from alignkd.engine.setup import Job
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TakenOverError, TrainingError
-from alignkd.files import replace_text
+from alignkd.run_folder.checkpoints import METRICS
+from alignkd.run_folder.durable_files import replace_text
+from alignkd.run_folder.metrics import whole_rows
+from alignkd.run_folder.progress import Progress
+from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 
 log = logging.getLogger(__name__)
 

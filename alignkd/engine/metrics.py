@@ -25,8 +25,8 @@ from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_byt
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
-from alignkd.files import flush_to_disk
 from alignkd.losses.terms import TERMS, means, term_weights, total
+from alignkd.run_folder.durable_files import flush_to_disk
 
 log = logging.getLogger(__name__)
 

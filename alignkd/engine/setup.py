@@ -9,14 +9,6 @@ from typing import Any
 
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.checkpoint.drift import (
-    allowed_changes,
-    config_drift,
-    conversion_problem,
-    must_convert,
-    saved_stage,
-)
-from alignkd.checkpoint.layout import checkpoints_folder, read_manifest, step_name
 from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage, attach
 from alignkd.config import load_config
@@ -25,7 +17,6 @@ from alignkd.data.loader import WindowLoader, build_loader, build_sampler
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.build import build_student_engine, build_teacher
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
@@ -33,6 +24,15 @@ from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
 from alignkd.models.json_file import read_json
 from alignkd.models.loading import fingerprint, frozen_fingerprint
+from alignkd.run_folder.checkpoints import checkpoints_folder, read_manifest, step_name
+from alignkd.run_folder.drift import (
+    allowed_changes,
+    config_drift,
+    conversion_problem,
+    must_convert,
+    saved_stage,
+)
+from alignkd.run_folder.progress import Progress
 from alignkd.teacher.provider import Teacher, held_bytes
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
-from alignkd.files import flush_to_disk
 from alignkd.losses.alignment import attention_loss_sum
 from alignkd.models.attention import BlockLayout, text_vision_block
 from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.saving import write_tensors
+from alignkd.run_folder.durable_files import flush_to_disk
 
 ADAPTERS_FILE = "adapters.safetensors"
 

@@ -15,7 +15,7 @@ import yaml
 
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import UserError
-from launcher.files import write_atomic
+from launcher.run.files import write_atomic
 
 BACKUP_SUFFIX = ".bak"
 

@@ -9,7 +9,7 @@ from typing import Any
 from alignkd.config import Config
 from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster
-from launcher.render import student_config, teacher_config
+from launcher.render.deepspeed import student_config, teacher_config
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

@@ -10,7 +10,7 @@ from typing import Any
 from alignkd.config import Config
 from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from launcher.plan.coming import described_by
+from launcher.plan.upstream_stages import described_by
 
 
 @dataclass(frozen=True)

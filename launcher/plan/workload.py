@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkd.config import Config
-from launcher.render import accumulation_steps
+from launcher.render.deepspeed import accumulation_steps
 
 IMAGES_PER_SAMPLE = 1  # the training data of MobileVLM V2 have at most one
 

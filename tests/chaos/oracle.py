@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.layout import committed_steps
-from launcher.files import read_json
+from alignkd.run_folder.checkpoints import committed_steps
+from launcher.run.files import read_json
 from tests.tiny import TIMES
 
 _SAVED = re.compile(r"saved step-(\d+)")

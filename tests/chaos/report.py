@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.manifest import git_commit
+from launcher.run.manifest import git_commit
 from tests.chaos.plan import START, TRAINING, Kill
 from tests.checkpoint.faulty_storage import PHASES, VICTIMS
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.local import run_local
-from launcher.manifest import Manifest, read_manifest
+from launcher.backends.local import run_local
+from launcher.run.manifest import Manifest, read_manifest
 
 CPU_RANKS = Manifest("", 2, 1, 2, 1, "local", "cpu", {}, None, {})
 

@@ -18,12 +18,12 @@ import torch
 from deepspeed.checkpoint import ds_to_universal
 
 from alignkd.checkpoint import universal
-from alignkd.checkpoint.layout import MARKER, checkpoints_folder, differences, read_manifest
 from alignkd.checkpoint.storage import Storage
 from alignkd.checkpoint.universal import convert, is_converted, universal_folder
 from alignkd.errors import CheckpointError, TrainingError
-from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments, start_ranks
+from alignkd.run_folder.checkpoints import MARKER, checkpoints_folder, differences, read_manifest
+from launcher.backends.operators import build_cpu_operators
+from launcher.backends.ranks import free_port, rank_environments, start_ranks
 from tests import tiny
 from tests.checkpoint.killed_conversion import PHASES
 from tests.checkpoint.test_elastic import SAVED, assert_same_curve

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from alignkd.checkpoint.export import export_run
-from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.engine.loop import train
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
+from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_killed_saves import same_trajectory
 from tests.ranks import RankPool

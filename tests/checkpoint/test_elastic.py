@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from alignkd.checkpoint.drift import saved_stage
-from alignkd.checkpoint.layout import (
+from alignkd.checkpoint.storage import CLIENT_STATE, attach
+from alignkd.checkpoint.universal import run_deepspeed
+from alignkd.checkpoint.universal_load import load_universal
+from alignkd.engine.ranks import Ranks
+from alignkd.run_folder.checkpoints import (
     MANIFEST,
     UNIVERSAL,
     checkpoints_folder,
@@ -20,10 +23,7 @@ from alignkd.checkpoint.layout import (
     data_files,
     read_manifest,
 )
-from alignkd.checkpoint.storage import CLIENT_STATE, attach
-from alignkd.checkpoint.universal import run_deepspeed
-from alignkd.checkpoint.universal_load import load_universal
-from alignkd.engine.ranks import Ranks
+from alignkd.run_folder.drift import saved_stage
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool

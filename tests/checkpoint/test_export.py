@@ -12,12 +12,12 @@ import yaml
 from safetensors.torch import load_file
 
 from alignkd.checkpoint.export import export_engine, export_run
-from alignkd.checkpoint.layout import checkpoints_folder, read_manifest
 from alignkd.checkpoint.model_card import model_card
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.loading import Building, fingerprint, load_model
+from alignkd.run_folder.checkpoints import checkpoints_folder, read_manifest
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.ranks import RankPool

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from alignkd.checkpoint.storage import Storage
 from alignkd.engine.loop import train
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
+from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
 from tests.needs import small_disk

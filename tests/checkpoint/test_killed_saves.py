@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
-from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments
+from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from launcher.backends.operators import build_cpu_operators
+from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
 from tests.checkpoint.killing import start_with_kill, wait_until_gone, write_manifest
 from tests.checkpoint.test_failed_saves import train_with_fault

@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.layout import committed_steps
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.engine.loop import train
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_SAVED_ON_USR1
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.checkpoint.test_killed_saves import same_trajectory

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from alignkd.checkpoint import save
-from alignkd.checkpoint.layout import committed_steps
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.engine.loop import train
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import TrainingError
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.ranks import RankPool
 

@@ -12,12 +12,12 @@ from deepspeed.utils import safe_get_full_grad
 
 from alignkd.engine.gathered_bytes import count_gathered_bytes
 from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.losses import fused_head, logits
+from alignkd.run_folder.progress import Progress
 
 POSITIONS_PER_CHUNK = 8  # far below the supervised positions of the tiny batches: several chunks
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.adapters import ADAPTERS_FILE, seeded_adapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import full_tensors
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from alignkd.checkpoint.layout import committed_steps
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
 from alignkd.engine import loop
 from alignkd.engine.loop import train
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import disk_full
 from tests.engine.test_training_run import StopAfter

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.errors import UserError
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.ranks import RankPool

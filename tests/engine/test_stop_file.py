@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.operators import build_cpu_operators
-from launcher.ranks import free_port, rank_environments
+from launcher.backends.operators import build_cpu_operators
+from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
 
 

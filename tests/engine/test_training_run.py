@@ -15,15 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkd.checkpoint import layout
-from alignkd.checkpoint.layout import checkpoints_folder, committed_steps
 from alignkd.checkpoint.resume import Found, find_checkpoint
 from alignkd.engine.loop import train
-from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
+from alignkd.run_folder import checkpoints as layout
+from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.ranks import RankPool
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.config import Config, load_config
-from launcher.manifest import make_manifest
+from launcher.run.manifest import make_manifest
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "mobilevlm_v2_tiny"
 DATA = '[{"id": "a", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}]'
@@ -31,7 +31,7 @@ def make_config(config_file: Path) -> Callable[..., Config]:
 @pytest.fixture
 def make_run(make_config, monkeypatch) -> Callable[..., tuple[Path, object]]:
     """A run folder without a launch: (folder, manifest)."""
-    from launcher.run_folder import create_run_folder
+    from launcher.run.folder import create_run_folder
 
     def make(nodes: int = 1, gpus_per_node: int = 2, device: str = "cpu"):
         manifest = make_manifest(make_config(), nodes, gpus_per_node, 1, "local", device)

@@ -245,7 +245,7 @@ def test_stop_and_cancel_on_the_local_back_end(runs: Runs, tmp_path: Path) -> No
 
 
 LOCAL = f"""
-from launcher import local
+from launcher.backends import local
 rank = '''
 import pathlib, signal, sys, time
 for number, code in (({int(signal.SIGUSR1)}, 85), ({int(signal.SIGTERM)}, 86)):
@@ -255,6 +255,6 @@ time.sleep(600)
 '''
 local.rank_command = lambda run: [sys.executable, "-c", rank, str(run)]
 local.build_cpu_operators = lambda *_, **__: None
-from launcher.cli import main
+from launcher.cli.app import main
 main()
 """

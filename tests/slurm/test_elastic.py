@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.checkpoint.layout import checkpoints_folder
-from launcher.manifest import read_manifest
+from alignkd.run_folder.checkpoints import checkpoints_folder
+from launcher.run.manifest import read_manifest
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool

@@ -1,0 +1,201 @@
+"""``python -m launcher.backends.slurm.batch begin|end|chained RUN``: what ``job.sbatch`` asks on its node.
+
+``begin`` prints ``run ATTEMPT`` or ``exit CODE``, the latter also when a node does not see the run folder;
+``end`` prints ``restart 0``, ``wait SECONDS`` or ``exit CODE``; ``chained`` tells the stage that waits for
+this run which job to wait for now. Everything for people goes to stderr, which is the job's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from launcher.backends.ranks import log_path
+from launcher.backends.slurm.client import ask, hostnames, is_running, job_state, lost_nodes, queue_seconds
+from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, Reason, decide
+from launcher.backends.slurm.node_probe import nodes_that_see
+from launcher.backends.slurm.stages import hand_on
+from launcher.run.attempts import (
+    STOP,
+    Attempt,
+    begin,
+    close,
+    exit_codes,
+    fruitless_restarts,
+    newest_step,
+    open_attempt,
+)
+from launcher.run.exit_codes import failed_rank, failure_report
+from launcher.run.files import read_json, write_atomic
+
+LATE_SECONDS = 60.0
+
+
+def begin_attempt(run: Path) -> str:
+    job = os.environ["SLURM_JOB_ID"]
+    if (read_json(run / "result.json") or {}).get("status") == "done":
+        _say(f"{run} is done already")
+        return f"exit {EXIT_OK}"
+    other = open_attempt(run)
+    if other is not None and other.job != job and is_running(other.job):
+        _say(f"{run}: job {other.job} is training this run; two would write the same checkpoints")
+        return f"exit {EXIT_USER_ERROR}"
+    if (asked := _asked(run)) is not None:
+        (run / STOP).unlink(missing_ok=True)
+        if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another start
+            reason, code = _end_of(asked)
+            _say(f"{reason} before it started; go on with `alignkd resume`")
+            return f"exit {code}"
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
+    _say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
+    count = _node_count()
+    blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
+    if (asked := _asked(run)) is not None:
+        # The signal that came with it ended the steps that asked the nodes: nothing is known of them.
+        reason, code = _end_of(asked)
+        close(run, attempt, reason)
+        (run / STOP).unlink(missing_ok=True)
+        _say(f"{reason} before the ranks were started; go on with `alignkd resume`")
+        return f"exit {code}"
+    if blind:
+        close(run, attempt, Reason.BAD_INPUT, sorted(blind))
+        _say(f"{run} is not seen by {', '.join(sorted(blind))}: run.folder must lie on a shared file system")
+        return f"exit {EXIT_USER_ERROR}"
+    return f"run {attempt.number}"
+
+
+def end_attempt(run: Path, srun_status: int) -> str:
+    attempt = open_attempt(run)
+    if attempt is None:
+        _say(f"{run}: no attempt is open")
+        return f"exit {srun_status}"
+    codes = _all_codes(run, srun_status)
+    job = job_state(attempt.job)
+    lost = _lost_nodes(run, attempt, codes, srun_status, job)
+    asked = _asked(run) or []
+    decision = decide(
+        Evidence(
+            codes=codes,
+            srun_status=srun_status,
+            result=(read_json(run / "result.json") or {}).get("status"),
+            progressed=newest_step(run) > attempt.first_step,
+            stop_requested="USR1" in asked,
+            cancel_requested="TERM" in asked,
+            fruitless_before=fruitless_restarts(run),
+            max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
+            job=job,
+            lost_nodes=lost,
+        )
+    )
+    closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
+    if decision.action is Action.EXIT:
+        (run / STOP).unlink(missing_ok=True)  # else one that came just now is for the next start
+    _say(
+        f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
+        f"{decision.why}"
+    )
+    failed = failed_rank(codes)
+    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
+        _say(failure_report(failed, codes[failed], log_path(run / "logs", failed)))
+    if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
+        return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is not requeued, whoever ends it
+    if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
+        _say(f"this allocation is not requeued; go on with: alignkd resume {shlex.quote(str(run))}")
+        return f"exit {EXIT_SAVED_ON_USR1}"
+    return f"{decision.action} {decision.value}"
+
+
+def _asked(run: Path) -> list[str] | None:
+    """What `alignkd stop` or `cancel` wrote: USR1 or TERM, and the jobs that it is for; None: nothing."""
+    try:
+        return (run / STOP).read_text(encoding="utf-8").split()
+    except OSError:
+        return None
+
+
+def _end_of(asked: list[str]) -> tuple[Reason, int]:
+    """Why, and with which exit code, a job ends that has started no rank."""
+    if "TERM" in asked:
+        return Reason.CANCELLED, EXIT_SAVED_ON_TERM
+    return Reason.STOPPED, EXIT_SAVED_ON_USR1
+
+
+def follow(run: Path, job: str) -> None:
+    """``job`` was submitted to go on with the run, where jobs are not requeued."""
+    if _asked(run) is None:  # one that comes after this finds the job in the queue
+        hand_on(run, job)
+        return
+    write_atomic(run / STOP, f"USR1 {job}\n")  # should the next command fail, the job will read it
+    if ask("scancel", job) is not None:
+        (run / STOP).unlink(missing_ok=True)
+    _say(f"job {job}, which was to go on, is taken back; go on with `alignkd resume`")
+
+
+def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
+    """Exit codes of the ranks. A shared file system may show another node's files late."""
+    ranks = _rank_count(run)
+    end = time.monotonic() + LATE_SECONDS
+    while len(codes := exit_codes(run)) < ranks and srun_status == 0 and time.monotonic() < end:
+        time.sleep(0.5)
+    return codes
+
+
+def _lost_nodes(
+    run: Path, attempt: Attempt, codes: dict[int, int], srun_status: int, job: JobState
+) -> tuple[str, ...]:
+    """Nodes that explain why the ranks failed, or why Slurm ends the job; empty for any other end."""
+    if job.being_ended:
+        return tuple(lost_nodes(attempt.nodes, attempt.start))
+    ranks, count = _rank_count(run), _node_count()
+    silent = [
+        node
+        for node in range(count)
+        if not any(rank in codes for rank in range(ranks) if rank * count // ranks == node)
+    ]
+    if not silent or srun_status == 0 or count == 1:
+        return ()
+    # No rank of a whole node has written down how it ended. Slurm takes minutes to notice that a node is gone
+    # (SlurmdTimeout), so the nodes are asked themselves. The order of the names is that of the ranks.
+    names = hostnames(attempt.nodes)
+    answers = nodes_that_see(run, count)
+    if len(names) != count or not answers:
+        return ()  # Slurm does not answer: nothing is known of any node
+    return tuple(names[node] for node in silent if names[node] not in answers)
+
+
+def _rank_count(run: Path) -> int:
+    """As the run was made: Slurm does not always say (SLURM_NTASKS)."""
+    return int((read_json(run / "manifest.json") or {}).get("world_size", 0))
+
+
+def _node_count() -> int:
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
+def _say(text: str) -> None:
+    print(f"alignkd: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["begin", run]:
+            print(begin_attempt(Path(run)))
+        case ["end", run, status]:
+            print(end_attempt(Path(run), int(status)))
+        case ["chained", run, job]:
+            follow(Path(run), job)
+        case _:
+            sys.exit(
+                "usage: python -m launcher.backends.slurm.batch begin RUN | end RUN STATUS | chained RUN JOB"
+            )
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):  # the job script was killed; what matters is written down
+        main(sys.argv[1:])

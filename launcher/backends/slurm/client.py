@@ -1,0 +1,170 @@
+"""Questions to Slurm and jobs for it, through its own commands (``--json`` changes between versions)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from alignkd.errors import AlignkdError, UserError
+from launcher.backends.slurm.lifecycle import JobState
+
+_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One line of ``squeue``. ``start`` is when it started, or Slurm's estimate, or None."""
+
+    id: str
+    state: str
+    reason: str
+    start: str | None
+    script: str
+
+
+def in_allocation() -> bool:
+    """Is this the shell of a `salloc`? (Not a job or a step: those have a process id in the job.)"""
+    interactive = os.environ.get("SLURM_STEP_ID") == "4294967290"  # salloc with use_interactive_step
+    return "SLURM_JOB_ID" in os.environ and ("SLURM_PROCID" not in os.environ or interactive)
+
+
+def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Without what a surrounding job left: sbatch would take ``SLURM_*`` for options of the new job."""
+    left = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
+    return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(left)}
+
+
+def ask(*command: str) -> str | None:
+    """What a Slurm command prints; None when it is not here, fails or does not answer."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS,
+            env=clean_environment(),
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def slurm_answers() -> bool:
+    """Does a Slurm controller answer from here?"""
+    return shutil.which("sbatch") is not None and "UP" in (ask("scontrol", "ping") or "")
+
+
+def _job_text(job: str) -> str | None:
+    return ask("scontrol", "show", "job", "--oneliner", job)
+
+
+def field_of(text: str, name: str) -> str | None:
+    """A field of ``scontrol show``; None where it has no value."""
+    # The first one: free text (the command, the comment) comes after all fields that are read here.
+    found = re.search(rf"(?:^|\s){name}=(\S+)", text)
+    return found[1] if found and found[1] not in ("None", "Unknown", "N/A", "(null)") else None
+
+
+def job_state(job: str) -> JobState:
+    """Of the job around this script. When Slurm does not answer: a job left in peace."""
+    text = _job_text(job)
+    if text is None:
+        return JobState()
+    return JobState(
+        state=field_of(text, "JobState") or "RUNNING",
+        reason=field_of(text, "Reason") or "None",
+        preempted=field_of(text, "PreemptTime") is not None,
+        requeued=int(field_of(text, "Restarts") or 0) > int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )
+
+
+def hostnames(nodes: str) -> list[str]:
+    """``n[1-2]`` as ``n1`` and ``n2``, in the order of the ranks."""
+    return (ask("scontrol", "show", "hostnames", nodes) or "").split()
+
+
+def lost_nodes(nodes: str, since: float) -> list[str]:
+    """Those of a list (``n[1-4]``) that Slurm cannot reach, or that booted after ``since`` (Unix time)."""
+    text = ask("scontrol", "show", "node", "--oneliner", nodes) if nodes else None
+    return [
+        name
+        for line in (text or "").splitlines()
+        if (name := field_of(line, "NodeName")) is not None and _is_lost(line, since)
+    ]
+
+
+def _is_lost(line: str, since: float) -> bool:
+    state = field_of(line, "State") or ""
+    # Older versions mark a silent node with a star, newer ones with a word.
+    if "DOWN" in state.replace("*", "").split("+") or "NOT_RESPONDING" in state or "*" in state:
+        return True
+    booted = field_of(line, "BootTime")
+    try:
+        return booted is not None and datetime.fromisoformat(booted).timestamp() > since
+    except ValueError:
+        return False
+
+
+def queue_seconds(job: str) -> float | None:
+    """How long the job waited for this start."""
+    text = _job_text(job) or ""
+    submitted, started = field_of(text, "SubmitTime"), field_of(text, "StartTime")
+    if submitted is None or started is None:
+        return None
+    try:
+        return (datetime.fromisoformat(started) - datetime.fromisoformat(submitted)).total_seconds()
+    except ValueError:
+        return None
+
+
+def is_running(job: str) -> bool:
+    return (ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") or "").strip() == "RUNNING"
+
+
+def queued_jobs(run: Path) -> list[QueuedJob] | None:
+    """This user's jobs that wait or run for the run folder; None when Slurm does not answer.
+
+    They are found by the script that they run, so those submitted by hand are there too, also through
+    another path to the same folder.
+    """
+    text = ask("squeue", "--noheader", "--me", "--format=%i|%T|%r|%S|%o")
+    if text is None:
+        return None
+    jobs = []
+    wanted = os.path.realpath(run / "job.sbatch")
+    for line in text.splitlines():
+        parts = line.split("|", 4)
+        if len(parts) == 5 and parts[4].endswith("/job.sbatch") and os.path.realpath(parts[4]) == wanted:
+            start = None if parts[3] == "N/A" else parts[3]
+            jobs.append(QueuedJob(parts[0], parts[1], parts[2], start, parts[4]))
+    return jobs
+
+
+def submit(run: Path, options: Sequence[str] = ()) -> str:
+    """Submit the run's job; returns the job id. Raises AlignkdError with what sbatch said."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not on PATH: this is no Slurm login node; use --backend local")
+    script = run / "job.sbatch"
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", *options, str(script)],
+            capture_output=True, text=True, timeout=120, env=clean_environment(),
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        raise AlignkdError(f"sbatch did not answer: {error}") from error
+    if done.returncode != 0:
+        raise AlignkdError(f"sbatch refused {script}:\n{done.stderr.strip()}")
+    return done.stdout.strip().partition(";")[0]  # `--parsable` prints id[;cluster]
+
+
+def signal_ranks(job: str, name: str) -> bool:
+    """A signal to the steps of a job, not to its batch script, or to one step (``JOB.STEP``)."""
+    return ask("scancel", f"--signal={name}", job) is not None
+
+
+def cancel_job(job: str) -> None:
+    if ask("scancel", job) is None:
+        raise AlignkdError(f"scancel did not cancel job {job}")

@@ -1,0 +1,138 @@
+"""What a job does after its ranks have ended: a pure decision from what was found.
+
+The verdict comes from files first (result.json, committed checkpoints, each rank's exit code), and from what
+Slurm says of the job. Two rules carry the rest:
+
+- USR1 is a planned stop (the time limit is near): saved, so start again.
+- TERM means "go away": save, never start again from inside. Slurm requeues a preempted job by itself, and a
+  cancelled one must stay cancelled. The one exception is the time limit, where TERM comes too but nobody
+  else would start the job again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from launcher.run.exit_codes import failed_rank
+
+FOREVER_SECONDS = 24 * 3600
+WAIT_SECONDS = 120  # longer than any KillWait (30 s by default), in case nobody ends the script after all
+
+
+class Action(StrEnum):
+    EXIT = "exit"  # with `value` as the exit code
+    RESTART = "restart"
+    WAIT = "wait"  # at most `value` seconds, for Slurm to end the job
+
+
+class Reason(StrEnum):
+    """Why an attempt ended, as ``attempts.jsonl`` has it."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+    CRASHED = "crashed"
+    BAD_INPUT = "configuration error"
+    REQUEUED = "requeued"  # by Slurm or an administrator, and nothing says why
+    NODE_LOST = "node lost"
+    LOST = (
+        "lost"  # killed before it could write down why, on nodes that are all there: too short a grace, say
+    )
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Of ``scontrol show job`` while the batch script still runs. The defaults are a job left in peace."""
+
+    state: str = "RUNNING"
+    reason: str = "None"
+    preempted: bool = False
+    requeued: bool = False  # Slurm will start it again as soon as this start has ended
+
+    @property
+    def being_ended(self) -> bool:
+        return self.state != "RUNNING"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    codes: Mapping[int, int]  # rank -> exit code, in the order of their ends
+    srun_status: int
+    result: str | None  # status of a result.json of this attempt
+    progressed: bool  # is there a newer checkpoint than at the start?
+    stop_requested: bool
+    fruitless_before: int  # restarts in a row that brought no checkpoint
+    max_restarts: int
+    cancel_requested: bool = False  # of a run in an allocation, which itself is not cancelled
+    job: JobState = field(default_factory=JobState)
+    lost_nodes: tuple[str, ...] = ()  # of the job, as far as Slurm or their silence tells
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Action
+    value: int
+    reason: Reason
+    why: str
+
+
+def decide(found: Evidence) -> Decision:
+    """The first rule that applies."""
+    codes = set(found.codes.values())
+    if found.result == "done":
+        return Decision(Action.EXIT, EXIT_OK, Reason.DONE, "the run is finished")
+    if EXIT_USER_ERROR in codes:
+        return Decision(
+            Action.EXIT, EXIT_USER_ERROR, Reason.BAD_INPUT, "a restart would fail in the same way"
+        )
+    if found.stop_requested:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_USR1, Reason.STOPPED, "`alignkd stop` asked for it")
+    if found.cancel_requested:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "`alignkd cancel` asked for it")
+    if found.job.reason == "TimeLimit":
+        return _restart(found, Reason.TIME_LIMIT, "the time limit is reached")
+    if found.job.preempted:
+        return Decision(
+            Action.WAIT, FOREVER_SECONDS, Reason.PREEMPTED, "Slurm requeues the job when it ends it"
+        )
+    if found.lost_nodes:
+        return _after_a_lost_node(found)
+    if found.job.requeued:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.REQUEUED, "Slurm starts the job again")
+    if found.job.being_ended:
+        # Slurm has decided already; the end of the script changes nothing.
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "cancelled: it stays so")
+    if failed_rank(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
+        return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "told to go away by SIGTERM")
+    if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
+        return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
+    return _restart(found, Reason.CRASHED, "a rank failed")
+
+
+def _after_a_lost_node(found: Evidence) -> Decision:
+    """Not the run's fault, so it does not count towards ``max_restarts``."""
+    why = f"lost: {', '.join(found.lost_nodes)}"
+    if found.job.being_ended:
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.NODE_LOST, f"{why}; Slurm ends the job")
+    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run goes on without")
+
+
+def _restart(found: Evidence, reason: Reason, why: str) -> Decision:
+    if found.progressed:
+        return Decision(Action.RESTART, 0, reason, f"{why}; the run goes on from its newest checkpoint")
+    if found.fruitless_before < found.max_restarts:
+        number = f"{found.fruitless_before + 1} of {found.max_restarts}"
+        return Decision(Action.RESTART, 0, reason, f"{why}; restart {number} without a new checkpoint")
+    code = next((code for code in found.codes.values() if code not in (0, 85, 86)), EXIT_FAILED)
+    return Decision(
+        Action.EXIT,
+        code,
+        reason,
+        f"{why}; given up after {found.max_restarts} restarts without a new checkpoint (slurm.max_restarts)",
+    )

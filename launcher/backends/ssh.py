@@ -1,0 +1,112 @@
+"""The ssh back end: one ssh connection per rank, the same rank script as under Slurm, watched from here.
+
+Every host must see the run folder at the same path, and let this user in without a password.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from alignkd.errors import UserError
+from launcher.backends.hostfile import Host
+from launcher.backends.local import watch_ranks
+from launcher.backends.ranks import RankGroup, free_port
+from launcher.render.quoting import shell_word
+from launcher.run import attempts
+from launcher.run.files import read_json, write_json
+from launcher.run.manifest import Manifest
+
+HOSTS = "hosts.json"
+# No questions: nobody could answer them for each of many ranks. A host that is gone is noticed after 45 s.
+_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
+_NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM"}
+
+
+class SshGroup(RankGroup):
+    """Ranks behind ssh processes: a signal goes through the connection, and closing it ends the rank."""
+
+    def signal(self, number: int) -> None:
+        for rank, process in enumerate(self._processes):
+            if rank not in self.codes and process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(f"{_NAMES[signal.Signals(number)]}\n".encode())
+                    process.stdin.flush()
+
+
+def write_hosts(run: Path, hosts: Sequence[Host]) -> None:
+    write_json(run / HOSTS, {"hosts": [asdict(host) for host in hosts]})
+
+
+def run_ssh(run: Path, manifest: Manifest, console: Console) -> int:
+    """Start all ranks, show their progress until they have ended, return the exit code."""
+    if shutil.which("ssh") is None:
+        raise UserError("ssh is not on PATH")
+    found = (read_json(run / HOSTS) or {}).get("hosts", [])
+    hosts = [Host(**entry) for entry in found][: manifest.nodes]
+    if len(hosts) < manifest.nodes:
+        raise UserError(f"{run / HOSTS}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes")
+    nodes = ",".join(host.name for host in hosts)
+
+    def start() -> RankGroup:
+        attempt = attempts.begin(run, "ssh", nodes, None)
+        environments = rank_variables(manifest, hosts[0], attempt.number, run)
+        names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
+        return _start(run, names, environments)
+
+    return watch_ranks(run, start, console)
+
+
+def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) -> list[dict[str, str]]:
+    """What rank.sh needs to know, for every rank."""
+    address = master.name.rpartition("@")[2]
+    port = str(free_port())
+    return [
+        {
+            "RUN": str(run),
+            "ALIGNKD_ATTEMPT": str(attempt),
+            "ALIGNKD_RANK": str(rank),
+            "ALIGNKD_LOCAL_RANK": str(rank % manifest.gpus_per_node),
+            "ALIGNKD_NODE_RANK": str(rank // manifest.gpus_per_node),
+            "ALIGNKD_WORLD_SIZE": str(manifest.world_size),
+            "MASTER_ADDR": os.environ.get("ALIGNKD_MASTER_ADDR", address),
+            "MASTER_PORT": port,
+        }
+        for rank in range(manifest.world_size)
+    ]
+
+
+def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+    folder, env = shell_word(str(run)), shell_word(str(run / "env.sh"))
+    # ssh hands one text to the login shell of the host, whatever that is.
+    missing = f'{{ echo "{os.uname().nodename}: the run folder is not there" >&2; exit 2; }}'
+    script = f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
+    remote = f"exec bash -c {shell_word(script)}"
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, (name, environment) in enumerate(zip(names, environments, strict=True)):
+            with (run / "logs" / f"ssh-{rank}.log").open("wb") as log:
+                process = subprocess.Popen(
+                    ["ssh", *_OPTIONS, name, remote],
+                    stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            processes.append(process)
+            order = {"command": ["bash", str(run / "rank.sh")], "environment": dict(environment)}
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
+                process.stdin.write(json.dumps(order).encode() + b"\n")
+                process.stdin.flush()
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    return SshGroup(processes)

@@ -1,0 +1,49 @@
+"""``python -m launcher.backends.ssh_rank``: the far end of one rank over ssh.
+
+ssh carries no signals, and a lost connection leaves what it started behind. So this process starts the rank,
+takes its environment and then names of signals from stdin, and ends the rank when stdin does: no launcher,
+no rank. It exits as the rank does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import IO
+
+SIGNALS = {"USR1": signal.SIGUSR1, "TERM": signal.SIGTERM}
+
+
+def main() -> int:
+    order = json.loads(sys.stdin.readline())
+    rank = subprocess.Popen(
+        order["command"],
+        env={**os.environ, **order["environment"]},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    threading.Thread(target=_obey, args=(sys.stdin, rank.pid), daemon=True).start()
+    code = rank.wait()
+    _send(rank.pid, signal.SIGKILL)  # whatever it left running
+    return code if code >= 0 else 128 - code
+
+
+def _obey(orders: IO[str], session: int) -> None:
+    for line in orders:
+        if line.strip() in SIGNALS:
+            _send(session, SIGNALS[line.strip()])
+    _send(session, signal.SIGKILL)
+
+
+def _send(session: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(session, number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""The ``alignkd`` command: typer only, no logic."""
+
+from launcher.cli.app import main
+
+__all__ = ["main"]

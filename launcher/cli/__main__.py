@@ -1,0 +1,3 @@
+from launcher.cli.app import main
+
+main()

@@ -1,0 +1,128 @@
+"""``job.sbatch``, ``rank.sh`` and ``env.sh`` of a run, from the templates in ``slurm``. A pure function."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jinja2
+
+from alignkd.config import Config
+from alignkd.config.schema import ContainerSection, SlurmSection
+from launcher.render.quoting import sbatch_word, shell_word
+from launcher.render.resources import resource_folder
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) -> dict[str, str]:
+    """The three scripts of a run whose folder will be ``run`` (absolute), by file name."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(resource_folder("slurm")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # shell, not HTML; every value below is quoted for its place
+    )
+    slurm = config.slurm
+    values = {
+        "directives": [_line(*option) for option in _directives(slurm, run.name, nodes, gpus_per_node)],
+        "srun_options": [shell_word(_text(*o)) for o in _srun_options(slurm, nodes, gpus_per_node)],
+        "wrapper": [shell_word(word) for word in _wrapper(slurm.container)],
+        "container_python": shell_word(slurm.container.python) if slurm.container.kind != "none" else None,
+        "run": shell_word(str(run)),
+        "python": shell_word(sys.executable),
+        # An editable checkout is found by the interpreter; a plain one needs to be named.
+        "checkout": shell_word(str(_CHECKOUT)),
+        "ranks_per_node": gpus_per_node,
+        "max_restarts": slurm.max_restarts,
+        "modules": [shell_word(name) for name in slurm.modules],
+        "activate": slurm.activate,
+        "variables": {name: shell_word(value) for name, value in _variables(slurm).items()},
+        "secrets": list(slurm.secrets),
+        "cpu": slurm.gpu_option == "none",
+    }
+    names = ("job.sbatch", "rank.sh", "env.sh")
+    return {name: templates.get_template(f"{name}.j2").render(values) for name in names}
+
+
+Option = tuple[str, str | int | bool | None]
+
+
+def _text(name: str, value: str | int | bool | None) -> str:
+    return f"--{name}" if value is True else f"--{name}={value}"
+
+
+def _line(name: str, value: str | int | bool | None) -> str:
+    return f"--{name}" if value is True else f"--{name}={sbatch_word(str(value))}"
+
+
+def _given(options: list[Option]) -> list[Option]:
+    return [(name, value) for name, value in options if value is not None and value is not False]
+
+
+def _directives(slurm: SlurmSection, name: str, nodes: int, gpus_per_node: int) -> list[Option]:
+    own: list[Option] = [
+        ("job-name", name),
+        ("account", slurm.account),
+        ("partition", slurm.partition),
+        ("qos", slurm.qos),
+        ("reservation", slurm.reservation),
+        ("constraint", slurm.constraint),
+        ("nodelist", slurm.nodelist),
+        ("exclude", slurm.exclude),
+        ("time", slurm.time_limit),
+        ("nodes", nodes),
+        ("ntasks-per-node", gpus_per_node),
+        *_gpus(slurm, gpus_per_node),
+        ("cpus-per-task", slurm.cpus_per_task),
+        ("mem", slurm.memory),
+        ("exclusive", slurm.exclusive),
+        ("mail-user", slurm.mail_user),
+        ("mail-type", ",".join(slurm.mail_type) or None),
+        ("output", "/dev/null"),
+        ("open-mode", "append"),
+        ("signal", f"USR1@{slurm.signal_seconds}"),
+        ("requeue" if slurm.requeue else "no-requeue", True),
+    ]
+    kept = [option for option in own if option[0] not in slurm.sbatch_options]
+    return _given([*kept, *slurm.sbatch_options.items()])
+
+
+def _gpus(slurm: SlurmSection, count: int) -> list[Option]:
+    typed = f"{slurm.gpu_type}:{count}" if slurm.gpu_type else str(count)
+    if slurm.gpu_option == "gres":
+        return [("gres", f"gpu:{typed}")]
+    return [("gpus-per-node", typed)] if slurm.gpu_option == "gpus-per-node" else []
+
+
+def _srun_options(slurm: SlurmSection, nodes: int, gpus_per_node: int) -> list[Option]:
+    container = slurm.container
+    pyxis = container.kind == "pyxis"
+    own: list[Option] = [
+        ("nodes", nodes),
+        ("ntasks", nodes * gpus_per_node),
+        ("ntasks-per-node", gpus_per_node),
+        ("cpus-per-task", slurm.cpus_per_task),
+        ("kill-on-bad-exit", 1),
+        ("mpi", "none"),
+        ("export", "ALL"),
+        ("container-image", container.image if pyxis else None),
+        ("container-mounts", ",".join(container.mounts) or None if pyxis else None),
+    ]
+    kept = [option for option in own if option[0] not in slurm.srun_options]
+    return _given([*kept, *slurm.srun_options.items()])
+
+
+def _wrapper(container: ContainerSection) -> list[str]:
+    """What stands before the rank script so that it runs inside the container."""
+    if container.kind != "apptainer":
+        return []
+    binds = [f"--bind={mount}" for mount in container.mounts]
+    return ["apptainer", "exec", "--nv", *binds, str(container.image)]
+
+
+def _variables(slurm: SlurmSection) -> dict[str, str]:
+    interface = slurm.network_interface
+    network = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}
+    return {**network, **slurm.export}

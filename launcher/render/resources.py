@@ -1,0 +1,17 @@
+"""Where DeepSpeed files and Slurm templates lie: beside the package in a checkout, in it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def resource_folder(name: str) -> Path:
+    """Folder ``ds_configs`` or ``slurm``. An installed copy wins: a wheel has no checkout beside it."""
+    for folder in (_PACKAGE / "_installed" / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"{name}: neither in {_PACKAGE / '_installed'} nor in {_PACKAGE.parent}: broken installation"
+    )

@@ -1,0 +1,68 @@
+"""The folder of one run: made whole in one step, never overwritten."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from alignkd.config import Config, dump_config
+from alignkd.errors import UserError
+from launcher.run.files import write_atomic, write_json
+from launcher.run.manifest import Manifest
+
+
+def run_path(config: Config) -> Path:
+    return Path(config.run.folder) / config.run.name
+
+
+def existing_run_problem(run: Path) -> str | None:
+    """Why no run can be made at ``run``; None when nothing is there."""
+    if not os.path.lexists(run):
+        return None
+    return (
+        f"{run} exists already and is never overwritten; give the new run another name (--name), "
+        f"go on with the old one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
+    )
+
+
+def create_run_folder(
+    config: Config,
+    manifest: Manifest,
+    student: dict[str, Any],
+    teacher: dict[str, Any] | None,
+    scripts: dict[str, str],
+) -> Path:
+    """Write the run folder and return it.
+
+    It is filled beside its place and renamed, so a folder with a manifest is always complete. ``scripts``
+    maps names to texts of executable files. Raises UserError when the folder exists or cannot be written.
+    """
+    run = run_path(config)
+    problem = existing_run_problem(run)
+    if problem:
+        raise UserError(problem)
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        filling = Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=run.parent))
+        try:
+            for name in ("ds", "logs", "checkpoints"):
+                (filling / name).mkdir()
+            write_atomic(filling / "config.yaml", dump_config(config))
+            write_json(filling / "ds" / "student.json", student)
+            if teacher is not None:
+                write_json(filling / "ds" / "teacher.json", teacher)
+            for name, text in scripts.items():
+                write_atomic(filling / name, text, mode=0o755)
+            write_json(filling / "manifest.json", manifest.as_dict())
+            filling.chmod(0o755)  # mkdtemp makes it private
+            filling.rename(run)
+        except BaseException:
+            shutil.rmtree(filling, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(existing_run_problem(run) or f"{run}: cannot be made: {error.strerror}") from error
+    return run

@@ -1,0 +1,127 @@
+"""Logs of a run: one file per rank, in which every attempt begins with a line of its own."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.errors import UserError
+from launcher.backends.ranks import log_path
+from launcher.run.attempts import EXITS, open_attempt, read_history
+from launcher.run.exit_codes import ATTEMPT_PREFIX, clean_lines, error_message
+from launcher.run.lock import is_locked
+
+_BEGIN = re.compile(rf"{ATTEMPT_PREFIX}(\d+): ")
+
+
+@dataclass(frozen=True)
+class FirstError:
+    attempt: int
+    rank: int
+    exit_code: int | None
+    lines: list[str]
+
+
+def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
+    """Lines of a rank in one attempt, its first line included (None: the last attempt).
+
+    A log without such lines (the local back end's of earlier versions) is one attempt. UserError for what is
+    not there.
+    """
+    path = log_path(run / "logs", rank)
+    try:
+        data = path.read_bytes()
+    except OSError:
+        raise UserError(f"{path}: {_ranks_text(run)}") from None
+    return _lines_of(path, data, attempt)
+
+
+def _lines_of(path: Path, data: bytes, attempt: int | None) -> list[str]:
+    lines = clean_lines(data)
+    starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
+    if not starts:
+        if attempt not in (None, 1):
+            raise UserError(f"{path} has no attempt {attempt}: it is not divided into attempts")
+        return lines
+    wanted = starts[-1][0] if attempt is None else attempt
+    for place, (number, index) in enumerate(starts):
+        if number == wanted:
+            end = starts[place + 1][1] if place + 1 < len(starts) else len(lines)
+            return lines[index:end]
+    known = ", ".join(str(number) for number, _ in starts)
+    raise UserError(f"{path} has no attempt {wanted}; it has: {known}")
+
+
+def _ranks_text(run: Path) -> str:
+    found = sorted(
+        int(path.stem[5:]) for path in (run / "logs").glob("rank-*.log") if path.stem[5:].isdigit()
+    )
+    if not found:
+        return "no rank has started yet"
+    ranks = "rank 0 only" if found == [0] else f"ranks {found[0]} to {found[-1]}"
+    return f"no such log; there is that of {ranks}"
+
+
+def log_of_failure(run: Path, rank: int) -> Path:
+    """Of the last attempt: the rank's log, or what ssh said of a rank that came to no end of its own."""
+    said = run / "logs" / f"ssh-{rank}.log"
+    ended = (run / EXITS / f"rank-{rank}").exists()
+    return said if not ended and said.exists() and said.stat().st_size > 0 else log_path(run / "logs", rank)
+
+
+def first_error(run: Path, attempt: int | None) -> FirstError | None:
+    """The rank that failed first, and what it said (None: no attempt has failed).
+
+    Without ``attempt``: that of the last attempt that failed. The others only die of it.
+    """
+    failed = [a for a in read_history(run) if a.failed_rank is not None]
+    chosen = [a for a in failed if attempt is None or a.number == attempt]
+    if not chosen:
+        return None
+    last = chosen[-1]
+    assert last.failed_rank is not None
+    path = log_of_failure(run, last.failed_rank)
+    if last == read_history(run)[-1] and path != log_path(run / "logs", last.failed_rank):
+        lines = clean_lines(path.read_bytes())
+    else:
+        lines = attempt_lines(run, last.failed_rank, last.number)
+    message = error_message(lines)
+    shown = message.splitlines() if message else lines[-40:]
+    return FirstError(last.number, last.failed_rank, last.exit_code, shown)
+
+
+def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:
+    """New text of a rank's log until ``ended`` says so. Starts with the lines of the last attempt.
+
+    Raises UserError when it has ended without a log of this rank.
+    """
+    path = log_path(run / "logs", rank)
+    while not path.exists() and not ended():
+        time.sleep(seconds)
+    if not path.exists():
+        raise UserError(f"{path}: {_ranks_text(run)}")
+    with path.open("rb") as file:
+        before, newline, rest = file.read().rpartition(b"\n")
+        yield from (line + "\n" for line in _lines_of(path, before + newline, None))
+        while True:
+            finished = ended()  # asked first: what was written before the end is still read
+            data = file.read()
+            # A line that is being written is shown when it is whole.
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            yield from (line + "\n" for line in clean_lines(whole + newline))
+            if not data and finished:
+                yield from (line + "\n" for line in clean_lines(rest))
+                return
+            if not data:
+                time.sleep(seconds)
+
+
+def is_over(run: Path) -> bool:
+    """By the files alone: no attempt is open or about to be, and the last one ended for good."""
+    if is_locked(run) or open_attempt(run) is not None:
+        return False
+    history = read_history(run)
+    return bool(history) and history[-1].reason in ("done", "stopped")

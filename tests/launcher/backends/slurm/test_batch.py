@@ -1,0 +1,126 @@
+"""What the job script asks, without Slurm. The real one is in tests/slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.backends.slurm import batch
+from launcher.backends.slurm.lifecycle import Action, Decision, JobState, Reason
+from launcher.run import attempts
+from launcher.run.attempts import STOP
+
+
+@pytest.fixture
+def run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its first attempt is open, and its two ranks are on a node each."""
+    folder, _ = make_run(nodes=2, gpus_per_node=1)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.delenv("ALIGNKD_RUN", raising=False)
+    monkeypatch.setattr(batch, "job_state", lambda _job: JobState())
+    monkeypatch.setattr(batch, "nodes_that_see", lambda *_: {})
+    monkeypatch.setattr(batch, "hostnames", lambda _nodes: [])
+    attempts.begin(folder, "7", "n[1-2]", None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("action", "kept"), [(Action.RESTART, True), (Action.WAIT, True), (Action.EXIT, False)]
+)
+def test_a_stop_that_comes_too_late_is_for_the_next_start(
+    run: Path, monkeypatch: pytest.MonkeyPatch, action: Action, kept: bool
+) -> None:
+    def decide(_evidence: object) -> Decision:
+        (run / STOP).touch()  # `alignkd stop`, just now
+        return Decision(action, 0, Reason.CRASHED, "why")
+
+    monkeypatch.setattr(batch, "decide", decide)
+    assert batch.end_attempt(run, 1) == f"{action} 0"
+    assert (run / STOP).exists() == kept
+
+
+@pytest.mark.parametrize(
+    ("names", "answers", "lost"),
+    [
+        (["n1", "n2"], {"n1": True}, "node lost"),
+        (["n1", "n2"], {}, "crashed"),  # no step can be started
+        ([], {"n1": True}, "crashed"),  # scontrol does not answer
+    ],
+)
+def test_a_silent_node(
+    run: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], answers: dict[str, bool], lost: str
+) -> None:
+    (run / attempts.EXITS / "rank-0").write_text("1 12.5\n")
+    monkeypatch.setattr(batch, "hostnames", lambda _nodes: names)
+    monkeypatch.setattr(batch, "nodes_that_see", lambda *_: answers)
+    assert batch.end_attempt(run, 1) == "restart 0"
+    assert [attempt.reason for attempt in attempts.read_history(run)] == [lost]
+
+
+@pytest.fixture
+def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A first start of a job: the attempt before is closed."""
+    open_before = attempts.open_attempt(run)
+    assert open_before is not None
+    attempts.close(run, open_before, Reason.STOPPED)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    monkeypatch.setattr(batch, "queue_seconds", lambda _job: None)
+    return "8"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("USR1 8\n", "exit 85"), ("TERM 8\n", "exit 86"), ("USR1 7\n", "run 2"), ("TERM 7\n", "run 2")],
+)
+def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, answer: str) -> None:
+    """It names the jobs that it is for: one that another job left behind must not stop this one."""
+    (run / STOP).write_text(text)
+    assert batch.begin_attempt(run) == answer
+    assert not (run / STOP).exists()
+    assert len(attempts.read_history(run)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "reason"), [("USR1", "exit 85", "stopped"), ("TERM", "exit 86", "cancelled")]
+)
+def test_a_stop_while_the_nodes_are_asked(
+    run: Path, job: str, monkeypatch: pytest.MonkeyPatch, name: str, answer: str, reason: str
+) -> None:
+    """Its signal ends the steps that ask: that says nothing about the nodes."""
+
+    def nodes_that_see(*_: object) -> dict[str, bool]:
+        (run / STOP).write_text(f"{name} 8\n")
+        return {"n1": False, "n2": False}
+
+    monkeypatch.setattr(batch, "nodes_that_see", nodes_that_see)
+    assert batch.begin_attempt(run) == answer
+    assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", reason]
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(batch, "ask", lambda *words: asked.append(words) or "")
+    (run / STOP).write_text(f"{name} 7\n")
+    batch.follow(run, "9")
+    assert asked == [("scancel", "9")]
+    assert not (run / STOP).exists()
+
+
+def test_in_an_allocation_nobody_waits_for_a_requeue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGNKD_RUN", str(run))
+    for rank in range(2):
+        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
+    (run / STOP).write_text("TERM 7\n")
+    assert batch.end_attempt(run, 0) == "exit 86"
+    assert [attempt.reason for attempt in attempts.read_history(run)] == ["cancelled"]
+    attempts.begin(run, "7", "n[1-2]", None)
+    for rank in range(2):
+        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
+    assert batch.end_attempt(run, 0) == "exit 86"
+    assert attempts.read_history(run)[1].reason == "terminated"

@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+
+from launcher.backends.slurm.lifecycle import WAIT_SECONDS, Action, Evidence, JobState, Reason, decide
+
+PEACE = Evidence(
+    codes={0: 0, 1: 0},
+    srun_status=0,
+    result=None,
+    progressed=False,
+    stop_requested=False,
+    fruitless_before=0,
+    max_restarts=3,
+)
+PREEMPTED, CANCELLED = JobState(preempted=True), JobState(state="COMPLETING")
+REQUEUED = JobState(state="COMPLETING", requeued=True)
+TIME_LIMIT = JobState(state="COMPLETING", reason="TimeLimit")
+USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 0: 143}
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "reason"),
+    [
+        ({"result": "done"}, Action.EXIT, Reason.DONE),
+        # The files win: the run was finished when the signal came.
+        ({"result": "done", "job": CANCELLED, "codes": TERM}, Action.EXIT, Reason.DONE),
+        ({"codes": BAD}, Action.EXIT, Reason.BAD_INPUT),
+        ({"codes": BAD, "progressed": True}, Action.EXIT, Reason.BAD_INPUT),
+        ({"codes": USR1, "result": "stopped"}, Action.RESTART, Reason.TIME_LIMIT),
+        ({"codes": USR1, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
+        # USR1 in the first moments kills a rank; it was asked to stop, so this is no crash.
+        ({"codes": {0: 138, 1: 143}, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
+        ({"codes": TERM, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
+        ({"codes": CRASH, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
+        ({"codes": TERM, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        # Slurm says why it ends the job: not a cancel.
+        ({"codes": TERM, "job": REQUEUED}, Action.EXIT, Reason.REQUEUED),
+        ({"codes": {}, "job": REQUEUED, "lost_nodes": ("n2",)}, Action.EXIT, Reason.NODE_LOST),
+        ({"codes": TERM, "job": PREEMPTED, "lost_nodes": ("n2",)}, Action.WAIT, Reason.PREEMPTED),
+        # The others failed because of it. It does not count as a crash.
+        ({"codes": {0: 1}, "lost_nodes": ("n2",)}, Action.RESTART, Reason.NODE_LOST),
+        ({"codes": {0: 1}, "lost_nodes": ("n2",), "fruitless_before": 3}, Action.RESTART, Reason.NODE_LOST),
+        # Both signals: whoever sent TERM decides.
+        ({"codes": {0: 85, 1: 86}}, Action.WAIT, Reason.TERMINATED),
+        ({"codes": TERM}, Action.WAIT, Reason.TERMINATED),
+        ({"codes": TERM, "job": TIME_LIMIT}, Action.RESTART, Reason.TIME_LIMIT),
+        ({"codes": {}, "job": TIME_LIMIT}, Action.RESTART, Reason.TIME_LIMIT),
+        ({"codes": CRASH}, Action.RESTART, Reason.CRASHED),
+        ({"codes": {}, "srun_status": 1}, Action.RESTART, Reason.CRASHED),
+        # A rank that failed while others saved: the save needs all of them.
+        ({"codes": {0: 85, 1: 139}}, Action.RESTART, Reason.CRASHED),
+    ],
+)
+def test_events(changes, action: Action, reason: Reason) -> None:
+    decision = decide(replace(PEACE, **changes))
+    assert (decision.action, decision.reason) == (action, reason)
+
+
+def test_preemption_is_waited_for_longer_than_any_grace() -> None:
+    assert decide(replace(PEACE, codes=TERM, job=PREEMPTED)).value > 3600
+    assert decide(replace(PEACE, codes=TERM)).value == WAIT_SECONDS
+
+
+@pytest.mark.parametrize("codes", [USR1, CRASH])
+def test_restarts_without_progress_are_counted(codes) -> None:
+    assert decide(replace(PEACE, codes=codes, fruitless_before=2)).action is Action.RESTART
+    given_up = decide(replace(PEACE, codes=codes, fruitless_before=3))
+    assert given_up.action is Action.EXIT
+    assert given_up.value != 0
+    assert "slurm.max_restarts" in given_up.why
+    assert decide(replace(PEACE, codes=codes, fruitless_before=3, progressed=True)).action is Action.RESTART
+
+
+def test_the_exit_code_is_that_of_the_first_rank_that_failed() -> None:
+    assert decide(replace(PEACE, codes={2: 7, 0: 1, 1: 143}, max_restarts=0)).value == 7

@@ -1,0 +1,77 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from alignkd.errors import UserError
+from launcher.backends import local
+from launcher.backends.slurm import stages
+from launcher.backends.slurm.client import QueuedJob
+from launcher.backends.slurm.stages import check_runs, hand_on, link, stage_names
+from launcher.commands.control import ResumeRequest, resume_run
+from launcher.commands.launch import LaunchRequest, launch
+
+
+def test_names() -> None:
+    assert stage_names(None, None, None) == [None]
+    assert stage_names("a", None, "x") == ["a"]
+    assert stage_names(None, "a, b", None) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a", "a,b", None), (None, "a,b", "x"), (None, ",", None), (None, "a,a", None)]
+)
+def test_what_does_not_fit(arguments) -> None:
+    with pytest.raises(UserError, match="stage"):
+        stage_names(*arguments)
+
+
+def test_one_folder_for_two_stages() -> None:
+    check_runs(["a", "b"], [Path("/r/a"), Path("/r/b")])
+    with pytest.raises(UserError, match="stages a and c have the same run"):
+        check_runs(["a", "b", "c"], [Path("/r/a"), Path("/r/b"), Path("/r/a")])
+
+
+def test_only_a_stage_that_waits_is_told(tmp_path, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(stages, "ask", lambda *words: told.append(words))
+    jobs = [QueuedJob("7", "PENDING", "Dependency", None, ""), QueuedJob("8", "RUNNING", "None", None, "")]
+    monkeypatch.setattr(stages, "queued_jobs", lambda run: jobs if run == Path("/r/b") else [])
+    hand_on(tmp_path, "9")
+    assert told == []
+    link(tmp_path, Path("/r/b"))
+    assert json.loads((tmp_path / "next.json").read_text()) == {"run": "/r/b"}
+    hand_on(tmp_path, "9")
+    assert told == [("scontrol", "update", "JobId=7", "Dependency=afterok:9")]
+
+
+RANK = """
+import pathlib, sys
+run = pathlib.Path(sys.argv[1])
+with open(run.parent / "order", "a") as order:
+    order.write(run.name + " ")
+sys.exit(int((run.parent / f"code-{run.name}").read_text()))
+"""
+
+
+def test_on_the_local_back_end_a_failed_stage_holds_the_next(config_file, monkeypatch) -> None:
+    stages = "".join(f"  {n}: {{run: {{name: {n}}}}}\n" for n in ("a", "b", "c"))
+    config_file.write_text(config_file.read_text() + "stages:\n" + stages)
+    runs = config_file.parent / "runs"
+    runs.mkdir()
+    for name, code in {"a": 0, "b": 3, "c": 0}.items():
+        (runs / f"code-{name}").write_text(str(code))
+    monkeypatch.setattr(local, "rank_command", lambda run: [sys.executable, "-c", RANK, str(run)])
+    monkeypatch.setattr(local, "build_cpu_operators", lambda *_, **__: None)
+    console = Console(file=io.StringIO())
+    result = launch(LaunchRequest(config_file, backend="local", stages="a,b,c"), console)
+    assert result["code"] == 3
+    assert [(Path(stage["run"]).name, stage["code"]) for stage in result["stages"]] == [("a", 0), ("b", 3)]
+    assert (runs / "order").read_text() == "a b "
+    assert (runs / "c" / "manifest.json").exists()
+    (runs / "code-b").write_text("0")
+    assert [resume_run(runs / name, ResumeRequest(), console)["code"] for name in ("b", "c")] == [0, 0]
+    assert (runs / "order").read_text() == "a b b c "

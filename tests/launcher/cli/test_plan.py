@@ -1,0 +1,148 @@
+"""``alignkd plan`` and what ``alignkd launch`` makes of it, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkd.config import load_config
+from tests.launcher.cli.test_app import alignkd, is_light
+from tests.launcher.conftest import FIXTURE
+from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
+
+
+@pytest.fixture
+def true_sizes(config_file: Path, tmp_path: Path) -> list[str]:
+    """Arguments for the 7B teacher and the 1.7B student, which need no weights to be planned."""
+    arguments = []
+    for key, (_, shape, _) in (("teacher", SIZES[2]), ("student", SIZES[0])):
+        folder = tmp_path / key
+        folder.mkdir()
+        values = PUBLISHED | dict(zip(SHAPE_KEYS, shape, strict=True))
+        (folder / "config.json").write_text(json.dumps(values))
+        arguments += ["--set", f"model.{key}={folder}"]
+    return [*arguments, "--set", "training.precision=bf16", "--set", "training.global_batch_size=128"]
+
+
+def test_a_table_of_80_columns(config_file: Path, true_sizes: list[str]) -> None:
+    cluster = ("--nodes", 2, "--gpus-per-node", 8)
+    done = alignkd("plan", config_file, *true_sizes, *cluster, "--gpu-memory", "80G")
+    assert done.returncode == 0, done.stderr
+    assert is_light(done)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for part in (
+        "7,062.9",
+        "1,674.1",
+        "teacher shard",
+        "fits into 80.00",
+        "zero3_node",
+        "Assumed 989 TFLOP/s per GPU at 40%",
+    ):
+        assert part in done.stdout
+    unknown = alignkd("plan", config_file, *true_sizes, *cluster)
+    assert "nothing was checked" in unknown.stdout
+    assert "Advice" not in unknown.stdout
+
+
+def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
+    # One GPU of 40 GiB: the student's optimizer alone is 22 GB, so something must go to host memory.
+    arguments = ("plan", config_file, *true_sizes, "--gpu-memory", "40G", "--json", "--apply")
+    done = alignkd(*arguments)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["parameters"]["teacher"] == 7_062_943_744
+    assert values["memory"]["needed"] > values["memory"]["tensors"] > 0
+    assert values["memory"]["fits"] is False
+    assert values["advice"]["student.offload"] is True
+    text = config_file.read_text()
+    for key, value in values["advice"].items():
+        assert f"{key.split('.')[1]}: {str(value).lower() if isinstance(value, bool) else value}" in text
+    # The advice was computed for what --set gave, so that stands in the file, too.
+    again = alignkd("plan", config_file, "--gpu-memory", "40G", "--json", "--apply")
+    values = json.loads(again.stdout)
+    assert values["parameters"]["teacher"] == 7_062_943_744
+    assert values["advice"] == {}
+    assert values["memory"]["fits"] is True
+    assert "already so, nothing was written" in again.stderr
+
+
+def test_apply_takes_paths_as_set_does(config_file: Path, tmp_path: Path) -> None:
+    """Of --set they start at the current folder, of a file at the file's."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "student").symlink_to(FIXTURE / "student")
+    change = ("--set", "model.student=student", "--set", "training.micro_batch_size=1")
+    done = alignkd("plan", config_file, *change, "--gpu-memory", "80G", "--apply", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert load_config(config_file).model.student == str(elsewhere / "student")
+    assert "  model.student: " in done.stdout
+
+
+def test_a_stage_before_the_one_that_makes_its_models(tmp_path: Path) -> None:
+    """pretrain -> finetune -> again: what is trained has the shape of what it starts from."""
+    stages = tmp_path / "stages.yaml"
+    (tmp_path / "plain").mkdir()
+    values = json.loads((FIXTURE / "student" / "config.json").read_text())
+    plain = {key: value for key, value in values.items() if not key.startswith("mm_")} | {
+        "model_type": "llama"
+    }
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(plain))
+    stages.write_text(
+        f"model: {{teacher: {FIXTURE / 'teacher'}, student: plain}}\n"
+        "data: {sources: [{file: data.json}]}\n"
+        "training: {global_batch_size: 8, micro_batch_size: 2, precision: fp32}\n"
+        "stages:\n"
+        f"  one: {{run: {{name: one}}, model: {{vision_tower: {FIXTURE / 'teacher'}}}}}\n"
+        "  two: {run: {name: two}, model: {student: runs/one/student}}\n"
+        "  three: {run: {name: three}, model: {student: runs/two/student, teacher: runs/two/student}}\n"
+        "  unfit: {run: {name: two}, training: {learning_rate: -1}}\n"
+    )
+    alone = alignkd("plan", stages, "--stage", "two", "--json")
+    assert alone.returncode == 2  # a stage with a problem is everybody's: it is said
+    assert "stages.unfit.training.learning_rate" in alone.stderr
+    stages.write_text("\n".join(stages.read_text().splitlines()[:-1]))
+    first, second, third = (
+        alignkd("plan", stages, "--stage", stage, "--json") for stage in ("one", "two", "three")
+    )
+    sizes = [json.loads(done.stdout)["parameters"] for done in (first, second, third)]
+    assert sizes[0] == sizes[1]
+    assert sizes[2]["teacher"] == sizes[2]["student"] == sizes[0]["student"]
+    assert "note:" not in first.stderr
+    assert "run one will make it, in the shape of " + str(tmp_path / "plain") in second.stderr
+    assert third.stderr.count("run two will make it") == 2
+    shown = alignkd("plan", stages, "--stage", "two")
+    assert "note: model.student = " in shown.stdout
+    # Nobody makes this one.
+    nobody = alignkd("plan", stages, "--stage", "two", "--set", "model.student=runs/zero/student")
+    assert nobody.returncode == 2
+    assert "zero/student/config.json: no such file" in nobody.stderr
+
+
+def test_launch_refuses_what_cannot_fit(config_file: Path, tmp_path: Path) -> None:
+    # On other hosts nobody looks for GPUs; the tiny models need less than 3 GiB, mostly for the driver.
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
+    launch = ("launch", config_file, "--backend", "ssh", "--hostfile", tmp_path / "hosts", "--dry-run")
+    refused = alignkd(*launch, "--gpu-memory", "1G")
+    assert refused.returncode == 2
+    assert "does not fit into 1.00" in refused.stderr
+    assert "--skip-memory-check" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+    configured = alignkd(*launch, "--set", "slurm.gpu_memory=1G")
+    assert "does not fit into 1.00" in configured.stderr
+    for arguments, said in (
+        (("--gpu-memory", "1G", "--skip-memory-check"), False),
+        (("--gpu-memory", "80G"), False),
+        ((), True),
+    ):
+        done = alignkd(*launch, *arguments, "--name", f"run-{len(arguments)}")
+        assert "does not fit" not in done.stderr
+        assert ("memory was not checked" in done.stdout) == said
+    assert "not a size of memory" in alignkd(*launch, "--gpu-memory", "much").stderr
+
+
+def test_a_run_on_the_cpu_is_not_checked(config_file: Path) -> None:
+    done = alignkd("launch", config_file, "--backend", "local", "--dry-run", "--gpu-memory", "1M")
+    assert done.returncode == 0, done.stderr
+    assert "memory was not checked" not in done.stdout

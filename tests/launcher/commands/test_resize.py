@@ -1,0 +1,243 @@
+"""A run folder for another size: what changes in it, what is refused, and a rewrite that was cut off."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignkd.errors import UserError
+from alignkd.run_folder.checkpoints import committed_steps
+from launcher.backends.hostfile import Host
+from launcher.backends.ssh import write_hosts
+from launcher.commands import resize
+from launcher.commands.resize import JOURNAL, fit_run, memory_warnings
+from launcher.render.deepspeed import student_config, teacher_config
+from launcher.render.job_scripts import render_scripts
+from launcher.run.checkpoints import check_step, gone_back
+from launcher.run.folder import create_run_folder
+from launcher.run.manifest import Manifest, make_manifest, read_manifest
+from tests.launcher.run.test_checkpoints import checkpoint
+
+ALLOW = ("--allow-change", "training.learning_rate")
+
+
+@pytest.fixture
+def run(make_config) -> Path:
+    """On four nodes of one rank; global batch 8, micro-batch 2."""
+    return make(make_config(), "local")
+
+
+def make(config, backend: str, device: str = "cpu") -> Path:
+    manifest = make_manifest(config, 4, 1, 1, backend, device)
+    return create_run_folder(
+        config,
+        manifest,
+        student_config(config, 4, device),
+        teacher_config(config, device),
+        render_scripts(config, Path(config.run.folder) / config.run.name, 4, 1),
+    )
+
+
+def fitted(run: Path, nodes: int | None = None, gpus_per_node: int | None = None, **more) -> Manifest:
+    return fit_run(run, read_manifest(run), nodes, gpus_per_node, **more)
+
+
+def student(run: Path) -> dict:
+    return json.loads((run / "ds" / "student.json").read_text())
+
+
+def set_stage(run: Path, stage: int) -> None:
+    text = (run / "config.yaml").read_text()
+    assert "zero_stage: 2" in text
+    (run / "config.yaml").write_text(text.replace("zero_stage: 2", f"zero_stage: {stage}"))
+
+
+def snapshot(run: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_the_global_batch_stays_and_all_files_follow(run: Path) -> None:
+    before = read_manifest(run)
+    after = fitted(run, 1, 2)
+    assert (after.nodes, after.gpus_per_node, after.world_size, after.accumulation_steps) == (1, 2, 2, 2)
+    assert read_manifest(run) == after
+    assert dataclasses.replace(after, nodes=4, gpus_per_node=1, world_size=4, accumulation_steps=1) == before
+    assert student(run)["gradient_accumulation_steps"] == 2
+    assert student(run)["train_batch_size"] == 8
+    script = (run / "job.sbatch").read_text()
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2" in script
+    assert "--ntasks=2" in script
+    assert "LOCAL_WORLD_SIZE=2" in (run / "rank.sh").read_text()
+    assert os.access(run / "job.sbatch", os.X_OK)
+    assert not (run / JOURNAL).exists()
+
+
+def test_edits_of_the_environment_stay(run: Path) -> None:
+    with (run / "env.sh").open("a") as file:
+        file.write("export NCCL_DEBUG=INFO\n")
+    before = (run / "env.sh").read_text()
+    fitted(run, 2)
+    assert (run / "env.sh").read_text() == before
+
+
+def test_nothing_is_touched_when_nothing_changes(run: Path) -> None:
+    with (run / "job.sbatch").open("a") as file:
+        file.write("# by hand\n")
+    before = snapshot(run)
+    assert fitted(run) == fitted(run, 4, 1) == read_manifest(run)
+    assert snapshot(run) == before
+
+
+def test_a_split_that_is_impossible_lists_the_possible_ones(run: Path) -> None:
+    before = snapshot(run)
+    with pytest.raises(UserError, match=r"3 nodes x 1 ranks.*fit with 1 ranks each: 1, 2, 4"):
+        fitted(run, 3)
+    with pytest.raises(UserError, match=r"fit with 3 ranks each: none"):
+        fitted(run, 1, 3)
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    ("saved", "stage", "nodes", "problem"),
+    [
+        (2, 1, None, None),
+        (2, 1, 2, None),
+        (1, 2, 2, None),
+        (2, 3, None, "student.zero_stage: the checkpoint has 2, the run has 3"),
+        (2, 0, None, "student.zero_stage: the checkpoint has 2, the run has 0"),
+        (3, 2, 1, "student.zero_stage: the checkpoint has 3, the run has 2"),
+        (0, 0, 2, "at student.zero_stage 0"),
+    ],
+)
+def test_stages_that_deepspeed_converts(
+    run: Path, saved: int, stage: int, nodes: int | None, problem: str | None
+) -> None:
+    manifest = checkpoint(run, 10) / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts |= {"world_size": 4, "config": {"student": {"zero_stage": saved}}}
+    manifest.write_text(json.dumps(facts))
+    set_stage(run, stage)
+    before = snapshot(run)
+    if problem is None:
+        fitted(run, nodes)
+        assert student(run)["zero_optimization"]["stage"] == stage
+        return
+    with pytest.raises(UserError, match=problem):
+        fitted(run, nodes)
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("cut_off_after", [1, 3, 5])
+def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
+    run: Path, monkeypatch: pytest.MonkeyPatch, cut_off_after: int
+) -> None:
+    writes = []
+    for name in ("write_json", "write_atomic"):
+        real = getattr(resize, name)
+
+        def write(*arguments, real=real, **options):
+            writes.append(arguments)
+            if len(writes) > cut_off_after:
+                raise KeyboardInterrupt
+            real(*arguments, **options)
+
+        monkeypatch.setattr(resize, name, write)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(run, 2)
+    monkeypatch.undo()
+    assert (run / JOURNAL).exists()
+    assert fitted(run).nodes == 2  # without being told again
+    whole = snapshot(run)
+    shutil.rmtree(run / "ds")
+    (run / "ds").mkdir()
+    fitted(run, 4)
+    fitted(run, 2)
+    assert snapshot(run) == whole
+
+
+def test_hosts_of_the_ssh_back_end(make_config) -> None:
+    run = make(make_config(), "ssh")
+    write_hosts(run, [Host(name, 2) for name in "abcd"])
+    assert fitted(run, 2).world_size == 2
+    assert fitted(run, 4).world_size == 4  # the others are still known
+    with pytest.raises(UserError, match="2 slots each"):
+        fitted(run, 1, 4)
+    write_hosts(run, [Host("a", 2)])
+    with pytest.raises(UserError, match=r"has 1 hosts; name more with --hostfile"):
+        fitted(run, 2)
+    assert fitted(run, 2, hosts=[Host("x", 1), Host("y", 1)]).nodes == 2
+    assert [host["name"] for host in json.loads((run / "hosts.json").read_text())["hosts"]] == ["x", "y"]
+
+
+def test_gpus_that_are_not_here(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(make_config(), "local", "auto")
+    monkeypatch.setattr(resize, "visible_gpus", lambda _environment: ["0", "1"])
+    with pytest.raises(UserError, match="takes 4 GPUs and this machine has 2"):
+        fitted(run, 2, 2)
+    assert fitted(run, 2).world_size == 2
+
+
+def test_fewer_ranks_that_would_not_fit_are_warned_of(make_config) -> None:
+    run = make(make_config("slurm.gpu_memory=80G"), "slurm", "auto")
+    assert memory_warnings(run, read_manifest(run)) == []
+    small = make(make_config("slurm.gpu_memory=1M", "run.name=small"), "slurm", "auto")
+    (warning,) = memory_warnings(small, read_manifest(small))
+    assert "alignkd plan" in warning
+
+
+def test_going_back_keeps_the_newer_checkpoints(run: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint(run, step)
+    checkpoint(run, 30, suffix=".universal")
+    (run / "result.json").write_text("{}")
+    check_step(run, 10)
+    with gone_back(run, 10) as kept:
+        assert kept == ["step-30.set-aside", "step-20.set-aside"]
+    assert committed_steps(run) == [10]
+    assert not (run / "result.json").exists()
+    checkpoint(run, 20)
+    with gone_back(run, 10) as kept:
+        assert kept == ["step-20.set-aside-2"]
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step-10", "step-20.set-aside", "step-20.set-aside-2", "step-30.set-aside"}
+
+
+def test_a_step_that_is_not_there_or_broken(run: Path) -> None:
+    (checkpoint(run, 10) / "shard.pt").write_bytes(b"weightz")
+    checkpoint(run, 20)
+    before = snapshot(run)
+    for step, message in ((15, "valid: 10, 20"), (10, "step-10 is broken: shard.pt has another sha256")):
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", str(step), *ALLOW],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2
+        assert message in " ".join(done.stderr.split())
+    assert snapshot(run) == before
+
+
+def test_what_sbatch_refuses_has_changed_nothing(make_config, tmp_path: Path) -> None:
+    """Neither the checkpoints that would have been put aside, nor the keys that would have been accepted."""
+    run = make(make_config(), "slurm")
+    for step in (10, 20):
+        checkpoint(run, step)
+    (run / "result.json").write_text('{"status": "done"}')
+    before = snapshot(run)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'no such account' >&2; exit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", "10", *ALLOW],
+        capture_output=True, text=True, env={**clean, "PATH": str(tmp_path / "bin")},
+    )  # fmt: skip
+    assert (done.returncode, "no such account" in done.stderr) == (1, True)
+    assert {path: data for path, data in snapshot(run).items() if not path.endswith("/.lock")} == before

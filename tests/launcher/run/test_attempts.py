@@ -1,0 +1,140 @@
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from launcher.backends.slurm.lifecycle import Reason
+from launcher.run.attempts import (
+    HISTORY,
+    JOB,
+    OPEN,
+    Attempt,
+    begin,
+    close,
+    exit_codes,
+    fruitless_restarts,
+    open_attempt,
+    read_history,
+)
+
+
+def checkpoint(run: Path, step: int) -> None:
+    (run / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    (run / "checkpoints" / f"step-{step}" / "COMMITTED").touch()
+
+
+def progress(run: Path, step: int, updated: float | None = None) -> None:
+    facts = {"phase": "training", "step": step, "updated": updated or time.time() + 1}
+    (run / "progress.json").write_text(json.dumps(facts))
+
+
+def test_one_attempt(tmp_path) -> None:
+    checkpoint(tmp_path, 4)
+    (tmp_path / "exits").mkdir(exist_ok=True)
+    (tmp_path / "exits" / "rank-0").write_text("1 5.0\n")
+    (tmp_path / "result.json").write_text('{"status": "stopped"}')
+    attempt = begin(tmp_path, "7", "n[1-2]", 3.5)
+    assert (attempt.number, attempt.first_step, attempt.queue_seconds) == (1, 4, 3.5)
+    # What the attempt before left must not speak for this one.
+    assert exit_codes(tmp_path) == {}
+    assert not (tmp_path / "result.json").exists()
+    checkpoint(tmp_path, 10)
+    progress(tmp_path, 13)
+    closed = close(tmp_path, attempt, Reason.CRASHED)
+    assert (closed.last_step, closed.saved_step, closed.lost_steps) == (13, 10, 3)
+    assert closed.progressed
+    assert open_attempt(tmp_path) is None
+    assert read_history(tmp_path) == [closed]
+
+
+def test_a_killed_attempt_is_closed_by_the_next(tmp_path) -> None:
+    first = begin(tmp_path, "7", "n1", None)
+    progress(tmp_path, 3, first.start + 60)
+    assert begin(tmp_path, "7", "n2", None).number == 2
+    (closed,) = read_history(tmp_path)
+    assert (closed.reason, closed.end, closed.lost_steps) == ("lost", first.start + 60, 3)
+
+
+def test_a_killed_attempt_with_a_lost_node(tmp_path) -> None:
+    first = begin(tmp_path, "7", "n[1-2]", None)
+    asked = []
+
+    def lost(nodes: str, since: float) -> list[str]:
+        asked.append((nodes, since))
+        return ["n2"]
+
+    begin(tmp_path, "7", "n[3-4]", None, lost)
+    assert asked == [("n[1-2]", first.start)]
+    (closed,) = read_history(tmp_path)
+    assert (closed.reason, closed.bad_nodes) == ("node lost", ("n2",))
+
+
+def test_old_progress_is_not_this_attempts(tmp_path) -> None:
+    progress(tmp_path, 90, 1000.0)
+    closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
+    assert (closed.last_step, closed.lost_steps) == (0, 0)
+
+
+def test_a_torn_line_is_left_out(tmp_path) -> None:
+    closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
+    with (tmp_path / HISTORY).open("a") as file:
+        file.write('{"number": 2, "jo\n[]\n{"number": 3}\n')
+        file.write(json.dumps({**asdict(closed), "of a later version": 1}) + "\n")
+    assert read_history(tmp_path) == [closed, closed]
+    (tmp_path / OPEN).write_text('{"unknown": 1}')
+    assert open_attempt(tmp_path) is None
+
+
+def test_exit_codes_come_in_the_order_of_the_ends(tmp_path) -> None:
+    (tmp_path / "exits").mkdir(exist_ok=True)
+    for rank, text in {0: "143 12.5", 1: "3 12.25", 10: "143 12.75"}.items():
+        (tmp_path / "exits" / f"rank-{rank}").write_text(text + "\n")
+    (tmp_path / "exits" / "rank-2").write_text("1 12.")  # is being written
+    assert list(exit_codes(tmp_path).items()) == [(1, 3), (0, 143), (10, 143)]
+
+
+@pytest.mark.parametrize(
+    ("endings", "before", "count"),
+    [
+        ([], 0, 0),
+        ([("crashed", 0)], 0, 1),
+        ([("crashed", 0), ("crashed", 0)], 0, 2),
+        ([("crashed", 0), ("crashed", 5), ("crashed", 0)], 0, 1),  # progress resets
+        ([("crashed", 0), ("preempted", 0), ("lost", 0)], 0, 1),  # not the run's fault
+        ([("time limit", 0), ("crashed", 0)], 0, 2),
+        ([("crashed", 0), ("crashed", 0), ("crashed", 0)], 2, 1),  # the user has submitted it again
+    ],
+)
+def test_fruitless_restarts(tmp_path, endings, before: int, count: int) -> None:
+    with (tmp_path / HISTORY).open("w") as file:
+        for number, (reason, saved) in enumerate(endings, start=1):
+            attempt = Attempt(number, "7", "n1", 0.0, 0, reason=reason, saved_step=saved)
+            file.write(json.dumps(asdict(attempt)) + "\n")
+    (tmp_path / JOB).write_text(json.dumps({"attempts_before": before}))
+    assert fruitless_restarts(tmp_path) == count
+
+
+def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Path) -> None:
+    attempt = begin(tmp_path, "7", "n1", None)
+    before = (tmp_path / OPEN).read_text()
+    close(tmp_path, attempt, Reason.CRASHED)
+    (tmp_path / OPEN).write_text(before)  # killed before it was removed
+    assert open_attempt(tmp_path) is None
+    assert begin(tmp_path, "7", "n1", None).number == 2
+    assert [closed.number for closed in read_history(tmp_path)] == [1]
+
+
+def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
+    whole = (tmp_path / HISTORY).read_text()
+    lines = whole.splitlines()
+    torn = lines[0][:30].encode() + b"\xff\0"
+    (tmp_path / HISTORY).write_bytes(torn + f"\n{lines[1]}\n".encode())  # the first; the number 2 is taken
+    assert begin(tmp_path, "7", "n1", None).number == 3
+    (tmp_path / HISTORY).write_text(whole[:-30])  # the last; the next line must not be glued to it
+    (tmp_path / OPEN).unlink()
+    close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
+    assert [closed.reason for closed in read_history(tmp_path)] == ["crashed", "done"]

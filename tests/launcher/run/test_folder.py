@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from alignkd.config import load_config
+from alignkd.errors import UserError
+from launcher.run.files import read_json, write_atomic
+from launcher.run.folder import create_run_folder, run_path
+from launcher.run.manifest import file_hash, git_commit, make_manifest, read_manifest
+
+
+@pytest.fixture
+def create(make_config):
+    def make(*overrides: str, scripts: dict[str, str] | None = None):
+        config = make_config(*overrides)
+        manifest = make_manifest(config, 2, 1, 2, "local", "cpu")
+        return config, create_run_folder(config, manifest, {"a": 1}, {"b": 2}, scripts or {})
+
+    return make
+
+
+def test_everything_a_rank_reads_is_there(create) -> None:
+    config, run = create(scripts={"rank.sh": "#!/bin/sh\n"})
+    assert run == run_path(config)
+    assert load_config(run / "config.yaml") == config
+    assert json.loads((run / "ds/student.json").read_text()) == {"a": 1}
+    assert json.loads((run / "ds/teacher.json").read_text()) == {"b": 2}
+    assert (run / "rank.sh").stat().st_mode & 0o111
+    assert (run / "logs").is_dir()
+    manifest = read_manifest(run)
+    assert (manifest.nodes, manifest.gpus_per_node, manifest.world_size) == (2, 1, 2)
+    assert manifest.data == {config.data.sources[0].file: file_hash(run.parents[1] / "data.json")}
+    assert manifest.versions["python"].startswith("3.")
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+def test_an_existing_run_is_never_touched(create) -> None:
+    _, run = create()
+    (run / "manifest.json").write_text("mine")
+    with pytest.raises(UserError, match=r"--name.*alignkd resume .*/run`.*move it away"):
+        create()
+    assert (run / "manifest.json").read_text() == "mine"
+    create("run.name=other")
+
+
+def test_a_dangling_link_counts_as_there(create, make_config) -> None:
+    run = run_path(make_config())
+    run.parent.mkdir()
+    run.symlink_to(run.parent / "nowhere")
+    with pytest.raises(UserError, match="exists already"):
+        create()
+
+
+def test_a_failure_while_it_is_filled_leaves_nothing(create, make_config) -> None:
+    with pytest.raises(TypeError):
+        create(scripts={"job.sbatch": None})
+    assert list(run_path(make_config()).parent.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(create, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        create("run.folder=" + str(tmp_path / "file"))
+
+
+def test_what_is_no_run_folder(tmp_path) -> None:
+    for text in (None, "[]", "{", '{"nodes": 1}'):
+        if text is not None:
+            (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match="not a run folder"):
+            read_manifest(tmp_path)
+
+
+def test_atomic_writing_keeps_the_old_file_on_failure(tmp_path) -> None:
+    path = tmp_path / "a"
+    write_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_json(path) is None
+
+
+def test_no_commit_outside_a_checkout(tmp_path) -> None:
+    assert git_commit(tmp_path) is None

@@ -1,0 +1,46 @@
+"""One launcher per run, against other processes of this machine."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from alignkd.errors import UserError
+from launcher.run import lock as run_lock
+from launcher.run.lock import is_locked, only_launcher
+
+
+def test_the_second_is_refused_and_the_first_frees_it(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    with only_launcher(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(UserError, match="another launcher runs it"), only_launcher(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+
+
+def test_a_look_at_the_lock_is_no_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` holds it for a moment; here until the launcher waits for the first time."""
+    with (tmp_path / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        waits: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waits.append(seconds)
+            if seconds:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(run_lock.time, "sleep", sleep)
+        with only_launcher(tmp_path):
+            assert waits[0] == 0 < waits[1]
+
+
+def test_a_file_system_without_such_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    with only_launcher(tmp_path):
+        assert not is_locked(tmp_path)

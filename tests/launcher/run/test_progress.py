@@ -1,0 +1,93 @@
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from launcher.run.progress import (
+    BarView,
+    Pace,
+    PlainView,
+    Snapshot,
+    details,
+    duration,
+    make_view,
+    read_snapshot,
+)
+
+
+def test_reading(tmp_path) -> None:
+    path = tmp_path / "progress.json"
+    assert read_snapshot(path, 0) is None
+    path.write_text("{")
+    assert read_snapshot(path, 0) is None
+    values = {"phase": "training", "step": 3, "total_steps": 9, "loss": 1.5, "samples_per_second": 7}
+    path.write_text(json.dumps({**values, "updated": 100.0, "data_wait_share": 0.5}))
+    assert read_snapshot(path, 50) == Snapshot("training", 3, 9, 1.5, 7.0, 100.0, data_wait_share=0.5)
+    assert read_snapshot(path, 101) is None, "left over from an earlier start"
+    path.write_text(json.dumps({"phase": "loading", "total_steps": None, "loss": None, "updated": 1}))
+    assert read_snapshot(path, 0) == Snapshot("loading", updated=1.0)
+    path.write_text(json.dumps({"phase": "indexing", "done": 3, "total": 12, "updated": 1}))
+    assert read_snapshot(path, 0) == Snapshot("indexing", updated=1.0, done=0.25)
+
+
+def test_pace_of_a_resumed_run_counts_from_where_it_went_on() -> None:
+    pace = Pace()
+    assert pace.seconds_left(Snapshot("loading", 500, 1000, updated=0)) is None
+    assert pace.seconds_left(Snapshot("training", 500, 1000, updated=10)) is None
+    assert pace.seconds_left(Snapshot("training", 510, 1000, updated=30)) == pytest.approx(2 * 490)
+
+
+def test_words() -> None:
+    assert details(Snapshot("training", 1, 2, 2.34567, 12.345), 245) == (
+        "training · loss 2.346 · 12.3 samples/s · 4:05 left"
+    )
+    waits = Snapshot("training", 1, 2, 2.5, data_wait_share=0.12)
+    assert details(waits, None) == "training · loss 2.5 · 12% waiting for data"
+    assert "waiting" not in details(replace(waits, data_wait_share=0.04), None)
+    assert details(Snapshot("loading"), None) == "loading"
+    assert details(Snapshot("indexing", done=0.256), None) == "indexing 26%"
+    assert [duration(seconds) for seconds in (0, 59.6, 3845)] == ["0:00", "1:00", "1:04:05"]
+
+
+def test_plain_lines_come_now_and_then() -> None:
+    text, now = io.StringIO(), [0.0]
+    view = PlainView(Console(file=text, width=200), clock=lambda: now[0])
+    for second in range(31):
+        now[0] = float(second)
+        view.show(Snapshot("training", second, 100), None)
+    view.show(Snapshot("saving", 30, 100), None)
+    view.show(Snapshot("exporting", 30, 100), None)
+    for second in range(31, 52):
+        now[0] = float(second)
+        view.show(Snapshot("indexing", done=second / 100), None)
+    lines = text.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "step 0/100",
+        "step 10/100",
+        "step 20/100",
+        "step 30/100",
+        "step 30/100",
+        "indexing 31%",
+        "indexing 41%",
+        "indexing 51%",
+    ]
+    assert lines[4].endswith("exporting")
+
+
+def test_bar_on_a_terminal_shows_steps_and_fits_80_columns() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80)
+    view = make_view(console)
+    assert isinstance(view, BarView)
+    view.show(Snapshot("training", 3, 9, 1.5, 7.0), 65.0)
+    view.note("a [note] with brackets")
+    view.close()
+    assert "3/9" in text.getvalue()
+    assert "1:05 left" in text.getvalue()
+    assert "a [note] with brackets" in text.getvalue()
+
+
+def test_no_bar_in_a_pipe() -> None:
+    assert isinstance(make_view(Console(file=io.StringIO())), PlainView)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import copy
+
+from alignkd.run_folder.drift import config_drift
+
+CONFIG = {
+    "run": {"name": "a"},
+    "data": {"workers": 2, "sources": [{"file": "/a/x.json", "image_folder": "/a", "template": "v1"}]},
+    "training": {"learning_rate": 1e-4, "seed": 0},
+    "distillation": {"weights": {"logits": 1.0}},
+}
+
+
+def changed(*path: str, value: object) -> dict:
+    config = copy.deepcopy(CONFIG)
+    section = config
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    return config
+
+
+def test_equal_configurations_do_not_drift() -> None:
+    assert config_drift(CONFIG, copy.deepcopy(CONFIG), []) == []
+
+
+def test_a_difference_shows_key_and_both_values() -> None:
+    (problem,) = config_drift(CONFIG, changed("training", "learning_rate", value=2e-4), [])
+    assert "training.learning_rate" in problem
+    assert "0.0001" in problem
+    assert "0.0002" in problem
+
+
+def test_an_accepted_key_passes_and_another_does_not() -> None:
+    current = changed("training", "learning_rate", value=2e-4)
+    current["distillation"]["weights"]["logits"] = 0.5
+    (problem,) = config_drift(CONFIG, current, ["training.learning_rate"])
+    assert problem.startswith("distillation.weights.logits")
+
+
+def test_names_workers_and_data_paths_may_change() -> None:
+    current = changed("data", "workers", value=9)
+    current["run"]["name"] = "b"
+    current["data"]["sources"][0] |= {"file": "/b/x.json", "image_folder": "/b"}
+    assert config_drift(CONFIG, current, []) == []
+    current["data"]["sources"][0]["template"] = "plain"
+    assert len(config_drift(CONFIG, current, [])) == 1
+
+
+def test_a_key_that_only_one_side_has() -> None:
+    current = copy.deepcopy(CONFIG)
+    del current["training"]["seed"]
+    assert config_drift(CONFIG, current, []) == ["training.seed: the checkpoint has 0, the run has None"]
