@@ -14,6 +14,7 @@ from pathlib import Path
 
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.run_folder.paths import RunPaths
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
-    stop.read(Path(arguments[0]) / "stop")
+    stop.read(RunPaths(Path(arguments[0])).stop)
     # DeepSpeed calls these under their old names, many times in a run; that is for its authors to know.
     renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)

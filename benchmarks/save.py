@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
@@ -135,12 +136,12 @@ def main() -> int:
     command = [sys.executable, "-m", "benchmarks.save", "--folder", str(folder)]
     for name in ("parameters", "stage", "saves"):
         command += [f"--{name}", str(getattr(options, name))]
-    group = start_ranks(command, environments, folder / "logs")
+    group = start_ranks(command, environments, RunPaths(folder).logs)
     while group.running and not any(group.codes.values()):
         group.next_exit(timeout=1.0)
     group.kill()
     if any(group.codes.values()):
-        print((folder / "logs" / "rank-0.log").read_text()[-3000:], file=sys.stderr)
+        print(RunPaths(folder).log(0).read_text()[-3000:], file=sys.stderr)
         return 1
     print((folder / "table.md").read_text(), end="")
     if made:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from alignkd.run_folder.paths import RunPaths
 from benchmarks import report
 from tests import tiny
 from tests.ranks import RankPool
@@ -44,9 +45,9 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
     from alignkd.engine.stopwatch import Stopwatch
 
     run = Path(folder)
-    config = load_config(run / "config.yaml")
-    engine, _ = build_student_engine(config, json.loads((run / "ds" / "student.json").read_text()), ranks)
-    file = run / "ds" / "teacher.json"
+    config = load_config(RunPaths(run).config)
+    engine, _ = build_student_engine(config, json.loads(RunPaths(run).student_deepspeed.read_text()), ranks)
+    file = RunPaths(run).teacher_deepspeed
     ds_teacher = json.loads(file.read_text()) if file.exists() else None
     if ds_teacher is not None:
         ds_teacher["zero_optimization"] |= LEAN

@@ -20,6 +20,7 @@ from alignkd.data.templates import encode
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
+from alignkd.run_folder.paths import RunPaths
 from launcher.render.deepspeed import student_config, teacher_config
 
 FOLDER = Path(__file__).parent / "fixtures" / "mobilevlm_v2_tiny"
@@ -96,21 +97,21 @@ def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
     (folder / "source.yaml").write_text(yaml.safe_dump(document))
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
     config = load_config(folder / "source.yaml", overrides)
-    (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "ds").mkdir()
-    (folder / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
+    RunPaths(folder).config.write_text(dump_config(config))
+    RunPaths(folder).deepspeed.mkdir()
+    RunPaths(folder).student_deepspeed.write_text(json.dumps(student_config(config, world_size, "cpu")))
     teacher = teacher_config(config, "cpu")
     if teacher is not None:
-        (folder / "ds" / "teacher.json").write_text(json.dumps(teacher))
+        RunPaths(folder).teacher_deepspeed.write_text(json.dumps(teacher))
     return folder
 
 
 def resize_run(run: Path, world_size: int, **changes: Any) -> None:
     """What `alignkd resume --nodes` makes of a run folder; ``changes`` are those of a user's editor."""
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
-    config = load_config(run / "config.yaml", overrides)
-    (run / "config.yaml").write_text(dump_config(config))
-    (run / "ds" / "student.json").write_text(json.dumps(student_config(config, world_size, "cpu")))
+    config = load_config(RunPaths(run).config, overrides)
+    RunPaths(run).config.write_text(dump_config(config))
+    RunPaths(run).student_deepspeed.write_text(json.dumps(student_config(config, world_size, "cpu")))
 
 
 # Columns of a metrics row that two equal runs do not share.
@@ -127,4 +128,4 @@ TIMES = frozenset(
 
 
 def metrics_rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in RunPaths(run).metrics.read_text().splitlines()]

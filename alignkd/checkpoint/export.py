@@ -15,17 +15,17 @@ from alignkd.config import load_config
 from alignkd.config.schema import Config
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
-from alignkd.models.adapters import ADAPTERS_FILE, save_adapters
+from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.loading import DTYPES, full_tensors, public_name
 from alignkd.models.saving import FileFormat, save_model_folder
 from alignkd.run_folder.checkpoints import (
-    checkpoints_folder,
     committed_steps,
     differences,
     read_manifest,
     step_name,
 )
+from alignkd.run_folder.paths import RunPaths
 
 STUDENT_PREFIX = "student."
 
@@ -58,7 +58,7 @@ def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
     for name, value in full_tensors(adapters):
         if ranks.is_first:
             tensors[name] = value.detach().cpu().clone()
-    ranks.while_first_works(lambda: save_adapters(run / ADAPTERS_FILE, tensors))
+    ranks.while_first_works(lambda: save_adapters(RunPaths(run).adapters, tensors))
 
 
 def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) -> int:
@@ -69,7 +69,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not")
-    if not (run / "config.yaml").is_file():
+    if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
     if not steps:
@@ -79,7 +79,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         raise CheckpointError(
             f"{run}: no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(steps)))}"
         )
-    config = load_config(run / "config.yaml")
+    config = load_config(RunPaths(run).config)
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {
@@ -98,7 +98,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:
     """A checkpoint's manifest, and its module's weights. Only files that fit the manifest are unpickled."""
-    folder = checkpoints_folder(run) / step_name(step)
+    folder = RunPaths(run).checkpoints / step_name(step)
     try:
         manifest = read_manifest(folder)
         problems = differences(folder, manifest["files"], sorted(manifest["files"]))

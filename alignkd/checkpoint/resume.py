@@ -16,13 +16,13 @@ from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
-    checkpoints_folder,
     committed_steps,
     differences,
     read_manifest,
     share_of,
     step_name,
 )
+from alignkd.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
@@ -51,13 +51,13 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
     for step in steps:
         if len(verified) >= (keep_last or 1):
             break
-        problems = _agreed_problems(checkpoints_folder(run) / step_name(step), ranks, NEEDED_TO_RESUME)
+        problems = _agreed_problems(RunPaths(run).checkpoints / step_name(step), ranks, NEEDED_TO_RESUME)
         if not problems:
             verified.append(step)
         elif not verified:
             refused.append(f"{step_name(step)}: {'; '.join(sorted(set(problems))[:3])}")
     if refused and not verified:
-        raise CheckpointError(f"{checkpoints_folder(run)}: no usable checkpoint\n  " + "\n  ".join(refused))
+        raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
     return Found(verified[0] if verified else None, tuple(verified), tuple(refused))
 
 
@@ -83,7 +83,7 @@ def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, s
 
 def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     """Load a checkpoint that :func:`find_checkpoint` has verified, at its own size and stage. Collective."""
-    folder = checkpoints_folder(run) / step_name(step)
+    folder = RunPaths(run).checkpoints / step_name(step)
     manifest = read_manifest(folder)
     files = engine.checkpoint_engine
     assert isinstance(files, ShardFiles)

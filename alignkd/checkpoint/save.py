@@ -22,7 +22,6 @@ from alignkd.engine.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MARKER,
-    checkpoints_folder,
     committed_steps,
     new_attempt,
     partial_name,
@@ -30,6 +29,7 @@ from alignkd.run_folder.checkpoints import (
     step_name,
     universal_name,
 )
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.save_times import TIMING
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class CheckpointSaver:
         self.newest = found.step or 0  # committed step
         self.totals = SaveTotals(bytes=_bytes_of(run, found.step))
         if ranks.is_first:
-            for name in storage.remove_leftovers(checkpoints_folder(run)):
+            for name in storage.remove_leftovers(RunPaths(run).checkpoints):
                 log.info("removed %s, left by a save that was cut off", name)
         # Nobody begins a save among folders that are being removed, and all ranks write into the same.
         self._attempt: str = ranks.broadcast_object(new_attempt() if ranks.is_first else None)
@@ -123,7 +123,7 @@ class CheckpointSaver:
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
         self.stop_unless_writer()
-        parent, background = checkpoints_folder(self._run), self._section.asynchronous and not wait
+        parent, background = RunPaths(self._run).checkpoints, self._section.asynchronous and not wait
         flight = _Flight(
             step,
             facts,
@@ -275,8 +275,8 @@ class CheckpointSaver:
             committed, self._verified, keep, self._section.keep_last, self._section.keep_every
         ):
             try:
-                self._storage.remove(checkpoints_folder(self._run) / universal_name(step))
-                self._storage.remove(checkpoints_folder(self._run) / step_name(step))
+                self._storage.remove(RunPaths(self._run).checkpoints / universal_name(step))
+                self._storage.remove(RunPaths(self._run).checkpoints / step_name(step))
             except OSError as error:
                 log.warning("step-%d could not be removed: %s", step, error)
 
@@ -285,5 +285,5 @@ def _bytes_of(run: Path, step: int | None) -> int:
     """Of the checkpoint that was resumed from, so that the first save knows what room it needs."""
     if step is None:
         return 0
-    files = read_manifest(checkpoints_folder(run) / step_name(step))["files"]
+    files = read_manifest(RunPaths(run).checkpoints / step_name(step))["files"]
     return sum(int(entry["bytes"]) for entry in files.values())

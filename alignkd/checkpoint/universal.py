@@ -25,7 +25,6 @@ from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     MARKER,
-    checkpoints_folder,
     data_files,
     describe,
     differences,
@@ -37,6 +36,7 @@ from alignkd.run_folder.checkpoints import (
 )
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.durable_files import flush_to_disk
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.writer_lock import WriterLock
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ OPTIMIZER_STATE = "zero/optimizer_state.pt"
 
 
 def universal_folder(run: Path, step: int) -> Path:
-    return checkpoints_folder(run) / universal_name(step)
+    return RunPaths(run).checkpoints / universal_name(step)
 
 
 def is_converted(run: Path, step: int) -> bool:
@@ -65,9 +65,9 @@ def convert(run: Path, step: int, storage: Storage) -> None:
     Raises CheckpointError when this checkpoint cannot be converted, TrainingError when the disk fails.
     """
     source, final, partial = (
-        checkpoints_folder(run) / step_name(step),
+        RunPaths(run).checkpoints / step_name(step),
         universal_folder(run, step),
-        checkpoints_folder(run) / partial_name(universal_name(step), new_attempt()),
+        RunPaths(run).checkpoints / partial_name(universal_name(step), new_attempt()),
     )
     if is_converted(run, step):
         return
@@ -104,7 +104,7 @@ def convert(run: Path, step: int, storage: Storage) -> None:
 def convert_by_hand(run: Path, step: int) -> tuple[Path, bool]:
     """:func:`convert` for ``alignkd ckpt convert``, which verifies by itself: the folder, and whether it was
     made now. Raises UserError naming what is wrong, or when a job writes the run."""
-    source, final = checkpoints_folder(run) / step_name(step), universal_folder(run, step)
+    source, final = RunPaths(run).checkpoints / step_name(step), universal_folder(run, step)
     with WriterLock(run, log.warning):
         if is_converted(run, step) and not _problems(final):
             return final, False
@@ -126,7 +126,7 @@ def _problems(folder: Path) -> list[str]:
 
 
 def _source_hash(run: Path, step: int) -> str:
-    manifest = checkpoints_folder(run) / step_name(step) / MANIFEST
+    manifest = RunPaths(run).checkpoints / step_name(step) / MANIFEST
     return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
 

@@ -22,6 +22,7 @@ from rich.rule import Rule
 
 from alignkd.demo.report import TrainedModel, print_report
 from alignkd.errors import AlignkdError, TrainingError, report_error
+from alignkd.run_folder.paths import RunPaths
 
 SAMPLES = 16000
 SEED = 0
@@ -72,13 +73,13 @@ def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
     else:
         command = ["alignkd", "launch", str(configuration), "--stage", stage]
         command += ["--nodes", str(NODES), "--backend", "local"]
-    _run(Part(title, command, run / "student" / "config.json"))
+    _run(Part(title, command, RunPaths(run).student / "config.json"))
 
 
 def _evaluate(stage: str, run: Path, data: Path) -> TrainedModel:
     """Accuracy by greedy generation on the test questions, kept beside the run."""
     kept = run.parent.parent / f"accuracy_{stage}.json"
-    command = [sys.executable, "-m", "alignkd.evaluate", str(run / "student")]
+    command = [sys.executable, "-m", "alignkd.evaluate", str(RunPaths(run).student)]
     command += ["--data", str(data / "test.json"), "--image-folder", str(data / "images"), "--out", str(kept)]
     _run(Part(f"{stage}: answers to the test questions", command, kept))
     accuracy: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignkd.run_folder.paths import RunPaths
+
 TERMS = ("loss", "ce", "reverse_kl", "attention", "vision_all", "vision_focus")
 AVERAGED_STEPS = 10  # one step's loss is too noisy to compare
 MEBIBYTE = 2**20
@@ -28,8 +30,8 @@ class TrainedModel:
 
     @classmethod
     def of_run(cls, name: str, run: Path, accuracy: dict[str, Any]) -> TrainedModel:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        result = json.loads(RunPaths(run).result.read_text(encoding="utf-8"))
+        lines = RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         return cls(name, accuracy, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
 

@@ -26,9 +26,9 @@ from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TakenOverError, TrainingError
-from alignkd.run_folder.checkpoints import METRICS
 from alignkd.run_folder.durable_files import replace_text
 from alignkd.run_folder.metrics import whole_rows
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 
@@ -46,7 +46,7 @@ def train(
 
     ``is_writer`` is asked on rank 0 before anything is committed.
     """
-    metrics = Metrics(job.run / METRICS, job.config.distillation, job.ranks)
+    metrics = Metrics(RunPaths(job.run).metrics, job.config.distillation, job.ranks)
     job.ranks.while_first_works(lambda: metrics.cut_after(job.found.step or 0))
     saver = CheckpointSaver(
         job.run, job.config.checkpoint, job.ranks, storage or Storage(), job.found, metrics.sync, is_writer
@@ -172,7 +172,7 @@ def _finish(job: Job, result: dict[str, Any], metrics: Metrics, saved: int, star
     try:
         export_adapters(job.engine, job.run, job.ranks)
         card = model_card(job.run, result["step"], asdict(job.facts), _versions())
-        export_engine(job.engine, job.config, job.run / "student", job.ranks, card)
+        export_engine(job.engine, job.config, RunPaths(job.run).student, job.ranks, card)
         job.ranks.while_first_works(write_result)
     except FileSystemError as error:
         raise FileSystemError(
@@ -230,4 +230,4 @@ def _write_result(run: Path, result: dict[str, Any], started: float) -> None:
         "last": rows[-1] if rows else None,
         "seconds": time.monotonic() - started,
     }
-    replace_text(run / "result.json", json.dumps(result, indent=1) + "\n")
+    replace_text(RunPaths(run).result, json.dumps(result, indent=1) + "\n")

@@ -24,7 +24,7 @@ from alignkd.errors import CheckpointError, UserError
 from alignkd.models.agreement import check_agreement, student_folder, student_model_config
 from alignkd.models.json_file import read_json
 from alignkd.models.loading import fingerprint, frozen_fingerprint
-from alignkd.run_folder.checkpoints import checkpoints_folder, read_manifest, step_name
+from alignkd.run_folder.checkpoints import read_manifest, step_name
 from alignkd.run_folder.drift import (
     allowed_changes,
     config_drift,
@@ -32,6 +32,7 @@ from alignkd.run_folder.drift import (
     must_convert,
     saved_stage,
 )
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.teacher.provider import Teacher, held_bytes
 
@@ -70,10 +71,10 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     ``storage`` writes what a conversion writes.
     """
     storage = storage or Storage()
-    config = load_config(run / "config.yaml")
-    ds_student = _read_ds(run / "ds" / "student.json")
-    ds_teacher = _read_ds(run / "ds" / "teacher.json") if _is_sharded(config) else None
-    accumulation = _accumulation(run / "ds" / "student.json", ds_student)
+    config = load_config(RunPaths(run).config)
+    ds_student = _read_ds(RunPaths(run).student_deepspeed)
+    ds_teacher = _read_ds(RunPaths(run).teacher_deepspeed) if _is_sharded(config) else None
+    accumulation = _accumulation(RunPaths(run).student_deepspeed, ds_student)
     _check_split(config, ranks.world_size, accumulation)
     _check_precision(config)
     problems = check_agreement(config.model, config.distillation.top_k if config.distillation.enabled else 1)
@@ -84,7 +85,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     model_facts = student_model_config(config.model)
     tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
     index = shared_index(
-        run / "index.bin", config.data, tokenizer, model_facts.vision_tokens, ranks, progress
+        RunPaths(run).index, config.data, tokenizer, model_facts.vision_tokens, ranks, progress
     )
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)
@@ -118,7 +119,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     )
     manifest: dict[str, Any] = {}
     if found.step is not None:
-        manifest = read_manifest(checkpoints_folder(run) / step_name(found.step))
+        manifest = read_manifest(RunPaths(run).checkpoints / step_name(found.step))
         _check_conversion(run, manifest, config, ranks)
         _check_drift(run, manifest, facts)
         _load(engine, run, manifest, config, ranks, progress, storage)

@@ -17,8 +17,7 @@ from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.saving import write_tensors
 from alignkd.run_folder.durable_files import flush_to_disk
-
-ADAPTERS_FILE = "adapters.safetensors"
+from alignkd.run_folder.paths import RunPaths
 
 
 class AttentionAdapter(nn.Linear):
@@ -67,7 +66,7 @@ def seeded_adapters(teacher: MobileVLMConfig, student: MobileVLMConfig, seed: in
 
 def adapters_file(path: Path) -> Path:
     """``path`` itself, or the file in a folder."""
-    return path / ADAPTERS_FILE if path.is_dir() else path
+    return RunPaths(path).adapters if path.is_dir() else path
 
 
 def save_adapters(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

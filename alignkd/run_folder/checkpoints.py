@@ -15,16 +15,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.paths import RunPaths
+
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
-METRICS = "metrics.jsonl"  # of the run: one row per optimizer step
 UNIVERSAL = ".universal"
 SET_ASIDE = ".set-aside"  # newer than the step that a user went back to
 _STEP = re.compile(r"step-(\d+)")
-
-
-def checkpoints_folder(run: Path) -> Path:
-    return run / "checkpoints"
 
 
 def step_name(step: int) -> str:
@@ -48,7 +45,7 @@ def partial_name(name: str, attempt: str) -> str:
 
 def committed_steps(run: Path) -> list[int]:
     """Steps that carry the marker, newest first (their files are not looked at)."""
-    found = step_folders(checkpoints_folder(run))
+    found = step_folders(RunPaths(run).checkpoints)
     return [int(path.name.removeprefix("step-")) for path in found if (path / MARKER).is_file()]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.errors import UserError, raise_if_passing
+from alignkd.run_folder.paths import RunPaths
 
 # Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash; the paths
 # of the student are where it started, and a resume takes its weights from the checkpoint.
@@ -28,13 +29,12 @@ MAY_CHANGE = (
 )
 STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")
-ALLOWED_CHANGES = "allowed_changes.json"  # in the run folder: keys that the user has accepted
 
 
 def allowed_changes(run: Path) -> list[str]:
     """Keys that the user has accepted (``alignkd resume --allow-change``). Raises UserError for a damaged
     file."""
-    path = run / ALLOWED_CHANGES
+    path = RunPaths(run).allowed_changes
     if not path.exists():
         return []
     try:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import METRICS
+from alignkd.run_folder.paths import RunPaths
 
 
 def whole_rows(run: Path) -> list[dict[str, Any]]:
     """In the order of the file, without lines that are no JSON object; none when it cannot be read."""
     try:
-        lines = (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = RunPaths(run).metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     rows = []

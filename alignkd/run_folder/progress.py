@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.paths import RunPaths
+
 
 class Progress:
     """Written by rank 0, at most every ``interval`` seconds within a phase."""
 
     def __init__(self, run: Path, *, writes: bool, interval: float = 0.25) -> None:
-        self._path = run / "progress.json"
+        self._path = RunPaths(run).progress
         self._writes = writes
         self._interval = interval
         self._phase = ""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps, read_manifest, step_name
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
+from alignkd.run_folder.paths import RunPaths
 
 TIMING = "timing"  # key of the manifest
 
@@ -26,7 +27,7 @@ def measured_stop_seconds(run: Path) -> float | None:
     """By the run's newest checkpoint; None when there is none."""
     for step in committed_steps(run)[:1]:
         try:
-            return stop_seconds(read_manifest(checkpoints_folder(run) / step_name(step)))
+            return stop_seconds(read_manifest(RunPaths(run).checkpoints / step_name(step)))
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return None

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0  # without a new beat
@@ -32,7 +33,7 @@ class WriterLock:
         beat_seconds: float = BEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
     ) -> None:
-        self._path = run / "writer.json"
+        self._path = RunPaths(run).writer
         self._note = note
         self._beat_seconds = beat_seconds
         self._stale_seconds = stale_seconds

@@ -18,12 +18,12 @@ from types import FrameType
 from rich.console import Console
 
 from alignkd.errors import EXIT_SAVED_ON_USR1, UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import visible_gpus
 from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
 from launcher.backends.slurm.lifecycle import Evidence, Reason, decide
 from launcher.run import attempts
-from launcher.run.attempts import STOP
 from launcher.run.exit_codes import (
     ATTEMPT_PREFIX,
     ended_by,
@@ -85,7 +85,7 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
         when = datetime.now().astimezone().isoformat(timespec="seconds")
         shown = shlex.join(words).replace("\n", " ")
         heading = f"{ATTEMPT_PREFIX}{started.number}: {when}, on {platform.node()}: {shown}"
-        return start_ranks(words, environments, run / "logs", heading)
+        return start_ranks(words, environments, RunPaths(run).logs, heading)
 
     return watch_ranks(run, start, console)
 
@@ -112,7 +112,7 @@ def watch_ranks(
         try:
             _close_attempt(run, group, stopped=bool(stops.received))
         except OSError as error:  # the ranks have ended as they have, whether or not it can be written down
-            print(f"{run / attempts.HISTORY}: {error.strerror}", file=sys.stderr)
+            print(f"{RunPaths(run).attempts}: {error.strerror}", file=sys.stderr)
     with contextlib.suppress(*GONE):  # the exit code may still count
         _conclude(group, run, console, stopped=bool(stops.received))
     return exit_code(group.codes)
@@ -128,7 +128,7 @@ def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
     evidence = Evidence(
         codes=codes,
         srun_status=exit_code(group.codes),
-        result=(read_json(run / "result.json") or {}).get("status"),
+        result=(read_json(RunPaths(run).result) or {}).get("status"),
         progressed=attempts.newest_step(run) > attempt.first_step,
         stop_requested=code == EXIT_SAVED_ON_USR1,  # nothing else sends USR1 here
         fruitless_before=0,
@@ -168,7 +168,7 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
     view.show(Snapshot(), None)
     while group.running:
         ended = group.next_exit(POLL_SECONDS)
-        if (now := read_snapshot(run / "progress.json", started)) is not None:
+        if (now := read_snapshot(RunPaths(run).progress, started)) is not None:
             view.show(now, pace.seconds_left(now))
         _read_stop_file(run, stops)
         for number in stops.received[seen:]:
@@ -189,7 +189,7 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
 
 def _read_stop_file(run: Path, stops: _Stops) -> None:
     """`alignkd stop` and `alignkd cancel` come from another terminal."""
-    path = run / STOP
+    path = RunPaths(run).stop
     if path.exists():
         planned = path.read_text(encoding="utf-8").startswith("USR1")
         stops.received.append(signal.SIGUSR1 if planned else signal.SIGTERM)

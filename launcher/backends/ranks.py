@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkd.run_folder.paths import log_name
 from launcher.backends.operators import extensions_folder
 
 _PR_SET_PDEATHSIG = 1
@@ -173,4 +174,4 @@ def start_ranks(
 
 
 def log_path(log_folder: Path, rank: int) -> Path:
-    return log_folder / f"rank-{rank}.log"
+    return log_folder / log_name(rank)

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.hostfile import Host
 from launcher.backends.local import watch_ranks
 from launcher.backends.ranks import RankGroup, free_port
@@ -26,7 +27,6 @@ from launcher.run import attempts
 from launcher.run.files import read_json, write_json
 from launcher.run.manifest import Manifest
 
-HOSTS = "hosts.json"
 # No questions: nobody could answer them for each of many ranks. A host that is gone is noticed after 45 s.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
 _NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM"}
@@ -44,17 +44,19 @@ class SshGroup(RankGroup):
 
 
 def write_hosts(run: Path, hosts: Sequence[Host]) -> None:
-    write_json(run / HOSTS, {"hosts": [asdict(host) for host in hosts]})
+    write_json(RunPaths(run).hosts, {"hosts": [asdict(host) for host in hosts]})
 
 
 def run_ssh(run: Path, manifest: Manifest, console: Console) -> int:
     """Start all ranks, show their progress until they have ended, return the exit code."""
     if shutil.which("ssh") is None:
         raise UserError("ssh is not on PATH")
-    found = (read_json(run / HOSTS) or {}).get("hosts", [])
+    found = (read_json(RunPaths(run).hosts) or {}).get("hosts", [])
     hosts = [Host(**entry) for entry in found][: manifest.nodes]
     if len(hosts) < manifest.nodes:
-        raise UserError(f"{run / HOSTS}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes")
+        raise UserError(
+            f"{RunPaths(run).hosts}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes"
+        )
     nodes = ",".join(host.name for host in hosts)
 
     def start() -> RankGroup:
@@ -86,7 +88,7 @@ def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) ->
 
 
 def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
-    folder, env = shell_word(str(run)), shell_word(str(run / "env.sh"))
+    folder, env = shell_word(str(run)), shell_word(str(RunPaths(run).environment_script))
     # ssh hands one text to the login shell of the host, whatever that is.
     missing = f'{{ echo "{os.uname().nodename}: the run folder is not there" >&2; exit 2; }}'
     script = f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
@@ -94,13 +96,13 @@ def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, 
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank, (name, environment) in enumerate(zip(names, environments, strict=True)):
-            with (run / "logs" / f"ssh-{rank}.log").open("wb") as log:
+            with RunPaths(run).ssh_log(rank).open("wb") as log:
                 process = subprocess.Popen(
                     ["ssh", *_OPTIONS, name, remote],
                     stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             processes.append(process)
-            order = {"command": ["bash", str(run / "rank.sh")], "environment": dict(environment)}
+            order = {"command": ["bash", str(RunPaths(run).rank_script)], "environment": dict(environment)}
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
                 process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -15,6 +15,7 @@ from rich.console import Console
 from alignkd.config import load_config
 from alignkd.config.combinations import counted
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 from launcher.backends.hostfile import Host
 from launcher.backends.local import run_local
@@ -32,7 +33,7 @@ from launcher.backends.ssh import run_ssh
 from launcher.commands.resize import fit_run, memory_warnings
 from launcher.commands.status import inspect_run
 from launcher.render.deepspeed import batch_split
-from launcher.run.attempts import JOB, STOP, open_attempt, read_history, slurm_step
+from launcher.run.attempts import open_attempt, read_history, slurm_step
 from launcher.run.checkpoints import changes_allowed, check_changes, check_step, gone_back
 from launcher.run.files import read_json, write_atomic, write_json
 from launcher.run.lock import only_launcher
@@ -47,7 +48,7 @@ def start_run(
     A submitted job waits until job ``after`` has ended well. Raises UserError when another launcher has it.
     """
     with only_launcher(run):
-        (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+        RunPaths(run).stop.unlink(missing_ok=True)  # meant for a start before this one
         return _start(run, manifest, console, after)
 
 
@@ -55,7 +56,7 @@ def _start(
     run: Path, manifest: Manifest, console: Console, after: str | None = None
 ) -> tuple[int, str | None]:
     if manifest.backend == "slurm":
-        signal_seconds = load_config(run / "config.yaml").slurm.signal_seconds
+        signal_seconds = load_config(RunPaths(run).config).slurm.signal_seconds
         if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
             _say(console, f"warning: {warning}")
     if manifest.backend == "local":
@@ -73,7 +74,7 @@ def _start(
         # the ranks would train on, and nobody would write down how they end.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
-            return subprocess.run(["bash", str(run / "job.sbatch")], env=environment).returncode, None
+            return subprocess.run(["bash", str(RunPaths(run).job_script)], env=environment).returncode, None
         finally:
             signal.signal(signal.SIGINT, before)
     job = submit(run, [f"--dependency=afterok:{after}"] if after else [])
@@ -84,7 +85,9 @@ def _start(
 
 def _note_submission(run: Path, job: str) -> None:
     """Failures before this moment do not count towards slurm.max_restarts."""
-    write_json(run / JOB, {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))})
+    write_json(
+        RunPaths(run).job, {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))}
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     run = Path(os.path.abspath(run))
     read_manifest(run)
     check_changes(run, request.allowed_changes)
-    result = read_json(run / "result.json") or {}
+    result = read_json(RunPaths(run).result) or {}
     if request.step is not None:
         check_step(run, request.step)
     elif result.get("status") == "done":
@@ -122,11 +125,11 @@ def _go_on(run: Path, request: ResumeRequest, console: Console) -> tuple[int, st
     manifest = read_manifest(run)
     if manifest.backend == "slurm":
         _refuse_second_job(run)
-    (run / STOP).unlink(missing_ok=True)  # meant for a start before this one
+    RunPaths(run).stop.unlink(missing_ok=True)  # meant for a start before this one
     before = manifest.world_size
     manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, request.hosts, request.step)
     if manifest.world_size != before:
-        split = batch_split(load_config(run / "config.yaml").training, manifest.world_size)
+        split = batch_split(load_config(RunPaths(run).config).training, manifest.world_size)
         _say(console, f"now for {counted(manifest.world_size, 'rank')} instead of {before}; {split}")
         for warning in memory_warnings(run, manifest):
             _say(console, f"warning: {warning}")
@@ -175,7 +178,7 @@ def stop_run(run: Path) -> dict[str, Any]:
         if job.state == "PENDING":
             cancel_job(job.id)
     if not running:
-        (run / STOP).unlink(missing_ok=True)
+        RunPaths(run).stop.unlink(missing_ok=True)
         return {"run": str(run), "job": jobs[0].id, "action": "taken out of the queue"}
     for job in running:
         _signal(run, job, "USR1")
@@ -197,14 +200,14 @@ def cancel_run(run: Path) -> dict[str, Any]:
         else:  # an allocation stays the user's
             _signal(run, job, "TERM")
     if all(job.state == "PENDING" for job in jobs):
-        (run / STOP).unlink(missing_ok=True)
+        RunPaths(run).stop.unlink(missing_ok=True)
     own = all(job.script for job in jobs)
     action = "cancelled" if own else "asked the ranks to save and leave; the allocation stays"
     return {"run": str(run), "job": jobs[0].id, "action": action}
 
 
 def _note(run: Path, name: str, jobs: list[QueuedJob]) -> None:
-    write_atomic(run / STOP, " ".join([name, *(job.id for job in jobs)]) + "\n")
+    write_atomic(RunPaths(run).stop, " ".join([name, *(job.id for job in jobs)]) + "\n")
 
 
 def _signal(run: Path, job: QueuedJob, name: str) -> None:

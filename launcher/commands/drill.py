@@ -20,12 +20,12 @@ from rich.console import Console
 
 from alignkd.config import load_config
 from alignkd.errors import AlignkdError, UserError
-from launcher.backends.ranks import log_path
+from alignkd.run_folder.paths import RunPaths, log_name
 from launcher.backends.slurm.client import ask, hostnames, queued_jobs
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.commands.control import start_run
 from launcher.commands.launch import LaunchRequest, write_run
-from launcher.run.attempts import HISTORY, Attempt, open_attempt, read_history
+from launcher.run.attempts import Attempt, open_attempt, read_history
 from launcher.run.exit_codes import ATTEMPT_PREFIX
 from launcher.run.files import read_json
 from launcher.run.manifest import Manifest, read_manifest
@@ -84,7 +84,7 @@ def _preempting(run: Path, attempt: Attempt, options: Sequence[str]) -> tuple[st
 
 def _killing(run: Path, attempt: Attempt, manifest: Manifest) -> tuple[str, ...]:
     """Kill the last rank, where its log says that it is."""
-    log = log_path(run / "logs", manifest.world_size - 1)
+    log = RunPaths(run).log(manifest.world_size - 1)
     end = time.monotonic() + LATE_SECONDS
     while (place := _place(log, attempt.number)) is None:
         if time.monotonic() > end:
@@ -154,9 +154,10 @@ def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     folder = json.dumps(str(run.parent), ensure_ascii=False)
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")
-    request = LaunchRequest(run / "config.yaml", manifest.nodes, manifest.gpus_per_node, "slurm")
-    _, short = write_run(load_config(run / "config.yaml", overrides), request, "slurm")
-    shutil.copy(run / "env.sh", short / "env.sh")  # it may have been edited by hand
+    request = LaunchRequest(RunPaths(run).config, manifest.nodes, manifest.gpus_per_node, "slurm")
+    _, short = write_run(load_config(RunPaths(run).config, overrides), request, "slurm")
+    # It may have been edited by hand.
+    shutil.copy(RunPaths(run).environment_script, RunPaths(short).environment_script)
     return short
 
 
@@ -201,7 +202,7 @@ def _waited(end: float | None, start: float) -> str:
 
 def _made_progress(run: Path, number: int) -> bool:
     attempt = open_attempt(run)
-    progress = read_json(run / "progress.json") or {}
+    progress = read_json(RunPaths(run).progress) or {}
     if attempt is None or attempt.number != number or progress.get("updated", 0) < attempt.start:
         return False
     return int(progress.get("step") or 0) >= attempt.first_step + 2
@@ -219,7 +220,7 @@ def _gave_up(run: Path) -> str | None:
 
 
 def _is_done(run: Path) -> bool:
-    return (read_json(run / "result.json") or {}).get("status") == "done" and open_attempt(run) is None
+    return (read_json(RunPaths(run).result) or {}).get("status") == "done" and open_attempt(run) is None
 
 
 def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> None:
@@ -237,14 +238,14 @@ def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> Non
 
 
 def _folder_finding(run: Path, manifest: Manifest) -> Finding:
-    logs = len(list((run / "logs").glob("rank-*.log")))
-    seen = logs == manifest.world_size and (run / HISTORY).exists()
+    logs = len(list(RunPaths(run).logs.glob(log_name("*"))))
+    seen = logs == manifest.world_size and RunPaths(run).attempts.exists()
     text = f"{logs} of {manifest.world_size} ranks wrote into the run folder"
     return Finding(seen, text if seen else f"{text}: it is not on a file system that every node sees")
 
 
 def _losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()]
     return {row["step"]: row["loss"] for row in rows}
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from alignkd.config import Config, load_config, warnings_of
 from alignkd.config.combinations import counted
 from alignkd.errors import ConfigError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import visible_gpus
 from launcher.backends.hostfile import Host
 from launcher.backends.local import choose_device, rank_command
@@ -124,7 +125,7 @@ def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -
     if job is not None:
         waits = f" (waits for job {after})" if after else ""
         _say(console, f"submitted job {job}{waits}; next: alignkd status {shlex.quote(str(run))}")
-    elif code == 0 and (result := read_json(run / "result.json")) is not None:
+    elif code == 0 and (result := read_json(RunPaths(run).result)) is not None:
         _say_result(run, result, console)
     return {"run": str(run), "job": job, "code": code}
 

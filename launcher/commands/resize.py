@@ -12,22 +12,21 @@ from alignkd.config import Config, load_config
 from alignkd.config.combinations import divisors, listed
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps, read_manifest, step_name
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
 from alignkd.run_folder.drift import conversion_problem
+from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
 from launcher.backends.devices import visible_gpus
 from launcher.backends.hostfile import Host
 from launcher.backends.local import gpu_problem
 from launcher.backends.slurm.client import in_allocation
 from launcher.backends.slurm.preflight import slurm_problems
-from launcher.backends.ssh import HOSTS, write_hosts
+from launcher.backends.ssh import write_hosts
 from launcher.plan.check import check_memory, configured_memory
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps, student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
 from launcher.run.files import read_json, write_atomic, write_json
 from launcher.run.manifest import Manifest
-
-JOURNAL = "resize.json"  # there while the files of a run are being replaced
 
 
 def fit_run(
@@ -44,8 +43,8 @@ def fit_run(
     is the checkpoint to go on from, by default the newest. Raises UserError, before anything is written, for
     what cannot be: a split, a ZeRO stage, a size that the back end does not have.
     """
-    config = load_config(run / "config.yaml")
-    left = read_json(run / JOURNAL) or {}
+    config = load_config(RunPaths(run).config)
+    left = read_json(RunPaths(run).resize_journal) or {}
     nodes = nodes or left.get("nodes") or manifest.nodes
     gpus_per_node = gpus_per_node or left.get("gpus_per_node") or manifest.gpus_per_node
     size_changes = (nodes, gpus_per_node) != (manifest.nodes, manifest.gpus_per_node)
@@ -69,14 +68,14 @@ def fit_run(
 
 def memory_warnings(run: Path, manifest: Manifest) -> list[str]:
     """Fewer ranks hold larger shards. A warning only: the user may have launched without the check."""
-    config = load_config(run / "config.yaml")
+    config = load_config(RunPaths(run).config)
     if manifest.device == "cpu" or configured_memory(config) is None:
         return []
     return check_memory(config, Cluster(manifest.nodes, manifest.gpus_per_node), None)[0]
 
 
 def _rendered_stage(run: Path) -> Any:
-    return (read_json(run / "ds" / "student.json") or {}).get("zero_optimization", {}).get("stage")
+    return (read_json(RunPaths(run).student_deepspeed) or {}).get("zero_optimization", {}).get("stage")
 
 
 def _accumulation(training: TrainingSection, nodes: int, gpus_per_node: int) -> int:
@@ -96,7 +95,7 @@ def _check_checkpoint(run: Path, wanted: Manifest, config: Config, step: int | N
     if not steps:
         return  # nothing is saved yet: it begins anew
     try:
-        saved = read_manifest(checkpoints_folder(run) / step_name(steps[0]))
+        saved = read_manifest(RunPaths(run).checkpoints / step_name(steps[0]))
         problem = conversion_problem(saved, wanted.world_size, config.student.zero_stage)
     except (OSError, ValueError, KeyError, TypeError):
         return  # the ranks look for one that can be read
@@ -113,10 +112,11 @@ def _check_place(run: Path, wanted: Manifest, config: Config, hosts: Sequence[Ho
     elif wanted.backend == "slurm" and not in_allocation():
         problems = slurm_problems(config, wanted.nodes, wanted.gpus_per_node)
     elif wanted.backend == "ssh":
-        known = hosts or [Host(**entry) for entry in (read_json(run / HOSTS) or {}).get("hosts", [])]
+        known = hosts or [Host(**entry) for entry in (read_json(RunPaths(run).hosts) or {}).get("hosts", [])]
         if len(known) < wanted.nodes:
             problems = [
-                f"--nodes {wanted.nodes}: {run / HOSTS} has {len(known)} hosts; name more with --hostfile"
+                f"--nodes {wanted.nodes}: {RunPaths(run).hosts} has {len(known)} hosts; "
+                "name more with --hostfile"
             ]
         elif wanted.gpus_per_node > known[0].slots:
             problems = [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
@@ -130,13 +130,13 @@ def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
     student = student_config(config, wanted.world_size, wanted.device)
     teacher = teacher_config(config, wanted.device)
     scripts = render_scripts(config, run, nodes, gpus_per_node)
-    if (run / "env.sh").exists():
-        del scripts["env.sh"]  # no size is in it, and it may have been edited by hand
-    write_json(run / JOURNAL, {"nodes": nodes, "gpus_per_node": gpus_per_node})
-    write_json(run / "ds" / "student.json", student)
+    if RunPaths(run).environment_script.exists():
+        del scripts[ENVIRONMENT_SCRIPT]  # no size is in it, and it may have been edited by hand
+    write_json(RunPaths(run).resize_journal, {"nodes": nodes, "gpus_per_node": gpus_per_node})
+    write_json(RunPaths(run).student_deepspeed, student)
     if teacher is not None:
-        write_json(run / "ds" / "teacher.json", teacher)
+        write_json(RunPaths(run).teacher_deepspeed, teacher)
     for name, text in scripts.items():
         write_atomic(run / name, text, mode=0o755)
-    write_json(run / "manifest.json", wanted.as_dict())
-    (run / JOURNAL).unlink()
+    write_json(RunPaths(run).manifest, wanted.as_dict())
+    RunPaths(run).resize_journal.unlink()

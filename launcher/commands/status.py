@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
 from launcher.backends.slurm.lifecycle import Reason
-from launcher.run.attempts import HISTORY, Attempt, last_sign, open_attempt, read_history
+from launcher.run.attempts import Attempt, last_sign, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
 from launcher.run.files import read_json
 from launcher.run.lock import is_locked
@@ -77,11 +78,11 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     now = time.time() if now is None else now
     manifest = read_manifest(run)
     history, current = read_history(run), open_attempt(run)
-    progress = read_json(run / "progress.json") or {}
-    result = read_json(run / "result.json") or {}
+    progress = read_json(RunPaths(run).progress) or {}
+    result = read_json(RunPaths(run).result) or {}
     job = jobs[0] if jobs else None
     state, detail = _state(run, manifest, result, progress, jobs, history, current, now)
-    rows = _last_rows(run / "metrics.jsonl")
+    rows = _last_rows(RunPaths(run).metrics)
     step, total = progress.get("step", 0), progress.get("total_steps")
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
@@ -224,10 +225,10 @@ def _goodput(run: Path, history: list[Attempt], current: Attempt | None, now: fl
     spent = sum(attempt.end - attempt.start for attempt in history if attempt.end is not None)
     if current is not None:
         spent += (last_sign(run, current) if now is None else now) - current.start
-    if not (run / HISTORY).exists() and current is None:
+    if not RunPaths(run).attempts.exists() and current is None:
         return None
     try:
-        with (run / "metrics.jsonl").open(encoding="utf-8") as file:
+        with RunPaths(run).metrics.open(encoding="utf-8") as file:
             kept = sum((_row(line) or {}).get("step_seconds", 0.0) for line in file)
     except OSError:
         kept = 0.0

@@ -9,6 +9,7 @@ import jinja2
 
 from alignkd.config import Config
 from alignkd.config.schema import ContainerSection, SlurmSection
+from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
 from launcher.render.resources import resource_folder
 
@@ -42,7 +43,7 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
         "secrets": list(slurm.secrets),
         "cpu": slurm.gpu_option == "none",
     }
-    names = ("job.sbatch", "rank.sh", "env.sh")
+    names = (JOB_SCRIPT, RANK_SCRIPT, ENVIRONMENT_SCRIPT)
     return {name: templates.get_template(f"{name}.j2").render(values) for name in names}
 
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths, exit_name
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.exit_codes import failed_rank
 from launcher.run.files import read_json, write_json
-
-OPEN, HISTORY, EXITS, STOP, JOB = "attempt.json", "attempts.jsonl", "exits", "stop", "job.json"
-STEP = "step"  # in EXITS: the step of Slurm that the ranks are, as rank 0 wrote it down
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def newest_step(run: Path) -> int:
 def read_history(run: Path) -> list[Attempt]:
     """All closed attempts, oldest first. A line that was torn by a full disk or a power cut is left out."""
     try:
-        lines = (run / HISTORY).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = RunPaths(run).attempts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     return [attempt for line in lines if (attempt := _parse(line)) is not None]
@@ -84,7 +82,7 @@ def _attempt(values: Any) -> Attempt | None:
 
 def open_attempt(run: Path) -> Attempt | None:
     """None also for one that is in the history: whoever closed it was killed before it removed the file."""
-    values = read_json(run / OPEN)
+    values = read_json(RunPaths(run).open_attempt)
     attempt = None if values is None else _attempt(values)
     if attempt is None or any(closed.number == attempt.number for closed in read_history(run)):
         return None
@@ -106,12 +104,12 @@ def begin(
     if left is not None:
         gone = tuple(lost(left.nodes, left.start))
         close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
-    shutil.rmtree(run / EXITS, ignore_errors=True)
-    (run / EXITS).mkdir(exist_ok=True)
-    (run / "result.json").unlink(missing_ok=True)  # of the attempt before: it would speak for this one
+    shutil.rmtree(RunPaths(run).exits, ignore_errors=True)
+    RunPaths(run).exits.mkdir(exist_ok=True)
+    RunPaths(run).result.unlink(missing_ok=True)  # of the attempt before: it would speak for this one
     number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
-    write_json(run / OPEN, asdict(attempt))
+    write_json(RunPaths(run).open_attempt, asdict(attempt))
     return attempt
 
 
@@ -139,24 +137,24 @@ def close(
         exit_code=None if failed is None else codes[failed],
         bad_nodes=tuple(bad_nodes),
     )
-    with (run / HISTORY).open("ab+") as file:
+    with RunPaths(run).attempts.open("ab+") as file:
         torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
         file.write(b"\n" * torn + json.dumps(asdict(closed)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    (run / OPEN).unlink(missing_ok=True)
+    RunPaths(run).open_attempt.unlink(missing_ok=True)
     return closed
 
 
 def last_sign(run: Path, attempt: Attempt) -> float:
     """When the attempt was last heard of."""
-    values = read_json(run / "progress.json") or {}
+    values = read_json(RunPaths(run).progress) or {}
     updated = values.get("updated")
     return max(attempt.start, updated) if isinstance(updated, float | int) else attempt.start
 
 
 def _computed_step(run: Path, since: float) -> int:
-    values: dict[str, Any] = read_json(run / "progress.json") or {}
+    values: dict[str, Any] = read_json(RunPaths(run).progress) or {}
     step, updated = values.get("step"), values.get("updated")
     current = isinstance(step, int) and isinstance(updated, float | int) and updated >= since
     return int(values["step"]) if current else 0
@@ -165,18 +163,18 @@ def _computed_step(run: Path, since: float) -> int:
 def exit_codes(run: Path) -> dict[int, int]:
     """Exit codes that the ranks of this attempt wrote down, in the order of their ends."""
     found = []
-    for path in (run / EXITS).glob("rank-*"):
+    for path in RunPaths(run).exits.glob(exit_name("*")):
         text = path.read_text(encoding="utf-8")
         if text.endswith("\n"):  # else it is being written
             code, ended = text.split()
-            found.append((float(ended), int(path.name.removeprefix("rank-")), int(code)))
+            found.append((float(ended), int(path.name.removeprefix(exit_name(""))), int(code)))
     return {rank: code for _, rank, code in sorted(found)}
 
 
 def slurm_step(run: Path) -> str | None:
     """``JOB.STEP`` of this attempt's ranks; None while none has started."""
     try:
-        return (run / EXITS / STEP).read_text(encoding="utf-8").strip() or None
+        return RunPaths(run).slurm_step.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
 
@@ -186,7 +184,7 @@ def fruitless_restarts(run: Path) -> int:
 
     A preemption or a lost node is not the run's fault and does not count.
     """
-    submitted = (read_json(run / JOB) or {}).get("attempts_before", 0)
+    submitted = (read_json(RunPaths(run).job) or {}).get("attempts_before", 0)
     count = 0
     for attempt in reversed(read_history(run)[submitted:]):
         if attempt.progressed:

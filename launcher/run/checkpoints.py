@@ -19,14 +19,14 @@ from alignkd.run_folder.checkpoints import (
     MANIFEST,
     MARKER,
     SET_ASIDE,
-    checkpoints_folder,
     committed_steps,
     differences,
     read_manifest,
     step_name,
     universal_name,
 )
-from alignkd.run_folder.drift import ALLOWED_CHANGES, allowed_changes, flatten, saved_stage
+from alignkd.run_folder.drift import allowed_changes, flatten, saved_stage
+from alignkd.run_folder.paths import RunPaths
 from launcher.run.files import write_atomic, write_json
 
 IN_DEEPSPEED_FILES = (
@@ -60,9 +60,9 @@ def list_checkpoints(
     run: Path, verify: bool, progress: Callable[[str], None] = lambda _name: None
 ) -> list[CheckpointFacts]:
     """All checkpoints of a run, oldest first; ``verify`` hashes every file. UserError for another folder."""
-    if not (run / "config.yaml").is_file():
+    if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
-    folders = [path for path in checkpoints_folder(run).glob("step-*") if path.is_dir()]
+    folders = [path for path in RunPaths(run).checkpoints.glob("step-*") if path.is_dir()]
     facts = []
     for folder in sorted(folders, key=_order):
         progress(folder.name)
@@ -84,7 +84,7 @@ def checkpoint_table(facts: list[CheckpointFacts]) -> Table:
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
-    known = flatten(load_config(run / "config.yaml").model_dump()) if keys else {}
+    known = flatten(load_config(RunPaths(run).config).model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
             raise UserError(
@@ -99,7 +99,7 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
 @contextlib.contextmanager
 def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
     """Note that these keys may differ from the checkpoint's; taken back when what follows fails."""
-    path = run / ALLOWED_CHANGES
+    path = RunPaths(run).allowed_changes
     before = allowed_changes(run) if path.exists() else None
     if keys:
         write_json(path, sorted({*(before or []), *keys}))
@@ -115,7 +115,7 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
 
 def step_of(run: Path, step: int | None) -> int:
     """``step``, or the newest one. UserError when there is no such checkpoint."""
-    if not (run / "config.yaml").is_file():
+    if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
     if not steps:
@@ -128,7 +128,7 @@ def step_of(run: Path, step: int | None) -> int:
 def check_step(run: Path, step: int) -> None:
     """Hash the checkpoint that a user wants to go back to. UserError when it is not there or not whole."""
     step_of(run, step)
-    facts = _facts(checkpoints_folder(run) / step_name(step), verify=True)
+    facts = _facts(RunPaths(run).checkpoints / step_name(step), verify=True)
     if facts.problems:
         raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
 
@@ -142,7 +142,7 @@ def gone_back(run: Path, step: int | None) -> Iterator[list[str]]:
     when what follows fails.
     """
     moved = [] if step is None else _set_aside(run, step)
-    result = run / "result.json"
+    result = RunPaths(run).result
     text = result.read_text(encoding="utf-8") if step is not None and result.exists() else None
     if text is not None:
         result.unlink()
@@ -159,7 +159,7 @@ def gone_back(run: Path, step: int | None) -> Iterator[list[str]]:
 
 def _set_aside(run: Path, step: int) -> list[tuple[Path, Path]]:
     """Rename the checkpoints after ``step``, the newest first: (before, after)."""
-    parent = checkpoints_folder(run)
+    parent = RunPaths(run).checkpoints
     moved = []
     for newer in [other for other in committed_steps(run) if other > step]:
         folder = parent / step_name(newer)

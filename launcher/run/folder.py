@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkd.config import Config, dump_config
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.run.files import write_atomic, write_json
 from launcher.run.manifest import Manifest
 
@@ -48,16 +49,17 @@ def create_run_folder(
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         filling = Path(tempfile.mkdtemp(prefix=f".{run.name}.", dir=run.parent))
+        made = RunPaths(filling)
         try:
-            for name in ("ds", "logs", "checkpoints"):
-                (filling / name).mkdir()
-            write_atomic(filling / "config.yaml", dump_config(config))
-            write_json(filling / "ds" / "student.json", student)
+            for folder in (made.deepspeed, made.logs, made.checkpoints):
+                folder.mkdir()
+            write_atomic(made.config, dump_config(config))
+            write_json(made.student_deepspeed, student)
             if teacher is not None:
-                write_json(filling / "ds" / "teacher.json", teacher)
+                write_json(made.teacher_deepspeed, teacher)
             for name, text in scripts.items():
                 write_atomic(filling / name, text, mode=0o755)
-            write_json(filling / "manifest.json", manifest.as_dict())
+            write_json(made.manifest, manifest.as_dict())
             filling.chmod(0o755)  # mkdtemp makes it private
             filling.rename(run)
         except BaseException:

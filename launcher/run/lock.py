@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from alignkd.errors import UserError
-
-_LOCK = ".lock"
+from alignkd.run_folder.paths import RunPaths
 
 
 @contextlib.contextmanager
@@ -21,7 +20,7 @@ def only_launcher(run: Path) -> Iterator[None]:
     Raises UserError when another launcher has it. A file system without such locks (some mounts of Lustre and
     NFS) grants none; the writer's lock in the run folder is then all that keeps two starts apart.
     """
-    with (run / _LOCK).open("a") as file:
+    with RunPaths(run).launcher_lock.open("a") as file:
         # `status` looks by holding a shared lock for a moment: that is no launcher.
         if not any(_take(file, wait) for wait in (0.0, 0.1, 0.3)):
             raise UserError(
@@ -45,7 +44,7 @@ def _take(file: IO[str], wait_seconds: float) -> bool:
 def is_locked(run: Path) -> bool:
     """Does a launcher hold the run?"""
     try:
-        with (run / _LOCK).open("rb") as file:
+        with RunPaths(run).launcher_lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.errors import UserError
-from launcher.backends.ranks import log_path
-from launcher.run.attempts import EXITS, open_attempt, read_history
+from alignkd.run_folder.paths import RunPaths, log_name
+from launcher.run.attempts import open_attempt, read_history
 from launcher.run.exit_codes import ATTEMPT_PREFIX, clean_lines, error_message
 from launcher.run.lock import is_locked
 
@@ -31,7 +31,7 @@ def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
     A log without such lines (the local back end's of earlier versions) is one attempt. UserError for what is
     not there.
     """
-    path = log_path(run / "logs", rank)
+    path = RunPaths(run).log(rank)
     try:
         data = path.read_bytes()
     except OSError:
@@ -57,7 +57,7 @@ def _lines_of(path: Path, data: bytes, attempt: int | None) -> list[str]:
 
 def _ranks_text(run: Path) -> str:
     found = sorted(
-        int(path.stem[5:]) for path in (run / "logs").glob("rank-*.log") if path.stem[5:].isdigit()
+        int(path.stem[5:]) for path in RunPaths(run).logs.glob(log_name("*")) if path.stem[5:].isdigit()
     )
     if not found:
         return "no rank has started yet"
@@ -67,9 +67,9 @@ def _ranks_text(run: Path) -> str:
 
 def log_of_failure(run: Path, rank: int) -> Path:
     """Of the last attempt: the rank's log, or what ssh said of a rank that came to no end of its own."""
-    said = run / "logs" / f"ssh-{rank}.log"
-    ended = (run / EXITS / f"rank-{rank}").exists()
-    return said if not ended and said.exists() and said.stat().st_size > 0 else log_path(run / "logs", rank)
+    said = RunPaths(run).ssh_log(rank)
+    ended = RunPaths(run).exit_file(rank).exists()
+    return said if not ended and said.exists() and said.stat().st_size > 0 else RunPaths(run).log(rank)
 
 
 def first_error(run: Path, attempt: int | None) -> FirstError | None:
@@ -84,7 +84,7 @@ def first_error(run: Path, attempt: int | None) -> FirstError | None:
     last = chosen[-1]
     assert last.failed_rank is not None
     path = log_of_failure(run, last.failed_rank)
-    if last == read_history(run)[-1] and path != log_path(run / "logs", last.failed_rank):
+    if last == read_history(run)[-1] and path != RunPaths(run).log(last.failed_rank):
         lines = clean_lines(path.read_bytes())
     else:
         lines = attempt_lines(run, last.failed_rank, last.number)
@@ -98,7 +98,7 @@ def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5
 
     Raises UserError when it has ended without a log of this rank.
     """
-    path = log_path(run / "logs", rank)
+    path = RunPaths(run).log(rank)
     while not path.exists() and not ended():
         time.sleep(seconds)
     if not path.exists():

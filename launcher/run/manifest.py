@@ -13,6 +13,7 @@ from typing import Any
 
 from alignkd.config import Config
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.run.files import read_json
 
 PACKAGES = ("alignkd", "torch", "deepspeed", "transformers", "sentencepiece", "safetensors", "numpy")
@@ -56,7 +57,7 @@ def make_manifest(
 
 def read_manifest(run: Path) -> Manifest:
     """Raises UserError when ``run`` is not a run folder."""
-    values = read_json(run / "manifest.json")
+    values = read_json(RunPaths(run).manifest)
     try:
         return Manifest(**values) if values is not None else _not_a_run(run)
     except TypeError:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from alignkd.run_folder.paths import RunPaths
 from tests import tiny
 from tests.chaos.oracle import Left, differing_rows, look, rows, weights_hash
 from tests.chaos.plan import START, Kill, kills
@@ -124,7 +125,7 @@ def one_run(run: Path, plan: Iterator[Kill], most: int, expected: Path, report: 
         log = run / "logs" / "rank-0.log"
         offset = log.stat().st_size if log.exists() else 0
         where = f"{run.name}, start after {len(report.kills)} kills"
-        (run / "progress.json").unlink(missing_ok=True)
+        RunPaths(run).progress.unlink(missing_ok=True)
         if len(report.kills) < most:
             kill = next(plan)
             code = start_and_kill(run, kill, 0 if left is None else left.committed, last_step)

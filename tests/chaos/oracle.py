@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from launcher.run.files import read_json
 from tests.tiny import TIMES
 
@@ -21,7 +22,7 @@ _PASSED_OVER = re.compile(r"passed over (.*)")
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """Of ``metrics.jsonl``; a last line that a kill has torn is left out."""
-    path = run / "metrics.jsonl"
+    path = RunPaths(run).metrics
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -51,7 +52,7 @@ def look(run: Path, log_offset: int) -> Left:
     resumed = [int(step) for step in _RESUMED.findall(new)]
     saved = [int(step) for step in _SAVED.findall(whole.decode(errors="replace"))]
     committed = next(iter(committed_steps(run)), 0)
-    progress = read_json(run / "progress.json") or {}
+    progress = read_json(RunPaths(run).progress) or {}
     made = [row["step"] for row in rows(run)][-1:]
     began = progress.get("phase") in ("training", "saving", "exporting", "done")
     # Rows of a start that did not come to training are older ones, not yet cut.

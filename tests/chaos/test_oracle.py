@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+from alignkd.run_folder.paths import RunPaths
 from tests.chaos.__main__ import judge
 from tests.chaos.oracle import Left, differing_rows, look
 from tests.chaos.plan import kills
@@ -15,7 +16,7 @@ from tests.checkpoint.faulty_storage import PHASES, VICTIMS
 
 def write_rows(run: Path, *rows: dict) -> Path:
     run.mkdir()
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    RunPaths(run).metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 
 
@@ -37,12 +38,12 @@ def test_a_start_is_read_from_its_files(tmp_path: Path) -> None:
     run = write_rows(tmp_path / "run", *({"step": n} for n in range(1, 8)))
     (run / "checkpoints" / "step-6").mkdir(parents=True)
     (run / "checkpoints" / "step-6" / "COMMITTED").touch()
-    (run / "logs").mkdir()
+    RunPaths(run).logs.mkdir()
     before = "x resumed at step 2\nx saved step-6: 1 MB\n"
     (run / "logs" / "rank-0.log").write_text(before + "x resumed at step 4\n")
-    (run / "progress.json").write_text('{"phase": "training", "step": 8}')
+    RunPaths(run).progress.write_text('{"phase": "training", "step": 8}')
     assert look(run, len(before)) == Left(4, True, promised=6, committed=6, computed=8, passed_over=())
-    (run / "progress.json").unlink()
+    RunPaths(run).progress.unlink()
     assert look(run, len(before) + 20) == Left(
         None, False, promised=6, committed=6, computed=6, passed_over=()
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.local import run_local
 from launcher.run.manifest import Manifest, read_manifest
 
@@ -23,7 +24,7 @@ CPU_RANKS = Manifest("", 2, 1, 2, 1, "local", "cpu", {}, None, {})
 
 def write_manifest(run: Path) -> None:
     """For a run folder that no launcher wrote: two ranks on this machine."""
-    (run / "manifest.json").write_text(json.dumps(dataclasses.asdict(CPU_RANKS)))
+    RunPaths(run).manifest.write_text(json.dumps(dataclasses.asdict(CPU_RANKS)))
 
 
 def start_with_kill(run: Path, phase: str, rank: int, victim: str, step: int) -> subprocess.Popen[bytes]:

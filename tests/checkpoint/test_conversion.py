@@ -21,7 +21,8 @@ from alignkd.checkpoint import universal
 from alignkd.checkpoint.storage import Storage
 from alignkd.checkpoint.universal import convert, is_converted, universal_folder
 from alignkd.errors import CheckpointError, TrainingError
-from alignkd.run_folder.checkpoints import MARKER, checkpoints_folder, differences, read_manifest
+from alignkd.run_folder.checkpoints import MARKER, differences, read_manifest
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 from tests import tiny
@@ -53,7 +54,7 @@ def stopped(whole: Path, to: Path, at: int = STEP) -> Path:
 
 def names(run: Path) -> set[str]:
     """In the folder of checkpoints; that of an attempt without what tells it from others."""
-    found = {path.name for path in checkpoints_folder(run).iterdir()}
+    found = {path.name for path in RunPaths(run).checkpoints.iterdir()}
     return {re.sub(r"\.[0-9a-f]{12}\.tmp$", ".tmp", name) for name in found}
 
 
@@ -64,7 +65,7 @@ def digests(run: Path) -> dict[str, Any]:
 
 
 def assert_source_is_whole(run: Path) -> None:
-    folder = checkpoints_folder(run) / f"step-{STEP}"
+    folder = RunPaths(run).checkpoints / f"step-{STEP}"
     files = read_manifest(folder)["files"]
     assert differences(folder, files, sorted(files)) == []
     assert (folder / MARKER).exists()
@@ -126,7 +127,7 @@ def test_a_conversion_that_was_given_up_is_in_nobody_s_way(
     whole: Path, converted: Path, tmp_path: Path
 ) -> None:
     run = stopped(whole, tmp_path / "run")
-    (checkpoints_folder(run) / f"step-{STEP}.universal.000000000000.tmp").mkdir()
+    (RunPaths(run).checkpoints / f"step-{STEP}.universal.000000000000.tmp").mkdir()
     convert(run, STEP, Busy())
     assert is_converted(run, STEP)
     assert digests(run) == digests(converted)
@@ -148,9 +149,9 @@ def test_the_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_st
     tiny.resize_run(run, 2)
     environments = rank_environments(1, 2, free_port(), "cpu", [], os.environ)
     build_cpu_operators(environments[0], print)
-    (run / "logs").mkdir()
+    RunPaths(run).logs.mkdir()
     command = [sys.executable, "-m", "tests.checkpoint.killed_conversion", "train", str(run), "parameters"]
-    group = start_ranks(command, environments, run / "logs")
+    group = start_ranks(command, environments, RunPaths(run).logs)
     try:
         for _ in range(2):
             assert group.next_exit(180) is not None, "a rank waits for ever"
@@ -187,7 +188,7 @@ def test_a_conversion_is_used_again_unless_its_checkpoint_is_another_one(
     convert(run, STEP, Storage())
     assert (universal_folder(run, STEP) / "manifest.json").stat().st_ino == before
     # The same step, saved once more: by whoever, with whatever weights.
-    manifest = checkpoints_folder(run) / f"step-{STEP}" / "manifest.json"
+    manifest = RunPaths(run).checkpoints / f"step-{STEP}" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     assert not is_converted(run, STEP)
     convert(run, STEP, Storage())
@@ -233,7 +234,7 @@ def test_what_deepspeed_cannot_convert_is_refused_by_the_ranks(
     (message,) = one_rank.run(train_run, str(run))
     assert "student.zero_stage: the checkpoint has 1, the run has 3" in message
     # A checkpoint of stage 0 on another number of ranks.
-    manifest = checkpoints_folder(run) / f"step-{STEP}" / "manifest.json"
+    manifest = RunPaths(run).checkpoints / f"step-{STEP}" / "manifest.json"
     facts = json.loads(manifest.read_text())
     facts["config"]["student"]["zero_stage"] = 0
     manifest.write_text(json.dumps(facts))
@@ -280,7 +281,7 @@ def test_the_command(converted: Path, whole: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "valid: 4, 6" in done.stderr
     # Its own shards are not unpickled either when they have changed.
-    shard = checkpoints_folder(run) / "step-4" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    shard = RunPaths(run).checkpoints / "step-4" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     shard.write_bytes(b"no pickle of ours")
     done = alignkd("convert", str(run), "--step", "4")
     assert done.returncode == 2

@@ -19,7 +19,8 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_killed_saves import same_trajectory
@@ -144,7 +145,7 @@ DAMAGES = [
 def test_the_next_older_one_is_taken(
     two_ranks: RankPool, whole: Path, stopped: Path, damage: Callable[[Path], None], named: str
 ) -> None:
-    damage(checkpoints_folder(stopped) / "step-6")
+    damage(RunPaths(stopped).checkpoints / "step-6")
     with pytest.raises(AlignkdError, match=named):
         export_run(stopped, stopped / "out", 6, "safetensors")
     assert not (stopped / "out").exists()
@@ -172,7 +173,7 @@ def find(ranks: Ranks, run: str) -> Found:
 def test_latest_is_never_read_and_a_run_folder_may_move(
     two_ranks: RankPool, whole: Path, stopped: Path
 ) -> None:
-    latest = checkpoints_folder(stopped) / "latest"
+    latest = RunPaths(stopped).checkpoints / "latest"
     for content in ("", "step-8", "../../elsewhere"):  # emptied, stale, hostile
         latest.write_text(content)
         assert two_ranks.run(find, str(stopped)) == [Found(6, (6,), ())] * 2
@@ -182,11 +183,11 @@ def test_latest_is_never_read_and_a_run_folder_may_move(
     moved = stopped.rename(stopped.parent / "moved")
     assert [(code, found.step) for code, found in two_ranks.run(go_on, str(moved))] == [(0, 6)] * 2
     same_trajectory(moved, whole)
-    assert (checkpoints_folder(moved) / "latest").read_text() == "step-8"
+    assert (RunPaths(moved).checkpoints / "latest").read_text() == "step-8"
 
 
 def test_a_folder_without_its_marker_does_not_count(two_ranks: RankPool, whole: Path, stopped: Path) -> None:
-    (checkpoints_folder(stopped) / "step-6" / "COMMITTED").unlink()
+    (RunPaths(stopped).checkpoints / "step-6" / "COMMITTED").unlink()
     assert [(code, found.step, found.refused) for code, found in two_ranks.run(go_on, str(stopped))] == [
         (0, 4, ())
     ] * 2

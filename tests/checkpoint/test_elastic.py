@@ -18,12 +18,12 @@ from alignkd.engine.ranks import Ranks
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     UNIVERSAL,
-    checkpoints_folder,
     committed_steps,
     data_files,
     read_manifest,
 )
 from alignkd.run_folder.drift import saved_stage
+from alignkd.run_folder.paths import RunPaths
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
@@ -79,9 +79,9 @@ def test_stage_1_to_2_and_2_to_1(pools: dict[int, RankPool], whole: Path, tmp_pa
     assert pools[1].run(train_run, str(run)) == [0]
     assert_same_curve(run, whole)
     # Retention takes a conversion along with its checkpoint: step-2.universal has gone.
-    left = {path.name for path in checkpoints_folder(run).iterdir()}
+    left = {path.name for path in RunPaths(run).checkpoints.iterdir()}
     assert left == {"step-4", "step-4.universal", "step-6", "step-8", "latest"}
-    saved = [read_manifest(checkpoints_folder(run) / f"step-{step}") for step in (4, 6, 8)]
+    saved = [read_manifest(RunPaths(run).checkpoints / f"step-{step}") for step in (4, 6, 8)]
     assert [(m["world_size"], saved_stage(m)) for m in saved] == [(2, 2), (1, 1), (1, 1)]
     assert len({manifest["frozen"] for manifest in saved}) == 1
 
@@ -163,4 +163,4 @@ def test_what_a_user_types(tmp_path: Path) -> None:
     assert "step-6.set-aside" in output
     assert_same_curve(run, whole)
     steps = {"step-2", "step-2.universal", "step-4", "step-6", "step-4.set-aside", "step-6.set-aside"}
-    assert {path.name for path in checkpoints_folder(run).iterdir()} == steps | {"latest"}
+    assert {path.name for path in RunPaths(run).checkpoints.iterdir()} == steps | {"latest"}

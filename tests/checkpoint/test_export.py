@@ -16,7 +16,8 @@ from alignkd.checkpoint.model_card import model_card
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.loading import Building, fingerprint, load_model
-from alignkd.run_folder.checkpoints import checkpoints_folder, read_manifest
+from alignkd.run_folder.checkpoints import read_manifest
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on
@@ -39,11 +40,11 @@ def test_any_tag_of_any_stage(two_ranks: RankPool, tmp_path: Path, stage: int) -
     run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision="bf16")
     assert [code for code, _ in two_ranks.run(go_on, str(run))] == [0, 0]
     # Where DeepSpeed would look, and it is neither of the two that are asked for.
-    (checkpoints_folder(run) / "latest").write_text("step-7")
+    (RunPaths(run).checkpoints / "latest").write_text("step-7")
     assert export_run(run, tmp_path / "newest", None, "safetensors") == 4
     assert export_run(run, tmp_path / "older", 2, "safetensors") == 2
-    assert same_weights(tmp_path / "newest", run / "student")
-    shutil.rmtree(checkpoints_folder(run) / "step-4")
+    assert same_weights(tmp_path / "newest", RunPaths(run).student)
+    shutil.rmtree(RunPaths(run).checkpoints / "step-4")
     two_ranks.run(export_loaded, str(run), str(tmp_path / "loaded"))
     assert same_weights(tmp_path / "older", tmp_path / "loaded")
     assert not same_weights(tmp_path / "older", tmp_path / "newest")
@@ -53,8 +54,8 @@ def test_any_tag_of_any_stage(two_ranks: RankPool, tmp_path: Path, stage: int) -
 
 
 def the_cards_say_where_it_comes_from(run: Path, newest: Path, older: Path) -> None:
-    manifest = read_manifest(checkpoints_folder(run) / "step-2")
-    for folder, step in ((run / "student", 4), (newest, 4), (older, 2)):
+    manifest = read_manifest(RunPaths(run).checkpoints / "step-2")
+    for folder, step in ((RunPaths(run).student, 4), (newest, 4), (older, 2)):
         text = (folder / "README.md").read_text()
         _, front, body = text.split("---\n", 2)
         facts = yaml.safe_load(front)
@@ -83,7 +84,7 @@ def test_a_card_without_a_metrics_row_or_a_teacher(tmp_path: Path) -> None:
         "data": {"sources": [], "max_length": 8},
         **{name: {} for name in ("training", "distillation", "student", "teacher")},
     }
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + '\n{"step": 2, "lo')
+    RunPaths(tmp_path).metrics.write_text(json.dumps({"step": 1, "loss": 1.0}) + '\n{"step": 2, "lo')
     facts = {"config": config, "data": "d", "teacher": None}
     text = model_card(tmp_path, 2, facts, {"alignkd": "0"})
     assert "There is no row of step 2." in text

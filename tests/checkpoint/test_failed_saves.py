@@ -20,7 +20,8 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
@@ -66,11 +67,11 @@ def test_training_goes_on_with_the_older_checkpoints(
     )
     assert two_ranks.run(train_with_fault, str(run), phase, rank, [2]) == [0, 0]
     assert committed_steps(run) == [4, 3, 1]
-    names = {path.name for path in checkpoints_folder(run).iterdir()}
+    names = {path.name for path in RunPaths(run).checkpoints.iterdir()}
     assert names == {"step-1", "step-3", "step-4", "latest"}
-    assert (checkpoints_folder(run) / "latest").read_text() == "step-4"
+    assert (RunPaths(run).checkpoints / "latest").read_text() == "step-4"
     assert len(tiny.metrics_rows(run)) == 4
-    saves = json.loads((run / "result.json").read_text())["saves"]
+    saves = json.loads(RunPaths(run).result.read_text())["saves"]
     assert (saves["committed"], saves["failed"]) == (3, 1)
 
 
@@ -115,7 +116,7 @@ def train_on_a_full_disk(ranks: Ranks, run: str) -> int | str:
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_disk_that_is_really_full(two_ranks: RankPool, tmp_path: Path, asynchronous: bool) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=asynchronous)
-    folder = checkpoints_folder(run)
+    folder = RunPaths(run).checkpoints
     folder.mkdir()
     with small_disk(folder, "2m"):
         assert two_ranks.run(train_on_a_full_disk, str(run)) == [0, 0]
@@ -163,7 +164,7 @@ def test_a_broken_loss_takes_no_earlier_save_along(two_ranks: RankPool, tmp_path
 def train_until_taken_over(ranks: Ranks, run: str) -> int | str:
     """The lock is another's when the save of step 2 has begun."""
     progress = Progress(Path(run), writes=ranks.is_first)
-    folder = checkpoints_folder(Path(run))
+    folder = RunPaths(Path(run)).checkpoints
     try:
         job = prepare(Path(run), ranks, progress)
         return train(job, StopRequest(), progress, is_writer=lambda: not list(folder.glob("step-2.*.tmp")))
@@ -176,7 +177,7 @@ def test_a_run_that_another_job_has_taken_over_is_left_alone(two_ranks: RankPool
     for message in two_ranks.run(train_until_taken_over, str(run)):
         assert "another process has taken over this run" in str(message)
     assert committed_steps(run) == [1]
-    assert list(checkpoints_folder(run).glob("step-2.*.tmp"))  # it might be the other's
+    assert list(RunPaths(run).checkpoints.glob("step-2.*.tmp"))  # it might be the other's
 
 
 def test_retention_keeps_what_was_asked_for(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -205,12 +206,12 @@ def test_another_configuration_is_not_resumed(
     run = tiny.write_run(tmp_path / "run", 2)
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     other = tiny.write_run(tmp_path / "other", 2, **{key: value})
-    (run / "config.yaml").write_text((other / "config.yaml").read_text())
+    RunPaths(run).config.write_text(RunPaths(other).config.read_text())
     for message in two_ranks.run(train_with_fault, str(run), "latest", 0, [99]):
         assert named in str(message)
         assert "--allow-change" in str(message)
-    (run / "allowed_changes.json").write_text(f'["{key.replace("__", ".")}"]')
-    shutil.rmtree(checkpoints_folder(run) / "step-4")
+    RunPaths(run).allowed_changes.write_text(f'["{key.replace("__", ".")}"]')
+    shutil.rmtree(RunPaths(run).checkpoints / "step-4")
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     if named == "training.learning_rate":
         # Not the 1e-3 of the optimizer state in the checkpoint.
@@ -219,7 +220,7 @@ def test_another_configuration_is_not_resumed(
 
 def saved_rates(_ranks: Ranks, run: str) -> set[float]:
     """Peak learning rates in the newest checkpoint's optimizer state."""
-    path = checkpoints_folder(Path(run)) / "step-4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    path = RunPaths(Path(run)).checkpoints / "step-4" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     state = torch.load(path, weights_only=False)["optimizer_state_dict"]["base_optimizer_state"]
     groups = state["param_groups"] if isinstance(state, dict) else state
     return {group["base_rate"] for group in groups}

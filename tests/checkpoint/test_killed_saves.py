@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
@@ -78,5 +79,5 @@ def test_killed_in_a_save(
     assert committed_steps(run)[0] == newest
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     same_trajectory(run, whole)
-    left = {path.name for path in checkpoints_folder(run).iterdir()}
+    left = {path.name for path in RunPaths(run).checkpoints.iterdir()}
     assert left == {"step-4", "latest", f"step-{newest}"}  # the last is the one resumed from

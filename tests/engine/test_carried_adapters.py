@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
-from alignkd.models.adapters import ADAPTERS_FILE, seeded_adapters
+from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import full_tensors
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.engine.test_training_run import train_run
@@ -33,7 +34,7 @@ def test_the_next_stage_starts_with_what_the_first_saved(
         tmp_path / "first", 2, student__zero_stage=stage, training__max_steps=2, checkpoint__every=100
     )
     assert two_ranks.run(train_run, str(first)) == [0, 0]
-    saved = load_file(first / ADAPTERS_FILE)
+    saved = load_file(RunPaths(first).adapters)
     random = seeded_adapters(read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT), 0).state_dict()
     assert saved.keys() == random.keys()
     assert not any(torch.equal(saved[name], random[name]) for name in saved)  # all of them were trained
@@ -62,4 +63,4 @@ def test_adapters_of_other_models_are_refused(two_ranks: RankPool, tmp_path: Pat
 def test_without_distillation_there_are_none(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, distillation__enabled=False, training__max_steps=1)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
-    assert not (run / ADAPTERS_FILE).exists()
+    assert not RunPaths(run).adapters.exists()

@@ -22,7 +22,8 @@ from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError
 from alignkd.run_folder import checkpoints as layout
-from alignkd.run_folder.checkpoints import checkpoints_folder, committed_steps
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.ranks import RankPool
@@ -202,11 +203,11 @@ def test_a_checkpoint_that_was_passed_over_is_kept_when_its_step_is_made_again(
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
-    shard = checkpoints_folder(run) / "step-4" / "mp_rank_00_model_states.pt"
+    shard = RunPaths(run).checkpoints / "step-4" / "mp_rank_00_model_states.pt"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert two_ranks.run(train_run, str(run)) == [0, 0]
     assert committed_steps(run) == [4, 2]
-    assert (checkpoints_folder(run) / "step-4.passed-over" / "mp_rank_00_model_states.pt").is_file()
+    assert (RunPaths(run).checkpoints / "step-4.passed-over" / "mp_rank_00_model_states.pt").is_file()
     assert two_ranks.run(find, str(run))[0].verified == (4, 2)
 
 

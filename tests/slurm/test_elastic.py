@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.run_folder.checkpoints import checkpoints_folder
+from alignkd.run_folder.paths import RunPaths
 from launcher.run.manifest import read_manifest
 from tests import tiny
 from tests.engine.test_training_run import train_run
@@ -42,7 +42,7 @@ def test_four_nodes_then_two(cluster: Cluster, two_ranks: RankPool, tmp_path: Pa
         log = (run / "logs" / f"rank-{rank}.log").read_text()
         assert f"job {first} on" in log
         assert (f"job {second} on" in log) == (rank < 2)
-    assert (checkpoints_folder(run) / f"step-{attempt.saved_step}.universal").is_dir()
+    assert (RunPaths(run).checkpoints / f"step-{attempt.saved_step}.universal").is_dir()
 
     whole = Path(shutil.copytree(run, tmp_path / "whole", ignore=shutil.ignore_patterns("checkpoints")))
     (whole / "metrics.jsonl").unlink()

@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 
 from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
-from launcher.backends.ranks import log_path
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import ask, hostnames, is_running, job_state, lost_nodes, queue_seconds
 from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, Reason, decide
 from launcher.backends.slurm.node_probe import nodes_that_see
 from launcher.backends.slurm.stages import hand_on
 from launcher.run.attempts import (
-    STOP,
     Attempt,
     begin,
     close,
@@ -38,7 +37,7 @@ LATE_SECONDS = 60.0
 
 def begin_attempt(run: Path) -> str:
     job = os.environ["SLURM_JOB_ID"]
-    if (read_json(run / "result.json") or {}).get("status") == "done":
+    if (read_json(RunPaths(run).result) or {}).get("status") == "done":
         _say(f"{run} is done already")
         return f"exit {EXIT_OK}"
     other = open_attempt(run)
@@ -46,7 +45,7 @@ def begin_attempt(run: Path) -> str:
         _say(f"{run}: job {other.job} is training this run; two would write the same checkpoints")
         return f"exit {EXIT_USER_ERROR}"
     if (asked := _asked(run)) is not None:
-        (run / STOP).unlink(missing_ok=True)
+        RunPaths(run).stop.unlink(missing_ok=True)
         if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another start
             reason, code = _end_of(asked)
             _say(f"{reason} before it started; go on with `alignkd resume`")
@@ -60,7 +59,7 @@ def begin_attempt(run: Path) -> str:
         # The signal that came with it ended the steps that asked the nodes: nothing is known of them.
         reason, code = _end_of(asked)
         close(run, attempt, reason)
-        (run / STOP).unlink(missing_ok=True)
+        RunPaths(run).stop.unlink(missing_ok=True)
         _say(f"{reason} before the ranks were started; go on with `alignkd resume`")
         return f"exit {code}"
     if blind:
@@ -83,7 +82,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
         Evidence(
             codes=codes,
             srun_status=srun_status,
-            result=(read_json(run / "result.json") or {}).get("status"),
+            result=(read_json(RunPaths(run).result) or {}).get("status"),
             progressed=newest_step(run) > attempt.first_step,
             stop_requested="USR1" in asked,
             cancel_requested="TERM" in asked,
@@ -95,14 +94,14 @@ def end_attempt(run: Path, srun_status: int) -> str:
     )
     closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
     if decision.action is Action.EXIT:
-        (run / STOP).unlink(missing_ok=True)  # else one that came just now is for the next start
+        RunPaths(run).stop.unlink(missing_ok=True)  # else one that came just now is for the next start
     _say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
     )
     failed = failed_rank(codes)
     if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        _say(failure_report(failed, codes[failed], log_path(run / "logs", failed)))
+        _say(failure_report(failed, codes[failed], RunPaths(run).log(failed)))
     if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
         return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is not requeued, whoever ends it
     if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
@@ -114,7 +113,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
 def _asked(run: Path) -> list[str] | None:
     """What `alignkd stop` or `cancel` wrote: USR1 or TERM, and the jobs that it is for; None: nothing."""
     try:
-        return (run / STOP).read_text(encoding="utf-8").split()
+        return RunPaths(run).stop.read_text(encoding="utf-8").split()
     except OSError:
         return None
 
@@ -131,9 +130,9 @@ def follow(run: Path, job: str) -> None:
     if _asked(run) is None:  # one that comes after this finds the job in the queue
         hand_on(run, job)
         return
-    write_atomic(run / STOP, f"USR1 {job}\n")  # should the next command fail, the job will read it
+    write_atomic(RunPaths(run).stop, f"USR1 {job}\n")  # should the next command fail, the job will read it
     if ask("scancel", job) is not None:
-        (run / STOP).unlink(missing_ok=True)
+        RunPaths(run).stop.unlink(missing_ok=True)
     _say(f"job {job}, which was to go on, is taken back; go on with `alignkd resume`")
 
 
@@ -171,7 +170,7 @@ def _lost_nodes(
 
 def _rank_count(run: Path) -> int:
     """As the run was made: Slurm does not always say (SLURM_NTASKS)."""
-    return int((read_json(run / "manifest.json") or {}).get("world_size", 0))
+    return int((read_json(RunPaths(run).manifest) or {}).get("world_size", 0))
 
 
 def _node_count() -> int:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.lifecycle import JobState
 
 _SECONDS = 30
@@ -134,7 +135,7 @@ def queued_jobs(run: Path) -> list[QueuedJob] | None:
     if text is None:
         return None
     jobs = []
-    wanted = os.path.realpath(run / "job.sbatch")
+    wanted = os.path.realpath(RunPaths(run).job_script)
     for line in text.splitlines():
         parts = line.split("|", 4)
         if len(parts) == 5 and parts[4].endswith("/job.sbatch") and os.path.realpath(parts[4]) == wanted:
@@ -147,7 +148,7 @@ def submit(run: Path, options: Sequence[str] = ()) -> str:
     """Submit the run's job; returns the job id. Raises AlignkdError with what sbatch said."""
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on PATH: this is no Slurm login node; use --backend local")
-    script = run / "job.sbatch"
+    script = RunPaths(run).job_script
     try:
         done = subprocess.run(
             ["sbatch", "--parsable", *options, str(script)],

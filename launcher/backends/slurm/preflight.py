@@ -10,6 +10,7 @@ from pathlib import Path
 from alignkd.config import Config
 from alignkd.config.schema import SlurmSection
 from alignkd.errors import CheckpointError
+from alignkd.run_folder.paths import JOB_SCRIPT
 from launcher.backends.slurm.client import ask, clean_environment, field_of
 from launcher.plan.sizes import run_sizes
 from launcher.render.job_scripts import render_scripts
@@ -30,7 +31,7 @@ def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
     if container.kind != "none" and container.image is None:
         problems.append(f"slurm.container.kind = {container.kind} needs slurm.container.image")
     if not problems:
-        problems += _test_only(scripts["job.sbatch"])
+        problems += _test_only(scripts[JOB_SCRIPT])
     return problems
 
 

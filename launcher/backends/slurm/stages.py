@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import ask, queued_jobs
 from launcher.run.files import read_json, write_json
-
-NEXT = "next.json"
 
 
 def stage_names(stage: str | None, stages: str | None, name: str | None) -> list[str | None]:
@@ -37,12 +36,12 @@ def check_runs(names: Sequence[str | None], runs: Sequence[Path]) -> None:
 
 def link(run: Path, following: Path) -> None:
     """Note which run waits for this one."""
-    write_json(run / NEXT, {"run": str(following)})
+    write_json(RunPaths(run).next_stage, {"run": str(following)})
 
 
 def hand_on(run: Path, job: str) -> None:
     """The stage that waits for ``run`` waits for ``job`` now: a resumed or chained job is a new one."""
-    following = (read_json(run / NEXT) or {}).get("run")
+    following = (read_json(RunPaths(run).next_stage) or {}).get("run")
     for waiting in (queued_jobs(Path(following)) or []) if following else []:
         if waiting.state == "PENDING":
             ask("scontrol", "update", f"JobId={waiting.id}", f"Dependency=afterok:{job}")

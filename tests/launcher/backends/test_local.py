@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends import local
 from launcher.backends.local import choose_device, run_local
 from launcher.commands.control import ResumeRequest, resume_run, start_run
@@ -105,11 +106,11 @@ def test_status_says_how_a_start_ended(make_run) -> None:
 
 def test_a_history_that_cannot_be_written_does_not_hide_how_the_ranks_ended(make_run, capfd) -> None:
     folder, manifest = make_run()
-    (folder / attempts.HISTORY).mkdir()
+    RunPaths(folder).attempts.mkdir()
     code = run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", "1 / 0"])
     assert code == 1
     shown = capfd.readouterr().err
-    assert f"{folder / attempts.HISTORY}: Is a directory" in shown
+    assert f"{RunPaths(folder).attempts}: Is a directory" in shown
     assert "ZeroDivisionError" in shown
 
 
@@ -224,7 +225,7 @@ def test_output_that_nobody_sees_any_more_costs_no_save(make_run, make_config, k
 def test_another_launcher_has_closed_the_attempt(make_run) -> None:
     """Where the file system has no locks. The exit code of the ranks still counts."""
     folder, manifest = make_run()
-    code = f"import pathlib; pathlib.Path({str(folder / attempts.OPEN)!r}).unlink(missing_ok=True)"
+    code = f"import pathlib; pathlib.Path({str(RunPaths(folder).open_attempt)!r}).unlink(missing_ok=True)"
     assert run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", code]) == 0
     assert attempts.read_history(folder) == []
 

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
 from launcher.cli import runs as cli_runs
 from launcher.commands import control
 from launcher.commands.control import ResumeRequest, resume_run
-from launcher.run.attempts import EXITS, OPEN, STEP, STOP, Attempt, begin
+from launcher.run.attempts import Attempt, begin
 from launcher.run.files import write_json
 from launcher.run.manifest import Manifest, read_manifest
 
@@ -53,7 +54,7 @@ def test_a_job_in_the_queue_is_seen_from_an_allocation(run: Path, monkeypatch: p
 
 
 def test_an_allocation_that_trains_the_run_is_seen(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_json(run / OPEN, asdict(Attempt(1, "7", "n1", 0.0, 0)))
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
     with pytest.raises(UserError, match="job 7 is training it"):
         resume_run(run, ResumeRequest(), Console(quiet=True))
     monkeypatch.setattr(control, "is_running", lambda _job: False)  # it left no word
@@ -64,14 +65,14 @@ def test_an_allocation_that_trains_the_run_is_seen(run: Path, monkeypatch: pytes
 def test_status_of_a_run_in_an_allocation(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job_runs: bool, state: str
 ) -> None:
-    write_json(run / OPEN, asdict(Attempt(1, "7", "n1", 0.0, 0)))
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
     monkeypatch.setattr(control, "is_running", lambda _job: job_runs)
     cli_runs.status(run, as_json=True)
     assert json.loads(capsys.readouterr().out)["state"] == state
 
 
 def test_an_attempt_that_was_killed_in_this_allocation_is_no_obstacle(run: Path) -> None:
-    write_json(run / OPEN, asdict(Attempt(1, "8", "n1", 0.0, 0)))
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "8", "n1", 0.0, 0)))
     assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
 
 
@@ -147,17 +148,17 @@ def test_a_cancel_is_written_down_before_scancel(
     cancelled: list[str] = []
 
     def cancel(job: str) -> None:
-        assert (run / STOP).read_text() == "TERM 7\n"
+        assert RunPaths(run).stop.read_text() == "TERM 7\n"
         cancelled.append(job)
 
     def queued(_run: Path) -> list[QueuedJob]:
-        return [*jobs, following] if (run / STOP).exists() else jobs
+        return [*jobs, following] if RunPaths(run).stop.exists() else jobs
 
     monkeypatch.setattr(control, "queued_jobs", queued)
     monkeypatch.setattr(control, "cancel_job", cancel)
     assert control.cancel_run(run)["job"] == "7"
     assert cancelled == ["7", "9"]
-    assert (run / STOP).exists() == left
+    assert RunPaths(run).stop.exists() == left
 
 
 @pytest.mark.parametrize(("state", "sent"), [("RUNNING", ["7"]), ("COMPLETING", []), ("CONFIGURING", [])])
@@ -171,7 +172,7 @@ def test_a_stop_of_a_job_that_is_being_requeued(
     monkeypatch.setattr(control, "signal_ranks", lambda job, _name: signalled.append(job) is None)
     assert control.stop_run(run)["action"] == "asked to save and stop"
     assert signalled == sent
-    assert (run / STOP).read_text() == "USR1 7\n"
+    assert RunPaths(run).stop.read_text() == "USR1 7\n"
 
 
 @pytest.mark.parametrize(("command", "name"), [(control.stop_run, "USR1"), (control.cancel_run, "TERM")])
@@ -184,7 +185,7 @@ def test_only_the_ranks_of_an_allocation_are_signalled(
     begin(run, "7", "n1", None)
     command(run)
     assert sent == []
-    assert (run / STOP).read_text() == f"{name} 7\n"
-    (run / EXITS / STEP).write_text("7.3\n")
+    assert RunPaths(run).stop.read_text() == f"{name} 7\n"
+    RunPaths(run).slurm_step.write_text("7.3\n")
     command(run)
     assert sent == [("7.3", name)]

@@ -14,10 +14,11 @@ import pytest
 
 from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.hostfile import Host
 from launcher.backends.ssh import write_hosts
 from launcher.commands import resize
-from launcher.commands.resize import JOURNAL, fit_run, memory_warnings
+from launcher.commands.resize import fit_run, memory_warnings
 from launcher.render.deepspeed import student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
 from launcher.run.checkpoints import check_step, gone_back
@@ -76,7 +77,7 @@ def test_the_global_batch_stays_and_all_files_follow(run: Path) -> None:
     assert "--ntasks=2" in script
     assert "LOCAL_WORLD_SIZE=2" in (run / "rank.sh").read_text()
     assert os.access(run / "job.sbatch", os.X_OK)
-    assert not (run / JOURNAL).exists()
+    assert not RunPaths(run).resize_journal.exists()
 
 
 def test_edits_of_the_environment_stay(run: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
     with pytest.raises(KeyboardInterrupt):
         fitted(run, 2)
     monkeypatch.undo()
-    assert (run / JOURNAL).exists()
+    assert RunPaths(run).resize_journal.exists()
     assert fitted(run).nodes == 2  # without being told again
     whole = snapshot(run)
     shutil.rmtree(run / "ds")

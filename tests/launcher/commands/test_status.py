@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
 from launcher.cli.tables import show_state, state_table
 from launcher.commands.status import _next, inspect_run
-from launcher.run.attempts import HISTORY, OPEN, Attempt
+from launcher.run.attempts import Attempt
 from launcher.run.files import write_json
 
 NOW = 10_000.0
@@ -29,7 +30,7 @@ def job(state: str, reason: str = "None", start: str | None = None) -> list[Queu
 
 
 def past(run, *reasons: str, **changes) -> None:
-    with (run / HISTORY).open("a") as file:
+    with RunPaths(run).attempts.open("a") as file:
         for number, reason in enumerate(reasons, start=1):
             values = {"end": 9000.0, "saved_step": 4, "lost_steps": 2, "queue_seconds": 5.0, **changes}
             attempt = Attempt(number, "7", "n1", 8900.0, 0, reason=reason, **values)
@@ -37,7 +38,7 @@ def past(run, *reasons: str, **changes) -> None:
 
 
 def train(run, started: float = 9900.0, updated: float = 9995.0, step: int = 30) -> None:
-    write_json(run / OPEN, asdict(Attempt(9, "7", "n1", started, 0)))
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(9, "7", "n1", started, 0)))
     facts = {"phase": "training", "step": step, "total_steps": 100, "updated": updated}
     write_json(run / "progress.json", facts)
     rows = [{"step": n, "loss": 5.0 - n / 100, "step_seconds": 2.0} for n in range(1, step + 1)]

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.attempts import (
-    HISTORY,
-    JOB,
-    OPEN,
     Attempt,
     begin,
     close,
@@ -79,11 +77,11 @@ def test_old_progress_is_not_this_attempts(tmp_path) -> None:
 
 def test_a_torn_line_is_left_out(tmp_path) -> None:
     closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
-    with (tmp_path / HISTORY).open("a") as file:
+    with RunPaths(tmp_path).attempts.open("a") as file:
         file.write('{"number": 2, "jo\n[]\n{"number": 3}\n')
         file.write(json.dumps({**asdict(closed), "of a later version": 1}) + "\n")
     assert read_history(tmp_path) == [closed, closed]
-    (tmp_path / OPEN).write_text('{"unknown": 1}')
+    RunPaths(tmp_path).open_attempt.write_text('{"unknown": 1}')
     assert open_attempt(tmp_path) is None
 
 
@@ -108,19 +106,19 @@ def test_exit_codes_come_in_the_order_of_the_ends(tmp_path) -> None:
     ],
 )
 def test_fruitless_restarts(tmp_path, endings, before: int, count: int) -> None:
-    with (tmp_path / HISTORY).open("w") as file:
+    with RunPaths(tmp_path).attempts.open("w") as file:
         for number, (reason, saved) in enumerate(endings, start=1):
             attempt = Attempt(number, "7", "n1", 0.0, 0, reason=reason, saved_step=saved)
             file.write(json.dumps(asdict(attempt)) + "\n")
-    (tmp_path / JOB).write_text(json.dumps({"attempts_before": before}))
+    RunPaths(tmp_path).job.write_text(json.dumps({"attempts_before": before}))
     assert fruitless_restarts(tmp_path) == count
 
 
 def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Path) -> None:
     attempt = begin(tmp_path, "7", "n1", None)
-    before = (tmp_path / OPEN).read_text()
+    before = RunPaths(tmp_path).open_attempt.read_text()
     close(tmp_path, attempt, Reason.CRASHED)
-    (tmp_path / OPEN).write_text(before)  # killed before it was removed
+    RunPaths(tmp_path).open_attempt.write_text(before)  # killed before it was removed
     assert open_attempt(tmp_path) is None
     assert begin(tmp_path, "7", "n1", None).number == 2
     assert [closed.number for closed in read_history(tmp_path)] == [1]
@@ -129,12 +127,13 @@ def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Pa
 def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
     for _ in range(2):
         close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
-    whole = (tmp_path / HISTORY).read_text()
+    whole = RunPaths(tmp_path).attempts.read_text()
     lines = whole.splitlines()
     torn = lines[0][:30].encode() + b"\xff\0"
-    (tmp_path / HISTORY).write_bytes(torn + f"\n{lines[1]}\n".encode())  # the first; the number 2 is taken
+    # The first; the number 2 is taken.
+    RunPaths(tmp_path).attempts.write_bytes(torn + f"\n{lines[1]}\n".encode())
     assert begin(tmp_path, "7", "n1", None).number == 3
-    (tmp_path / HISTORY).write_text(whole[:-30])  # the last; the next line must not be glued to it
-    (tmp_path / OPEN).unlink()
+    RunPaths(tmp_path).attempts.write_text(whole[:-30])  # the last; the next line must not be glued to it
+    RunPaths(tmp_path).open_attempt.unlink()
     close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
     assert [closed.reason for closed in read_history(tmp_path)] == ["crashed", "done"]

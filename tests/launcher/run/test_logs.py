@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from alignkd.errors import UserError
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.lifecycle import Reason
-from launcher.run.attempts import HISTORY, Attempt, begin, close
+from launcher.run.attempts import Attempt, begin, close
 from launcher.run.lock import only_launcher
 from launcher.run.logs import attempt_lines, first_error, follow, is_over
 
@@ -22,7 +23,7 @@ def run(tmp_path):
 
 def fail(run, number: int, rank: int, code: int) -> None:
     attempt = Attempt(number, "5", "n1", 0.0, 0, end=1.0, reason="crashed", failed_rank=rank, exit_code=code)
-    with (run / HISTORY).open("a") as file:
+    with RunPaths(run).attempts.open("a") as file:
         file.write(json.dumps(asdict(attempt)) + "\n")
 
 

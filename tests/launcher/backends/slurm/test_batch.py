@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm import batch
 from launcher.backends.slurm.lifecycle import Action, Decision, JobState, Reason
 from launcher.run import attempts
-from launcher.run.attempts import STOP
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def test_a_stop_that_comes_too_late_is_for_the_next_start(
     run: Path, monkeypatch: pytest.MonkeyPatch, action: Action, kept: bool
 ) -> None:
     def decide(_evidence: object) -> Decision:
-        (run / STOP).touch()  # `alignkd stop`, just now
+        RunPaths(run).stop.touch()  # `alignkd stop`, just now
         return Decision(action, 0, Reason.CRASHED, "why")
 
     monkeypatch.setattr(batch, "decide", decide)
     assert batch.end_attempt(run, 1) == f"{action} 0"
-    assert (run / STOP).exists() == kept
+    assert RunPaths(run).stop.exists() == kept
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_stop_that_comes_too_late_is_for_the_next_start(
 def test_a_silent_node(
     run: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], answers: dict[str, bool], lost: str
 ) -> None:
-    (run / attempts.EXITS / "rank-0").write_text("1 12.5\n")
+    RunPaths(run).exit_file(0).write_text("1 12.5\n")
     monkeypatch.setattr(batch, "hostnames", lambda _nodes: names)
     monkeypatch.setattr(batch, "nodes_that_see", lambda *_: answers)
     assert batch.end_attempt(run, 1) == "restart 0"
@@ -77,9 +77,9 @@ def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, answer: str) -> None:
     """It names the jobs that it is for: one that another job left behind must not stop this one."""
-    (run / STOP).write_text(text)
+    RunPaths(run).stop.write_text(text)
     assert batch.begin_attempt(run) == answer
-    assert not (run / STOP).exists()
+    assert not RunPaths(run).stop.exists()
     assert len(attempts.read_history(run)) == 1
 
 
@@ -92,7 +92,7 @@ def test_a_stop_while_the_nodes_are_asked(
     """Its signal ends the steps that ask: that says nothing about the nodes."""
 
     def nodes_that_see(*_: object) -> dict[str, bool]:
-        (run / STOP).write_text(f"{name} 8\n")
+        RunPaths(run).stop.write_text(f"{name} 8\n")
         return {"n1": False, "n2": False}
 
     monkeypatch.setattr(batch, "nodes_that_see", nodes_that_see)
@@ -106,21 +106,21 @@ def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
 ) -> None:
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(batch, "ask", lambda *words: asked.append(words) or "")
-    (run / STOP).write_text(f"{name} 7\n")
+    RunPaths(run).stop.write_text(f"{name} 7\n")
     batch.follow(run, "9")
     assert asked == [("scancel", "9")]
-    assert not (run / STOP).exists()
+    assert not RunPaths(run).stop.exists()
 
 
 def test_in_an_allocation_nobody_waits_for_a_requeue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKD_RUN", str(run))
     for rank in range(2):
-        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
-    (run / STOP).write_text("TERM 7\n")
+        RunPaths(run).exit_file(rank).write_text("86 12.5\n")
+    RunPaths(run).stop.write_text("TERM 7\n")
     assert batch.end_attempt(run, 0) == "exit 86"
     assert [attempt.reason for attempt in attempts.read_history(run)] == ["cancelled"]
     attempts.begin(run, "7", "n[1-2]", None)
     for rank in range(2):
-        (run / attempts.EXITS / f"rank-{rank}").write_text("86 12.5\n")
+        RunPaths(run).exit_file(rank).write_text("86 12.5\n")
     assert batch.end_attempt(run, 0) == "exit 86"
     assert attempts.read_history(run)[1].reason == "terminated"
