@@ -22,7 +22,6 @@ from alignkd.checkpoint.storage import Storage
 from alignkd.checkpoint.universal import convert, is_converted, universal_folder
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import MARKER, checkpoints_folder, differences, read_manifest
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 from tests import tiny
 from tests.checkpoint.killed_conversion import PHASES
@@ -147,7 +146,6 @@ def test_the_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_st
     run = one_rank_run
     tiny.resize_run(run, 2)
     environments = rank_environments(1, 2, free_port(), "cpu", [], os.environ)
-    build_cpu_operators(environments[0], print)
     (run / "logs").mkdir()
     command = [sys.executable, "-m", "tests.checkpoint.killed_conversion", "train", str(run), "parameters"]
     group = start_ranks(command, environments, run / "logs")
