@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
 WIDTH = 1024
@@ -131,8 +130,6 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="alignkd-save-")) if made else options.folder
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(options.ranks)))).split(",")
     environments = rank_environments(1, options.ranks, free_port(), options.device, visible, os.environ)
-    if options.device == "cpu":
-        build_cpu_operators(environments[0], print)
     command = [sys.executable, "-m", "benchmarks.save", "--folder", str(folder)]
     for name in ("parameters", "stage", "saves"):
         command += [f"--{name}", str(getattr(options, name))]

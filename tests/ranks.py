@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments
 
 RANK_NAME = "alignkd-rank"
@@ -68,7 +67,6 @@ class RankPool:
 
     def _start(self) -> None:
         environments = rank_environments(1, self.world_size, free_port(), "cpu", [], os.environ)
-        build_cpu_operators(environments[0], print)
         for rank, environment in enumerate(environments):
             ours, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(

@@ -147,6 +147,7 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
         index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
         os.environ["LOCAL_RANK"] = str(index)
         accelerator.set_device(index)
+    _skip_the_compiled_all_reduce()
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
     )
@@ -156,3 +157,12 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
         device=torch.device(accelerator.current_device_name()),
         cpu_group=dist.new_group(backend="gloo", timeout=timeout),
     )
+
+
+def _skip_the_compiled_all_reduce() -> None:
+    """On CPUs, init_distributed compiles a shared-memory operator that only `inference_all_reduce` uses.
+
+    Nothing here calls that. Without the operator, training needs no compiler, and ranks that start together
+    do not block each other in the build.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -20,7 +20,6 @@ from rich.console import Console
 from alignkd.errors import EXIT_SAVED_ON_USR1, UserError
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import visible_gpus
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
 from launcher.backends.slurm.lifecycle import Evidence, Reason, decide
 from launcher.run import attempts
@@ -75,11 +74,6 @@ def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence
         environments = rank_environments(
             manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, os.environ
         )
-        if manifest.device == "cpu" and command is None:
-            build_cpu_operators(
-                environments[0],
-                note=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
-            )
         started = attempts.begin(run, "local", platform.node(), None)
         words = command or rank_command(run)
         when = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.run_folder.paths import log_name
-from launcher.backends.operators import extensions_folder
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # here: nothing may be loaded between fork and exec
@@ -41,9 +39,6 @@ def rank_environments(
     threads = max(1, len(os.sched_getaffinity(0)) // world_size)
     # DeepSpeed lets these replace a configuration that was passed explicitly.
     clean = {key: value for key, value in base.items() if not key.startswith("DEEPSPEED_CONFIG")}
-    # ninja is installed beside the interpreter, which may run without its environment being activated.
-    clean["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), clean.get("PATH", os.defpath)])
-    clean["TORCH_EXTENSIONS_DIR"] = str(extensions_folder(clean))
     environments = []
     for rank in range(world_size):
         node, local_rank = divmod(rank, gpus_per_node)

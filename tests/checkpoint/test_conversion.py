@@ -23,7 +23,6 @@ from alignkd.checkpoint.universal import convert, is_converted, universal_folder
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import MARKER, differences, read_manifest
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 from tests import tiny
 from tests.checkpoint.killed_conversion import PHASES
@@ -148,7 +147,6 @@ def test_the_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_st
     run = one_rank_run
     tiny.resize_run(run, 2)
     environments = rank_environments(1, 2, free_port(), "cpu", [], os.environ)
-    build_cpu_operators(environments[0], print)
     RunPaths(run).logs.mkdir()
     command = [sys.executable, "-m", "tests.checkpoint.killed_conversion", "train", str(run), "parameters"]
     group = start_ranks(command, environments, RunPaths(run).logs)

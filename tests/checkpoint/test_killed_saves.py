@@ -3,7 +3,6 @@ on as if nothing had happened. ``make chaos`` has every phase with every victim.
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -13,8 +12,6 @@ from safetensors.torch import load_file
 
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.operators import build_cpu_operators
-from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
 from tests.checkpoint.killing import start_with_kill, wait_until_gone, write_manifest
 from tests.checkpoint.test_failed_saves import train_with_fault
@@ -46,7 +43,6 @@ def whole(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path
         tmp_path_factory.mktemp("whole") / "run", 2, checkpoint__every=1, checkpoint__keep_last=1
     )
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
-    build_cpu_operators(rank_environments(1, 2, free_port(), "cpu", [], os.environ)[0], print)
     return run
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.backends.operators import build_cpu_operators
 from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
 
@@ -17,7 +16,6 @@ def test_the_file_counts_as_the_signal(tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 1)
     (run / "stop").write_text("TERM 7\n")
     (environment,) = rank_environments(1, 1, free_port(), "cpu", (), os.environ)
-    build_cpu_operators(environment, print)
     done = subprocess.run(
         [sys.executable, "-m", "alignkd.train", str(run)],
         env=environment, capture_output=True, text=True, timeout=400,

@@ -254,7 +254,6 @@ pathlib.Path(sys.argv[1], "ready").touch()
 time.sleep(600)
 '''
 local.rank_command = lambda run: [sys.executable, "-c", rank, str(run)]
-local.build_cpu_operators = lambda *_, **__: None
 from launcher.cli.app import main
 main()
 """

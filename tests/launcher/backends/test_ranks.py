@@ -41,7 +41,7 @@ def test_environments_of_nodes_and_ranks() -> None:
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["4,5", "4,5", "6,7", "6,7"]
     for e in environments:
         assert (e["WORLD_SIZE"], e["LOCAL_WORLD_SIZE"], e["MASTER_PORT"]) == ("4", "2", "23456")
-        assert e["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/bin"]
+        assert e["PATH"] == "/bin"
         assert "DEEPSPEED_CONFIG_X" not in e
         assert "DS_ACCELERATOR" not in e
         assert int(e["OMP_NUM_THREADS"]) >= 1

@@ -65,7 +65,6 @@ def test_on_the_local_back_end_a_failed_stage_holds_the_next(config_file, monkey
     for name, code in {"a": 0, "b": 3, "c": 0}.items():
         (runs / f"code-{name}").write_text(str(code))
     monkeypatch.setattr(local, "rank_command", lambda run: [sys.executable, "-c", RANK, str(run)])
-    monkeypatch.setattr(local, "build_cpu_operators", lambda *_, **__: None)
     console = Console(file=io.StringIO())
     result = launch(LaunchRequest(config_file, backend="local", stages="a,b,c"), console)
     assert result["code"] == 3

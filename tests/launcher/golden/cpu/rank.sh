@@ -15,9 +15,6 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # Slurm sends the signals to python as well. This shell only has to outlive it, to write down how it ended.
 trap : USR1 TERM
-# On CPUs DeepSpeed compiles an operator once; ranks that compile it at the same time would lock each other out.
-TORCH_EXTENSIONS_DIR=$("$PYTHON" -m launcher.backends.operators) || exit
-export TORCH_EXTENSIONS_DIR
 "$PYTHON" -m alignkd.train "$RUN"
 code=$?
 

@@ -2,9 +2,6 @@
 # shellcheck shell=bash
 
 export PYTHON=/venv/bin/python
-# ninja, which DeepSpeed calls, lies beside the interpreter.
-PATH=$(dirname "$PYTHON"):$PATH
-export PATH
 # Where alignkd is, for an interpreter that it was not installed into; last, so that it hides nothing.
 export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}/checkout
 # The folder that the job was submitted from must not be searched for modules.

@@ -1,0 +1,35 @@
+"""Training on CPUs must not compile anything: a cluster node may have no compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.backends.local import rank_command
+from launcher.backends.ranks import free_port, rank_environments, start_ranks
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training__precision": "bf16"}, {"student__offload": True}], ids=["bf16", "offload"]
+)
+def test_two_ranks_train_with_an_empty_path(tmp_path: Path, changes: dict[str, object]) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=2, training__max_steps=1, **changes)
+    extensions = tmp_path / "extensions"
+    extensions.mkdir()
+    # An operator that was compiled earlier on this machine must not be found either.
+    base = {**os.environ, "PATH": "", "TORCH_EXTENSIONS_DIR": str(extensions)}
+    group = start_ranks(
+        rank_command(run), rank_environments(1, 2, free_port(), "cpu", [], base), run / "logs"
+    )
+    try:
+        for _ in range(2):
+            assert group.next_exit(300) is not None, "a rank hangs"
+    finally:
+        group.kill()
+    assert group.codes == {0: 0, 1: 0}, (run / "logs" / "rank-0.log").read_text()
+    assert json.loads((run / "result.json").read_text())["step"] == 1
+    assert list(extensions.iterdir()) == []
