@@ -22,8 +22,8 @@ from alignkd.data.batch import (
     TermCounts,
 )
 
-Rows = Literal["all_text", "prompt_only"]
-Positions = Literal["supervised", "all_text"]
+AttentionRows = Literal["all_text", "prompt_only"]
+LogitPositions = Literal["supervised", "all_text"]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 UNSUPERVISED_BOS_ID = 1  # the one token of a micro-batch without samples
@@ -42,8 +42,8 @@ class Example:
 class CollateSettings:
     vision_tokens: int  # V, embedding tokens of one image
     image_shape: tuple[int, int, int]  # [3, H, W]
-    rows: Rows = "all_text"
-    positions: Positions = "supervised"
+    attention_rows: AttentionRows = "all_text"
+    logit_positions: LogitPositions = "supervised"
     packing: bool = False  # one row of all samples instead of a padded row for each
 
 
@@ -111,7 +111,7 @@ def _images_and_rows(
     places, rows = [], []
     for sample, (ids, labels) in enumerate(expanded):
         is_row = ids != IMAGE_TOKEN_ID
-        if settings.rows == "prompt_only":
+        if settings.attention_rows == "prompt_only":
             is_row &= labels == IGNORE_INDEX
         columns = np.flatnonzero(is_row)
         # Images may stand side by side: every V-th vision token begins one.
@@ -137,7 +137,7 @@ def _logit_positions(
     each sample's first token. The last token of a sample has no next one, whatever stands behind it."""
     positions, next_labels = [], []
     for (ids, labels), offset in zip(samples, offsets_B, strict=True):
-        wanted = labels != IGNORE_INDEX if settings.positions == "supervised" else ids != IMAGE_TOKEN_ID
+        wanted = labels != IGNORE_INDEX if settings.logit_positions == "supervised" else ids != IMAGE_TOKEN_ID
         columns = np.flatnonzero(wanted[1:])
         positions.append(columns + offset)
         next_labels.append(labels[columns + 1])

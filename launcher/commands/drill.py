@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignkd.config import load_config
+from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
 from launcher.backends.ranks import log_path
 from launcher.backends.slurm.client import ask, hostnames, queued_jobs
@@ -155,7 +155,7 @@ def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")
     request = LaunchRequest(run / "config.yaml", manifest.nodes, manifest.gpus_per_node, "slurm")
-    _, short = write_run(load_config(run / "config.yaml", overrides), request, "slurm")
+    _, short = write_run(load_run_config(run, overrides), request, "slurm")
     shutil.copy(run / "env.sh", short / "env.sh")  # it may have been edited by hand
     return short
 

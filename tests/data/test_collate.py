@@ -84,7 +84,7 @@ def test_the_last_token_of_a_packed_sample_has_no_next_one():
     """Its neighbour is supervised from its first token on, as the template `plain` without a BOS would be."""
     first = example([7, 7], [7, 7])
     for positions in ("supervised", "all_text"):
-        batch = collate([first, first], CollateSettings(V, SHAPE, positions=positions, packing=True))
+        batch = collate([first, first], CollateSettings(V, SHAPE, logit_positions=positions, packing=True))
         assert batch.logit_positions_N.tolist() == [0, 2]
 
 
@@ -102,13 +102,13 @@ def test_a_batch_moves_with_all_of_its_tensors():
 
 
 def test_rows_of_the_prompt_only():
-    batch = collate([ONE, TWO], CollateSettings(V, SHAPE, rows="prompt_only"))
+    batch = collate([ONE, TWO], CollateSettings(V, SHAPE, attention_rows="prompt_only"))
     assert batch.text_rows_IM.tolist() == [[5], [7], [7], [NO_ROW]]
     assert (batch.counts.attention_rows, batch.counts.images, batch.counts.focus_images) == (3, 4, 3)
 
 
 def test_all_text_positions_keep_unsupervised_ones_without_a_label():
-    batch = collate([ONE, TEXT], CollateSettings(V, SHAPE, positions="all_text"))
+    batch = collate([ONE, TEXT], CollateSettings(V, SHAPE, logit_positions="all_text"))
     assert batch.logit_positions_N.tolist() == [0, 4, 5, 6, 8 + 0, 8 + 1, 8 + 2]
     assert batch.logit_labels_N.tolist() == [N, N, 7, 2, N, 6, 2]
     assert (batch.counts.logits, batch.counts.supervised) == (7, 4)
@@ -143,7 +143,7 @@ def test_no_sample_gives_an_all_masked_batch():
 @pytest.mark.parametrize("positions", ["supervised", "all_text"])
 @pytest.mark.parametrize("packing", [False, True])
 def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions, packing):
-    settings = CollateSettings(V, SHAPE, rows=rows, positions=positions, packing=packing)
+    settings = CollateSettings(V, SHAPE, attention_rows=rows, logit_positions=positions, packing=packing)
     generator = np.random.default_rng(0)
     for _ in range(50):
         samples = []

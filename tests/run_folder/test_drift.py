@@ -52,3 +52,16 @@ def test_a_key_that_only_one_side_has() -> None:
     current = copy.deepcopy(CONFIG)
     del current["training"]["seed"]
     assert config_drift(CONFIG, current, []) == ["training.seed: the checkpoint has 0, the run has None"]
+
+
+def test_a_checkpoint_with_keys_of_an_older_version_has_not_drifted() -> None:
+    saved = {"distillation": {"rows": "all_text", "positions": "supervised"}, "data": {"sources": []}}
+    now = {
+        "distillation": {"attention_rows": "all_text", "logit_positions": "supervised"},
+        "data": {"sources": []},
+    }
+    assert config_drift(saved, now, ()) == []
+    now["distillation"]["attention_rows"] = "prompt_only"
+    assert config_drift(saved, now, ()) == [
+        "distillation.attention_rows: the checkpoint has 'all_text', the run has 'prompt_only'"
+    ]
