@@ -49,7 +49,7 @@ def allowed_changes(run: Path) -> list[str]:
             f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
             f"`alignkd resume {run} --allow-change KEY`"
         )
-    return [RENAMED.get(key, key) for key in keys]
+    return [RENAMED[key] if key in RENAMED else key for key in keys]
 
 
 def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
-from alignkd.run_folder.drift import config_drift
+from alignkd.run_folder.drift import ALLOWED_CHANGES, allowed_changes, config_drift
 
 CONFIG = {
     "run": {"name": "a"},
@@ -65,3 +66,8 @@ def test_a_checkpoint_with_keys_of_an_older_version_has_not_drifted() -> None:
     assert config_drift(saved, now, ()) == [
         "distillation.attention_rows: the checkpoint has 'all_text', the run has 'prompt_only'"
     ]
+
+
+def test_a_change_that_was_allowed_under_an_old_name_still_is(tmp_path: Path) -> None:
+    (tmp_path / ALLOWED_CHANGES).write_text('["distillation.rows", "training.seed"]')
+    assert allowed_changes(tmp_path) == ["distillation.attention_rows", "training.seed"]
