@@ -49,7 +49,8 @@ def allowed_changes(run: Path) -> list[str]:
             f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
             f"`alignkd resume {run} --allow-change KEY`"
         )
-    return [RENAMED[key] if key in RENAMED else key for key in keys]
+    names: list[str] = keys
+    return [RENAMED.get(name, name) for name in names]
 
 
 def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
