@@ -38,7 +38,7 @@ def random_example(length: int, rng: np.random.Generator) -> Example:
     asked = len(ids) - after // 2
     labels = [IGNORE_INDEX] * asked + ids[asked:]
     image = torch.from_numpy(rng.standard_normal(IMAGE_SHAPE, dtype=np.float32))
-    return Example("random", ids, labels, (image,))
+    return Example(ids, labels, (image,))
 
 
 def random_window(

@@ -100,7 +100,7 @@ def _cost(method: str, ranks: int, index: Index, packing: bool, steps: list[Spli
 def _examples(index: Index, samples: list[int]) -> list[Example]:
     """As long as the samples; an image's tokens are text here, for they count the same."""
     lengths = [int(index.length[sample]) for sample in samples]
-    return [Example("", [3] * length, [IGNORE_INDEX] * length, ()) for length in lengths]
+    return [Example([3] * length, [IGNORE_INDEX] * length, ()) for length in lengths]
 
 
 def table(costs: list[Cost]) -> str:

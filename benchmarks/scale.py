@@ -37,7 +37,7 @@ LEAN = {
 def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
     """On every rank: bytes of the last of :data:`STEPS` optimizer steps and seconds of all but the first two
     (what ZeRO-3 keeps is decided there)."""
-    from alignkd.config import load_config
+    from alignkd.config import load_run_config
     from alignkd.engine.build import build_student_engine, build_teacher
     from alignkd.engine.gathered_bytes import count_gathered_bytes
     from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
@@ -45,7 +45,7 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
     from alignkd.engine.stopwatch import Stopwatch
 
     run = Path(folder)
-    config = load_config(RunPaths(run).config)
+    config = load_run_config(run)
     engine, _ = build_student_engine(config, json.loads(RunPaths(run).student_deepspeed.read_text()), ranks)
     file = RunPaths(run).teacher_deepspeed
     ds_teacher = json.loads(file.read_text()) if file.exists() else None

@@ -40,7 +40,7 @@ def example(case: str) -> Example:
     encoded = encode(record.turns, CASES[case]["template"], SentencePieceTokenizer.from_folder(STUDENT))
     processor = ImageProcessor(read_model_config(STUDENT).preprocessor_config, 10**8)
     images = tuple(processor.read(FOLDER, path, "pad") for path in record.images)
-    return Example(case, encoded.ids, encoded.labels, images)
+    return Example(encoded.ids, encoded.labels, images)
 
 
 def batch_of(*cases: str, **settings: Any) -> Batch:

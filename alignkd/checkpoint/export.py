@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from alignkd.checkpoint.model_card import model_card
-from alignkd.config import load_config
+from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.engine.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
@@ -79,7 +79,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         raise CheckpointError(
             f"{run}: no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(steps)))}"
         )
-    config = load_config(RunPaths(run).config)
+    config = load_run_config(run)
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {

@@ -49,12 +49,12 @@ def _scratch(model: ModelSection) -> list[str]:
     ]
 
 
-def _rows(distillation: DistillationSection, data: DataSection) -> list[str]:
+def _attention_rows(distillation: DistillationSection, data: DataSection) -> list[str]:
     plain = [source.file for source in data.sources if source.template == "plain"]
-    if distillation.enabled and distillation.rows == "prompt_only" and plain:
+    if distillation.enabled and distillation.attention_rows == "prompt_only" and plain:
         return [
-            f"distillation.rows = prompt_only cannot be used with the template `plain`, which has no prompt "
-            f"({', '.join(plain)}); valid: distillation.rows = all_text, or the template v1"
+            "distillation.attention_rows = prompt_only needs a prompt, and the template `plain` has none "
+            f"({', '.join(plain)}); valid: distillation.attention_rows = all_text, or the template v1"
         ]
     return []
 
@@ -100,7 +100,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_teacher, ("distillation", "model")),
     (_weights, ("distillation",)),
     (_scratch, ("model",)),
-    (_rows, ("distillation", "data")),
+    (_attention_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_half_without_zero, ("student", "training")),
@@ -165,14 +165,14 @@ def _weight_warnings(config: Config) -> list[str]:
     distillation, weights = config.distillation, config.distillation.weights
     found = []
     if weights.logits == 0:
-        logit_keys = ("temperature", "divergence", "positions")
+        logit_keys = ("temperature", "divergence", "logit_positions")
         found += [
             f"distillation.{name} has no effect: distillation.weights.logits = 0"
             for name in _changed(distillation)
             if name in logit_keys
         ]
-    if weights.attention == 0 and "rows" in _changed(distillation) and weights.vision == 0:
-        found.append("distillation.rows has no effect: distillation.weights.attention = 0")
+    if weights.attention == 0 and "attention_rows" in _changed(distillation) and weights.vision == 0:
+        found.append("distillation.attention_rows has no effect: distillation.weights.attention = 0")
     if weights.vision == 0:
         found += [
             f"distillation.{name} has no effect: distillation.weights.vision = 0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from alignkd.config.dotted import join_keys
 from alignkd.config.schema import Config, Section
 
 _TYPE_NAMES = {
@@ -132,7 +134,7 @@ def nearest(keys: tuple[str | int, ...]) -> list[Key]:
     The same name in another section comes first, then a similar one in this section, then elsewhere.
     """
     word = str(keys[-1])
-    here = dotted(keys[:-1], any_index=True)
+    here = _section_name(keys)
     known = [key for key in all_keys() if key.name != "stages"]
     same = [key for key in known if _last(key) == word]
     if same:
@@ -147,7 +149,7 @@ def nearest(keys: tuple[str | int, ...]) -> list[Key]:
 
 def siblings(keys: tuple[str | int, ...]) -> list[str]:
     """The names that are valid where the unknown key stands."""
-    here = dotted(keys[:-1], any_index=True)
+    here = _section_name(keys)
     return [_last(key) for key in all_keys() if _parent(key) == here]
 
 
@@ -159,12 +161,6 @@ def _parent(key: Key) -> str:
     return key.name.rpartition(".")[0]
 
 
-def dotted(keys: tuple[str | int, ...], any_index: bool = False) -> str:
-    """``data.sources[0].file``; with ``any_index`` the index is left out, as in ``all_keys``."""
-    text = ""
-    for key in keys:
-        if isinstance(key, int):
-            text += "[]" if any_index else f"[{key}]"
-        else:
-            text += f".{key}" if text else key
-    return text
+def _section_name(keys: tuple[str | int, ...]) -> str:
+    """``data.sources[]`` for ("data", "sources", 0, "file"), as in ``all_keys``."""
+    return re.sub(r"\[\d+\]", "[]", join_keys(keys[:-1]))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from alignkd.config.combinations import combination_problems
-from alignkd.config.describe import describe, dotted, find_field, nearest, siblings
+from alignkd.config.dotted import did_you_mean, set_value, split_key
+from alignkd.config.migrate import migrate
+from alignkd.config.problems import schema_problems
 from alignkd.config.schema import Config, Section
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import ConfigError
-
-Keys = tuple[str | int, ...]
 
 # Text at these keys is a path. `scratch` is the one word that is none.
 PATH_KEYS = {
@@ -47,7 +45,23 @@ def load_config(
     current one. Raises ConfigError with every problem, UserError when the file cannot be read.
     """
     path = Path(path)
+    return _checked(path, read_yaml(path), overrides, stage, defaults)
+
+
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration in the run folder ``run``, which an older version may have written."""
+    path = run / "config.yaml"
     document = read_yaml(path)
+    return _checked(path, migrate(document) if isinstance(document, dict) else document, overrides)
+
+
+def _checked(
+    path: Path,
+    document: Any,
+    overrides: Sequence[str],
+    stage: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Config:
     if document is None:
         document = {}
     if not isinstance(document, dict):
@@ -72,7 +86,7 @@ def load_config(
     elif not stages:
         problems += _override(merged[""], overrides)
 
-    problems += _schema_problems(merged, stages)
+    problems += schema_problems(merged, stages)
     chosen = merged.get(stage or "")
     if chosen is not None:
         valid = _valid_sections(chosen)
@@ -106,9 +120,7 @@ def _stage_problems(stages: Mapping[str, Any], stage: str | None) -> list[str]:
     elif stage is not None and not stages:
         problems.append(f"--stage {stage}: this file has no stages; leave --stage out")
     elif stage is not None and stage not in stages:
-        close = difflib.get_close_matches(stage, list(stages), n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        problems.append(f"--stage {stage}: no such stage; valid: {names}{meant}")
+        problems.append(f"--stage {stage}: no such stage; valid: {names}{did_you_mean(stage, stages)}")
     return problems
 
 
@@ -131,8 +143,8 @@ def _override(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     problems = []
     for override in overrides:
         name, equals, text = override.partition("=")
-        keys = name.strip().split(".")
-        if not equals or not all(keys):
+        keys = split_key(name.strip())
+        if not equals or "" in keys:
             problems.append(
                 f"--set {override}: not of the form key=value, such as training.learning_rate=2e-5"
             )
@@ -147,29 +159,10 @@ def _override(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
         except YamlError as error:
             problems.append(f"--set {override}: {error}")
             continue
-        words = tuple(key for key in keys if not key.isdigit())
-        if not _write(document, keys, _resolve_paths(value, words, Path.cwd())):
+        words = tuple(key for key in keys if isinstance(key, str))
+        if not set_value(document, keys, _resolve_paths(value, words, Path.cwd())):
             problems.append(f"--set {override}: there is nothing at this place that could hold the key")
     return problems
-
-
-def _write(target: Any, keys: list[str], value: Any) -> bool:
-    """Write ``value`` at ``keys``, making sections on the way; a number is a place in a list that exists."""
-    for key, following in zip(keys, [*keys[1:], None], strict=True):
-        place: Any = key
-        if isinstance(target, list):
-            if not key.isdigit() or int(key) >= len(target):
-                return False
-            place = int(key)
-        elif not isinstance(target, dict):
-            return False
-        if following is None:
-            target[place] = value
-            return True
-        if isinstance(target, dict) and target.get(place) is None:
-            target[place] = {}
-        target = target[place]
-    return False
 
 
 def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
@@ -187,60 +180,3 @@ def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
         except ValidationError:
             continue
     return valid
-
-
-def _schema_problems(merged: Mapping[str, Any], stages: Mapping[str, Any]) -> list[str]:
-    """What the schema refuses in the file and in each of its stages, each problem once."""
-    stages_of: dict[str, list[str]] = {}
-    for name, document in merged.items():
-        try:
-            Config.model_validate(document)
-        except ValidationError as error:
-            for details in error.errors(include_url=False):
-                in_stage = name in stages and _has(stages[name], details["loc"])
-                prefix = f"stages.{name}." if in_stage else ""
-                stages_of.setdefault(prefix + _text(details), []).append(name)
-    return [
-        # a key that only some stages lack is only their problem
-        text
-        if len(names) == len(merged) or text.startswith("stages.")
-        else f"{text} [stage {', '.join(names)}]"
-        for text, names in stages_of.items()
-    ]
-
-
-def _has(value: Any, keys: Keys) -> bool:
-    for key in keys:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
-
-
-def _text(details: ErrorDetails) -> str:
-    """One problem: key, value, what would be valid, and the nearest name of an unknown key."""
-    keys: Keys = details["loc"]
-    name = dotted(keys)
-    if details["type"] == "extra_forbidden":
-        close = nearest(keys)
-        if close:
-            meant = " or ".join(f"{key.name}: {key.valid}" for key in close)
-            return f"{name} = {_shown(details['input'])}: unknown key; did you mean {meant}"
-        return f"{name} = {_shown(details['input'])}: unknown key; valid here: {', '.join(siblings(keys))}"
-    field = find_field(keys)
-    valid = describe(field) if field is not None else details["msg"]
-    if isinstance(keys[-1], int):
-        valid = "a section"
-    if details["type"] == "missing":
-        return f"{name} is missing; valid: {valid}"
-    return f"{name} = {_shown(details['input'])}: not valid; valid: {valid}"
-
-
-def _shown(value: Any) -> str:
-    """A value as the file writes it, shortened."""
-    if isinstance(value, dict | list):
-        text = "{...}" if isinstance(value, dict) else "[...]"
-        return text if value else str(value)
-    text = dump_yaml(value).removesuffix("...\n").strip()
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -139,10 +139,10 @@ class DistillationSection(Section):
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
     divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"
-    rows: Literal["all_text", "prompt_only"] = Field(
+    attention_rows: Literal["all_text", "prompt_only"] = Field(
         "all_text", description="text rows of the attention term"
     )
-    positions: Literal["supervised", "all_text"] = Field(
+    logit_positions: Literal["supervised", "all_text"] = Field(
         "supervised", description="positions of the logit term"
     )
     fused_head: bool = Field(

@@ -18,8 +18,8 @@ import torch
 
 IGNORE_INDEX = -100  # labels that are not supervised
 IMAGE_TOKEN_ID = -200  # stands V times where an image's vision tokens go
+PADDING_ID = 0
 NO_ROW = -1  # fills ``text_rows_IM`` up
-HOST_ONLY = ("labels_BL", "lengths_B")
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class ImagePlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, 0 at padding (right)
-    labels_BL: torch.Tensor  # int64, not shifted, IGNORE_INDEX where unsupervised
-    lengths_B: torch.Tensor  # int64, expanded lengths, one per sample in both layouts
+    input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, PADDING_ID on the right
     pixel_values: torch.Tensor  # float32 [I, 3, H, W]; a zero image when the batch has none
     image_count: int  # real images: the first of ``pixel_values``
     image_samples: torch.Tensor  # int64 [image_count], row of the batch
@@ -68,18 +66,17 @@ class Batch:
     logit_positions_N: torch.Tensor  # int64, row * L + column t; label and divergence belong to token t + 1
     logit_labels_N: torch.Tensor  # int64, next token, IGNORE_INDEX where only the divergence applies
     counts: TermCounts
-    sample_ids: tuple[str, ...]
     image_places: tuple[ImagePlace, ...] = ()  # one per real image
     segments: tuple[int, ...] = ()  # packed: length of every sample; padded: empty
     position_ids_BL: torch.Tensor | None = None  # packed: int64, from 0 in every segment; padded: None
 
     @property
-    def slots(self) -> int:
-        """Positions that the language model computes, padding included."""
-        return self.input_ids_BL.numel()
+    def sample_count(self) -> int:
+        """Samples in either layout; 1 for the masked row of a batch without samples."""
+        return len(self.segments) or len(self.input_ids_BL)
 
     def to(self, device: torch.device | str) -> Batch:
-        """On ``device``; what no model reads (labels by position, lengths) stays on the host."""
+        """A copy with every tensor on ``device``."""
         return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -90,6 +87,6 @@ class Batch:
         changed: dict[str, Any] = {
             field.name: change(value)
             for field in fields(self)
-            if field.name not in HOST_ONLY and isinstance(value := getattr(self, field.name), torch.Tensor)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
         return replace(self, **changed)

@@ -12,13 +12,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID, NO_ROW, Batch, ImagePlace, TermCounts
+from alignkd.data.batch import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_ID,
+    NO_ROW,
+    PADDING_ID,
+    Batch,
+    ImagePlace,
+    TermCounts,
+)
 
-Rows = Literal["all_text", "prompt_only"]
-Positions = Literal["supervised", "all_text"]
+AttentionRows = Literal["all_text", "prompt_only"]
+LogitPositions = Literal["supervised", "all_text"]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-PADDING_ID = 0
 UNSUPERVISED_BOS_ID = 1  # the one token of a micro-batch without samples
 
 
@@ -26,7 +33,6 @@ UNSUPERVISED_BOS_ID = 1  # the one token of a micro-batch without samples
 class Example:
     """A sample ready to be collated: one IMAGE_TOKEN_ID in ``ids`` per image."""
 
-    sample_id: str
     ids: list[int]
     labels: list[int]  # not shifted, IGNORE_INDEX where unsupervised
     images: tuple[torch.Tensor, ...]  # float32 [3, H, W] each
@@ -36,8 +42,8 @@ class Example:
 class CollateSettings:
     vision_tokens: int  # V, embedding tokens of one image
     image_shape: tuple[int, int, int]  # [3, H, W]
-    rows: Rows = "all_text"
-    positions: Positions = "supervised"
+    attention_rows: AttentionRows = "all_text"
+    logit_positions: LogitPositions = "supervised"
     packing: bool = False  # one row of all samples instead of a padded row for each
 
 
@@ -49,7 +55,8 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
     expanded = [_expand(example, settings.vision_tokens) for example in examples]
     samples = expanded or [(np.array([UNSUPERVISED_BOS_ID]), np.array([IGNORE_INDEX]))]
     lengths_B = np.array([len(ids) for ids, _ in samples], dtype=np.int64)
-    ids_BL, labels_BL = (_pack if settings.packing else _pad)(samples, lengths_B)
+    ids = [ids for ids, _ in samples]
+    ids_BL = np.concatenate(ids)[None] if settings.packing else _padded(ids, PADDING_ID)
     # Where a sample begins: in the one row, or in its own.
     starts_B = np.cumsum(lengths_B) - lengths_B if settings.packing else np.zeros_like(lengths_B)
     rows_B = np.zeros_like(starts_B) if settings.packing else np.arange(len(samples))
@@ -76,17 +83,14 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
     position_ids = np.concatenate([np.arange(length) for length in lengths_B])[None]
     return Batch(
         input_ids_BL=torch.from_numpy(ids_BL),
-        labels_BL=torch.from_numpy(labels_BL),
-        lengths_B=torch.from_numpy(lengths_B),
         pixel_values=torch.stack(images) if images else torch.zeros(1, *settings.image_shape),
         image_count=len(images),
         image_samples=torch.from_numpy(rows_B[of_images]),
         image_starts=torch.from_numpy(starts_I),
-        text_rows_IM=torch.from_numpy(_pad_rows(text_rows)),
+        text_rows_IM=torch.from_numpy(_padded(text_rows, NO_ROW)),
         logit_positions_N=torch.from_numpy(positions_N),
         logit_labels_N=torch.from_numpy(next_labels_N),
         counts=counts,
-        sample_ids=tuple(example.sample_id for example in examples),
         image_places=tuple(places),
         segments=tuple(lengths_B.tolist()) if settings.packing else (),
         position_ids_BL=torch.from_numpy(position_ids) if settings.packing else None,
@@ -100,20 +104,6 @@ def _expand(example: Example, vision_tokens: int) -> tuple[IntArray, IntArray]:
     return np.repeat(ids, repeats), np.repeat(np.array(example.labels, dtype=np.int64), repeats)
 
 
-def _pad(samples: Sequence[tuple[IntArray, IntArray]], lengths_B: IntArray) -> tuple[IntArray, IntArray]:
-    ids_BL = np.full((len(samples), lengths_B.max()), PADDING_ID, dtype=np.int64)
-    labels_BL = np.full_like(ids_BL, IGNORE_INDEX)
-    for row, (ids, labels) in enumerate(samples):
-        ids_BL[row, : len(ids)] = ids
-        labels_BL[row, : len(ids)] = labels
-    return ids_BL, labels_BL
-
-
-def _pack(samples: Sequence[tuple[IntArray, IntArray]], _lengths_B: IntArray) -> tuple[IntArray, IntArray]:
-    ids, labels = zip(*samples, strict=True)
-    return np.concatenate(ids)[None], np.concatenate(labels)[None]
-
-
 def _images_and_rows(
     expanded: Sequence[tuple[IntArray, IntArray]], settings: CollateSettings
 ) -> tuple[list[ImagePlace], list[IntArray]]:
@@ -121,7 +111,7 @@ def _images_and_rows(
     places, rows = [], []
     for sample, (ids, labels) in enumerate(expanded):
         is_row = ids != IMAGE_TOKEN_ID
-        if settings.rows == "prompt_only":
+        if settings.attention_rows == "prompt_only":
             is_row &= labels == IGNORE_INDEX
         columns = np.flatnonzero(is_row)
         # Images may stand side by side: every V-th vision token begins one.
@@ -132,11 +122,11 @@ def _images_and_rows(
     return places, rows
 
 
-def _pad_rows(rows: Sequence[IntArray]) -> IntArray:
-    """[I, M], NO_ROW where an image has fewer than M rows; [0, 0] without images."""
-    padded = np.full((len(rows), max(map(len, rows), default=0)), NO_ROW, dtype=np.int64)
-    for image, columns in enumerate(rows):
-        padded[image, : len(columns)] = columns
+def _padded(rows: Sequence[IntArray], filler: int) -> IntArray:
+    """One row each, filled up on the right to the longest; [0, 0] without rows."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), filler, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
     return padded
 
 
@@ -147,7 +137,7 @@ def _logit_positions(
     each sample's first token. The last token of a sample has no next one, whatever stands behind it."""
     positions, next_labels = [], []
     for (ids, labels), offset in zip(samples, offsets_B, strict=True):
-        wanted = labels != IGNORE_INDEX if settings.positions == "supervised" else ids != IMAGE_TOKEN_ID
+        wanted = labels != IGNORE_INDEX if settings.logit_positions == "supervised" else ids != IMAGE_TOKEN_ID
         columns = np.flatnonzero(wanted[1:])
         positions.append(columns + offset)
         next_labels.append(labels[columns + 1])

@@ -43,7 +43,7 @@ class ExampleReader:
             raise UserError(f"{error} (has the file changed since the run began?)") from error
         encoded = encode(sample.turns, settings.template, self._tokenizer)
         images = _read_images(sample, settings, self._processor)
-        return Example(sample.id, encoded.ids, encoded.labels, images)
+        return Example(encoded.ids, encoded.labels, images)
 
 
 def _read_images(sample: Sample, source: DataSource, processor: ImageProcessor) -> tuple[torch.Tensor, ...]:

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch.nn import functional as F
 
-from alignkd.data.batch import IGNORE_INDEX, NO_ROW, Batch, TermCounts
+from alignkd.data.batch import NO_ROW, PADDING_ID, Batch, TermCounts
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -26,7 +26,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     packed = bool(first.segments)
     assert all(bool(batch.segments) == packed for batch in batches), "all packed or all padded"
     columns = [batch.input_ids_BL.shape[1] for batch in batches]
-    samples_before = _before([len(batch.lengths_B) for batch in batches])
+    samples_before = _before([batch.sample_count for batch in batches])
     # What is added to a row, and to a column.
     rows = [0] * len(batches) if packed else _before([len(batch.input_ids_BL) for batch in batches])
     shifts = _before(columns) if packed else [0] * len(batches)
@@ -34,9 +34,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     images = [batch.pixel_values[: batch.image_count] for batch in batches if batch.image_count]
     joined = replace(
         first,
-        input_ids_BL=_joined_rows([batch.input_ids_BL for batch in batches], packed, 0),
-        labels_BL=_joined_rows([batch.labels_BL for batch in batches], packed, IGNORE_INDEX),
-        lengths_B=torch.cat([batch.lengths_B for batch in batches]),
+        input_ids_BL=_joined_rows([batch.input_ids_BL for batch in batches], packed),
         pixel_values=torch.cat(images) if images else first.pixel_values,
         image_count=sum(batch.image_count for batch in batches),
         image_samples=torch.cat(
@@ -54,7 +52,6 @@ def join(batches: Sequence[Batch]) -> Batch:
         ),
         logit_labels_N=torch.cat([batch.logit_labels_N for batch in batches]),
         counts=sum((batch.counts for batch in batches), start=TermCounts()),
-        sample_ids=tuple(name for batch in batches for name in batch.sample_ids),
         image_places=tuple(
             place._replace(sample=place.sample + before)
             for batch, before in zip(batches, samples_before, strict=True)
@@ -71,11 +68,11 @@ def _before(sizes: Sequence[int]) -> list[int]:
     return [0, *accumulate(sizes)][:-1]
 
 
-def _joined_rows(tensors_BL: Sequence[torch.Tensor], packed: bool, filler: int) -> torch.Tensor:
+def _joined_rows(tensors_BL: Sequence[torch.Tensor], packed: bool) -> torch.Tensor:
     if packed:
         return torch.cat(list(tensors_BL), dim=1)
     width = max(tensor.shape[1] for tensor in tensors_BL)
-    return torch.cat([F.pad(tensor, (0, width - tensor.shape[1]), value=filler) for tensor in tensors_BL])
+    return torch.cat([F.pad(tensor, (0, width - tensor.shape[1]), value=PADDING_ID) for tensor in tensors_BL])
 
 
 def _joined_text_rows(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.Tensor:

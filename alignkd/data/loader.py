@@ -71,8 +71,8 @@ def build_loader(
     settings = CollateSettings(
         facts.vision_tokens,
         processor.shape,
-        rows=distillation.rows,
-        positions=distillation.positions,
+        attention_rows=distillation.attention_rows,
+        logit_positions=distillation.logit_positions,
         packing=config.training.packing,
     )
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")

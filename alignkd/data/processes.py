@@ -1,79 +1,70 @@
-"""The same function in several processes, results in order: forked, so that nothing is sent to them."""
+"""A function mapped over tasks by several processes, with results in order."""
 
 from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Sequence
-from multiprocessing.connection import Connection
-from typing import TypeVar
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 from alignkd.errors import TrainingError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_function: Callable[[Any], Any]  # of a worker
+
 
 def map_in_order(
     function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
 ) -> Generator[Result, None, None]:
-    """``map(function, tasks)``, task n by process n modulo ``processes``; in this process if that is 1.
+    """``map(function, tasks)`` by so many processes; in this process if that is 1.
 
-    Results must be picklable; ``function`` must not raise, nor leave cycles of objects behind. A process that
-    ends early raises RuntimeError, one that is killed TrainingError.
+    Tasks and results must be picklable. An exception of ``function`` is raised here; TrainingError when a
+    process is killed.
     """
     processes = min(processes, len(tasks))
     if processes < 2:
         yield from map(function, tasks)
         return
-    context = multiprocessing.get_context("fork")
-    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
-
-    def serve(own: int) -> None:
-        gc.disable()  # a look at all that was inherited, again and again, finds nothing to free
-        for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)  # the parent ends us when it is done, or is gone
-        for number, (reader, writer) in enumerate(pipes):
-            # A reader that stays open here would keep the others waiting for a parent that is gone.
-            reader.close()
-            if number != own:
-                writer.close()
-        _send_all(function, tasks[own::processes], pipes[own][1])
-
-    workers = [context.Process(target=serve, args=(number,), daemon=True) for number in range(processes)]
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("fork")  # workers inherit the function and all that it reads
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (function,))
     try:
-        for worker in workers:
-            worker.start()
-        for _, writer in pipes:
-            writer.close()
-        for number in range(len(tasks)):
-            try:
-                yield pipes[number % processes][0].recv()
-            except EOFError:
-                ended = workers[number % processes]
-                ended.join()
-                if ended.exitcode == -signal.SIGKILL:
-                    raise TrainingError(
-                        "a process that indexes the data was killed, most often because memory ran out; ask "
-                        "for more (slurm.memory), or for fewer CPUs, each of which indexes"
-                    ) from None
-                raise RuntimeError("a process of the index ended before its work was done") from None
+        yield from pool.map(_call, tasks)
+    except BrokenProcessPool:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # the pool sends SIGTERM, which they ignore, and would wait for ever
+        raise TrainingError(
+            "a process that indexes the data was killed, most often because memory ran out; ask for more "
+            "(slurm.memory), or for fewer CPUs, each of which indexes"
+        ) from None
     finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.kill()
-                worker.join()
-        for reader, writer in pipes:
-            reader.close()
-            writer.close()
+        pool.shutdown(cancel_futures=True)
 
 
-def _send_all(
-    function: Callable[[Task], Result], tasks: Sequence[Task], writer: Connection[Result, None]
-) -> None:
-    try:
-        for task in tasks:
-            writer.send(function(task))
-    except BrokenPipeError:
-        pass  # nobody waits for the rest
+def _start_worker(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    gc.disable()  # collections would walk everything that was inherited, and find nothing to free
+    # A signal that tells the rank to save or to stop reaches its workers too; the rank ends them.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """An idle worker would wait for ever for the next task of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(task: Any) -> Any:
+    return _function(task)

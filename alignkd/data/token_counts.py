@@ -6,11 +6,11 @@ words are encoded independently of each other. Any other model encodes every tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+import sentencepiece
 
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.data.word_table import BoolArray, IntArray, Words, WordTable, words_of
@@ -18,7 +18,6 @@ from alignkd.data.word_table import BoolArray, IntArray, Words, WordTable, words
 SPACE = "\u2581"  # how sentencepiece writes a space
 MOST_KEPT = 1_000_000  # units whose counts are kept; about 100 MB
 LONGEST_KEPT = 200  # characters; longer ones hardly come again
-_BPE = 2
 
 
 class TokenCounter:
@@ -80,52 +79,18 @@ def words_are_independent(model: bytes) -> bool:
     space behind another character. Unknown characters must fall back to bytes: neighbouring unknowns would be
     one token, across words too.
     """
-    pieces, trainer, normalizer = [], {}, {}
-    for number, value in _fields(model):
-        if number == 1:
-            pieces.append(dict(_fields(value)).get(1, b"").decode(errors="replace"))
-        elif number == 2:
-            trainer = dict(_fields(value))
-        elif number == 3:
-            normalizer = dict(_fields(value))
-    settings = (
-        trainer.get(3) == _BPE
-        and trainer.get(35) == 1  # byte_fallback
-        and not trainer.get(24)  # treat_whitespace_as_suffix
-        and not normalizer.get(2)  # precompiled_charsmap
-        and normalizer.get(3, 1) == 1  # add_dummy_prefix
-        and normalizer.get(4, 1) == 0  # remove_extra_whitespaces
-        and normalizer.get(5, 1) == 1  # escape_whitespaces
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = range(processor.piece_size())
+    # Spaces in every place, and every character there is: a normalizer changes at least one of them.
+    probe = " a  b " + "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000) + " "
+    return (
+        any(processor.is_byte(piece) for piece in ids)
+        # Scores are ranks of merges; other kinds of models have logarithms of frequencies.
+        and all(processor.get_score(piece).is_integer() for piece in ids)
+        and not any(_has_space_behind(processor.id_to_piece(piece)) for piece in ids)
+        and processor.normalize(probe) == SPACE + probe.replace(" ", SPACE)
     )
-    return settings and not any(_has_space_behind(piece) for piece in pieces)
 
 
 def _has_space_behind(piece: str) -> bool:
     return " " in piece or any(b == SPACE and a != SPACE for a, b in pairwise(piece))
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of the fields of a protobuf message; numbers as int, all else as bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            yield key >> 3, value
-            continue
-        size = {1: 8, 5: 4}.get(kind)
-        if size is None:
-            size, at = _varint(message, at)
-        yield key >> 3, message[at : at + size]
-        at += size
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at

@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from alignkd.checkpoint.resume import Found, find_checkpoint, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage, attach
-from alignkd.config import load_config
+from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.data.loader import WindowLoader, build_loader, build_sampler
 from alignkd.data.sampler import GlobalBatchSampler
@@ -71,7 +71,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     ``storage`` writes what a conversion writes.
     """
     storage = storage or Storage()
-    config = load_config(RunPaths(run).config)
+    config = load_run_config(run)
     ds_student = _read_ds(RunPaths(run).student_deepspeed)
     ds_teacher = _read_ds(RunPaths(run).teacher_deepspeed) if _is_sharded(config) else None
     accumulation = _accumulation(RunPaths(run).student_deepspeed, ds_student)

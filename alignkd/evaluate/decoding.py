@@ -15,10 +15,10 @@ def greedy_decode(model: MobileVLM, batch: Batch, eos_id: int, max_new_tokens: i
 
     The batch's prompts must have one length. The image is encoded once; every new token costs one position.
     """
-    assert int(batch.lengths_B.min()) == int(batch.lengths_B.max()), "prompts of one batch have equal length"
+    assert batch.counts.tokens == batch.input_ids_BL.numel(), "prompts of one batch have equal length"
     cache = DynamicCache()
     embeddings = model.embed(batch, model.vision_tokens(batch.pixel_values))
-    answers: list[list[int]] = [[] for _ in range(len(batch.lengths_B))]
+    answers: list[list[int]] = [[] for _ in range(batch.sample_count)]
     open_answers = set(range(len(answers)))
     for _ in range(max_new_tokens):
         next_ids_B = model.head(model.decode(embeddings, cache)[:, -1]).argmax(dim=-1)

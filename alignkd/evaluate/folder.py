@@ -131,4 +131,4 @@ def _example(
     except BadImage as error:
         raise UserError(f"{data}: record {question.sample.id!r:.80}: {error}") from None
     unsupervised = [IGNORE_INDEX] * len(question.ids)
-    return Example(question.sample.id, question.ids, unsupervised, images)
+    return Example(question.ids, unsupervised, images)

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignkd.config.dotted import flatten
+from alignkd.config.migrate import RENAMED, migrate
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
 
@@ -47,16 +49,8 @@ def allowed_changes(run: Path) -> list[str]:
             f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
             f"`alignkd resume {run} --allow-change KEY`"
         )
-    return keys
-
-
-def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of nested mappings; lists are compared as a whole."""
-    flat: dict[str, Any] = {}
-    for key, value in section.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
+    names: list[str] = keys
+    return [RENAMED.get(name, name) for name in names]
 
 
 def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
@@ -102,7 +96,7 @@ def saved_stage(manifest: Mapping[str, Any]) -> int:
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the paths of the data: files may move, their contents are part of the data's fingerprint."""
-    flat = flatten(config)
+    flat = flatten(migrate(config))
     flat["data.sources"] = [
         {key: value for key, value in source.items() if key not in PATHS} for source in flat["data.sources"]
     ]

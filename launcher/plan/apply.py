@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from alignkd.config.dotted import Keys, get_value, join_keys, set_value, split_key
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import UserError
 from launcher.run.files import write_atomic
@@ -27,15 +28,15 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     """
     document = read_yaml(path)
     prefix = ("stages", stage) if stage else ()
-    wanted = {(*prefix, *key.split(".")): value for key, value in values.items()}
-    wanted = {keys: value for keys, value in wanted.items() if not _has(document, keys, value)}
+    wanted = {(*prefix, *split_key(key)): value for key, value in values.items()}
+    wanted = {keys: value for keys, value in wanted.items() if not _is_set(document, keys, value)}
     if not wanted:
         return [f"{path}: already so, nothing was written"]
     old = new = path.read_bytes().decode("utf-8")  # its line ends stay
     editable = True
     for keys, value in wanted.items():
         new = set_scalar(new, keys, value)
-        editable = editable and _set(document, keys, value)
+        editable = editable and set_value(document, keys, value)
     if not editable or not _reads_as(new, document):
         lines = "\n".join(f"{key}: {_scalar(value)}" for key, value in values.items())
         where = f" below stages.{stage}" if stage else ""
@@ -45,11 +46,11 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     mode = stat.S_IMODE(place.stat().st_mode)
     write_atomic(backup, old, mode)
     write_atomic(place, new, mode)
-    changed = [f"  {'.'.join(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
+    changed = [f"  {join_keys(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
     return [f"{path}: changed (the old file is {backup})", *changed]
 
 
-def set_scalar(text: str, keys: tuple[str, ...], value: Any) -> str:
+def set_scalar(text: str, keys: Keys, value: Any) -> str:
     """``text`` with ``value`` at ``keys``; sections that are missing are made."""
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     depth = 0
@@ -63,7 +64,7 @@ def set_scalar(text: str, keys: tuple[str, ...], value: Any) -> str:
     return _inserted(text, node, keys[depth:], value)
 
 
-def _inserted(text: str, node: Any, keys: tuple[str, ...], value: Any) -> str:
+def _inserted(text: str, node: Any, keys: Keys, value: Any) -> str:
     """A new first entry of the mapping ``node``."""
     if not isinstance(node, yaml.MappingNode) or not node.value:
         return text  # an empty section: the comparison refuses, and the user is told
@@ -80,7 +81,7 @@ def _inserted(text: str, node: Any, keys: tuple[str, ...], value: Any) -> str:
     return f"{text[: start.index]}{entry}\n{indent}{text[start.index :]}"
 
 
-def _child(node: Any, key: str) -> Any:
+def _child(node: Any, key: str | int) -> Any:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             if key_node.value == key:
@@ -88,26 +89,9 @@ def _child(node: Any, key: str) -> Any:
     return None
 
 
-def _set(document: Any, keys: tuple[str, ...], value: Any) -> bool:
-    """False where the way leads through a list: PyYAML's marks of its members are not used here."""
-    for key in keys[:-1]:
-        if not isinstance(document, dict):
-            return False
-        if document.get(key) is None:
-            document[key] = {}
-        document = document[key]
-    if not isinstance(document, dict):
-        return False
-    document[keys[-1]] = value
-    return True
-
-
-def _has(document: Any, keys: tuple[str, ...], value: Any) -> bool:
-    for key in keys:
-        if not isinstance(document, dict) or key not in document:
-            return False
-        document = document[key]
-    return bool(document == value and type(document) is type(value))
+def _is_set(document: Any, keys: Keys, value: Any) -> bool:
+    found = get_value(document, keys)
+    return bool(found == value and type(found) is type(value))
 
 
 def _reads_as(text: str, document: Any) -> bool:

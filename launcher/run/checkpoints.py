@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from alignkd.config import load_config
+from alignkd.config import load_run_config
 from alignkd.config.combinations import listed
+from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
@@ -25,7 +25,7 @@ from alignkd.run_folder.checkpoints import (
     step_name,
     universal_name,
 )
-from alignkd.run_folder.drift import allowed_changes, flatten, saved_stage
+from alignkd.run_folder.drift import allowed_changes, saved_stage
 from alignkd.run_folder.paths import RunPaths
 from launcher.run.files import write_atomic, write_json
 
@@ -84,16 +84,14 @@ def checkpoint_table(facts: list[CheckpointFacts]) -> Table:
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
-    known = flatten(load_config(RunPaths(run).config).model_dump()) if keys else {}
+    known = flatten(load_run_config(run).model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
             raise UserError(
                 f"--allow-change {key}: is fixed in the run's DeepSpeed files; start a new run for it"
             )
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"--allow-change {key}: no such key{meant}")
+            raise UserError(f"--allow-change {key}: no such key{did_you_mean(key, known)}")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from .conftest import BASE
         (["model.teacher="], "model.teacher is missing: distillation.enabled"),
         (["model.student=scratch"], "model.student_config is missing"),
         (["model.student=scratch"], "model.vision_tower is missing"),
-        (["distillation.rows=prompt_only", "data.sources.0.template=plain"], "has no prompt"),
+        (["distillation.attention_rows=prompt_only", "data.sources.0.template=plain"], "needs a prompt"),
         (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
         (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
@@ -32,8 +32,12 @@ def test_impossible_together(write, overrides: list[str], message: str) -> None:
     [
         ["distillation.enabled=false", "model.teacher="],
         ["model.student=scratch", "model.student_config=c", "model.vision_tower=v"],
-        ["distillation.rows=prompt_only"],
-        ["distillation.rows=prompt_only", "data.sources.0.template=plain", "distillation.enabled=false"],
+        ["distillation.attention_rows=prompt_only"],
+        [
+            "distillation.attention_rows=prompt_only",
+            "data.sources.0.template=plain",
+            "distillation.enabled=false",
+        ],
         ["student.offload=true", "student.zero_stage=1"],
         ["distillation.weights={attention: 0, vision: 0, logits: 0}", "distillation.enabled=false"],
         ["slurm.time_limit=5:01"],

@@ -19,8 +19,8 @@ ISSUED_KEYS = {
     "distillation.top_k",
     "distillation.temperature",
     "distillation.divergence",
-    "distillation.rows",
-    "distillation.positions",
+    "distillation.attention_rows",
+    "distillation.logit_positions",
     "checkpoint.every",
 }
 

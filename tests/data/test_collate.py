@@ -15,17 +15,27 @@ SETTINGS = CollateSettings(V, SHAPE)
 N = IGNORE_INDEX
 
 
-def example(name, ids, labels):
+def example(ids, labels):
     """0 stands for an image marker in ``ids``; images are filled with their number."""
     ids = [IMAGE_TOKEN_ID if token == 0 else token for token in ids]
     images = tuple(torch.full(SHAPE, float(n)) for n in range(ids.count(IMAGE_TOKEN_ID)))
-    return Example(name, ids, labels, images)
+    return Example(ids, labels, images)
 
 
-ONE = example("one", [1, 5, 0, 6, 7, 2], [N, N, N, N, 7, 2])
-TWO = example("two", [1, 0, 0, 8, 0, 9, 2], [N, N, N, N, N, 9, 2])
-LAST = example("last", [1, 4, 0], [N, 4, N])
-TEXT = example("text", [1, 5, 6, 2], [N, N, 6, 2])
+def flat_labels_of(examples, packing):
+    """The label of every position of a batch, computed from the samples alone."""
+    rows = []
+    for sample in examples:
+        marks = zip(sample.ids, sample.labels, strict=True)
+        rows.append([label for token, label in marks for _ in range(V if token == IMAGE_TOKEN_ID else 1)])
+    width = 0 if packing else max(map(len, rows))
+    return torch.tensor([label for row in rows for label in row + [N] * (width - len(row))])
+
+
+ONE = example([1, 5, 0, 6, 7, 2], [N, N, N, N, 7, 2])
+TWO = example([1, 0, 0, 8, 0, 9, 2], [N, N, N, N, N, 9, 2])
+LAST = example([1, 4, 0], [N, 4, N])
+TEXT = example([1, 5, 6, 2], [N, N, 6, 2])
 I = IMAGE_TOKEN_ID  # noqa: E741
 
 
@@ -36,13 +46,7 @@ def test_a_ragged_batch_by_hand():
         [1, 5, 6, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         [1, I, I, I, I, I, I, 8, I, I, I, 9, 2],
     ]
-    assert batch.labels_BL.tolist() == [
-        [N, N, N, N, N, N, 7, 2, N, N, N, N, N],
-        [N, N, 6, 2, N, N, N, N, N, N, N, N, N],
-        [N, N, N, N, N, N, N, N, N, N, N, 9, 2],
-    ]
-    assert batch.lengths_B.tolist() == [8, 4, 13]
-    assert batch.sample_ids == ("one", "text", "two")
+    assert batch.sample_count == 3
     assert batch.image_count == 4
     assert batch.image_samples.tolist() == [0, 2, 2, 2]
     assert batch.image_starts.tolist() == [2, 1, 4, 8]
@@ -64,6 +68,7 @@ def test_a_packed_batch_by_hand():
         [1, 5, I, I, I, 6, 7, 2, 1, 5, 6, 2, 1, I, I, I, I, I, I, 8, I, I, I, 9, 2]
     ]
     assert PACKED.segments == (8, 4, 13)
+    assert PACKED.sample_count == 3
     assert PACKED.position_ids_BL.tolist() == [[*range(8), *range(4), *range(13)]]
     assert PACKED.image_samples.tolist() == [0, 0, 0, 0]
     assert PACKED.image_starts.tolist() == [2, 13, 16, 20]
@@ -77,9 +82,9 @@ def test_a_packed_batch_by_hand():
 
 def test_the_last_token_of_a_packed_sample_has_no_next_one():
     """Its neighbour is supervised from its first token on, as the template `plain` without a BOS would be."""
-    first = example("first", [7, 7], [7, 7])
+    first = example([7, 7], [7, 7])
     for positions in ("supervised", "all_text"):
-        batch = collate([first, first], CollateSettings(V, SHAPE, positions=positions, packing=True))
+        batch = collate([first, first], CollateSettings(V, SHAPE, logit_positions=positions, packing=True))
         assert batch.logit_positions_N.tolist() == [0, 2]
 
 
@@ -89,20 +94,21 @@ def test_a_packed_batch_without_samples_is_one_masked_segment():
     assert batch.counts == TermCounts()
 
 
-def test_labels_and_lengths_stay_on_the_host():
+def test_a_batch_moves_with_all_of_its_tensors():
     moved = PACKED.to("meta")
-    devices = {name: value.device.type for name, value in vars(moved).items() if hasattr(value, "device")}
-    assert {name for name, device in devices.items() if device == "cpu"} == {"labels_BL", "lengths_B"}
+    devices = [value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert devices == ["meta"] * 8
+    assert moved.counts == PACKED.counts
 
 
 def test_rows_of_the_prompt_only():
-    batch = collate([ONE, TWO], CollateSettings(V, SHAPE, rows="prompt_only"))
+    batch = collate([ONE, TWO], CollateSettings(V, SHAPE, attention_rows="prompt_only"))
     assert batch.text_rows_IM.tolist() == [[5], [7], [7], [NO_ROW]]
     assert (batch.counts.attention_rows, batch.counts.images, batch.counts.focus_images) == (3, 4, 3)
 
 
 def test_all_text_positions_keep_unsupervised_ones_without_a_label():
-    batch = collate([ONE, TEXT], CollateSettings(V, SHAPE, positions="all_text"))
+    batch = collate([ONE, TEXT], CollateSettings(V, SHAPE, logit_positions="all_text"))
     assert batch.logit_positions_N.tolist() == [0, 4, 5, 6, 8 + 0, 8 + 1, 8 + 2]
     assert batch.logit_labels_N.tolist() == [N, N, 7, 2, N, 6, 2]
     assert (batch.counts.logits, batch.counts.supervised) == (7, 4)
@@ -127,32 +133,31 @@ def test_text_only_gets_one_zero_image_that_does_not_count():
 def test_no_sample_gives_an_all_masked_batch():
     batch = collate([], SETTINGS, skipped=2)
     assert batch.input_ids_BL.shape == (1, 1)
-    assert batch.lengths_B.tolist() == [1]
-    assert (batch.labels_BL == N).all()
+    assert batch.sample_count == 1
+    assert len(batch.logit_labels_N) == 0
     assert len(batch.logit_positions_N) == 0
     assert batch.counts == TermCounts(skipped=2)
-    assert batch.sample_ids == ()
 
 
 @pytest.mark.parametrize("rows", ["all_text", "prompt_only"])
 @pytest.mark.parametrize("positions", ["supervised", "all_text"])
 @pytest.mark.parametrize("packing", [False, True])
 def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions, packing):
-    settings = CollateSettings(V, SHAPE, rows=rows, positions=positions, packing=packing)
+    settings = CollateSettings(V, SHAPE, attention_rows=rows, logit_positions=positions, packing=packing)
     generator = np.random.default_rng(0)
     for _ in range(50):
         samples = []
-        for number in range(generator.integers(1, 6)):
+        for _ in range(generator.integers(1, 6)):
             ids = [1, *generator.choice([0, 3, 4, 5], size=generator.integers(1, 12))]
             keep = generator.random(len(ids)) < 0.5
             labels = [int(t) if t > 1 and k else N for t, k in zip(ids, keep, strict=True)]
-            samples.append(example(str(number), [int(t) for t in ids], labels))
+            samples.append(example([int(t) for t in ids], labels))
         batch = collate(samples, settings)
         single = sum((collate([sample], settings).counts for sample in samples), TermCounts())
         assert replace(batch.counts, slots=0) == replace(single, slots=0)
         assert batch.counts.slots == batch.input_ids_BL.numel()
         assert not packing or batch.counts.slots == batch.counts.tokens
-        flat_ids, flat_labels = batch.input_ids_BL.flatten(), batch.labels_BL.flatten()
+        flat_ids, flat_labels = batch.input_ids_BL.flatten(), flat_labels_of(samples, packing)
         assert torch.equal(flat_labels[batch.logit_positions_N + 1], batch.logit_labels_N)
         assert not (flat_ids[batch.logit_positions_N + 1] == I).any()
         for image, rows_M in enumerate(batch.text_rows_IM):

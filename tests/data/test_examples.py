@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ def test_from_png_and_text_to_the_counts_of_the_fixture(
     data = DataSection(sources=sources)
     index = build_index(data, tokenizer, vision_tokens=144)
     read = ExampleReader(data, index, tokenizer, processor)
-    batch = collate([read(number) for number in range(len(index))], CollateSettings(144, processor.shape))
+    settings = CollateSettings(144, processor.shape)
+    examples = [read(number) for number in range(len(index))]
+    batch = collate(examples, settings)
 
     counts = json.loads((fixture_folder / "expected_losses.json").read_text())
     wanted = counts["batch plain+v1+rounds+text"]["counts"]
@@ -38,7 +41,7 @@ def test_from_png_and_text_to_the_counts_of_the_fixture(
     assert batch.counts.attention_rows * student_heads * 144 == wanted["attention"]
     assert batch.counts.images * student_width * 144 == wanted["vision_all"]
     assert batch.counts.focus_images * student_width * top_k == wanted["vision_focus"]
-    assert batch.lengths_B.tolist() == index.length.tolist()
+    assert list(collate(examples, replace(settings, packing=True)).segments) == index.length.tolist()
     assert batch.image_starts.tolist() == [
         cases[n]["image_token_position"] for n in ("plain", "v1", "rounds")
     ]
@@ -49,7 +52,7 @@ def test_a_broken_image_names_file_entry_id_path_and_reason(write_json, tmp_path
     file = write_json([entry(), entry("<image>", image="broken.png", id="seven")])
     data = DataSection(sources=[source_of(file, tmp_path)])
     read = ExampleReader(data, build_index(data, tokenizer, 9), tokenizer, processor)
-    assert read(0).sample_id == "x"
+    assert read(0).images == ()
     with pytest.raises(BadSample) as caught:
         read(1)
     for part in (file, "entry 1", "'seven'", "broken image", "'broken.png'"):

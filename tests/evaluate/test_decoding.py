@@ -27,11 +27,11 @@ def model():
 def examples(count, generator):
     """Prompts of one length, with an image after the first token."""
     result = []
-    for number in range(count):
+    for _ in range(count):
         text = torch.randint(3, 600, (6,), generator=generator).tolist()
         ids = [1, IMAGE_TOKEN_ID, *text]
         image = torch.randn(3, 336, 336, generator=generator)
-        result.append(Example(str(number), ids, [IGNORE_INDEX] * len(ids), (image,)))
+        result.append(Example(ids, [IGNORE_INDEX] * len(ids), (image,)))
     return result
 
 
@@ -44,7 +44,7 @@ def decode_without_cache(model, example, steps):
     """The whole sequence again for every token."""
     ids = list(example.ids)
     for _ in range(steps):
-        whole = Example("x", ids, [IGNORE_INDEX] * len(ids), example.images)
+        whole = Example(ids, [IGNORE_INDEX] * len(ids), example.images)
         hidden = model(collate([whole], settings(model))).hidden_BLD
         ids.append(int(model.head(hidden[:, -1]).argmax()))
     return ids[len(example.ids) :]
@@ -71,13 +71,13 @@ def test_each_answer_ends_before_its_own_end_token(model):
 
 def test_text_only_prompts(model):
     ids = [1, 5, 6, 7]
-    example = Example("text", ids, [IGNORE_INDEX] * 4, ())
+    example = Example(ids, [IGNORE_INDEX] * 4, ())
     answer = greedy_decode(model, collate([example], settings(model)), NO_TOKEN, 3)
     assert answer == [decode_without_cache(model, example, 3)]
 
 
 def test_prompts_of_unequal_length_are_refused(model):
     long, short = examples(2, torch.Generator().manual_seed(0))
-    shorter = Example(short.sample_id, short.ids[:-1], short.labels[:-1], short.images)
+    shorter = Example(short.ids[:-1], short.labels[:-1], short.images)
     with pytest.raises(AssertionError, match="equal length"):
         greedy_decode(model, collate([long, shorter], settings(model)), NO_TOKEN, 1)

@@ -50,7 +50,7 @@ def model_answers():
     for image, text in QUESTIONS:
         ids = encode_prompt([Turn("human", f"<image>\n{text}" if image else text)], "v1", tokenizer)
         images = (processor.read(FIXTURE, image, "pad"),) if image else ()
-        example = Example("x", ids, [IGNORE_INDEX] * len(ids), images)
+        example = Example(ids, [IGNORE_INDEX] * len(ids), images)
         batch = collate([example], CollateSettings(model.config.vision_tokens, processor.shape))
         answers.append(tokenizer.decode(greedy_decode(model, batch, tokenizer.eos_id, 8)[0]))
     assert all(answer.strip() for answer in answers)

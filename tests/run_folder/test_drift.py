@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
-from alignkd.run_folder.drift import config_drift
+from alignkd.run_folder.drift import ALLOWED_CHANGES, allowed_changes, config_drift
 
 CONFIG = {
     "run": {"name": "a"},
@@ -52,3 +53,21 @@ def test_a_key_that_only_one_side_has() -> None:
     current = copy.deepcopy(CONFIG)
     del current["training"]["seed"]
     assert config_drift(CONFIG, current, []) == ["training.seed: the checkpoint has 0, the run has None"]
+
+
+def test_a_checkpoint_with_keys_of_an_older_version_has_not_drifted() -> None:
+    saved = {"distillation": {"rows": "all_text", "positions": "supervised"}, "data": {"sources": []}}
+    now = {
+        "distillation": {"attention_rows": "all_text", "logit_positions": "supervised"},
+        "data": {"sources": []},
+    }
+    assert config_drift(saved, now, ()) == []
+    now["distillation"]["attention_rows"] = "prompt_only"
+    assert config_drift(saved, now, ()) == [
+        "distillation.attention_rows: the checkpoint has 'all_text', the run has 'prompt_only'"
+    ]
+
+
+def test_a_change_that_was_allowed_under_an_old_name_still_is(tmp_path: Path) -> None:
+    (tmp_path / ALLOWED_CHANGES).write_text('["distillation.rows", "training.seed"]')
+    assert allowed_changes(tmp_path) == ["distillation.attention_rows", "training.seed"]

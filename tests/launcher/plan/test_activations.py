@@ -40,7 +40,7 @@ def model_of(folder: Any, dtype: torch.dtype, shape: dict[str, int]) -> MobileVL
 def worst_batch(samples: int, length: int) -> Batch:
     """As a plan takes it to be: all samples of one length, one image first, all text supervised."""
     text = length - 145
-    example = Example("x", [1, -200, *[5] * text], [-100, -100, *[5] * text], (torch.zeros(3, 336, 336),))
+    example = Example([1, -200, *[5] * text], [-100, -100, *[5] * text], (torch.zeros(3, 336, 336),))
     return collate([example] * samples, CollateSettings(144, (3, 336, 336), packing=True))
 
 
