@@ -3,7 +3,8 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from alignkd.run_folder.drift import ALLOWED_CHANGES, allowed_changes, config_drift
+from alignkd.run_folder.drift import allowed_changes, config_drift
+from alignkd.run_folder.paths import RunPaths
 
 CONFIG = {
     "run": {"name": "a"},
@@ -69,5 +70,5 @@ def test_a_checkpoint_with_keys_of_an_older_version_has_not_drifted() -> None:
 
 
 def test_a_change_that_was_allowed_under_an_old_name_still_is(tmp_path: Path) -> None:
-    (tmp_path / ALLOWED_CHANGES).write_text('["distillation.rows", "training.seed"]')
+    RunPaths(tmp_path).allowed_changes.write_text('["distillation.rows", "training.seed"]')
     assert allowed_changes(tmp_path) == ["distillation.attention_rows", "training.seed"]
