@@ -45,7 +45,7 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
     from alignkd.engine.stopwatch import Stopwatch
 
     run = Path(folder)
-    config = load_run_config(run)
+    config = load_run_config(RunPaths(run).config)
     engine, _ = build_student_engine(config, json.loads(RunPaths(run).student_deepspeed.read_text()), ranks)
     file = RunPaths(run).teacher_deepspeed
     ds_teacher = json.loads(file.read_text()) if file.exists() else None

@@ -79,7 +79,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         raise CheckpointError(
             f"{run}: no checkpoint of step {chosen}; there are {', '.join(map(str, sorted(steps)))}"
         )
-    config = load_run_config(run)
+    config = load_run_config(RunPaths(run).config)
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {

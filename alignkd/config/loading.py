@@ -48,9 +48,8 @@ def load_config(
     return _checked(path, read_yaml(path), overrides, stage, defaults)
 
 
-def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
-    """The resolved configuration in the run folder ``run``, which an older version may have written."""
-    path = run / "config.yaml"
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved configuration of a run folder, which an older version may have written."""
     document = read_yaml(path)
     return _checked(path, migrate(document) if isinstance(document, dict) else document, overrides)
 

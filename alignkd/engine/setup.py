@@ -71,7 +71,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     ``storage`` writes what a conversion writes.
     """
     storage = storage or Storage()
-    config = load_run_config(run)
+    config = load_run_config(RunPaths(run).config)
     ds_student = _read_ds(RunPaths(run).student_deepspeed)
     ds_teacher = _read_ds(RunPaths(run).teacher_deepspeed) if _is_sharded(config) else None
     accumulation = _accumulation(RunPaths(run).student_deepspeed, ds_student)

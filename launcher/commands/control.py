@@ -56,7 +56,7 @@ def _start(
     run: Path, manifest: Manifest, console: Console, after: str | None = None
 ) -> tuple[int, str | None]:
     if manifest.backend == "slurm":
-        signal_seconds = load_run_config(run).slurm.signal_seconds
+        signal_seconds = load_run_config(RunPaths(run).config).slurm.signal_seconds
         if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
             _say(console, f"warning: {warning}")
     if manifest.backend == "local":
@@ -129,7 +129,7 @@ def _go_on(run: Path, request: ResumeRequest, console: Console) -> tuple[int, st
     before = manifest.world_size
     manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, request.hosts, request.step)
     if manifest.world_size != before:
-        split = batch_split(load_run_config(run).training, manifest.world_size)
+        split = batch_split(load_run_config(RunPaths(run).config).training, manifest.world_size)
         _say(console, f"now for {counted(manifest.world_size, 'rank')} instead of {before}; {split}")
         for warning in memory_warnings(run, manifest):
             _say(console, f"warning: {warning}")

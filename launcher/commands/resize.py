@@ -43,7 +43,7 @@ def fit_run(
     is the checkpoint to go on from, by default the newest. Raises UserError, before anything is written, for
     what cannot be: a split, a ZeRO stage, a size that the back end does not have.
     """
-    config = load_run_config(run)
+    config = load_run_config(RunPaths(run).config)
     left = read_json(RunPaths(run).resize_journal) or {}
     nodes = nodes or left.get("nodes") or manifest.nodes
     gpus_per_node = gpus_per_node or left.get("gpus_per_node") or manifest.gpus_per_node
@@ -68,7 +68,7 @@ def fit_run(
 
 def memory_warnings(run: Path, manifest: Manifest) -> list[str]:
     """Fewer ranks hold larger shards. A warning only: the user may have launched without the check."""
-    config = load_run_config(run)
+    config = load_run_config(RunPaths(run).config)
     if manifest.device == "cpu" or configured_memory(config) is None:
         return []
     return check_memory(config, Cluster(manifest.nodes, manifest.gpus_per_node), None)[0]

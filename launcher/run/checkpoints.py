@@ -84,7 +84,7 @@ def checkpoint_table(facts: list[CheckpointFacts]) -> Table:
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
-    known = flatten(load_run_config(run).model_dump()) if keys else {}
+    known = flatten(load_run_config(RunPaths(run).config).model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
             raise UserError(

@@ -42,8 +42,8 @@ def test_a_run_folder_of_an_older_version_is_read(write, tmp_path: Path) -> None
         assert text.count(f"  {new_name}:") == 1
         text = text.replace(f"  {new_name}:", f"  {old.rpartition('.')[2]}:")
     (run / "config.yaml").write_text(text)
-    assert load_run_config(run) == config
-    assert load_run_config(run, ["run.name=other"]).run.name == "other"
+    assert load_run_config(run / "config.yaml") == config
+    assert load_run_config(run / "config.yaml", ["run.name=other"]).run.name == "other"
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
