@@ -26,7 +26,7 @@ from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TakenOverError, TrainingError
-from alignkd.run_folder.durable_files import replace_text
+from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.metrics import whole_rows
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
@@ -230,4 +230,4 @@ def _write_result(run: Path, result: dict[str, Any], started: float) -> None:
         "last": rows[-1] if rows else None,
         "seconds": time.monotonic() - started,
     }
-    replace_text(RunPaths(run).result, json.dumps(result, indent=1) + "\n")
+    write_text_atomic(RunPaths(run).result, json.dumps(result, indent=1) + "\n")

@@ -26,7 +26,7 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
 from alignkd.losses.terms import TERMS, means, term_weights, total
-from alignkd.run_folder.durable_files import flush_to_disk
+from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,7 @@ class Metrics:
         after = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= step)
         if after == before:
             return
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(after, encoding="utf-8")
-        flush_to_disk(temporary)  # a resume does not make the rows again that a checkpoint vouches for
-        temporary.replace(self._path)
+        write_text_atomic(self._path, after)  # no resume makes the rows again that a checkpoint vouches for
 
     def add(
         self,

@@ -16,7 +16,7 @@ from alignkd.models.attention import BlockLayout, text_vision_block
 from alignkd.models.attention_term import attention_term
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.saving import write_tensors
-from alignkd.run_folder.durable_files import flush_to_disk
+from alignkd.run_folder.atomic_files import flush_to_disk
 from alignkd.run_folder.paths import RunPaths
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths, log_name
 from launcher.backends.slurm.client import ask, hostnames, queued_jobs
 from launcher.backends.slurm.lifecycle import Reason
@@ -27,7 +28,6 @@ from launcher.commands.control import start_run
 from launcher.commands.launch import LaunchRequest, write_run
 from launcher.run.attempts import Attempt, open_attempt, read_history
 from launcher.run.exit_codes import ATTEMPT_PREFIX
-from launcher.run.files import read_json
 from launcher.run.manifest import Manifest, read_manifest
 
 SLURM_SECONDS = 30.0  # between two questions to Slurm

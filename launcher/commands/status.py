@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.attempts import Attempt, last_sign, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
-from launcher.run.files import read_json
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest

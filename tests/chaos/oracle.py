@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.files import read_json
 from tests.tiny import TIMES
 
 _SAVED = re.compile(r"saved step-(\d+)")
