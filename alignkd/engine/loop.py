@@ -27,7 +27,7 @@ from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, FileSystemError, TakenOverError, TrainingError
 from alignkd.run_folder.atomic_files import write_text_atomic
-from alignkd.run_folder.metrics import whole_rows
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
@@ -223,7 +223,7 @@ def _versions() -> dict[str, str]:
 
 def _write_result(run: Path, result: dict[str, Any], started: float) -> None:
     """Raises OSError. ``started``: by the monotonic clock."""
-    rows = whole_rows(run)
+    rows = list(iter_rows(RunPaths(run).metrics))
     result = {
         **result,
         "first": rows[0] if rows else None,

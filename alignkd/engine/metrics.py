@@ -8,7 +8,6 @@ per step; nothing here adds to that). The row of step s is therefore finished wh
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -26,7 +25,8 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
 from alignkd.losses.terms import TERMS, means, term_weights, total
-from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
+from alignkd.run_folder.atomic_files import flush_to_disk
+from alignkd.run_folder.metrics import cut_rows_after, row_line
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +57,8 @@ class Metrics:
 
     def cut_after(self, step: int) -> None:
         """Drop rows beyond the resumed step: those steps will be made again. Raises OSError."""
-        if not self._ranks.is_first or not self._path.exists():
-            return
-        before = self._path.read_text(encoding="utf-8", errors="replace")  # a power failure leaves anything
-        after = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= step)
-        if after == before:
-            return
-        write_text_atomic(self._path, after)  # no resume makes the rows again that a checkpoint vouches for
+        if self._ranks.is_first:
+            cut_rows_after(self._path, step)
 
     def add(
         self,
@@ -103,7 +98,7 @@ class Metrics:
             pending.copied.synchronize()
         self.last = self._finish(pending)
         if self._ranks.is_first:
-            self._unwritten.append(json_line(self.last))
+            self._unwritten.append(row_line(self.last))
             self._write_rows()
         bad_norm = pending.norm_must_be_finite and not math.isfinite(self.last["gradient_norm"])
         if bad_norm or not math.isfinite(self.last["loss"]):
@@ -173,19 +168,3 @@ class Metrics:
             "skipped_samples": counts.skipped,
             "padding_share": 1 - counts.tokens / max(counts.slots, 1),
         }
-
-
-def json_line(row: dict[str, Any]) -> str:
-    """JSON has no infinity and no NaN: null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite) + "\n"
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62  # a line torn by a killed writer

@@ -1,24 +1,77 @@
-"""The rows of a run's ``metrics.jsonl``. A killed writer may have torn the last one."""
+"""``metrics.jsonl``: one JSON object (a row) per line and optimizer step. Rank 0 appends, everyone reads.
+
+A killed writer or a full disk may leave a torn line, a power failure anything: readers skip what is no row.
+JSON has neither infinity nor NaN: they are written as null, so a reader may find null for any number.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.atomic_files import write_text_atomic
+
+Row = dict[str, Any]
+_TAIL_BYTES_PER_ROW = 4096  # generous: rows take about 700 bytes
 
 
-def whole_rows(run: Path) -> list[dict[str, Any]]:
-    """In the order of the file, without lines that are no JSON object; none when it cannot be read."""
+def row_line(row: Row) -> str:
+    """The line of ``row``, with its line break."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """All rows in the order of the file; none when it cannot be read."""
     try:
-        lines = RunPaths(run).metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        with path.open("rb") as file:
+            yield from _rows(file)
+    except OSError:
+        return
+
+
+def last_rows(path: Path, count: int) -> list[Row]:
+    """At most ``count`` rows from the end of the file, without reading all of it."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, 2) - count * _TAIL_BYTES_PER_ROW)
+            file.seek(start)
+            lines = file.read().splitlines()
     except OSError:
         return []
-    rows = []
+    return list(_rows(lines[1 if start else 0 :]))[-count:]
+
+
+def cut_rows_after(path: Path, step: int) -> None:
+    """Drop the rows of steps after ``step``, and torn lines; nothing is written when there are none. Raises
+    OSError."""
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    after = b"".join(line + b"\n" for line in before.splitlines() if _step(line) <= step)
+    if after != before:
+        # Durable: a resume does not repeat the steps whose rows a checkpoint vouches for.
+        write_text_atomic(path, after.decode())
+
+
+def _rows(lines: Iterable[bytes]) -> Iterator[Row]:
     for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line.decode())
         except ValueError:
             continue
-    return [row for row in rows if isinstance(row, dict)]
+        if isinstance(row, dict):
+            yield row
+
+
+def _step(line: bytes) -> float:
+    """Infinity for what is no row of a step."""
+    row = next(_rows([line]), {})
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf

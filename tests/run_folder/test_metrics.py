@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from alignkd.run_folder.metrics import cut_rows_after, iter_rows, last_rows, row_line
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def steps(rows) -> list[int]:
+    return [row["step"] for row in rows]
+
+
+def test_a_row_is_one_line_and_is_read_back(path: Path) -> None:
+    row = {"step": 1, "loss": 0.1 + 0.2, "text": "a\nb\u2028\u00e9", "none": None}
+    path.write_text(row_line(row) * 2)
+    assert list(iter_rows(path)) == [row, row]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_does_not_have_are_written_as_null(value: float) -> None:
+    line = row_line({"step": 1, "gradient_norm": value})
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "gradient_norm": None}
+
+
+TORN = ('{"step": 2, "lo', "", "[2]", "7", '"text"', b"\xff\xfe", b"\0" * 9, b'{"step": 2, "text": "\xff"}')
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_what_is_no_row_is_skipped_wherever_it_stands(path: Path, torn: str | bytes) -> None:
+    garbage = torn if isinstance(torn, bytes) else torn.encode()
+    path.write_bytes(b'{"step": 1}\n' + garbage + b'\n{"step": 3}\n' + garbage)
+    assert steps(iter_rows(path)) == [1, 3]
+    assert steps(last_rows(path, 10)) == [1, 3]
+
+
+def test_a_file_that_cannot_be_read_has_no_rows(path: Path) -> None:
+    assert list(iter_rows(path)) == last_rows(path, 3) == []
+    path.mkdir()
+    assert list(iter_rows(path)) == last_rows(path, 3) == []
+
+
+@pytest.mark.parametrize("length", [10, 3000])
+def test_the_last_rows_are_read_from_the_end(path: Path, length: int) -> None:
+    path.write_text("".join(row_line({"step": step, "text": "x" * length}) for step in range(200)))
+    assert steps(last_rows(path, 3)) == [197, 198, 199]
+    assert steps(last_rows(path, 500)) == list(range(200))
+    with path.open("rb") as file:
+        whole = file.read()
+    # The part before is not looked at: what stands there may be anything, and of any length.
+    path.write_bytes(b"\0" * 10**6 + whole[-30_000:])
+    assert steps(last_rows(path, 3)) == [197, 198, 199]
+
+
+def test_rows_of_later_steps_and_torn_lines_are_cut(path: Path) -> None:
+    lines = [row_line({"step": step, "loss": 0.1 * step}) for step in (1, 2, 3)]
+    path.write_bytes("".join(lines).encode() + b'\xff\0\n{"step": 2, "lo')
+    cut_rows_after(path, 2)
+    assert path.read_text() == "".join(lines[:2])
+    cut_rows_after(path, 0)
+    assert path.read_text() == ""
+
+
+def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
+    cut_rows_after(path, 2)
+    assert not path.exists()
+    path.write_text(row_line({"step": 2}))
+    before = path.stat().st_ino
+    cut_rows_after(path, 2)  # on a disk that may be full
+    assert path.stat().st_ino == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
