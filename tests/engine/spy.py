@@ -11,7 +11,7 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from alignkd.engine.gathered_bytes import count_gathered_bytes
-from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.progress import Progress
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
@@ -49,7 +49,7 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
     engine = EngineSpy(job.engine)
     with job.loader:
         window = next(iter(job.loader))
-    facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+    facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     head_rows: list[int] = []
     cross_entropy_sum = logits.cross_entropy_sum
 

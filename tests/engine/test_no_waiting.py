@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
-from alignkd.engine.optimizer_step import StepSums, WindowFacts, run_optimizer_step
+from alignkd.engine.optimizer_step import StepSums, StepInfo, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import element_counts
+from alignkd.losses.total import element_counts
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.mobilevlm import MobileVLM
@@ -101,7 +101,7 @@ def step_on_meta(
         module = StudentStep(student, AlignmentAdapters(teacher_config, student_config), distillation)
     teacher.shares_tower = shares_tower
     counts = sum((batch.counts for batch in window), start=TermCounts())
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    facts = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     return run_optimizer_step(
         Engine(module),
         Teacher(teacher),
@@ -170,7 +170,7 @@ def test_without_distillation() -> None:
         module = StudentStep(MobileVLM(read_model_config(tiny.STUDENT)), None, off)
     window = [tiny.batch_of("v1", "text", packing=True)]
     counts = window[0].counts
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    facts = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     with BlockingCopies() as copies:
         run_optimizer_step(
             Engine(module), None, window, facts, off, Ranks(0, 1, META, None), Stopwatch(), None

@@ -10,10 +10,10 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import NO_ROW, ImagePlace
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import TERMS
+from alignkd.losses.total import TERMS
 from alignkd.models import attention, attention_term
 from alignkd.models.attention import BlockLayout, text_vision_block
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
@@ -118,7 +118,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture(scope="module")
 def student() -> MobileVLM:
-    return load_model(tiny.STUDENT, Building(torch.float32))
+    return load_model(tiny.STUDENT, BuildOptions(torch.float32))
 
 
 @torch.no_grad()
@@ -141,12 +141,12 @@ def test_collecting_the_block_changes_no_output(student: MobileVLM) -> None:
 
 
 def test_gradient_checkpointing_changes_neither_losses_nor_gradients(counted: list[int]) -> None:
-    teacher = TeacherModel(load_model(tiny.TEACHER, Building(torch.float32)), top_k=16)
+    teacher = TeacherModel(load_model(tiny.TEACHER, BuildOptions(torch.float32)), top_k=16)
     batch = tiny.batch_of("v1", "rounds", "text")
     targets, head = teacher(batch), teacher.model.head.weight
     results = []
     for checkpointing in (False, True):
-        model = load_model(tiny.STUDENT, Building(torch.float32)).train()
+        model = load_model(tiny.STUDENT, BuildOptions(torch.float32)).train()
         model.unfreeze_vision_tower()
         if checkpointing:
             model.enable_gradient_checkpointing()

@@ -15,7 +15,7 @@ from alignkd.data.batch import Batch
 from alignkd.data.collate import Example
 from alignkd.data.join import join
 from alignkd.engine.student_step import StepOutput, StudentStep
-from alignkd.losses.terms import TERMS
+from alignkd.losses.total import TERMS
 from alignkd.models import attention
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 from alignkd.models.mobilevlm import MobileVLM
 from tests import tiny
 
@@ -14,7 +14,7 @@ IMAGE_CASES = ("plain", "v1", "rounds")
 
 @pytest.fixture(scope="module", params=["student", "teacher"])
 def model(request: pytest.FixtureRequest) -> MobileVLM:
-    return load_model(tiny.FOLDER / request.param, Building(torch.float32)).eval()
+    return load_model(tiny.FOLDER / request.param, BuildOptions(torch.float32)).eval()
 
 
 def name_of(model: MobileVLM) -> str:
@@ -29,7 +29,7 @@ def test_image_case(model: MobileVLM, case: str) -> None:
     assert batch.image_starts.tolist() == [tiny.CASES[case]["image_token_position"]]
     outputs = model(batch)
     last_vision_token = int(batch.image_starts[0]) + 143
-    logits = model.head(outputs.hidden_BLD[:, last_vision_token:])
+    logits = model.logits(outputs.hidden_BLD[:, last_vision_token:])
     assert torch.allclose(
         outputs.vision_tokens_IVD, tensor(values[f"{case}.{name}_image_features"]), atol=1e-5
     )
@@ -42,7 +42,7 @@ def test_image_case(model: MobileVLM, case: str) -> None:
 @torch.no_grad()
 def test_text_case(model: MobileVLM) -> None:
     outputs = model(tiny.batch_of("text"))
-    logits = model.head(outputs.hidden_BLD)
+    logits = model.logits(outputs.hidden_BLD)
     assert torch.allclose(logits, tensor(tiny.expected()[f"text.{name_of(model)}_logits"]), atol=1e-4)
     assert outputs.block.numel() == 0
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkd.engine.ranks import Ranks
-from alignkd.models.loading import DTYPES, Building, fingerprint
+from alignkd.models.loading import DTYPES, BuildOptions, fingerprint
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, held_bytes
 from tests import tiny
 from tests.ranks import RankPool
@@ -29,8 +29,8 @@ def ds_config(precision: str) -> dict[str, Any]:
 
 def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     dtype = DTYPES[precision]
-    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, Building(dtype))
-    sharded = ShardedTeacher(str(tiny.TEACHER), 16, Building(dtype, zero3=ds_config(precision)))
+    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype))
+    sharded = ShardedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype, zero3=ds_config(precision)))
     # Every rank has another batch, and one of them no image: nobody may wait for anybody.
     cases = [("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank]
     batch = tiny.batch_of(*cases)
