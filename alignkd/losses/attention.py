@@ -82,9 +82,14 @@ def plain_attention_loss(
     scaling: float,
     layout: BlockLayout,
 ) -> torch.Tensor:
-    """The sum of equation 1 by autograd: the reference in tests and benchmarks."""
+    """The sum of equation 1 by autograd: the reference in tests and benchmarks.
+
+    All four tensors get a gradient even when there is no row (zeros): ZeRO-3 waits for those of queries and
+    keys before it releases P_attn, and a rank that did not get them would deadlock the others.
+    """
     block_IHMV = text_vision_block(query_BHLE, key_BGLE, scaling, layout)
-    return attention_loss_sum(teacher_block_ITMV, block_IHMV, weight_HT, bias_H, layout.text_rows_IM)
+    loss = attention_loss_sum(teacher_block_ITMV, block_IHMV, weight_HT, bias_H, layout.text_rows_IM)
+    return loss + 0.0 * (query_BHLE.sum() + key_BGLE.sum())
 
 
 def fused_attention_loss(
@@ -98,11 +103,7 @@ def fused_attention_loss(
     layout: BlockLayout,
 ) -> torch.Tensor:
     """The sum of equation 1 with its gradient written out: rows of attention are computed again in backward,
-    a chunk at a time, and no block is kept.
-
-    All four tensors get a gradient even when there is no row (zeros), so that the backward passes of all
-    ranks run the same collectives.
-    """
+    a chunk at a time, and no block is kept. Gradients as in :func:`plain_attention_loss`."""
     loss: torch.Tensor = _FusedAttentionLoss.apply(  # type: ignore[no-untyped-call]
         query_BHLE, key_BGLE, weight_HT, bias_H, teacher_block_ITMV, scaling, layout
     )

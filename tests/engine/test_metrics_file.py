@@ -13,7 +13,7 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import TermCounts
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.optimizer_step import StepSums, StepInfo
+from alignkd.engine.optimizer_step import StepInfo, StepSums
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.losses.total import TERMS

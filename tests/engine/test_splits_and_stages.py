@@ -41,13 +41,13 @@ def one_step(ranks: Ranks, run: str) -> dict[str, Any]:
     )
     teacher = ReplicatedTeacher(str(tiny.TEACHER), 16, BuildOptions(torch.float32))
     window = [tiny.batch_of(*cases) for cases in MICRO_BATCHES[ranks.rank :: ranks.world_size]]
-    facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
-    sums = run_optimizer_step(engine, teacher, window, facts, config.distillation, ranks, Stopwatch())
+    info = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
+    sums = run_optimizer_step(engine, teacher, window, info, config.distillation, ranks, Stopwatch())
     torch.distributed.all_reduce(sums.terms)
     return {
         "sums": sums.terms,
         "norm": float(sums.gradient_norm),
-        "elements": facts.elements,
+        "elements": info.elements,
         "gradients": engine.gradients,
         "weights": {name: value.clone() for name, value in full_tensors(engine.module)},
     }

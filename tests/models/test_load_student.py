@@ -50,7 +50,7 @@ def tensors_of(model: MobileVLM) -> dict[str, torch.Tensor]:
 
 
 def test_a_complete_folder_needs_no_completion() -> None:
-    model, completed = load_student(section(tiny.STUDENT), seed=3, building=FP32)
+    model, completed = load_student(section(tiny.STUDENT), seed=3, options=FP32)
     assert completed == []
     assert torch.equal(tensors_of(model)["lm_head.weight"], published_tensors()["lm_head.weight"])
 

@@ -13,7 +13,14 @@ from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models import saving
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.loading import BuildOptions, fingerprint, full_tensors, load_model, load_student, public_name
+from alignkd.models.loading import (
+    BuildOptions,
+    fingerprint,
+    full_tensors,
+    load_model,
+    load_student,
+    public_name,
+)
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.models.saving import FileFormat, save_model_folder
 from tests import tiny
@@ -101,7 +108,8 @@ def test_a_completed_llama_is_saved_as_a_mobilevlm(tmp_path: Path) -> None:
     section = ModelSection(student=str(plain_llama(tmp_path / "llama")), vision_tower=str(TOWER))
     model, _ = load_student(section, 0, BuildOptions(torch.float32))
     save(model, tmp_path / "out")
-    again, completed = load_student(ModelSection(student=str(tmp_path / "out")), 1, BuildOptions(torch.float32))
+    saved = ModelSection(student=str(tmp_path / "out"))
+    again, completed = load_student(saved, 1, BuildOptions(torch.float32))
     assert completed == []
     assert fingerprint(again) == fingerprint(model)
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
