@@ -103,8 +103,18 @@ def first_step(ranks: Ranks, run: str, plain: tuple[str, ...] = ()) -> dict[str,
         "tower_runs": len(tower_runs),
         "head_rows": head_rows,
         "gathered": gathered.total,
+        "read_outside_their_module": _externally_read(job.engine.module),
         "counts": info.counts,
     }
+
+
+def _externally_read(module: torch.nn.Module) -> list[str]:
+    """Modules in whose forward ZeRO-3 had to gather a parameter of another module."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if hasattr(part, "ds_external_parameters") and list(part.ds_external_parameters())
+    ]
 
 
 def keep_nothing_gathered(run: Path) -> None:

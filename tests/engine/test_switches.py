@@ -77,6 +77,8 @@ def test_each_optimisation_alone_and_all_together_give_the_plain_step(
         plain = tuple(fused for switch, fused in FUSED.items() if name not in (switch, "all"))
         on = step_of(pool, tmp_path / name.replace(" ", "-"), plain, **common, **{**OFF, **changes})
         assert_same_step(on, off)
+        # Of ours nothing is; transformers' CLIP embeddings read the dtype of their convolution's weight.
+        assert set(on["read_outside_their_module"]) <= {"student.vision_tower.embeddings"}
         assert on["packed"] == (name in ("packing", "all"))
         assert (on["micro_batches"] > off["micro_batches"]) == (name in ("budget", "all"))
         assert (max(on["head_rows"]) <= POSITIONS_PER_CHUNK) == (name in ("fused head", "all"))
