@@ -20,7 +20,7 @@ from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import RATE_NAMES, base_rates, schedule_factor, set_learning_rates
-from alignkd.engine.optimizer_step import agree_on_window, peak_memory_bytes, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, peak_memory_bytes, run_optimizer_step
 from alignkd.engine.setup import Job
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
@@ -87,7 +87,7 @@ def _train(job: Job, stop: StopRequest, progress: Progress, metrics: Metrics, sa
         # Who has lost the run stops at once: it would go on for nothing until the next save, and add rows to
         # the other's metrics.
         problem = saver.taken_over or problem
-        facts = agree_on_window(window, sizes, stop, job.ranks, saver.written, problem)
+        facts = all_reduce_step_info(window, sizes, stop, job.ranks, saver.written, problem)
         if facts.usr1 or facts.term:
             code = exit_code(facts.usr1, facts.term)
             break

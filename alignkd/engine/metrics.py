@@ -20,11 +20,11 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from alignkd.config.schema import DistillationSection
-from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_bytes
+from alignkd.engine.optimizer_step import StepInfo, StepSums, peak_memory_bytes, term_weights
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
-from alignkd.losses.terms import TERMS, means, term_weights, total
+from alignkd.losses.total import TERMS, means, total
 from alignkd.run_folder.atomic_files import flush_to_disk
 from alignkd.run_folder.metrics import cut_rows_after, row_line
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class _Pending:
     row: dict[str, Any]  # what the host knew at once
-    facts: WindowFacts
+    facts: StepInfo
     values: torch.Tensor  # sums of the terms, and the gradient norm where the device has it, on their way
     host_norm: float | None  # where the host had the gradient norm, or there is none (NaN)
     copied: Any  # device event behind that copy; None on the CPU
@@ -64,7 +64,7 @@ class Metrics:
         self,
         row: dict[str, Any],
         sums: StepSums,
-        facts: WindowFacts,
+        facts: StepInfo,
         teacher: Reading,
         step_seconds: float,
         *,

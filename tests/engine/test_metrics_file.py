@@ -13,10 +13,10 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import TermCounts
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.optimizer_step import StepSums, WindowFacts
+from alignkd.engine.optimizer_step import StepInfo, StepSums
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Reading
-from alignkd.losses.terms import TERMS
+from alignkd.losses.total import TERMS
 from tests.needs import small_disk
 from tests.ranks import RankPool
 
@@ -40,7 +40,7 @@ def test_rows_that_did_not_fit_come_whole_when_there_is_room(tmp_path: Path) -> 
 def norms_in_rows(ranks: Ranks, folder: str, norms: list[Any]) -> list[float]:
     metrics = Metrics(Path(folder) / "metrics.jsonl", DistillationSection(), ranks)
     elements = dict.fromkeys(TERMS, 1)
-    facts = WindowFacts(TermCounts(samples=1), elements, usr1=False, term=False)
+    facts = StepInfo(TermCounts(samples=1), elements, usr1=False, term=False)
     found = []
     for step, norm in enumerate(norms, start=1):
         sums = StepSums(torch.ones(len(TERMS)), norm)

@@ -13,16 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
-from alignkd.engine.optimizer_step import StepSums, WindowFacts, run_optimizer_step
+from alignkd.engine.optimizer_step import StepInfo, StepSums, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import element_counts
+from alignkd.losses.total import element_counts
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 from tests import tiny
+from tests.engine.spy import PLAIN, plain_losses
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -101,12 +102,12 @@ def step_on_meta(
         module = StudentStep(student, AlignmentAdapters(teacher_config, student_config), distillation)
     teacher.shares_tower = shares_tower
     counts = sum((batch.counts for batch in window), start=TermCounts())
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     return run_optimizer_step(
         Engine(module),
         Teacher(teacher),
         window,
-        facts,
+        info,
         distillation,
         Ranks(0, 1, META, None),
         Stopwatch(),
@@ -121,8 +122,8 @@ def step_on_meta(
 def test_a_step_asks_nothing_of_the_device(
     packing: bool, fused: bool, shares_tower: bool, lookahead: int | None
 ) -> None:
-    distillation = DistillationSection(temperature=2.0, fused_head=fused, fused_attention=fused)
-    with BlockingCopies() as copies:
+    distillation = DistillationSection(temperature=2.0)
+    with plain_losses(() if fused else tuple(PLAIN)), BlockingCopies() as copies:
         sums = step_on_meta(distillation, packing, shares_tower=shares_tower, lookahead=lookahead)
     assert sums.terms.device == META
     assert isinstance(sums.gradient_norm, torch.Tensor)
@@ -144,7 +145,7 @@ WAITS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_it_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_waiting_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to wait, put into the student's forward."""
     forward = StudentStep.forward
 
@@ -170,10 +171,10 @@ def test_without_distillation() -> None:
         module = StudentStep(MobileVLM(read_model_config(tiny.STUDENT)), None, off)
     window = [tiny.batch_of("v1", "text", packing=True)]
     counts = window[0].counts
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     with BlockingCopies() as copies:
         run_optimizer_step(
-            Engine(module), None, window, facts, off, Ranks(0, 1, META, None), Stopwatch(), None
+            Engine(module), None, window, info, off, Ranks(0, 1, META, None), Stopwatch(), None
         )
     assert copies.found == []
 
