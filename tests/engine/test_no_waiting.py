@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.config.schema import DistillationSection
-from alignkd.data.batch import Batch, TermCounts
+from alignkd.data.batch import TermCounts
 from alignkd.engine.optimizer_step import StepInfo, StepSums, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
@@ -21,8 +21,9 @@ from alignkd.losses.total import element_counts
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.mobilevlm import MobileVLM
-from alignkd.teacher.targets import TeacherModel, TeacherTargets
+from alignkd.teacher.targets import TeacherModel
 from tests import tiny
+from tests.engine.plain_engine import PlainEngine, ResidentTeacher
 from tests.engine.spy import PLAIN, plain_losses
 
 META = torch.device("meta")
@@ -48,46 +49,6 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
-class Engine:
-    """What the step needs of DeepSpeed's engine: two micro-batches, no optimizer."""
-
-    def __init__(self, module: StudentStep) -> None:
-        self.module = module
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.module(*arguments)
-
-    def gradient_accumulation_steps(self) -> int:
-        return 2
-
-    def set_gradient_accumulation_boundary(self, _is_last: bool) -> None: ...
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def zero_optimization(self) -> bool:
-        return False
-
-    def bfloat16_enabled(self) -> bool:
-        return False
-
-    def fp16_enabled(self) -> bool:
-        return False
-
-    def step(self) -> None: ...
-
-
-class Teacher:
-    def __init__(self, model: TeacherModel) -> None:
-        self.model = model
-
-    def targets(self, batch: Batch) -> TeacherTargets:
-        return cast(TeacherTargets, self.model(batch))
-
-    def head_weight(self) -> torch.Tensor:
-        return self.model.model.head.weight.detach()
-
-
 def step_on_meta(
     distillation: DistillationSection, packing: bool, *, shares_tower: bool, lookahead: int | None
 ) -> StepSums:
@@ -104,8 +65,8 @@ def step_on_meta(
     counts = sum((batch.counts for batch in window), start=TermCounts())
     info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     return run_optimizer_step(
-        Engine(module),
-        Teacher(teacher),
+        PlainEngine(module),
+        ResidentTeacher(teacher),
         window,
         info,
         distillation,
@@ -174,7 +135,7 @@ def test_without_distillation() -> None:
     info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     with BlockingCopies() as copies:
         run_optimizer_step(
-            Engine(module), None, window, info, off, Ranks(0, 1, META, None), Stopwatch(), None
+            PlainEngine(module), None, window, info, off, Ranks(0, 1, META, None), Stopwatch(), None
         )
     assert copies.found == []
 
