@@ -110,6 +110,60 @@ def test_packed_equals_padded(
     same(results[1], results[0])
 
 
+def masked_attention(
+    query_LHE: torch.Tensor,
+    key_LHE: torch.Tensor,
+    value_LHE: torch.Tensor,
+    bounds_q: torch.Tensor,
+    bounds_k: torch.Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """What torch documents of ``varlen_attn``, as a mask over all columns."""
+    assert window_size == (-1, 0), "every earlier key, no later one"
+    assert bounds_q.dtype == torch.int32
+    assert torch.equal(bounds_q, bounds_k)
+    assert longest_q == longest_k >= int(bounds_q.diff().max())
+    assert query_LHE.shape == key_LHE.shape == value_LHE.shape, "torch 2.11 repeats no heads"
+    columns = torch.arange(len(query_LHE))
+    sample = torch.bucketize(columns, bounds_q, right=True)
+    visible = (sample[:, None] == sample) & (columns[:, None] >= columns)
+    heads = (x.transpose(0, 1)[None] for x in (query_LHE, key_LHE, value_LHE))
+    output = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=visible, scale=scale)
+    return output[0].transpose(0, 1)
+
+
+def test_the_variable_length_kernel_is_asked_for_what_the_loop_computes(
+    step: StudentStep, teacher: TeacherModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several joined micro-batches, too. The kernel itself exists on GPUs only."""
+    names = ("v1", "text", "two", "two", "rounds")
+    window = [batch_of(*names, packing=True), batch_of("text", packing=True), batch_of("plain", packing=True)]
+    by_loop = [
+        terms_and_gradients(step, teacher, batch, targets)
+        for batch, targets in zip(window, split_targets(teacher(join(window)), window), strict=True)
+    ]
+    calls = []
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return masked_attention(*arguments, **options)
+
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda query: True)
+    monkeypatch.setattr(attention, "varlen_attn", watched)
+    by_kernel = [
+        terms_and_gradients(step, teacher, batch, targets)
+        for batch, targets in zip(window, split_targets(teacher(join(window)), window), strict=True)
+    ]
+    layers = [len(model.language_model.layers) for model in (teacher.model, step.student)]
+    assert len(calls) == layers[0] + layers[1], "a row of one sample needs no such kernel"
+    for kernel, loop in zip(by_kernel, by_loop, strict=True):
+        same(kernel, loop)
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_targets_looked_ahead_are_those_of_each_micro_batch(teacher: TeacherModel, packing: bool) -> None:
     window = [
