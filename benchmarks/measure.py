@@ -60,7 +60,7 @@ class Edge:
 
 
 def step_memory(step: Callable[[], object], edge: Edge, device: torch.device) -> Memory:
-    """Memory of one call of ``step``, which must reach ``edge``; ``kept`` is the largest if it does so often."""
+    """Memory of one call of ``step``, which must reach ``edge``; the largest ``kept`` of several counts."""
     kept = 0
     if device.type == "cpu":
         counter = LiveBytes()
