@@ -1,4 +1,4 @@
-"""Packed rows and joined micro-batches against padded ones: terms, gradients, and what is allocated."""
+"""Packed rows and joined micro-batches against padded ones: terms, gradients, allocations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCALES = tuple(0.01 * (number + 1) for number in range(len(TERMS)))
 
 
 def two_images() -> Example:
-    """Ends in an image, so that one of its images has no text row."""
+    """Ends in an image, which therefore has no text row."""
     first, second = tiny.example("v1"), tiny.example("plain")
     return Example(first.ids + second.ids[:2], first.labels + second.labels[:2], first.images + second.images)
 
@@ -48,7 +48,7 @@ def batch_of(*names: str, packing: bool) -> Batch:
 
 
 def random_model(which: Any, key_heads: int) -> MobileVLM:
-    """Of the fixture's shape with other key heads (grouped-query attention) and random weights."""
+    """The fixture's shape with fewer key heads (grouped-query attention) and random weights."""
     torch.manual_seed(0)
     model = MobileVLM(replace(read_model_config(which), num_key_value_heads=key_heads))
     for parameter in model.parameters():
@@ -201,7 +201,7 @@ def test_a_joined_padded_batch_is_the_collated_one() -> None:
                 assert getattr(joined, name) == expected, name
 
 
-def test_a_shared_tower_changes_nothing(
+def test_a_shared_tower_changes_neither_terms_nor_gradients(
     step: StudentStep, teacher: TeacherModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher.model.vision_tower.load_state_dict(step.student.vision_tower.state_dict())
@@ -268,7 +268,7 @@ def test_the_watch_sees_the_maps_of_dense_attention(step: StudentStep) -> None:
 
 
 def test_no_mask_is_built_for_packed_rows(step: StudentStep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by transformers either, which looks for positions that begin again."""
+    """Not by transformers either, which would look for positions that restart."""
     masks: list[Any] = []
     real = attention.sdpa_attention_forward
 
