@@ -26,8 +26,8 @@ from tests.ranks import RankPool
 
 def export_loaded(ranks: Ranks, run: str, out: str) -> None:
     """The weights as the engine has them after loading the newest checkpoint."""
-    job = prepare(Path(run), ranks, Progress(Path(run), writes=False))
-    export_engine(job.engine, job.config, Path(out), ranks)
+    state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
+    export_engine(state.engine, state.config, Path(out), ranks)
 
 
 def same_weights(folder: Path, other: Path) -> bool:

@@ -21,9 +21,9 @@ from tests.ranks import RankPool
 
 
 def adapters_at_the_start(ranks: Ranks, run: str) -> dict[str, torch.Tensor]:
-    job = prepare(Path(run), ranks, Progress(Path(run), writes=False))
-    job.loader.close()
-    return {name: value.clone() for name, value in full_tensors(job.engine.module.adapters)}
+    state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
+    state.loader.close()
+    return {name: value.clone() for name, value in full_tensors(state.engine.module.adapters)}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
-from alignkd.engine import loop
-from alignkd.engine.loop import train
-from alignkd.engine.metrics import Metrics
+from alignkd.engine import finish
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.metrics import MetricsFile
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import disk_full
@@ -42,8 +42,8 @@ def train_with(
 ) -> Answer:
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        job = prepare(Path(run), ranks, progress)
-        return train(job, stop or StopRequest(), progress, storage, is_writer), ""
+        state = prepare(Path(run), ranks, progress)
+        return Trainer(state, stop or StopRequest(), progress, storage, is_writer).train(), ""
     except AlignkdError as error:
         return type(error).__name__, str(error)
 
@@ -80,7 +80,7 @@ def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_on
         for kind, message in two_ranks.run(train_on_a_disk_that_fills_up, str(run), str(disk)):
             assert kind == "FileSystemError"
             assert "No space left on device" in message
-            assert "goes on from step 4" in message
+            assert "continues from step 4" in message
         assert committed_steps(run) == [4, 2]
         assert not (run / "student").exists()
         assert not (run / "student.tmp").exists()  # half a student only takes room
@@ -96,10 +96,10 @@ def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_on
 
 
 def train_without_room_for(ranks: Ranks, run: str, name: str, stop_after: int | None) -> Answer:
-    """``name`` is a function of the loop that writes on rank 0."""
+    """``name``: a function of ``finish`` that writes on rank 0."""
     stop = None if stop_after is None else StopAfter(stop_after, "usr1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, name, lambda *_: disk_full())
+        patch.setattr(finish, name, lambda *_: disk_full())
         return train_with(ranks, run, Storage(), stop)
 
 
@@ -113,9 +113,9 @@ def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
     # Saved, and that is what counts: the exit code says that it may be started again.
-    assert two_ranks.run(train_without_room_for, str(run), "_write_result", 3) == [(85, "")] * 2
+    assert two_ranks.run(train_without_room_for, str(run), "write_result", 3) == [(85, "")] * 2
     assert committed_steps(run) == [3, 2]
-    for kind, message in two_ranks.run(train_without_room_for, str(run), "_write_result", None):
+    for kind, message in two_ranks.run(train_without_room_for, str(run), "write_result", None):
         assert kind == "FileSystemError"
         assert "No space left on device" in message
     assert not (run / "result.json").exists()
@@ -128,14 +128,14 @@ def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
 def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
     rows = [{"step": 1}, {"step": 2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    loop._write_result(tmp_path, {"status": "done"}, time.monotonic())
+    finish.write_result(tmp_path, {"status": "done"}, time.monotonic())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["first"], result["last"]) == tuple(rows)
 
 
 def train_without_room_to_cut(ranks: Ranks, run: str) -> Answer:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Metrics, "cut_after", lambda *_: disk_full())
+        patch.setattr(MetricsFile, "drop_rows_after", lambda *_: disk_full())
         return train_with(ranks, run, Storage())
 
 

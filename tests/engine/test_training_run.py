@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from alignkd.checkpoint.resume import Found, find_checkpoint
-from alignkd.engine.loop import train
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError
 from alignkd.run_folder import checkpoints as layout
 from alignkd.run_folder.checkpoints import committed_steps
@@ -64,7 +64,7 @@ def train_run(ranks: Ranks, run: str, stop_after: int | None = None, signal: str
     )
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return train(prepare(Path(run), ranks, progress), stop, progress)
+        return Trainer(prepare(Path(run), ranks, progress), stop, progress).train()
     except AlignkdError as error:
         return str(error)
 

@@ -23,7 +23,7 @@ def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, boo
     started = time.monotonic()
     raised, message = "", str(done)
     try:
-        ranks.while_first_works(work)
+        ranks.run_on_rank0(work)
         message = str(done)
     except (AlignkdError, KeyError) as caught:
         raised, message = type(caught).__name__, str(caught)

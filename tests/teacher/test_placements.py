@@ -15,7 +15,8 @@ from deepspeed.comm import comm
 
 from alignkd.config import load_config
 from alignkd.engine.build import build_teacher
-from alignkd.engine.ranks import Ranks, nodes_of
+from alignkd.engine.nodes import nodes_of
+from alignkd.engine.ranks import Ranks
 from alignkd.errors import UserError
 from alignkd.teacher.provider import held_bytes
 from launcher.plan.memory import teacher_weights
