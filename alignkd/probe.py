@@ -1,4 +1,4 @@
-"""What each term weighs before a night of training: value, count and gradient norm on a few samples."""
+"""Before a long training run: value, count and gradient norm of each loss term on a few samples."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from alignkd.data.examples import ExampleReader
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
 from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.errors import UserError
-from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
+from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.agreement import check_agreement
 from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
 PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -49,9 +50,9 @@ def run_probe(
     dtype: str,
     seed: int,
 ) -> ProbeResult:
-    """All samples of ``data`` as one batch through both models. ``total`` has unit weights.
+    """Run all samples of ``data`` as one batch through both models. ``total`` has unit weights.
 
-    Raises UserError for folders that do not agree, bad samples, or an adapters file of other shapes.
+    Raises UserError for models that do not fit each other, bad samples, or adapters of the wrong shapes.
     """
     if dtype not in PROBE_DTYPES:
         raise UserError(f"--dtype {dtype}: valid are {', '.join(PROBE_DTYPES)}")
@@ -60,9 +61,9 @@ def run_probe(
     problems = check_agreement(section, distillation.top_k)
     if problems:
         raise UserError("; ".join(problems))
-    building = Building(PROBE_DTYPES[dtype])
-    teacher_model = TeacherModel(load_model(teacher, building), distillation.top_k)
-    student_model = load_model(student, building)
+    options = BuildOptions(PROBE_DTYPES[dtype])
+    teacher_model = TeacherModel(load_model(teacher, options), distillation.top_k)
+    student_model = load_model(student, options)
     source = DataSource(
         file=str(data),
         image_folder=None if image_folder is None else str(image_folder),
@@ -74,7 +75,7 @@ def run_probe(
     adapter_modules = (
         seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
     )
-    step = StudentStep(student_model, adapter_modules.to(building.dtype), distillation)
+    step = StudentStep(student_model, adapter_modules.to(options.dtype), distillation)
     return _measure(step, teacher_model, batch, distillation)
 
 
@@ -84,7 +85,7 @@ def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Pat
     processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
     index = build_index(data, tokenizer, facts.vision_tokens)
     if any(report.removed for report in index.reports):
-        raise UserError(f"{index.summary()}; the probe wants all samples, so remove these")
+        raise UserError(f"{index.summary()}; the probe needs every sample, so remove these")
     reader = ExampleReader(data, index, tokenizer, processor)
     return collate(
         [reader(number) for number in range(len(index))],
@@ -121,7 +122,7 @@ def _gradient_norm(
     targets: TeacherTargets,
     head: torch.Tensor,
 ) -> float:
-    """L2 norm of the loss's gradient with respect to the student (the adapters are no part of it)."""
+    """L2 norm of the loss's gradient with respect to the student, without the adapters."""
     step.zero_grad(set_to_none=True)
     step(batch, scales, targets, head).loss.backward()
     gradients = [parameter.grad for parameter in step.student.parameters() if parameter.grad is not None]

@@ -1,19 +1,23 @@
-"""Ways to make one distillation step: the product's, each of its devices off alone, and two references."""
+"""Ways to run one distillation step: the product's, variants of it that each lack one optimisation, and two
+references."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from alignkd.data.batch import Batch
-from alignkd.engine.optimizer_step import WindowFacts, run_optimizer_step
+from alignkd.engine import student_step
+from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
+from alignkd.losses.attention import plain_attention_loss
+from alignkd.losses.logits import plain_logit_losses
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.references import floor, stand_in
@@ -22,7 +26,7 @@ from benchmarks.setting import DISTILLATION, Losses, Setting, total_counts
 
 @dataclass(frozen=True)
 class Method:
-    """``step`` makes one optimizer step of a window and returns the losses."""
+    """``step`` runs one optimizer step on a window and returns the losses."""
 
     step: Callable[[Setting, Sequence[Batch]], Losses]
     packing: bool = True
@@ -30,7 +34,7 @@ class Method:
 
 
 class PlainEngine:
-    """What ``run_optimizer_step`` asks of a DeepSpeed engine, without its optimizer: forward and backward."""
+    """What ``run_optimizer_step`` calls of DeepSpeed's engine: forward and backward, no optimizer."""
 
     def __init__(self, setting: Setting) -> None:
         self.module = setting.module
@@ -76,14 +80,14 @@ class ResidentTeacher:
 def ours(
     setting: Setting, window: Sequence[Batch], shares_tower: bool = True, lookahead: int | None = None
 ) -> Losses:
-    """The product's optimizer step. Not ``shares_tower``: ``distillation.share_vision_tower: false``."""
-    facts = WindowFacts(total_counts(window), setting.elements(window), usr1=False, term=False)
+    """The product's optimizer step. ``shares_tower`` is ``distillation.share_vision_tower``."""
+    info = StepInfo(total_counts(window), setting.elements(window), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
         PlainEngine(setting),
         ResidentTeacher(setting.teacher, shares_tower),
         list(window),
-        facts,
+        info,
         DISTILLATION,
         ranks,
         Stopwatch(),
@@ -92,32 +96,22 @@ def ours(
     return setting.means(sums.terms.tolist(), window)
 
 
-def _without(switch: str) -> Method:
-    """``distillation.SWITCH: false``."""
+def _with_plain(fused: str, plain: Callable[..., Any]) -> Method:
+    """The product's step with one of its fused losses replaced by the plain form, left to autograd."""
 
     def step(setting: Setting, window: Sequence[Batch]) -> Losses:
-        with _replaced(setting.module, switch, False):
+        with patch.object(student_step, fused, plain):
             return ours(setting, window)
 
     return Method(step)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    usual = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, usual)
 
 
 METHODS: dict[str, Method] = {
     "floor": Method(floor, packing=False),
     "ours": Method(ours),
     "ours, two towers": Method(partial(ours, shares_tower=False)),
-    "ours, head not fused": _without("fused_head"),
-    "ours, attention term not fused": _without("fused_attention"),
+    "ours, head not fused": _with_plain("fused_logit_losses", plain_logit_losses),
+    "ours, attention term not fused": _with_plain("fused_attention_loss", plain_attention_loss),
     "ours, padded": Method(ours, packing=False),
     "ours, token budget": Method(ours, token_budget=True),
     "ours, padded, token budget": Method(ours, packing=False, token_budget=True),

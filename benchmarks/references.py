@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from alignkd.data.batch import Batch
-from alignkd.losses.alignment import attention_loss_sum, focus_indices, vision_loss_sums
+from alignkd.engine.optimizer_step import term_weights
+from alignkd.losses.attention import attention_loss_sum
+from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets, divergence_sum
-from alignkd.losses.terms import TERMS, term_scales, term_weights
+from alignkd.losses.total import TERMS, term_scales
+from alignkd.losses.vision import focus_indices, vision_loss_sums
 from alignkd.models.mobilevlm import MobileVLM
 from benchmarks.setting import DISTILLATION, Losses, Setting
 
@@ -67,7 +71,8 @@ def _floor_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[torch.
         batch.logit_labels_N, teacher_hidden_ND=teacher_ND, teacher_weight_WD=teacher.head.weight.detach()
     )
     hidden_ND = hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
-    loss, sums = student.head(hidden_ND, targets, (scales["ce"], scales["divergence"]))
+    of_both = (scales["ce"], scales["divergence"])
+    loss, sums = student.head(hidden_ND, partial(fused_logit_losses, targets=targets, scales=of_both))
     return loss, {"ce": sums[0], "divergence": sums[1]}, None
 
 
@@ -79,21 +84,23 @@ def _stand_in_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[tor
         with torch.no_grad():
             teacher_tokens = teacher.projector(_patches(teacher, batch))
             teacher_output = _run(teacher, batch, teacher_tokens, output_attentions=True)
-            teacher_logits = teacher.head(teacher_output.last_hidden_state).float()
+            teacher_logits = teacher.logits(teacher_output.last_hidden_state).float()
         tokens = student.projector(_patches(student, batch))
         output = _run(student, batch, tokens, output_attentions=True)
-    logits_BLW = student.head(output.last_hidden_state).float()
+    logits_BLW = student.logits(output.last_hidden_state).float()
     log_student = logits_BLW.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
     log_teacher = teacher_logits.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
     teacher_block = _cut_block(teacher_output.attentions[0], batch, teacher.config.vision_tokens)
     block = _cut_block(output.attentions[0], batch, student.config.vision_tokens)
     rows_IM = batch.text_rows_IM
     focus = focus_indices(teacher_block, DISTILLATION.top_k)
-    vision_all, vision_focus = vision_loss_sums(adapters.vision, teacher_tokens, tokens, focus, rows_IM)
+    adapted_tokens = adapters.vision(teacher_tokens)
+    vision_all, vision_focus = vision_loss_sums(adapted_tokens, tokens, focus, rows_IM)
+    p_attn = adapters.attention.weight, adapters.attention.bias
     terms = {
         "ce": F.nll_loss(log_student, batch.logit_labels_N, reduction="sum"),
         "divergence": divergence_sum(log_student, log_teacher, "reverse_kl"),
-        "attention": attention_loss_sum(adapters.attention, teacher_block.to(tokens.dtype), block, rows_IM),
+        "attention": attention_loss_sum(teacher_block, block, *p_attn, rows_IM),
         "vision_all": vision_all,
         "vision_focus": vision_focus,
     }
@@ -105,7 +112,7 @@ def _stand_in_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[tor
 def _patches(model: MobileVLM, batch: Batch) -> torch.Tensor:
     tower = model.vision_tower
     with torch.no_grad():
-        pixels = batch.pixel_values.to(tower.embeddings.patch_embedding.weight.dtype)
+        pixels = batch.pixel_values.to(tower.dtype)
         hidden = tower.pre_layrnorm(tower.embeddings(pixels))
         for layer in list(tower.encoder.layers)[:-1]:  # hidden state -2
             hidden = layer(hidden, attention_mask=None)

@@ -40,7 +40,7 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
     from alignkd.config import load_run_config
     from alignkd.engine.build import build_student_engine, build_teacher
     from alignkd.engine.gathered_bytes import count_gathered_bytes
-    from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+    from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
     from alignkd.engine.signals import StopRequest
     from alignkd.engine.stopwatch import Stopwatch
 
@@ -61,7 +61,7 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
         teacher = build_teacher(config, ds_teacher, ranks)
     assert teacher is not None
     window = [tiny.batch_of("v1", "text", packing=True) for _ in range(accumulation)]
-    facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+    info = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     seconds, gathered = [], 0
     for number in range(STEPS):
         ranks.barrier()
@@ -71,7 +71,7 @@ def measure(ranks: Any, folder: str, accumulation: int) -> dict[str, Any]:
                 engine,
                 teacher,
                 window,
-                facts,
+                info,
                 config.distillation,
                 ranks,
                 Stopwatch(),

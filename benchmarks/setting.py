@@ -10,7 +10,7 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import TERMS, element_counts
+from alignkd.losses.total import TERMS, element_counts
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.mobilevlm import MobileVLM
 from benchmarks.measure import Edge

@@ -142,7 +142,7 @@ def test_a_sample_that_would_be_left_out_is_an_error(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "why? " * 3000}, {"from": "gpt", "value": "because"}]
     long = {"id": "long", "conversations": turns}
     with pytest.raises(
-        UserError, match=r"1 of 2 samples, 1 too long \(> 2048\); the probe wants all samples"
+        UserError, match=r"1 of 2 samples, 1 too long \(> 2048\); the probe needs every sample"
     ):
         probe(write_data(tmp_path, tiny.CASES["text"]["record"], long))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from alignkd.run_folder.metrics import whole_rows
+from alignkd.run_folder.metrics import iter_rows
+from alignkd.run_folder.paths import RunPaths
 
 # The rest says where things lay on the machine that trained, and is nobody's business.
 SECTIONS = ("training", "distillation", "student", "teacher")
@@ -73,7 +74,7 @@ def _yaml(value: object) -> str:
 
 def _metrics(run: Path, step: int) -> list[str]:
     """A table of the step's row."""
-    row = next((row for row in whole_rows(run) if row.get("step") == step), None)
+    row = next((row for row in iter_rows(RunPaths(run).metrics) if row.get("step") == step), None)
     if row is None:
         return [f"There is no row of step {step}."]
     shown = {name: value for name, value in row.items() if isinstance(value, int | float)}

@@ -21,8 +21,8 @@ from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchChe
 from alignkd.checkpoint.host_copy import host_copy
 from alignkd.checkpoint.rank_state import rank_state, write_rank_state
 from alignkd.errors import CheckpointError
+from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, UNIVERSAL, describe, step_folders
-from alignkd.run_folder.durable_files import flush_to_disk
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +183,7 @@ class Storage:
 
     def write_latest(self, final: Path) -> None:
         """The file by which other tools find the newest checkpoint; never read here."""
-        temporary = final.parent / "latest.tmp"
-        temporary.write_text(final.name, encoding="utf-8")
-        temporary.replace(final.parent / "latest")
+        write_text_atomic(final.parent / "latest", final.name, durable=False)
 
     def remove(self, folder: Path) -> None:
         """The marker goes first, so that a torn removal leaves nothing that counts."""

@@ -22,6 +22,7 @@ from deepspeed.checkpoint import ds_to_universal
 
 from alignkd.checkpoint.storage import Storage
 from alignkd.errors import CheckpointError, TrainingError
+from alignkd.run_folder.atomic_files import flush_to_disk
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     MARKER,
@@ -35,7 +36,6 @@ from alignkd.run_folder.checkpoints import (
     universal_name,
 )
 from alignkd.run_folder.drift import saved_stage
-from alignkd.run_folder.durable_files import flush_to_disk
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.writer_lock import WriterLock
 

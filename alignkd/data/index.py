@@ -9,12 +9,11 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from alignkd.data.index_parts import (
     IndexPart,
     PartSettings,
     index_part,
-    raise_problem,
 )
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.processes import map_in_order
@@ -40,6 +38,14 @@ ARRAYS = ("source", *COLUMNS)
 TASK_BYTES = 256 << 10  # that a process takes at a time; what it makes of them fits the processor's cache
 PARALLEL_BYTES = 8 << 20  # smaller files are not worth the processes
 MOST_PROCESSES = 32
+
+
+class Task(NamedTuple):
+    """Neighbouring entries of a file, for one process to go through."""
+
+    source: int
+    first: int  # number of the first entry
+    ranges_E2: IntArray  # byte range of each entry
 
 
 @dataclass(frozen=True)
@@ -105,30 +111,27 @@ def build_index(
         _check_image_folder(source, number)
     files = [JsonListFile(source.file) for source in data.sources]
     sizes = [len(file) for file in files]
-    splits = [file.separators() for file in files]
     settings = [
         PartSettings(source, number, vision_tokens, data.max_length, data.on_bad_sample == "skip")
         for number, source in enumerate(data.sources)
     ]
-    tasks = [(n, *bounds) for n, split in enumerate(splits) for bounds in _groups(split)]
     counter = TokenCounter(tokenizer)
 
-    def work(task: tuple[int, int, int]) -> IndexPart:
-        number, first, stop = task
-        return index_part(files[number], splits[number], first, stop, settings[number], counter)
+    def work(task: Task) -> tuple[Task, IndexPart]:
+        number = task.source
+        return task, index_part(files[number], task.first, task.ranges_E2, settings[number], counter)
 
     columns: list[IntArray] = []
-    kept, removed = [0] * len(files), [Counter[str]() for _ in files]
+    entries, removed = [0] * len(files), [Counter[str]() for _ in files]
     processes = len(os.sched_getaffinity(0)) if sum(sizes) > PARALLEL_BYTES else 1
-    with closing(map_in_order(work, tasks, min(processes, MOST_PROCESSES))) as parts:
-        for (number, _, stop), part in zip(tasks, parts, strict=True):
-            if part.failed is not None:
-                raise_problem(files[number], splits[number], part.failed, settings[number])
+    with closing(map_in_order(work, _tasks(files), min(processes, MOST_PROCESSES))) as results:
+        for task, part in results:
+            number = task.source
             columns.append(np.vstack([np.full((1, part.columns.shape[1]), number), part.columns]))
-            kept[number] += part.columns.shape[1]
+            entries[number] += len(task.ranges_E2)
             removed[number].update(part.removed)
             if progress is not None:
-                progress(sum(sizes[:number]) + int(splits[number][stop]), sum(sizes))
+                progress(sum(sizes[:number]) + int(task.ranges_E2[-1, 1]), sum(sizes))
     if progress is not None:
         progress(sum(sizes), sum(sizes))
 
@@ -137,8 +140,8 @@ def build_index(
         **{name: np.ascontiguousarray(joined[row]) for row, name in enumerate(ARRAYS)},
         weights=tuple(source.weight for source in data.sources),
         reports=tuple(
-            SourceReport(source.file, len(split) - 1, kept[number], dict(removed[number]))
-            for number, (source, split) in enumerate(zip(data.sources, splits, strict=True))
+            SourceReport(source.file, found, found - lost.total(), dict(lost))
+            for source, found, lost in zip(data.sources, entries, removed, strict=True)
         ),
         max_length=data.max_length,
         fingerprint=data_fingerprint(data, tokenizer, vision_tokens, hashes),
@@ -148,14 +151,17 @@ def build_index(
     return index
 
 
-def _groups(separators: IntArray) -> list[tuple[int, int]]:
-    """[first, stop) of entries that one task goes through: about :data:`TASK_BYTES` each."""
-    entries = len(separators) - 1
-    if entries < 1:
-        return []
-    steps = np.arange(int(separators[0]), int(separators[-1]), TASK_BYTES)
-    bounds = np.unique([*np.searchsorted(separators[:-1], steps).tolist(), entries]).tolist()
-    return list(pairwise(bounds if bounds[0] == 0 else [0, *bounds]))
+def _tasks(files: Sequence[JsonListFile]) -> Iterator[Task]:
+    """All entries of all files, about :data:`TASK_BYTES` at a time."""
+    for source, file in enumerate(files):
+        first, ranges = 0, list[tuple[int, int]]()
+        for start, stop in file.ranges():
+            ranges.append((start, stop))
+            if stop - ranges[0][0] >= TASK_BYTES:
+                yield Task(source, first, np.array(ranges))
+                first, ranges = first + len(ranges), []
+        if ranges:
+            yield Task(source, first, np.array(ranges))
 
 
 def _check_image_folder(source: DataSource, number: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from alignkd.data.index import ARRAYS, Index, SourceReport
+from alignkd.run_folder.atomic_files import replacing
 
 _ALIGNMENT = 64
 _HASH_LINE = 65  # 64 digits and a newline
@@ -56,17 +56,10 @@ def write_index(path: Path, stored: StoredIndex) -> None:
     digest = hashlib.sha256(line)
     for array in arrays:
         digest.update(array)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(digest.hexdigest().encode() + b"\n" + line)
-            for array in arrays:
-                file.write(array)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(digest.hexdigest().encode() + b"\n" + line)
+        for array in arrays:
+            file.write(array)
 
 
 def read_index(path: Path) -> StoredIndex | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import BadSample, Sample, parse_sample
 from alignkd.data.templates import Part, conversation_parts, embedded_lengths, template_problem
 from alignkd.data.token_counts import TokenCounter
-from alignkd.errors import AlignkdError, FileSystemError, UserError
+from alignkd.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 COLUMNS = ("entry", "start", "stop", "image_count", "length")
-_SPACES = b" \t\n\r"
 TOO_LONG = "too long"
 
 
@@ -33,71 +31,39 @@ class PartSettings:
 
 @dataclass(frozen=True)
 class IndexPart:
-    """What became of entries; ``columns`` [len(COLUMNS), kept]."""
+    """What became of some entries; ``columns`` [len(COLUMNS), kept]."""
 
     columns: IntArray
     removed: Counter[str]
-    failed: int | None = None  # first entry that must not be skipped
 
 
 def index_part(
-    file: JsonListFile,
-    separators: IntArray,
-    first: int,
-    stop: int,
-    settings: PartSettings,
-    counter: TokenCounter,
+    file: JsonListFile, first: int, ranges_E2: IntArray, settings: PartSettings, counter: TokenCounter
 ) -> IndexPart:
-    """Entries ``first`` to ``stop``; entry n lies between ``separators`` n and n + 1. Raises nothing that an
-    entry can cause: ``failed`` says where :func:`checked_region` would."""
-    begin = int(separators[first]) + 1
-    raw = file.read(begin, int(separators[stop]))
-    bounds = (separators[first : stop + 1] - begin).tolist()
+    """Entries from number ``first`` on, which lie in these byte ranges. Raises UserError, or BadSample for an
+    entry that must not be skipped."""
+    begin = int(ranges_E2[0, 0])
+    raw = file.read(begin, int(ranges_E2[-1, 1]))
     usable: list[tuple[int, int, int, int]] = []  # entry, start, stop, images
     conversations: list[list[Part]] = []
     removed: Counter[str] = Counter()
-    failed = None
-    for entry, (before, after) in enumerate(pairwise(bounds), first):
-        region = raw[before + 1 : after]
-        start = begin + after - len(region.lstrip(_SPACES))
-        end = begin + before + 1 + len(region.rstrip(_SPACES))
+    for entry, (start, stop) in enumerate(ranges_E2.tolist(), first):
+        value = file.parsed(raw[start - begin : stop - begin], start, stop)
         try:
-            sample, parts = _checked(file.parsed(region, start, end), settings, entry)
+            sample = checked_sample(value, settings.source, settings.number, entry)
         except BadSample as bad:
-            if settings.skip_bad:
-                removed[bad.reason] += 1
-                continue
-            failed = entry
-            break
-        except AlignkdError:
-            failed = entry
-            break
-        usable.append((entry, start, end, len(sample.images)))
-        conversations.append(parts)
+            if not settings.skip_bad:
+                raise
+            removed[bad.reason] += 1
+            continue
+        usable.append((entry, start, stop, len(sample.images)))
+        conversations.append(conversation_parts(sample.turns, settings.source.template))
     lengths = embedded_lengths(conversations, counter, settings.vision_tokens)
     fits = lengths <= settings.max_length
     if not fits.all():
         removed[TOO_LONG] = int((~fits).sum())
     columns = np.array(usable, dtype=np.int64).reshape(len(usable), 4)
-    columns = np.column_stack([columns, lengths])[fits]
-    return IndexPart(columns.T, removed, failed)
-
-
-def raise_problem(file: JsonListFile, separators: IntArray, entry: int, settings: PartSettings) -> None:
-    """Raises what :func:`index_part` met at ``entry``."""
-    start, end = int(separators[entry]) + 1, int(separators[entry + 1])
-    try:
-        value = file.parsed(file.read(start, end), start, end)
-    except UserError:
-        file.raise_syntax_error()  # with line and column
-        raise
-    _checked(value, settings, entry)
-    raise FileSystemError(f"{file.path}: read twice, entry {entry} was not the same; try again")
-
-
-def _checked(value: Any, settings: PartSettings, entry: int) -> tuple[Sample, list[Part]]:
-    sample = checked_sample(value, settings.source, settings.number, entry)
-    return sample, conversation_parts(sample.turns, settings.source.template)
+    return IndexPart(np.column_stack([columns, lengths])[fits].T, removed)
 
 
 def checked_sample(value: Any, source: DataSource, number: int, entry: int) -> Sample:

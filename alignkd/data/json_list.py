@@ -1,7 +1,7 @@
 """A big JSON list, read entry by entry.
 
-Real files have millions of entries and over a gigabyte. They are gone through once to find where every entry
-lies; after that an entry is read and parsed when it is needed, so no process holds the file.
+Real files have millions of entries and over a gigabyte. They are parsed once, window by window, to find where
+every entry lies; after that an entry is read and parsed when it is needed, so no process holds the file.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from alignkd.data.json_scan import WINDOW, IntArray, separators
 from alignkd.errors import UserError, raise_if_passing
 
+WINDOW = 1 << 20  # bytes that are read in one go
 _SPACE = re.compile(r"[ \t\n\r]*")
-_SPACES = b" \t\n\r"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_WORD = 16  # characters before the end of a window that may belong to a word that is cut there
 
 
 class JsonListFile:
@@ -59,6 +59,7 @@ class JsonListFile:
         return self.parsed(self.read(start, stop), start, stop)
 
     def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), fewer at the end of the file."""
         # Reading at a place of its own: loader workers that share the open file do not disturb each other.
         descriptor, parts = self._open().fileno(), []
         try:
@@ -77,73 +78,86 @@ class JsonListFile:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path}: bytes {start} to {stop}: not JSON in UTF-8 ({error})") from error
 
-    def separators(self) -> IntArray:
-        """Where the entries are separated (see ``json_scan``), for readers of whole parts of the file. What
-        lies between has yet to be parsed. Raises UserError with line and column for what is no list."""
-        size, mark = len(self), len(_BYTE_ORDER_MARK)
-        skipped = mark if self.read(0, mark) == _BYTE_ORDER_MARK else 0
-        starts = range(skipped, size, WINDOW)
-        found = separators(self.read(start, min(start + WINDOW, size)) for start in starts)
-        if found is not None:
-            found += skipped
-            first, last = int(found[0]), int(found[-1])
-            around = self.read(skipped, first) + self.read(last + 1, size)
-            ends = self.read(first, first + 1) + self.read(last, last + 1)
-            entries = len(found) - 1
-            if not around.strip(_SPACES) and ends == b"[]":
-                # One region, and nothing in it: no entry.
-                is_empty = entries == 1 and not self.read(first + 1, last).strip(_SPACES)
-                return found[:1] if is_empty else found
-        self.raise_syntax_error()
-        raise AssertionError(f"{self.path}: brackets do not make a list, and yet it is JSON")
-
-    def raise_syntax_error(self) -> None:
-        """Raises UserError with line and column of what is no JSON, if there is such a place."""
-        for _ in self.ranges():
-            pass
-
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Byte range of each entry, in the file's order. Slow, and holds the whole file."""
-        # One character per byte: positions in the text are then positions in the file. Strings with other
-        # letters come out wrong here, and are only skipped over.
-        text = self._read().decode("latin-1")
-        mark = _BYTE_ORDER_MARK.decode("latin-1")
-        at = self._skip(text, len(mark) if text.startswith(mark) else 0)
-        if text[at : at + 1] != "[":
-            raise UserError(
-                f"{self.path}: must be a JSON list of entries, begins with {text[at : at + 20]!r}"
-            )
-        at = self._skip(text, at + 1)
-        scan = json.JSONDecoder().raw_decode
-        while text[at : at + 1] != "]":
+        """Byte range of each entry, in the file's order. Raises UserError, with line and column, for what is
+        not a JSON list; whether its texts are UTF-8 is only known when an entry is parsed."""
+        window = _Window(self)
+        if window.next_character() != "[":
+            begin = window.text[window.at : window.at + 20]
+            raise UserError(f"{self.path}: must be a JSON list of entries, begins with {begin!r}")
+        window.at += 1
+        if window.next_character() != "]":
+            yield window.take_value()
+            while (character := window.next_character()) == ",":
+                window.at += 1
+                window.next_character()
+                yield window.take_value()
+            if character != "]":
+                raise window.broken("Expecting ',' or ']'", window.at)
+        window.at += 1
+        if window.next_character():
+            raise window.broken("Extra data after the list", window.at)
+
+
+class _Window:
+    """A part of a file that moves on as it is read.
+
+    ``text`` has one character per byte, so that places in it are places in the file: texts with other letters
+    than ASCII come out wrong here, and are only skipped. ``at`` is the next character.
+    """
+
+    def __init__(self, file: JsonListFile) -> None:
+        self._file = file
+        self._start = len(_BYTE_ORDER_MARK) if file.read(0, len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK else 0
+        self._scan = json.JSONDecoder().raw_decode
+        self.text = ""
+        self.at = 0
+
+    def next_character(self) -> str:
+        """The next one that is not a space, which stays unread; empty at the end of the file."""
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            assert match is not None
+            self.at = match.end()
+            if self.at < len(self.text) or not self._grow():
+                return self.text[self.at : self.at + 1]
+
+    def take_value(self) -> tuple[int, int]:
+        """Byte range of the JSON value that begins here."""
+        while True:
             try:
-                _, stop = scan(text, at)
+                _, stop = self._scan(self.text, self.at)
             except json.JSONDecodeError as error:
-                raise self._broken(error.msg, text, error.pos) from error
-            except (ValueError, RecursionError) as error:
-                raise self._broken(str(error), text, at) from error
-            yield at, stop
-            at = self._skip(text, stop)
-            if text[at : at + 1] == ",":
-                at = self._skip(text, at + 1)
-                if text[at : at + 1] == "]":
-                    raise self._broken("Expecting value", text, at)
-            elif text[at : at + 1] != "]":
-                raise self._broken("Expecting ',' or ']'", text, at)
-        if (at := self._skip(text, at + 1)) != len(text):
-            raise self._broken("Extra data after the list", text, at)
+                is_cut = error.pos > len(self.text) - _LONGEST_WORD or error.msg.startswith("Unterminated")
+                if is_cut and self._grow():
+                    continue
+                raise self.broken(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:  # a number, or nesting, beyond Python's limits
+                raise self.broken(str(error), self.at) from error
+            if stop > len(self.text) - _LONGEST_WORD and self._grow():
+                continue  # a number may go on: 2.5 is one, and so is 2.5e-3
+            found = self._start + self.at, self._start + stop
+            self.at = stop
+            return found
 
-    def _read(self) -> bytes:
-        file = self._open()
-        file.seek(0)
-        return file.readall()
+    def _grow(self) -> bool:
+        """Drop what has been read, and read at least as much as is left; False at the end of the file."""
+        rest = self.text[self.at :]
+        begin = self._start + len(self.text)
+        more = self._file.read(begin, begin + max(WINDOW, len(rest)))
+        if more:
+            self._start += self.at
+            self.text, self.at = rest + more.decode("latin-1"), 0
+        return bool(more)
 
-    @staticmethod
-    def _skip(text: str, at: int) -> int:
-        match = _SPACE.match(text, at)
-        assert match is not None
-        return match.end()
-
-    def _broken(self, message: str, text: str, at: int) -> UserError:
-        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-        return UserError(f"{self.path}: not valid JSON at line {line}, column {column}: {message}")
+    def broken(self, message: str, at: int) -> UserError:
+        """``at``: a place in ``text``."""
+        place = self._start + at
+        line, line_start = 1, 0
+        for begin in range(0, place, WINDOW):
+            part = self._file.read(begin, min(begin + WINDOW, place))
+            line += part.count(b"\n")
+            if b"\n" in part:
+                line_start = begin + part.rindex(b"\n") + 1
+        column = place - line_start + 1
+        return UserError(f"{self._file.path}: not valid JSON at line {line}, column {column}: {message}")

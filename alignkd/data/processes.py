@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -17,26 +18,33 @@ from alignkd.errors import TrainingError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+AHEAD = 4  # tasks per process that may be under way
+
 _function: Callable[[Any], Any]  # of a worker
 
 
 def map_in_order(
-    function: Callable[[Task], Result], tasks: Sequence[Task], processes: int
+    function: Callable[[Task], Result], tasks: Iterable[Task], processes: int
 ) -> Generator[Result, None, None]:
     """``map(function, tasks)`` by so many processes; in this process if that is 1.
 
-    Tasks and results must be picklable. An exception of ``function`` is raised here; TrainingError when a
-    process is killed.
+    Tasks are taken as they are needed. They, results and exceptions must be picklable. An exception of
+    ``function`` is raised here, after the results before it; TrainingError when a process is killed.
     """
-    processes = min(processes, len(tasks))
-    if processes < 2:
+    if processes == 1:
         yield from map(function, tasks)
         return
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("fork")  # workers inherit the function and all that it reads
     pool = ProcessPoolExecutor(processes, context, _start_worker, (function,))
+    pending: deque[Future[Result]] = deque()
     try:
-        yield from pool.map(_call, tasks)
+        for task in tasks:
+            pending.append(pool.submit(_call, task))
+            if len(pending) > AHEAD * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BrokenProcessPool:
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()  # the pool sends SIGTERM, which they ignore, and would wait for ever

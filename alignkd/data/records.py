@@ -35,8 +35,12 @@ class BadSample(UserError):
 
     def __init__(self, file: str, entry: int, sample_id: str | None, reason: str, detail: str = "") -> None:
         self.reason = reason
+        self._given = (file, entry, sample_id, reason, detail)
         name = f"entry {entry}" if sample_id is None else f"entry {entry} (id {sample_id!r:.80})"
         super().__init__(f"{file}: {name}: {reason}" + (f": {detail}" if detail else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given  # else it would not come back from another process
 
 
 class _Problem(Exception):

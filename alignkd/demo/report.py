@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
 TERMS = ("loss", "ce", "reverse_kl", "attention", "vision_all", "vision_focus")
@@ -31,8 +32,7 @@ class TrainedModel:
     @classmethod
     def of_run(cls, name: str, run: Path, accuracy: dict[str, Any]) -> TrainedModel:
         result = json.loads(RunPaths(run).result.read_text(encoding="utf-8"))
-        lines = RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = list(iter_rows(RunPaths(run).metrics))
         return cls(name, accuracy, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
 
 

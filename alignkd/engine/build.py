@@ -14,7 +14,7 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import DTYPES, Building, load_student, restore_buffers
+from alignkd.models.loading import DTYPES, BuildOptions, load_student, restore_buffers
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
@@ -26,20 +26,19 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
     if config.teacher.placement == "replicated":
-        return ReplicatedTeacher(folder, top_k, Building(dtype, ranks.device))
+        return ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
     assert ds_teacher is not None, "the launcher renders it"
     group = node_group(ranks) if config.teacher.placement == "zero3_node" else None
-    return ShardedTeacher(folder, top_k, Building(dtype, ranks.device, ds_teacher, group))
+    return ShardedTeacher(folder, top_k, BuildOptions(dtype, ranks.device, ds_teacher, group))
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:
     """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the completed tensors."""
     dtype = DTYPES[config.training.precision]
     # Whole models start on the host; the engine moves them.
-    building = (
-        Building(dtype, ranks.device, ds_student) if config.student.zero_stage == 3 else Building(dtype)
-    )
-    student, completed = load_student(config.model, config.training.seed, building)
+    sharded = config.student.zero_stage == 3
+    options = BuildOptions(dtype, ranks.device, ds_student) if sharded else BuildOptions(dtype)
+    student, completed = load_student(config.model, config.training.seed, options)
     if config.training.train_vision_tower:
         student.unfreeze_vision_tower()
     if config.training.gradient_checkpointing:
@@ -52,7 +51,7 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
             seeded_adapters(teacher, student.config, config.training.seed)
             if source is None
             else load_adapters(Path(source), teacher, student.config)
-        ).to(building.dtype)
+        ).to(options.dtype)
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]

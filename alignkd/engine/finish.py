@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,8 +13,8 @@ from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.model_card import model_card
 from alignkd.engine.state import TrainingState, library_versions
 from alignkd.errors import FileSystemError
-from alignkd.run_folder.durable_files import replace_text
-from alignkd.run_folder.metrics import whole_rows
+from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
 
@@ -59,11 +58,11 @@ def finish_complete_run(
 def write_result(run: Path, result: dict[str, Any], started: float) -> None:
     """``result.json``, with the first and the last metrics row and the seconds since ``started`` (monotonic
     clock). Raises OSError."""
-    rows = whole_rows(run)
+    rows = list(iter_rows(RunPaths(run).metrics))
     result = {
         **result,
         "first": rows[0] if rows else None,
         "last": rows[-1] if rows else None,
         "seconds": time.monotonic() - started,
     }
-    replace_text(RunPaths(run).result, json.dumps(result, indent=1) + "\n")
+    write_json(RunPaths(run).result, result)

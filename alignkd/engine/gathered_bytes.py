@@ -1,8 +1,8 @@
-"""How many bytes ZeRO gathers: a counter of all-gather outputs where DeepSpeed launches them.
+"""How many bytes ZeRO gathers, counted at the all-gathers of DeepSpeed's communication backend.
 
-For tests and benchmarks; training does not carry it. Every parameter gather of ZeRO-3, of the teacher and of
-the student, goes through DeepSpeed's communication backend; so do the gathers of updated weights at stages 1
-and 2. Nothing is added on the device.
+For tests and benchmarks; training does not use it. All parameter gathers of ZeRO-3, of teacher and student,
+go through that backend, and so do the gathers of updated weights at stages 1 and 2. Nothing runs on the
+device.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from deepspeed.comm import comm
 
 @dataclass
 class GatheredBytes:
-    """Of this rank: sizes of whole (gathered) tensors, its own shard included."""
+    """Of this rank: sizes of the gathered tensors, its own shards included."""
 
     total: int = 0
-    calls: int = 0
 
     def add(self, *outputs: torch.Tensor) -> None:
         self.total += sum(output.numel() * output.element_size() for output in outputs)
-        self.calls += 1
 
 
 @contextmanager
 def count_gathered_bytes() -> Iterator[GatheredBytes]:
-    """Counts until the ``with`` block ends. Needs DeepSpeed's communication to be initialised."""
+    """Counts until the ``with`` block ends. DeepSpeed's communication must have been initialised."""
     backend: Any = comm.cdb
-    assert backend is not None, "ranks have joined their group"
+    assert backend is not None, "call deepspeed.init_distributed first"
     counter = GatheredBytes()
     into_tensor, into_list = backend.all_gather_into_tensor, backend.all_gather
 
@@ -48,4 +46,4 @@ def count_gathered_bytes() -> Iterator[GatheredBytes]:
     try:
         yield counter
     finally:
-        del backend.all_gather_into_tensor, backend.all_gather  # the class's own show again
+        del backend.all_gather_into_tensor, backend.all_gather  # uncovers the class's own methods

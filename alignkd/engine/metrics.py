@@ -16,18 +16,18 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from alignkd.config.schema import DistillationSection
-from alignkd.engine.optimizer_step import StepSums, WindowFacts, peak_memory_bytes
+from alignkd.engine.optimizer_step import StepInfo, StepSums, peak_memory_bytes, term_weights
 from alignkd.engine.step_clock import StepTime
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
-from alignkd.losses.terms import TERMS, means, term_weights, total
+from alignkd.losses.total import TERMS, means, total
 from alignkd.run_folder.metrics import MetricsFile
 
 
 @dataclass(frozen=True)
 class _Pending:
     row: dict[str, Any]  # what the host knew at once
-    info: WindowFacts
+    info: StepInfo
     values: torch.Tensor  # sums of the terms, and the gradient norm where the device has it, being copied
     host_norm: float | None  # where the host had the gradient norm, or there is none (NaN)
     copied: Any  # device event that follows the copy; None on the CPU
@@ -50,7 +50,7 @@ class Metrics:
         self,
         row: dict[str, Any],
         sums: StepSums,
-        info: WindowFacts,
+        info: StepInfo,
         teacher: Reading,
         time: StepTime,
         *,

@@ -1,7 +1,8 @@
-"""One optimizer step: count, agree, then teacher forward, student forward and backward per micro-batch."""
+"""One optimizer step: all-reduce its counts, then run teacher and student on every micro-batch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,21 @@ from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import AlignkdError, TrainingError
-from alignkd.losses.terms import element_counts, term_scales, term_weights
+from alignkd.losses.total import ElementSizes, element_counts, term_scales, weights_by_term
 from alignkd.teacher.lookahead import targets_ahead
 from alignkd.teacher.provider import Teacher
+from alignkd.teacher.targets import TeacherTargets
 
 
 @dataclass(frozen=True)
-class WindowFacts:
+class StepInfo:
     """What all ranks know of an optimizer step before its first forward."""
 
     counts: TermCounts  # over all ranks and micro-batches
     elements: dict[str, int]  # divisors of the terms' sums
-    usr1: bool  # some rank was asked to stop
+    usr1: bool  # some rank was asked to stop, by either signal
     term: bool
-    written: bool = True  # every rank's checkpoint writer is done
+    written: bool = True  # the checkpoint writers of all ranks are idle
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,31 @@ class StepSums:
     gradient_norm: torch.Tensor | float | None  # over all ranks, before clipping
 
 
-def agree_on_window(
+def term_weights(distillation: DistillationSection) -> dict[str, float]:
+    """Configured weight of each term in the total; without distillation only the cross-entropy has one."""
+    if not distillation.enabled:
+        return weights_by_term(logits=0.0, attention=0.0, vision=0.0, focus=0.0)
+    weights = distillation.weights
+    return weights_by_term(
+        logits=weights.logits,
+        attention=weights.attention,
+        vision=weights.vision,
+        focus=distillation.vision_focus_weight,
+    )
+
+
+def all_reduce_step_info(
     window: list[Batch],
-    sizes: Any,
+    sizes: ElementSizes,
     stop: StopRequest,
     ranks: Ranks,
     written: bool = True,
     problem: AlignkdError | None = None,
-) -> WindowFacts:
-    """One host all-reduce for the counts of the coming step, the stop flags, and whether this rank's
-    checkpoint is ``written``. No device is involved.
+) -> StepInfo:
+    """Sum the counts of the coming step, the stop flags, and whether this rank's checkpoint is ``written``:
+    one all-reduce on the host, without the device. Collective.
 
-    A ``problem`` of any rank, for which it cannot take the step, is raised on all of them.
+    ``problem``: why this rank cannot take the step. Any rank's problem is raised on all of them.
     """
     local = sum((batch.counts for batch in window), start=TermCounts())
     flags = (stop.usr1, stop.term, written, problem is not None)
@@ -61,44 +76,38 @@ def agree_on_window(
     if counts.samples == 0:
         raise TrainingError(
             f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
-            "image folder not there? Set data.on_bad_sample to error to see the first one"
+            "image folder missing? Set data.on_bad_sample to error to see the first one"
         )
-    return WindowFacts(
-        counts, element_counts(counts, sizes), usr1 > 0, term > 0, written=writers == ranks.world_size
-    )
+    elements = element_counts(counts, sizes)
+    return StepInfo(counts, elements, usr1 > 0, term > 0, written=writers == ranks.world_size)
 
 
 def run_optimizer_step(
     engine: Any,
     teacher: Teacher | None,
     window: list[Batch],
-    facts: WindowFacts,
+    info: StepInfo,
     distillation: DistillationSection,
     ranks: Ranks,
     teacher_watch: Stopwatch,
     lookahead: int | None = None,
 ) -> StepSums:
-    """Train on one accumulation window; its length may differ from step to step, but not between ranks.
+    """Train on one accumulation window. Its length may differ between steps, but not between ranks.
     ``lookahead``: micro-batches that one teacher forward serves (None: the whole window).
 
-    The loss of a micro-batch is scaled by ranks x accumulation / count: DeepSpeed averages gradients over
-    ranks and divides by its *configured* accumulation in ``backward``, whatever the window's length is, so
-    the gradient does not depend on how the batch is split.
+    The loss of a micro-batch is scaled by ranks x accumulation / count, because DeepSpeed averages gradients
+    over ranks and divides by its *configured* accumulation in ``backward``, whatever the window's length. So
+    the gradient does not depend on how the global batch is split.
     """
     factor = float(ranks.world_size * engine.gradient_accumulation_steps())
-    scales = term_scales(facts.elements, term_weights(distillation), factor)
+    scales = term_scales(info.elements, term_weights(distillation), factor)
     window = [batch.to(ranks.device) for batch in window]
-    head, ahead = None, None
-    if teacher is not None:
-        with teacher_watch:
-            # Gathered once for the whole window, held until its last backward is done.
-            head = teacher.head_weight()
-        ahead = targets_ahead(teacher, window, lookahead, teacher_watch)
+    head, targets_of_window = _teacher_side(teacher, window, teacher_watch, lookahead)
     sums = torch.zeros(len(scales), device=ranks.device)
     own_norm = None
     for number, batch in enumerate(window):
         is_last = number == len(window) - 1
-        targets = None if ahead is None else next(ahead)
+        targets = next(targets_of_window)
         engine.set_gradient_accumulation_boundary(is_last)
         output = engine(batch, scales, targets, head)
         engine.backward(output.loss)
@@ -109,8 +118,21 @@ def run_optimizer_step(
     return StepSums(sums, engine.get_global_grad_norm() if own_norm is None else own_norm)
 
 
+def _teacher_side(
+    teacher: Teacher | None, window: list[Batch], watch: Stopwatch, lookahead: int | None
+) -> tuple[torch.Tensor | None, Iterator[TeacherTargets | None]]:
+    """The teacher's head [vocab, D_T], and its targets for each micro-batch; all None without a teacher."""
+    if teacher is None:
+        return None, iter([None] * len(window))
+    with watch:
+        # Gathered once for the whole window, and held until its last backward.
+        head = teacher.head_weight()
+    return head, targets_ahead(teacher, window, lookahead, watch)
+
+
 def _norm_that_deepspeed_drops(engine: Any) -> torch.Tensor | None:
-    """Stage 0 in fp32 clips without keeping the norm; the gradients are averaged after the last backward."""
+    """Stage 0 in fp32 clips without keeping the norm. Gradients are averaged by the end of the last backward,
+    so it can be taken before the step."""
     if engine.zero_optimization() or engine.bfloat16_enabled() or engine.fp16_enabled():
         return None
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
@@ -118,7 +140,7 @@ def _norm_that_deepspeed_drops(engine: Any) -> torch.Tensor | None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak of the device's allocator; on the CPU the peak resident memory of this process."""
+    """Peak of the device's allocator; on the CPU, peak resident memory of this process."""
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         return int(accelerator.max_memory_allocated())

@@ -1,4 +1,4 @@
-"""May the student use the teacher's vision features? Only where its own tower would make the same ones."""
+"""Whether one vision tower can serve both models: only if both towers would compute the same features."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from alignkd.models.mobilevlm import MobileVLM
 
 
 def reason_for_own_tower(teacher: MobileVLM, student: MobileVLM, ranks: Ranks) -> str | None:
-    """Why both towers must run; None when one serves both. The same on all ranks. Collective.
+    """Why both towers must run, or None when one serves both; the same answer on all ranks. Collective.
 
-    Preprocessing is the same for teacher and student, or the run does not start (``models.agreement``).
+    Preprocessing is not compared: a run whose models differ there does not start (``models.agreement``).
     """
     if student.train_vision_tower:
-        return "the student's is trained"
+        return "the student's tower is trained"
     if teacher.config.tower_config != student.config.tower_config:
         return "their configurations differ"
     if teacher.used_tower_layers != student.used_tower_layers:
-        return "mm_vision_select_layer differs"
+        return "they select different layers (mm_vision_select_layer)"
     dtypes = [next(model.vision_tower.parameters()).dtype for model in (teacher, student)]
     if dtypes[0] != dtypes[1]:
         return f"their precisions differ: {dtypes[0]} and {dtypes[1]}"

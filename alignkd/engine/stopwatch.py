@@ -1,4 +1,4 @@
-"""Time spent in a part of the step, without making the host wait for the device."""
+"""Time spent in a part of a step, measured without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deepspeed.accelerator import get_accelerator
 
 
 class Stopwatch:
-    """Adds up the time inside ``with`` blocks: events on an accelerator, the host's clock on the CPU."""
+    """Adds up the time inside ``with`` blocks, by device events, or by the host's clock on a CPU."""
 
     def __init__(self) -> None:
         self._on_cpu = get_accelerator().device_name() == "cpu"
@@ -30,7 +30,7 @@ class Stopwatch:
             self._events.append((self._start, self._record()))
 
     def take(self) -> Reading:
-        """What was measured since the last call, to be read later."""
+        """What was measured since the last call, to be read out later."""
         reading = Reading(self._host_seconds, self._events)
         self._host_seconds, self._events = 0.0, []
         return reading
@@ -42,7 +42,7 @@ class Stopwatch:
 
 
 class Reading:
-    """One take of a stopwatch. Reading it waits for the device's events, so read a step late."""
+    """One take of a stopwatch. :meth:`seconds` waits for the device's events, so call it a step later."""
 
     def __init__(self, host_seconds: float, events: list[tuple[Any, Any]]) -> None:
         self._host_seconds = host_seconds

@@ -1,4 +1,8 @@
-"""What the student's engine trains: student, adapters, and in its forward the loss of one micro-batch."""
+"""What the student's engine trains: student and adapters. Its forward is the loss of one micro-batch.
+
+Shapes: B rows, L columns, N logit positions, I images, M text rows, V vision tokens; widths and heads carry
+_T for the teacher and _S for the student where both meet.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ from torch import nn
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
-from alignkd.losses.alignment import vision_loss_sums
-from alignkd.losses.fused_head import LogitLosses
-from alignkd.losses.logits import LogitTargets
-from alignkd.losses.terms import ElementSizes
+from alignkd.losses.attention import fused_attention_loss
+from alignkd.losses.fused_logits import fused_logit_losses
+from alignkd.losses.logits import LogitLosses, LogitTargets
+from alignkd.losses.total import ElementSizes
+from alignkd.losses.vision import vision_loss_sums
 from alignkd.models.adapters import AlignmentAdapters
-from alignkd.models.mobilevlm import MobileVLM
-from alignkd.teacher.targets import TeacherTargets
+from alignkd.models.mobilevlm import MobileVLM, ModelOutputs
+from alignkd.teacher.targets import TeacherTargets, block_layout
 
 
 class StepOutput(NamedTuple):
@@ -35,9 +40,7 @@ class StudentStep(nn.Module):
         self.adapters = adapters
         self.divergence = distillation.divergence
         self.temperature = distillation.temperature
-        self.fused_head = distillation.fused_head
         self.top_k = distillation.top_k
-        self.fused_attention = distillation.fused_attention
 
     def sizes(self) -> ElementSizes:
         config = self.student.config
@@ -50,35 +53,64 @@ class StudentStep(nn.Module):
         targets: TeacherTargets | None = None,
         teacher_head_WD: torch.Tensor | None = None,
     ) -> StepOutput:
-        """``scales``: factor of each term's sum (see ``losses.terms.term_scales``), all normalisation.
+        """``scales``: factor of each term's sum, see ``losses.total.term_scales``.
 
         Every sub-module runs whatever the batch holds: terms without elements are zeros with a graph.
         """
-        consumer = None
+        outputs = self.student(batch, None if targets is None else targets.patches_IPC)
+        alignment: tuple[torch.Tensor, ...] = ()
         if targets is not None and self.adapters is not None:
-            consumer = partial(self.adapters.attention, targets.block_IHMV, fused=self.fused_attention)
-        outputs = self.student(batch, consumer, None if targets is None else targets.patches_IPC)
-        hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
+            # Before the head, whose gradients exist from its forward on and would be alive beside this.
+            alignment = self._alignment_sums(self.adapters, batch, outputs, targets)
+        logits = self._logit_losses(batch, outputs, targets, teacher_head_WD, (scales[0], scales[1]))
+        if not alignment:
+            return StepOutput(logits.loss, torch.cat([logits.sums, logits.sums.new_zeros(3)]))
+        scaled = (scale * term for scale, term in zip(scales[2:], alignment, strict=True))
+        detached = torch.stack([term.detach() for term in alignment])
+        return StepOutput(sum(scaled, start=logits.loss), torch.cat([logits.sums, detached]))
+
+    def _alignment_sums(
+        self,
+        adapters: AlignmentAdapters,
+        batch: Batch,
+        outputs: ModelOutputs,
+        targets: TeacherTargets,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L_A, L_V-all and L_V-focus as sums (equations 1, 4 and 3)."""
+        query_BHLE, key_BGLE, scaling = outputs.first_layer
+        loss_of_queries_and_keys = partial(
+            fused_attention_loss,
+            teacher_block_ITMV=targets.block_IHMV,
+            scaling=scaling,
+            layout=block_layout(batch, self.student.config.vision_tokens),
+        )
+        attention = adapters.attention(query_BHLE, key_BGLE, loss_of_queries_and_keys)
+        vision_all, vision_focus = vision_loss_sums(
+            adapters.vision(targets.vision_tokens_IVD.to(outputs.vision_tokens_IVD.dtype)),
+            outputs.vision_tokens_IVD[: batch.image_count],
+            targets.focus_indices_IK,
+            batch.text_rows_IM,
+        )
+        return attention, vision_all, vision_focus
+
+    def _logit_losses(
+        self,
+        batch: Batch,
+        outputs: ModelOutputs,
+        targets: TeacherTargets | None,
+        teacher_head_WD: torch.Tensor | None,
+        scales: tuple[float, float],
+    ) -> LogitLosses:
+        """L_Sup and the divergence (equation 6)."""
         logit_targets = LogitTargets(
             labels_N=batch.logit_labels_N,
             teacher_hidden_ND=None if targets is None else targets.hidden_ND,
             teacher_weight_WD=teacher_head_WD,
             divergence=self.divergence,
             temperature=self.temperature,
-            fused=self.fused_head,
         )
-        head: LogitLosses = self.student.head(hidden_ND, logit_targets, scales[:2])
-        if targets is None or self.adapters is None:
-            return StepOutput(head.loss, torch.cat([head.sums, head.sums.new_zeros(3)]))
-        terms = (
-            outputs.block,
-            *vision_loss_sums(
-                self.adapters.vision,
-                targets.vision_tokens_IVD,
-                outputs.vision_tokens_IVD[: batch.image_count],
-                targets.focus_indices_IK,
-                batch.text_rows_IM,
-            ),
+        hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
+        losses: LogitLosses = self.student.head(
+            hidden_ND, partial(fused_logit_losses, targets=logit_targets, scales=scales)
         )
-        loss = sum((scale * term for scale, term in zip(scales[2:], terms, strict=True)), start=head.loss)
-        return StepOutput(loss, torch.cat([head.sums, torch.stack([term.detach() for term in terms])]))
+        return losses

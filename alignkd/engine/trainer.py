@@ -15,8 +15,8 @@ from alignkd.engine.finish import finish_complete_run, finish_stopped_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import (
-    WindowFacts,
-    agree_on_window,
+    StepInfo,
+    all_reduce_step_info,
     peak_memory_bytes,
     run_optimizer_step,
 )
@@ -26,7 +26,7 @@ from alignkd.engine.state import TrainingState
 from alignkd.engine.step_clock import StepClock
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
-from alignkd.run_folder.metrics import MetricsFile
+from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 
@@ -51,9 +51,10 @@ class Trainer:
         """
         self.state, self.stop, self.progress = state, stop, progress
         self.step = state.found.step or 0  # optimizer steps done
-        file = MetricsFile(RunPaths(state.run).metrics)
-        state.ranks.run_on_rank0(lambda: file.drop_rows_after(self.step))
-        self.metrics = Metrics(file if state.ranks.is_first else None, state.config.distillation)
+        rows = RunPaths(state.run).metrics
+        state.ranks.run_on_rank0(lambda: cut_rows_after(rows, self.step))
+        file = MetricsFile(rows) if state.ranks.is_first else None
+        self.metrics = Metrics(file, state.config.distillation)
         self.saver = CheckpointSaver(
             state.run,
             state.config.checkpoint,
@@ -103,14 +104,14 @@ class Trainer:
                 self._save(wait=False)
         return EXIT_OK
 
-    def _next_window(self) -> tuple[list[Batch], WindowFacts]:
+    def _next_window(self) -> tuple[list[Batch], StepInfo]:
         """The next window and what all ranks know of it. Raises on all ranks when one cannot go on."""
         with self.clock.data_wait():
             window, problem = self._load_window()
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
         # add rows to the metrics of the process that took over.
         problem = self.saver.taken_over or problem
-        return window, agree_on_window(
+        return window, all_reduce_step_info(
             window, self.sizes, self.stop, self.state.ranks, self.saver.written, problem
         )
 
@@ -124,7 +125,7 @@ class Trainer:
             log.exception("the data loader failed")
             return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
 
-    def _train_step(self, window: list[Batch], info: WindowFacts) -> None:
+    def _train_step(self, window: list[Batch], info: StepInfo) -> None:
         state = self.state
         factor = schedule_factor(self.step, state.total_steps, state.config.training.warmup_ratio)
         set_learning_rates(state.engine.optimizer, factor)

@@ -21,7 +21,7 @@ def greedy_decode(model: MobileVLM, batch: Batch, eos_id: int, max_new_tokens: i
     answers: list[list[int]] = [[] for _ in range(batch.sample_count)]
     open_answers = set(range(len(answers)))
     for _ in range(max_new_tokens):
-        next_ids_B = model.head(model.decode(embeddings, cache)[:, -1]).argmax(dim=-1)
+        next_ids_B = model.logits(model.decode(embeddings, cache)[:, -1]).argmax(dim=-1)
         for row, token in enumerate(next_ids_B.tolist()):
             if token == eos_id:
                 open_answers.discard(row)

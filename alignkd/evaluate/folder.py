@@ -21,7 +21,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.evaluate.accuracy import Accuracy, score
 from alignkd.evaluate.decoding import greedy_decode
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 
 DEFAULT_KIND = "question"
 
@@ -61,7 +61,7 @@ def evaluate_folder(
     questions = read_questions(data, tokenizer)
     if image_folder is None and any(question.sample.images for question in questions):
         raise UserError(f"{data}: has images; name their folder with --image-folder")
-    model = load_model(model_folder, Building(torch.float32)).eval()
+    model = load_model(model_folder, BuildOptions(torch.float32)).eval()
     processor = ImageProcessor(model.config.preprocessor_config, DEFAULT_MAX_IMAGE_PIXELS)
     aspect_ratio = cast(AspectRatio, model.config.image_aspect_ratio)
     settings = CollateSettings(model.config.vision_tokens, processor.shape)

@@ -1,35 +1,38 @@
-"""L_Sup and the logit divergence (equation 6) from hidden states and both heads, as autograd sees them.
+"""L_Sup and equation 6, the divergence of the logits, from hidden states and the weights of both heads.
 
-The plain form: what ``losses.fused_head`` gets by chunks and in closed form, and is compared with. Both
-losses share the student's log-softmax. Shapes: N positions, D widths, W vocabulary.
+This is the plain form, left to autograd: all logits at once, kept for backward. Training runs the same sums
+by ``losses.fused_logits``; this one is their reference in tests and benchmarks. Both terms share the
+student's log-softmax. Shapes: N positions, D width of the model at hand, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from alignkd.data.batch import IGNORE_INDEX
+from alignkd.losses.precision import at_least_fp32
 
+IGNORE_INDEX = -100  # label of a position without supervision
 Divergence = Literal["reverse_kl", "forward_kl", "js"]
+Scales = tuple[float, float]  # factors of the cross-entropy sum and of the divergence sum
 
 
 @dataclass(frozen=True)
 class LogitTargets:
-    """What the head of the student is held against. Without a teacher only the cross-entropy is computed."""
+    """What the student's logits are compared with. Without a teacher the divergence is zero."""
 
     labels_N: torch.Tensor  # int64, IGNORE_INDEX where only the divergence applies
     teacher_hidden_ND: torch.Tensor | None = None
     teacher_weight_WD: torch.Tensor | None = None
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
-    fused: bool = True  # false: logits of all positions at once, kept for backward
 
-    def of(self, positions: slice) -> LogitTargets:
+    def at(self, positions: slice) -> LogitTargets:
+        """The targets of some of the positions."""
         teacher_hidden = None if self.teacher_hidden_ND is None else self.teacher_hidden_ND[positions]
         return replace(self, labels_N=self.labels_N[positions], teacher_hidden_ND=teacher_hidden)
 
@@ -38,6 +41,19 @@ class LogitTargets:
         if self.teacher_hidden_ND is None or self.teacher_weight_WD is None:
             return None
         return log_probabilities(self.teacher_hidden_ND, self.teacher_weight_WD, self.temperature)
+
+
+class LogitLosses(NamedTuple):
+    loss: torch.Tensor  # scalar with a graph, even when N is 0: the sums times their scales
+    sums: torch.Tensor  # [cross-entropy, divergence], detached, in fp32 (or wider)
+
+
+def plain_logit_losses(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, *, targets: LogitTargets, scales: Scales
+) -> LogitLosses:
+    """Same arguments and result as ``fused_logits.fused_logit_losses``."""
+    sums = logit_loss_sums(hidden_ND, weight_WD, targets)
+    return LogitLosses(scaled(sums, scales), sums.detach())
 
 
 def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets) -> torch.Tensor:
@@ -51,8 +67,7 @@ def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: L
     if log_teacher is None:
         return torch.stack([ce, ce.new_zeros(())])
     temperature = targets.temperature
-    log_student = tempered(log_student, temperature)
-    divergence = divergence_sum(log_student, log_teacher, targets.divergence)
+    divergence = divergence_sum(tempered(log_student, temperature), log_teacher, targets.divergence)
     return torch.stack([ce, divergence * temperature**2])
 
 
@@ -66,30 +81,37 @@ def log_probabilities(
 
 
 def tempered(log_probs_NW: torch.Tensor, temperature: float) -> torch.Tensor:
-    """What the same logits give at ``temperature``: log-softmax does not see that they were normalised."""
+    """Log-probabilities of the same logits at ``temperature``. Logits may be shifted by a constant, so those
+    at temperature 1 serve as logits."""
     return log_probs_NW if temperature == 1.0 else (log_probs_NW / temperature).log_softmax(dim=-1)
 
 
 def cross_entropy_sum(log_student_NW: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """L_Sup as a sum over the positions whose label is not IGNORE_INDEX."""
     return F.nll_loss(log_student_NW, labels_N, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def divergence_sum(log_student: torch.Tensor, log_teacher: torch.Tensor, kind: Divergence) -> torch.Tensor:
-    """Sum over rows and vocabulary of log-probabilities [N, W].
+def divergence_sum(
+    log_student_NW: torch.Tensor, log_teacher_NW: torch.Tensor, kind: Divergence
+) -> torch.Tensor:
+    """Equation 6 summed over positions and vocabulary.
 
-    reverse_kl: KL(student || teacher); forward_kl: KL(teacher || student); js: half of each KL to the mean.
+    reverse_kl: KL(student || teacher), the paper's; forward_kl: KL(teacher || student); js: half the KL of
+    each to their mean.
     """
     if kind == "reverse_kl":
-        return _kl_sum(log_student, log_teacher)
+        return _kl_sum(log_student_NW, log_teacher_NW)
     if kind == "forward_kl":
-        return _kl_sum(log_teacher, log_student)
-    log_mean = torch.logaddexp(log_student, log_teacher) - math.log(2.0)
-    return 0.5 * (_kl_sum(log_student, log_mean) + _kl_sum(log_teacher, log_mean))
+        return _kl_sum(log_teacher_NW, log_student_NW)
+    log_mean_NW = torch.logaddexp(log_student_NW, log_teacher_NW) - math.log(2.0)
+    return 0.5 * (_kl_sum(log_student_NW, log_mean_NW) + _kl_sum(log_teacher_NW, log_mean_NW))
+
+
+def scaled(sums: torch.Tensor, scales: Scales) -> torch.Tensor:
+    """The weighted total of both sums."""
+    return scales[0] * sums[0] + scales[1] * sums[1]
 
 
 def _kl_sum(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(p || q)."""
     return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-
-
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -43,7 +43,7 @@ OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")  # saved by ol
 
 
 @dataclass(frozen=True)
-class Building:
+class BuildOptions:
     """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None; the
     shards then live where that says, the buffers on ``device``. ``group`` holds the ranks that share one
     set of shards; None: all ranks."""
@@ -61,17 +61,17 @@ def public_name(name: str) -> str:
     raise AssertionError(f"no published name for {name}")
 
 
-def load_model(folder: Path | str, building: Building) -> MobileVLM:
+def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
     """A complete MobileVLM folder. Raises CheckpointError listing what does not fit."""
     config = read_model_config(folder)
     files = WeightFiles(Path(folder))
-    model = _empty_model(config, building)
-    _fill(model, dict.fromkeys(files.names(), files.read), files.shape, building, str(folder))
-    restore_buffers(model, building.device)
+    model = _empty_model(config, options)
+    _fill(model, dict.fromkeys(files.names(), files.read), files.shape, options, str(folder))
+    restore_buffers(model, options.device)
     return model
 
 
-def load_student(section: ModelSection, seed: int, building: Building) -> tuple[MobileVLM, list[str]]:
+def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tuple[MobileVLM, list[str]]:
     """The model to train, from a MobileVLM folder, from a plain LLaMA folder completed with
     ``model.vision_tower`` and a seeded projector, or from scratch. Returns it with the names that did not
     come from ``model.student``."""
@@ -95,9 +95,9 @@ def load_student(section: ModelSection, seed: int, building: Building) -> tuple[
         completed = sorted(extra)
         sources |= dict.fromkeys(extra, extra.__getitem__)
         shapes |= {name: tuple(value.shape) for name, value in extra.items()}
-    model = _empty_model(config, building)
-    _fill(model, sources, shapes.__getitem__, building, where)
-    restore_buffers(model, building.device)
+    model = _empty_model(config, options)
+    _fill(model, sources, shapes.__getitem__, options, where)
+    restore_buffers(model, options.device)
     return model, completed
 
 
@@ -155,27 +155,27 @@ def _hash(tensors: Iterable[tuple[str, torch.Tensor]], hashing: bool) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _empty_model(config: MobileVLMConfig, building: Building) -> MobileVLM:
-    if building.zero3 is not None:
+def _empty_model(config: MobileVLMConfig, options: BuildOptions) -> MobileVLM:
+    if options.zero3 is not None:
         # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is
         # ignored by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would
         # silently be bf16.
-        sharded = deepspeed.zero.Init(data_parallel_group=building.group, config_dict_or_path=building.zero3)
+        sharded = deepspeed.zero.Init(data_parallel_group=options.group, config_dict_or_path=options.zero3)
         with sharded, no_init_weights():
             model = MobileVLM(config)
         built = model.head.weight.dtype
-        assert built == building.dtype, f"ZeRO-3 built {built}, wanted {building.dtype}"
+        assert built == options.dtype, f"ZeRO-3 built {built}, wanted {options.dtype}"
         return model
     with torch.device("meta"), no_init_weights():
-        model = MobileVLM(config).to(building.dtype)
-    return model.to_empty(device=building.device)
+        model = MobileVLM(config).to(options.dtype)
+    return model.to_empty(device=options.device)
 
 
 def _fill(
     model: MobileVLM,
     sources: Mapping[str, Callable[[str], torch.Tensor]],
     shape_of: Callable[[str], tuple[int, ...]],
-    building: Building,
+    options: BuildOptions,
     where: str,
 ) -> None:
     parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
@@ -195,7 +195,7 @@ def _fill(
     for name in [name for name in sources if name in parameters]:
         parameter = parameters[name]
         with _gathered(parameter, modifier_rank=0):
-            if building.zero3 is None or torch.distributed.get_rank(building.group) == 0:
+            if options.zero3 is None or torch.distributed.get_rank(options.group) == 0:
                 parameter.data.copy_(sources[name](name))
 
 

@@ -1,30 +1,26 @@
 """MobileVLM V2 on transformers' LLaMA and CLIP classes: vision tower -> projector -> language model -> head.
 
-Everything that the losses need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; they never see a
-model class. Shapes: B rows, L columns, D width, I images (see ``data/batch.py``), P patches and C width of
-the vision tower, V vision tokens of an image.
+Everything that a loss can need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; the model knows of
+no loss. Shapes: B rows, L columns, D width, I images (see ``data/batch.py``), P patches and C width of the
+vision tower, V vision tokens of an image.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from alignkd.data.batch import Batch
-from alignkd.losses.fused_head import LogitLosses, Scales, logit_losses
-from alignkd.losses.logits import LogitTargets
-from alignkd.models.attention import (
-    ATTENTION_NAME,
-    BlockConsumer,
-    BlockLayout,
-    BlockRequest,
-    text_vision_block,
-)
+from alignkd.models.attention import ATTENTION_NAME, FirstLayerAttention, FirstLayerCapture
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.projector import LDPv2Projector
+
+T = TypeVar("T")
 
 
 class ModelOutputs(NamedTuple):
@@ -36,24 +32,20 @@ class ModelOutputs(NamedTuple):
     hidden_BLD: torch.Tensor  # after the final norm, before the head
     vision_tokens_IVD: torch.Tensor
     patches_IPC: torch.Tensor
-    block: torch.Tensor | None  # what the consumer made of the first layer's text x vision block
+    first_layer: FirstLayerAttention
 
 
 class LanguageModelHead(nn.Module):
-    """The output projection. The logit losses run inside its forward, so that ZeRO-3 gathers its weight like
-    any other module's."""
+    """The output projection. Its forward lends the weight to a function, because ZeRO-3 gathers the weights
+    of a module for the time of its forward only: logits and fused losses alike are computed in there."""
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
 
-    def forward(
-        self, hidden: torch.Tensor, targets: LogitTargets | None = None, scales: Scales = (1.0, 1.0)
-    ) -> torch.Tensor | LogitLosses:
-        """Logits [..., vocab], or with ``targets`` what :func:`logit_losses` makes of [N, D]."""
-        if targets is None:
-            return nn.functional.linear(hidden, self.weight)
-        return logit_losses(hidden, self.weight, targets, scales)
+    def forward(self, hidden: torch.Tensor, function: Callable[[torch.Tensor, torch.Tensor], T]) -> T:
+        """``function(hidden [..., D], weight [vocab, D])``."""
+        return function(hidden, self.weight)
 
 
 class MobileVLM(nn.Module):
@@ -83,38 +75,34 @@ class MobileVLM(nn.Module):
         for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
             # Renamed between transformers 5.17 and 5.23.
             enable = getattr(module, "activation_checkpointing_enable", None)
-            # Non-reentrant: the block leaves layer 0 by a side channel, and its gradient must survive.
+            # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients.
             (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
 
-    def forward(
-        self,
-        batch: Batch,
-        block_consumer: BlockConsumer | None = text_vision_block,
-        patches_IPC: torch.Tensor | None = None,
-    ) -> ModelOutputs:
-        """Run all of the model but the head. The tower and the projector run whatever the batch holds: a rank
-        that skipped them would leave the others alone in their collectives.
+    def forward(self, batch: Batch, patches_IPC: torch.Tensor | None = None) -> ModelOutputs:
+        """Run all of the model but the head.
 
-        ``block_consumer`` gets the first layer's queries and keys. ``patches_IPC``: what an equal tower made
-        of the batch's pixels; this one does not run then.
+        The projector (and the tower) runs whatever the batch holds: a rank that skipped it would deadlock the
+        other ranks in their collectives. ``patches_IPC``: what an identical tower computed from the batch's
+        pixels; this model's own tower does not run then.
         """
         if patches_IPC is None:
             patches_IPC = self.patches(batch.pixel_values)
-        vision_tokens: torch.Tensor = self.projector(patches_IPC)
-        request = None
-        if block_consumer is not None:
-            layout = BlockLayout.of(batch, self.config.vision_tokens)
-            request = BlockRequest(layout, block_consumer)
+        vision_tokens_IVD: torch.Tensor = self.projector(patches_IPC)
+        first_layer = FirstLayerCapture()
         # Right padding under causal attention: no mask, since no real token sees a later one.
         output = self.language_model(
-            inputs_embeds=self.embed(batch, vision_tokens),
+            inputs_embeds=self.embed(batch, vision_tokens_IVD),
             position_ids=batch.position_ids_BL,
             use_cache=False,
-            block_request=request,
+            first_layer=first_layer,
             segments=batch.segments,
         )
-        block = None if request is None else request.answer
-        return ModelOutputs(output.last_hidden_state, vision_tokens, patches_IPC, block)
+        return ModelOutputs(output.last_hidden_state, vision_tokens_IVD, patches_IPC, first_layer.take())
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> [..., vocab]."""
+        logits: torch.Tensor = self.head(hidden, F.linear)
+        return logits
 
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [I, 3, S, S] -> vision tokens [I, V, D]."""
@@ -123,16 +111,17 @@ class MobileVLM(nn.Module):
 
     def patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [I, 3, S, S] -> the tower's selected hidden states [I, P, C]."""
+        # Not from a layer's `weight`: outside that layer's own forward ZeRO-3 gathers it for the question.
+        dtype = next(self.vision_tower.parameters()).dtype
         with torch.set_grad_enabled(self.train_vision_tower and torch.is_grad_enabled()):
-            pixels = pixel_values.to(self.vision_tower.embeddings.patch_embedding.weight.dtype)
-            hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixels))
+            hidden = self.vision_tower.pre_layrnorm(self.vision_tower.embeddings(pixel_values.to(dtype)))
             for layer in self.vision_tower.encoder.layers[: self.used_tower_layers]:
                 hidden = layer(hidden, attention_mask=None)
-            patches: torch.Tensor = hidden[:, 1:]  # without the class token
-        return patches
+            patches_IPC: torch.Tensor = hidden[:, 1:]  # without the class token
+        return patches_IPC
 
     def embed(self, batch: Batch, vision_tokens_IVD: torch.Tensor) -> torch.Tensor:
-        """Input embeddings [B, L, D]: token embeddings, with the vision tokens put into their places."""
+        """Input embeddings [B, L, D]: those of the tokens, with the vision tokens put into their places."""
         embeddings: torch.Tensor = self.language_model.embed_tokens(batch.input_ids_BL.clamp(min=0))
         real = vision_tokens_IVD[: batch.image_count]
         offsets = torch.arange(self.config.vision_tokens, device=embeddings.device)
@@ -143,7 +132,8 @@ class MobileVLM(nn.Module):
         return embeddings + (0.0 * vision_tokens_IVD[batch.image_count :]).sum()
 
     def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Hidden states of new positions behind those in ``cache`` (a transformers Cache), for generation."""
+        """Hidden states [B, L, D] of positions that follow those in ``cache`` (a transformers Cache), for
+        generation."""
         output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
@@ -155,7 +145,7 @@ class MobileVLM(nn.Module):
         return layers
 
     def used_tower_modules(self) -> list[nn.Module]:
-        """What of the tower decides its selected hidden state."""
+        """The parts of the tower that its selected hidden state depends on."""
         tower = self.vision_tower
         return [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[: self.used_tower_layers]]
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.tower import portable_tower_name
-from alignkd.run_folder.durable_files import flush_to_disk, flush_tree
+from alignkd.run_folder.atomic_files import flush_to_disk, flush_tree
 
 FileFormat = Literal["safetensors", "bin"]
 

@@ -1,5 +1,8 @@
-"""``metrics.jsonl``: one JSON object per optimizer step, appended by rank 0. A killed writer may tear the
-last line."""
+"""``metrics.jsonl``: one JSON object (a row) per line and optimizer step. Rank 0 appends, everyone reads.
+
+A killed writer or a full disk may leave a torn line, a power failure anything: readers skip what is no row.
+JSON has neither infinity nor NaN: they are written as null, so a reader may find null for any number.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +11,69 @@ import json
 import logging
 import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.durable_files import flush_to_disk, replace_text
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 
 log = logging.getLogger(__name__)
+Row = dict[str, Any]
+_TAIL_BYTES_PER_ROW = 4096  # generous: rows take about 700 bytes
 
 
-def whole_rows(run: Path) -> list[dict[str, Any]]:
-    """In file order, without lines that are not JSON objects; empty when the file cannot be read."""
+def row_line(row: Row) -> str:
+    """The line of ``row``, with its line break."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def iter_rows(path: Path) -> Iterator[Row]:
+    """All rows in the order of the file; none when it cannot be read."""
     try:
-        lines = RunPaths(run).metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        with path.open("rb") as file:
+            yield from _rows(file)
+    except OSError:
+        return
+
+
+def last_rows(path: Path, count: int) -> list[Row]:
+    """At most ``count`` rows from the end of the file, without reading all of it."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, 2) - count * _TAIL_BYTES_PER_ROW)
+            file.seek(start)
+            lines = file.read().splitlines()
     except OSError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
+    return list(_rows(lines[1 if start else 0 :]))[-count:]
+
+
+def cut_rows_after(path: Path, step: int) -> None:
+    """Drop the rows of steps after ``step``, and torn lines; nothing is written when there are none. Raises
+    OSError."""
+    if not path.exists():
+        return
+    before = path.read_bytes()
+    after = b"".join(line + b"\n" for line in before.splitlines() if _step(line) <= step)
+    if after != before:
+        # Durable: a resume does not repeat the steps whose rows a checkpoint vouches for.
+        write_text_atomic(path, after.decode())
 
 
 class MetricsFile:
-    """The writer's side of the file. Rows that a full disk refuses are kept and written with later ones."""
+    """What rank 0 appends to the file. Rows that a full disk refuses are kept and written with later ones."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._unwritten: list[str] = []
 
-    def drop_rows_after(self, step: int) -> None:
-        """Drop the rows after ``step``, from which training resumes and writes them again. Raises OSError."""
-        if not self._path.exists():
-            return
-        before = self._path.read_text(encoding="utf-8", errors="replace")  # a power failure leaves any bytes
-        after = "".join(line + "\n" for line in before.splitlines() if _step_of(line) <= step)
-        if after != before:
-            replace_text(self._path, after)
-
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Row) -> None:
         """Does not raise when the disk refuses the row: the next save reports what is wrong."""
-        self._unwritten.append(json_line(row))
+        self._unwritten.append(row_line(row))
         try:
             self._write_rows()
         except OSError as error:
@@ -75,17 +98,18 @@ class MetricsFile:
         self._unwritten = []
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """One line of the file. Infinity and NaN, which JSON does not have, become null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite) + "\n"
+def _rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    for line in lines:
+        try:
+            row = json.loads(line.decode())
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**62  # a line torn by a killed writer
+def _step(line: bytes) -> float:
+    """Infinity for what is no row of a step."""
+    row = next(_rows([line]), {})
+    step = row.get("step")
+    return step if isinstance(step, int) else math.inf

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 
 
@@ -28,11 +29,10 @@ class Progress:
         if not self._writes or (phase == self._phase and now - self._written < self._interval):
             return
         self._phase, self._written = phase, now
-        temporary = self._path.with_suffix(".tmp")
-        # A full disk must not end the run here: whether it can go on is for the next save to say.
+        text = json.dumps({"phase": phase, **facts, "updated": now})
+        # A full disk must not end the run here: whether it can continue is for the next save to say.
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps({"phase": phase, **facts, "updated": now}), encoding="utf-8")
-            temporary.replace(self._path)
+            write_text_atomic(self._path, text, durable=False)
 
     @contextlib.contextmanager
     def alive(self, phase: str, every: float = 30.0, **facts: Any) -> Iterator[None]:

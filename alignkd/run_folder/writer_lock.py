@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 
 BEAT_SECONDS = 10.0
@@ -111,9 +112,8 @@ class WriterLock:
             "job": _job(),
             "beat": f"{os.getpid()}.{self._beat}",
         }
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(facts), encoding="utf-8")
-        temporary.replace(self._path)
+        # Not flushed: a disk that is slow to flush would make this writer look dead.
+        write_text_atomic(self._path, json.dumps(facts), durable=False)
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(self._beat_seconds):

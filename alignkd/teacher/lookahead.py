@@ -1,25 +1,26 @@
 """One teacher forward for several micro-batches.
 
-A sharded teacher gathers all its weights once per forward, so its traffic would grow with accumulation. What
-is kept of the forward are compact targets, cut into those of each micro-batch.
+A sharded teacher gathers all its weights in every forward, so one forward per micro-batch would make its
+traffic grow with accumulation. Of the joint forward only compact targets are kept, split by micro-batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from alignkd.data.batch import Batch
 from alignkd.data.join import join
-from alignkd.engine.stopwatch import Stopwatch
 from alignkd.teacher.provider import Teacher
 from alignkd.teacher.targets import TeacherTargets
 
 
 def targets_ahead(
-    teacher: Teacher, window: Sequence[Batch], lookahead: int | None, watch: Stopwatch
+    teacher: Teacher, window: Sequence[Batch], lookahead: int | None, watch: AbstractContextManager[None]
 ) -> Iterator[TeacherTargets]:
-    """Targets of each micro-batch of ``window``. A forward serves ``lookahead`` of them (None: all), and runs
-    when the first one is asked for. Collective when the teacher is sharded: as many forwards on every rank.
+    """Targets of each micro-batch of ``window``. A forward, timed by ``watch``, serves ``lookahead`` of them
+    (None: all) and runs when the first of them is asked for. Collective when the teacher is sharded: every
+    rank runs equally many forwards.
     """
     size = lookahead or len(window)
     for start in range(0, len(window), size):
@@ -30,7 +31,7 @@ def targets_ahead(
 
 
 def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[TeacherTargets]:
-    """Views of a joined batch's targets, one per micro-batch."""
+    """Views of a joined batch's targets, one set per micro-batch."""
     parts, image, position = [], 0, 0
     for batch in batches:
         images = slice(image, image + batch.image_count)
@@ -38,7 +39,7 @@ def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[Tea
         image, position = images.stop, positions.stop
         patches = targets.patches_IPC
         if patches is not None:
-            # Without an image of its own a batch takes any: its projector output is multiplied by zero.
+            # A batch without images takes any image: its projector output is multiplied by zero.
             patches = patches[images] if batch.image_count else patches[:1]
         parts.append(
             TeacherTargets(

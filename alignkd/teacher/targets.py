@@ -1,4 +1,8 @@
-"""What the losses need of the teacher, and nothing else: compact, per micro-batch, movable."""
+"""Everything the losses need of the teacher: compact, one set per micro-batch, movable to another device.
+
+Shapes: B rows, L columns, D the teacher's width, N logit positions, I real images, H heads, M text rows,
+V vision tokens, K focus tokens, P patches and C width of the vision tower.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,23 @@ import torch
 from torch import nn
 
 from alignkd.data.batch import Batch
-from alignkd.losses.alignment import focus_indices
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.losses.attention import BlockLayout, text_vision_block
+from alignkd.losses.vision import focus_indices
+from alignkd.models.mobilevlm import MobileVLM, ModelOutputs
 
 
 class TeacherTargets(NamedTuple):
-    """N logit positions, I real images, H heads, M text rows, V vision tokens, K focus tokens."""
-
-    hidden_ND: torch.Tensor  # at the batch's logit positions; the head comes later, in chunks
-    block_IHMV: torch.Tensor  # in the model's dtype
+    hidden_ND: torch.Tensor  # at the batch's logit positions; the losses apply the head in chunks
+    block_IHMV: torch.Tensor  # first-layer attention of equation 1, in the model's dtype
     vision_tokens_IVD: torch.Tensor
-    focus_indices_IK: torch.Tensor
+    focus_indices_IK: torch.Tensor  # int64, IdxK of equation 3
     patches_IPC: torch.Tensor | None = None  # of a tower that the student shares; at least one image
 
 
 class TeacherModel(nn.Module):
-    """A frozen model whose forward gives targets. One module, so an engine's hooks see a whole forward.
+    """A frozen model whose forward returns targets; one module, so that an engine's hooks see one forward.
 
-    ``shares_tower``: the student's tower is the same, so its features are handed on.
+    ``shares_tower``: the student has the same vision tower, so the targets include its features.
     """
 
     def __init__(self, model: MobileVLM, top_k: int) -> None:
@@ -36,13 +39,19 @@ class TeacherModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherTargets:
-        outputs = self.model(batch)
-        assert outputs.block is not None
+        outputs: ModelOutputs = self.model(batch)
+        layout = block_layout(batch, self.model.config.vision_tokens)
+        block_IHMV = text_vision_block(*outputs.first_layer, layout)
         return TeacherTargets(
             hidden_ND=outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N],
-            # Chosen from the fp32 block; what is kept is as precise as the queries and keys it came from.
-            block_IHMV=outputs.block.to(outputs.hidden_BLD.dtype),
+            # The focus is chosen from the fp32 block. Kept is the precision of the queries and keys.
+            block_IHMV=block_IHMV.to(outputs.hidden_BLD.dtype),
             vision_tokens_IVD=outputs.vision_tokens_IVD[: batch.image_count],
-            focus_indices_IK=focus_indices(outputs.block, self.top_k),
+            focus_indices_IK=focus_indices(block_IHMV, self.top_k),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
         )
+
+
+def block_layout(batch: Batch, vision_tokens: int) -> BlockLayout:
+    """Where the text x vision blocks of ``batch`` are, for both models."""
+    return BlockLayout(batch.image_places, batch.text_rows_IM, vision_tokens, batch.segments)

@@ -18,6 +18,7 @@ from types import FrameType
 from rich.console import Console
 
 from alignkd.errors import EXIT_SAVED_ON_USR1, UserError
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import visible_gpus
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
@@ -31,7 +32,6 @@ from launcher.run.exit_codes import (
     failure_report,
     is_failure,
 )
-from launcher.run.files import read_json
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest
 from launcher.run.progress import GONE, LastingView, Pace, Snapshot, View, make_view, read_snapshot

@@ -18,13 +18,13 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.hostfile import Host
 from launcher.backends.local import watch_ranks
 from launcher.backends.ranks import RankGroup, free_port
 from launcher.render.quoting import shell_word
 from launcher.run import attempts
-from launcher.run.files import read_json, write_json
 from launcher.run.manifest import Manifest
 
 # No questions: nobody could answer them for each of many ranks. A host that is gone is noticed after 45 s.

@@ -15,6 +15,7 @@ from rich.console import Console
 from alignkd.config import load_run_config
 from alignkd.config.combinations import counted
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import read_json, write_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 from launcher.backends.hostfile import Host
@@ -35,7 +36,6 @@ from launcher.commands.status import inspect_run
 from launcher.render.deepspeed import batch_split
 from launcher.run.attempts import open_attempt, read_history, slurm_step
 from launcher.run.checkpoints import changes_allowed, check_changes, check_step, gone_back
-from launcher.run.files import read_json, write_atomic, write_json
 from launcher.run.lock import only_launcher
 from launcher.run.manifest import Manifest, read_manifest
 
@@ -207,7 +207,7 @@ def cancel_run(run: Path) -> dict[str, Any]:
 
 
 def _note(run: Path, name: str, jobs: list[QueuedJob]) -> None:
-    write_atomic(RunPaths(run).stop, " ".join([name, *(job.id for job in jobs)]) + "\n")
+    write_text_atomic(RunPaths(run).stop, " ".join([name, *(job.id for job in jobs)]) + "\n")
 
 
 def _signal(run: Path, job: QueuedJob, name: str) -> None:

@@ -20,6 +20,8 @@ from rich.console import Console
 
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths, log_name
 from launcher.backends.slurm.client import ask, hostnames, queued_jobs
 from launcher.backends.slurm.lifecycle import Reason
@@ -27,7 +29,6 @@ from launcher.commands.control import start_run
 from launcher.commands.launch import LaunchRequest, write_run
 from launcher.run.attempts import Attempt, open_attempt, read_history
 from launcher.run.exit_codes import ATTEMPT_PREFIX
-from launcher.run.files import read_json
 from launcher.run.manifest import Manifest, read_manifest
 
 SLURM_SECONDS = 30.0  # between two questions to Slurm
@@ -245,8 +246,7 @@ def _folder_finding(run: Path, manifest: Manifest) -> Finding:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row["loss"] for row in iter_rows(RunPaths(run).metrics)}
 
 
 def _loss_finding(whole: dict[int, float], cut: dict[int, float]) -> Finding:

@@ -14,6 +14,7 @@ from rich.console import Console
 from alignkd.config import Config, load_config, warnings_of
 from alignkd.config.combinations import counted
 from alignkd.errors import ConfigError
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import visible_gpus
 from launcher.backends.hostfile import Host
@@ -28,7 +29,6 @@ from launcher.plan.check import check_memory
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps, batch_split, student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
-from launcher.run.files import read_json
 from launcher.run.folder import create_run_folder, run_path
 from launcher.run.manifest import Manifest, make_manifest
 from launcher.run.progress import duration

@@ -12,6 +12,7 @@ from alignkd.config import Config, load_run_config
 from alignkd.config.combinations import divisors, listed
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import read_json, write_json, write_text_atomic
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
 from alignkd.run_folder.drift import conversion_problem
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
@@ -25,7 +26,6 @@ from launcher.plan.check import check_memory, configured_memory
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps, student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
-from launcher.run.files import read_json, write_atomic, write_json
 from launcher.run.manifest import Manifest
 
 
@@ -137,6 +137,6 @@ def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
     if teacher is not None:
         write_json(RunPaths(run).teacher_deepspeed, teacher)
     for name, text in scripts.items():
-        write_atomic(run / name, text, mode=0o755)
+        write_text_atomic(run / name, text, mode=0o755)
     write_json(RunPaths(run).manifest, wanted.as_dict())
     RunPaths(run).resize_journal.unlink()

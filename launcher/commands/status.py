@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 import time
@@ -11,19 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.metrics import iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.attempts import Attempt, last_sign, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
-from launcher.run.files import read_json
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
 
 QUIET_SECONDS = 300.0  # a run that shows no sign of life for so long is worth a look
 _ETA_ROWS = 50
-_TAIL_BYTES = 256 * 1024
 
 _WAITS = {
     "None": "Slurm has not looked at it yet",
@@ -82,7 +81,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     result = read_json(RunPaths(run).result) or {}
     job = jobs[0] if jobs else None
     state, detail = _state(run, manifest, result, progress, jobs, history, current, now)
-    rows = _last_rows(RunPaths(run).metrics)
+    rows = last_rows(RunPaths(run).metrics, _ETA_ROWS)
     step, total = progress.get("step", 0), progress.get("total_steps")
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
@@ -187,27 +186,6 @@ def _phase(progress: dict[str, Any], attempt: Attempt, now: float) -> str:
     return phase if quiet < QUIET_SECONDS else f"{phase}; no sign of life for {quiet / 60:.0f} minutes"
 
 
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The newest rows of ``metrics.jsonl``; a torn one is left out."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            start = max(0, file.tell() - _TAIL_BYTES)
-            file.seek(start)
-            lines = file.read().splitlines()[1 if start else 0 :]
-    except OSError:
-        return []
-    return [row for line in lines[-_ETA_ROWS:] if (row := _row(line)) is not None]
-
-
-def _row(line: bytes | str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def _median(rows: list[dict[str, Any]], name: str) -> float | None:
     """The first step of a start waits long, for the loader's processes: a mean would tell of nothing else."""
     values = [float(row[name]) for row in rows if isinstance(row.get(name), float | int)]
@@ -227,11 +205,7 @@ def _goodput(run: Path, history: list[Attempt], current: Attempt | None, now: fl
         spent += (last_sign(run, current) if now is None else now) - current.start
     if not RunPaths(run).attempts.exists() and current is None:
         return None
-    try:
-        with RunPaths(run).metrics.open(encoding="utf-8") as file:
-            kept = sum((_row(line) or {}).get("step_seconds", 0.0) for line in file)
-    except OSError:
-        kept = 0.0
+    kept = sum(row.get("step_seconds") or 0.0 for row in iter_rows(RunPaths(run).metrics))
     return min(1.0, kept / spent) if spent > 0 else None
 
 

@@ -11,12 +11,10 @@ from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.workload import Workload
 
 FP32 = 4
-POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_head, which needs torch; a test compares them
-ROWS_PER_CHUNK = 128  # as in alignkd.models.attention
-# [positions, vocabulary] matrices of fp32 alive at once: in a chunk of the fused head (js, or a temperature,
-# takes one more), and where autograd keeps them for backward.
+POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_logits, which needs torch; a test compares them
+ROWS_PER_CHUNK = 128  # as in alignkd.losses.attention
+# [positions, vocabulary] matrices of fp32 alive at once in a chunk (js, or a temperature, takes one more).
 CHUNK_MATRICES = 3
-UNFUSED_MATRICES = 7
 
 
 def layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
@@ -51,6 +49,7 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
     D = config.hidden_size
     if checkpointing:
         layers = config.num_hidden_layers * work.tokens * D * size
+        layers += first_layer_bytes(config, work.tokens, size)
     else:
         layers = config.num_hidden_layers * layer_bytes(config, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
@@ -59,16 +58,10 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
     return layers + last_norm + head + vision_term + projector_bytes(config, work.images, size)
 
 
-def unfused_attention_bytes(config: MobileVLMConfig, teacher_heads: int, work: Workload, size: int) -> int:
-    """Kept by the first layer besides, where ``distillation.fused_attention`` is off: whole rows of
-    attention, the block's difference from the adapted one, and the teacher's block turned for the adapter."""
-    H, rows = config.num_attention_heads, work.text_rows
-    maps = 0  # the rows of a chunk meet the keys up to its last one
-    for start in range(0, rows, ROWS_PER_CHUNK):
-        stop = min(start + ROWS_PER_CHUNK, rows)
-        maps += (stop - start) * (work.length - rows + stop)
-    per_image = FP32 * H * (maps + rows * work.vision_tokens)
-    return work.images * (per_image + size * teacher_heads * rows * work.vision_tokens)
+def first_layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
+    """Queries and keys of the first layer, which the attention term needs after the model's forward."""
+    width = config.hidden_size // config.num_attention_heads
+    return tokens * width * (config.num_attention_heads + config.num_key_value_heads) * size
 
 
 def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
@@ -77,11 +70,9 @@ def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, check
     return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
 
 
-def logits_workspace(config: MobileVLMConfig, work: Workload, *, fused: bool) -> int:
-    """The last chunk of logits, beside the gradient of the head's weight, which the fused head makes in the
-    forward; or the logits of all positions, in the backward of the loss."""
-    if not fused:
-        return work.supervised * config.vocab_size * FP32 * UNFUSED_MATRICES
+def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
+    """The last chunk of logits, beside the gradient of the head's weight, which the fused losses compute in
+    the forward."""
     chunk = min(work.supervised, POSITIONS_PER_CHUNK) * config.vocab_size * FP32 * CHUNK_MATRICES
     return chunk + head_gradient_bytes(config)
 
@@ -108,12 +99,14 @@ def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, sha
     widths = 3 * tower["intermediate_size"] + 4 * tower["hidden_size"]
     in_tower = images * (patches_of(config) + 1) * widths * size
     in_tower += pixel_bytes(config, images, size) if half else 0  # a copy in the model's dtype
+    vision = images * work.vision_tokens * D * size + patch_bytes(config, images, size)
+    first_layer = first_layer_bytes(config, tokens, size)
+    in_a_layer = vision + first_layer + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
     block = images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    in_first_layer = block + block_workspace(config, work) + tokens * 5 * D * size
-    in_a_layer = block + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
+    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(config, work)
     at_the_end = (block if half else 0) + target_bytes(config, work, size, shares_tower=shares_tower)
     side_by_side = pixel_bytes(config, images, FP32) if work.window > 1 else 0
-    return side_by_side + int(max(in_tower, in_first_layer, in_a_layer, at_the_end))
+    return side_by_side + int(max(in_tower, in_a_layer, in_the_block, at_the_end))
 
 
 def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:

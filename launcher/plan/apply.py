@@ -16,7 +16,7 @@ import yaml
 from alignkd.config.dotted import Keys, get_value, join_keys, set_value, split_key
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import UserError
-from launcher.run.files import write_atomic
+from alignkd.run_folder.atomic_files import write_text_atomic
 
 BACKUP_SUFFIX = ".bak"
 
@@ -44,8 +44,8 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     backup = path.with_name(path.name + BACKUP_SUFFIX)
     place = path.resolve()  # a link stays one
     mode = stat.S_IMODE(place.stat().st_mode)
-    write_atomic(backup, old, mode)
-    write_atomic(place, new, mode)
+    write_text_atomic(backup, old, mode=mode)
+    write_text_atomic(place, new, mode=mode)
     changed = [f"  {join_keys(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
     return [f"{path}: changed (the old file is {backup})", *changed]
 

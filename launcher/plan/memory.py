@@ -143,16 +143,9 @@ def _student_work(
     if not shares_tower(config, sizes):  # else they are among the targets
         kept += activations.patch_bytes(student.config, work.images, size)
     of_layer = activations.layer_workspace(student.config, work, size, checkpointing=checkpointing)
-    if sizes.teacher is not None and not config.distillation.fused_attention:
-        heads = sizes.teacher.config.num_attention_heads
-        unfused = activations.unfused_attention_bytes(student.config, heads, work, size)
-        if checkpointing:  # made again in the first layer's backward
-            of_layer += unfused
-        else:
-            kept += unfused
     workspace = max(
         of_layer,
-        activations.logits_workspace(student.config, work, fused=config.distillation.fused_head),
+        activations.logits_workspace(student.config, work),
         activations.block_workspace(student.config, work),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0

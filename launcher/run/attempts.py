@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths, exit_name
 from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.exit_codes import failed_rank
-from launcher.run.files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from alignkd.config import load_run_config
 from alignkd.config.combinations import listed
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     MARKER,
@@ -27,7 +28,6 @@ from alignkd.run_folder.checkpoints import (
 )
 from alignkd.run_folder.drift import allowed_changes, saved_stage
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.files import write_atomic, write_json
 
 IN_DEEPSPEED_FILES = (
     "student.offload",
@@ -151,7 +151,7 @@ def gone_back(run: Path, step: int | None) -> Iterator[list[str]]:
             for folder, place in moved:
                 place.rename(folder)
             if text is not None and not result.exists():
-                write_atomic(result, text)
+                write_text_atomic(result, text)
         raise
 
 

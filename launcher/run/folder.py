@@ -11,8 +11,8 @@ from typing import Any
 
 from alignkd.config import Config, dump_config
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.files import write_atomic, write_json
 from launcher.run.manifest import Manifest
 
 
@@ -53,12 +53,12 @@ def create_run_folder(
         try:
             for folder in (made.deepspeed, made.logs, made.checkpoints):
                 folder.mkdir()
-            write_atomic(made.config, dump_config(config))
+            write_text_atomic(made.config, dump_config(config))
             write_json(made.student_deepspeed, student)
             if teacher is not None:
                 write_json(made.teacher_deepspeed, teacher)
             for name, text in scripts.items():
-                write_atomic(filling / name, text, mode=0o755)
+                write_text_atomic(filling / name, text, mode=0o755)
             write_json(made.manifest, manifest.as_dict())
             filling.chmod(0o755)  # mkdtemp makes it private
             filling.rename(run)

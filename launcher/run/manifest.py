@@ -13,8 +13,8 @@ from typing import Any
 
 from alignkd.config import Config
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.files import read_json
 
 PACKAGES = ("alignkd", "torch", "deepspeed", "transformers", "sentencepiece", "safetensors", "numpy")
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from launcher.run.files import read_json
+from alignkd.run_folder.atomic_files import read_json
 
 PLAIN_SECONDS = 10.0
 NOTABLE_WAIT = 0.05  # share of a step

@@ -4,15 +4,15 @@ would have happened."""
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.files import read_json
 from tests.tiny import TIMES
 
 _SAVED = re.compile(r"saved step-(\d+)")
@@ -21,15 +21,7 @@ _PASSED_OVER = re.compile(r"passed over (.*)")
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """Of ``metrics.jsonl``; a last line that a kill has torn is left out."""
-    path = RunPaths(run).metrics
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    return list(iter_rows(RunPaths(run).metrics))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from alignkd.checkpoint.export import export_engine, export_run
 from alignkd.checkpoint.model_card import model_card
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
-from alignkd.models.loading import Building, fingerprint, load_model
+from alignkd.models.loading import BuildOptions, fingerprint, load_model
 from alignkd.run_folder.checkpoints import read_manifest
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
@@ -74,7 +74,7 @@ def the_cards_say_where_it_comes_from(run: Path, newest: Path, older: Path) -> N
         assert shown["training"] == manifest["config"]["training"]
         assert shown["data"]["sources"][0]["file"] == "v1.json"
         assert str(run.parent) not in text  # where things lay is nobody's business
-        assert fingerprint(load_model(folder, Building(torch.bfloat16)))
+        assert fingerprint(load_model(folder, BuildOptions(torch.bfloat16)))
 
 
 def test_a_card_without_a_metrics_row_or_a_teacher(tmp_path: Path) -> None:

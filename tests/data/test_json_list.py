@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from alignkd.data import json_list
 from alignkd.data.json_list import JsonListFile
 from alignkd.errors import UserError
 
@@ -61,3 +65,81 @@ def test_text_in_another_encoding_is_an_error(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.json: cannot be read"):
         len(JsonListFile(tmp_path / "nothing.json"))
+
+
+PIECES = ['"', "\\", "\\\\", '\\"', "[", "]", "{", "}", ",", "é", "大", " ", "\n", "a", "\\u005c", ":"]
+
+
+def random_value(pick: random.Random, depth: int = 0) -> object:
+    kind = pick.randrange(6 if depth < 4 else 3)
+    if kind < 2:
+        return "".join(pick.choices(PIECES, k=pick.randrange(9)))
+    if kind == 2:
+        return pick.choice([None, True, False, 1, 123456789012, -2.5e-3, float("-inf"), float("nan")])
+    if kind == 3:
+        return [random_value(pick, depth + 1) for _ in range(pick.randrange(4))]
+    return {str(random_value(pick, 9)): random_value(pick, depth + 1) for _ in range(pick.randrange(4))}
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 64, 1 << 20])
+def test_windows_cut_the_file_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", window)
+    pick = random.Random(window)
+    for turn in range(60):
+        entries = [random_value(pick) for _ in range(pick.randrange(6))]
+        text = json.dumps(entries, ensure_ascii=turn % 2 == 0, indent=pick.choice([None, 1]))
+        path = tmp_path / "data.json"
+        path.write_bytes((b"\xef\xbb\xbf" if turn % 3 == 0 else b" ") + text.encode() + b" \n")
+        file = JsonListFile(path)
+        found = [file.entry(*byte_range) for byte_range in file.ranges()]
+        assert repr(found) == repr(entries)  # NaN is not equal to itself
+
+
+@pytest.mark.parametrize("window", [1, 3, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[", "]", "[1]]", "[[1]", '["a]', "[1] [2]", "[1}", '["\\', "[1]x", "x[1]", "[1],", "[tru]"],
+)
+def test_what_is_not_a_list_is_named_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, window: int
+) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", window)
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=r"data\.json: (not valid JSON at line 1|must be a JSON list)"):
+        list(JsonListFile(tmp_path / "data.json").ranges())
+
+
+@pytest.mark.parametrize("window", [1, 10, 1 << 20])
+def test_line_and_column_do_not_depend_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", window)
+    (tmp_path / "data.json").write_text('[{"id": 1},\n' * 1 + '{"a": "é"},\n' * 40 + '  {"id": }]')
+    with pytest.raises(UserError, match="line 42, column 10: Expecting value"):
+        list(JsonListFile(tmp_path / "data.json").ranges())
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", 10_000)
+    broken = tmp_path / "broken.json"
+    broken.write_text("[" + json.dumps("x" * 100) + ',\n{"y" "z"}' + ',"some text"' * 200_000)
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps(["some text"] * 200_000))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in JsonListFile(whole).ranges()) == 200_000
+        with pytest.raises(UserError, match="line 2, column 6: Expecting ':' delimiter"):
+            list(JsonListFile(broken).ranges())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 200_000
+
+
+def test_a_long_entry_takes_few_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", 100)
+    (tmp_path / "data.json").write_text(json.dumps(["x" * 200_000]))
+    reads, read = [], JsonListFile.read
+    monkeypatch.setattr(JsonListFile, "read", lambda *place: reads.append(place) or read(*place))
+    assert list(JsonListFile(tmp_path / "data.json").ranges()) == [(1, 200_003)]
+    assert len(reads) < 30

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.data.processes import map_in_order
+from alignkd.data.processes import AHEAD, map_in_order
 from alignkd.errors import TrainingError
 from tests.ranks import RANK_NAME
 
@@ -47,6 +47,15 @@ def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
     assert len(own_children()) == 3
     results.close()
     assert own_children() == []
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_tasks_are_taken_as_they_are_needed(processes: int) -> None:
+    taken = []
+    results = map_in_order(abs, (taken.append(number) or -number for number in range(1000)), processes)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    assert len(taken) <= 10 + processes * AHEAD
+    assert list(results) == list(range(10, 1000))
 
 
 def test_an_exception_in_a_process_is_raised_here() -> None:

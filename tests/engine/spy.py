@@ -1,8 +1,10 @@
-"""An engine that shows its gradients, and the first optimizer step of a run folder under it."""
+"""An engine that shows its gradients, and the first optimizer step of a run folder with it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,15 +12,20 @@ from unittest.mock import patch
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from alignkd.engine import student_step
 from alignkd.engine.gathered_bytes import count_gathered_bytes
-from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.losses import fused_head, logits
+from alignkd.losses import fused_logits, logits
+from alignkd.losses.attention import plain_attention_loss
+from alignkd.losses.logits import plain_logit_losses
 from alignkd.run_folder.progress import Progress
 
+# The product's losses, and the plain forms that they must equal.
+PLAIN = {"fused_logit_losses": plain_logit_losses, "fused_attention_loss": plain_attention_loss}
 POSITIONS_PER_CHUNK = 8  # far below the supervised positions of the tiny batches: several chunks
 
 
@@ -43,13 +50,23 @@ class EngineSpy:
         self._engine.step()
 
 
-def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
-    """Sums, gradients, and what was gathered during the first step, on data of the run's own loader."""
+@contextmanager
+def plain_losses(names: Sequence[str]) -> Iterator[None]:
+    """Inside, the student's step computes these losses by autograd."""
+    with ExitStack() as patches:
+        for name in names:
+            patches.enter_context(patch.object(student_step, name, PLAIN[name]))
+        yield
+
+
+def first_step(ranks: Ranks, run: str, plain: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Sums, gradients, and what was gathered during the first step, on data of the run's own loader.
+    ``plain``: losses left to autograd."""
     job = prepare(Path(run), ranks, Progress(Path(run), writes=ranks.is_first))
     engine = EngineSpy(job.engine)
     with job.loader:
         window = next(iter(job.loader))
-    facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+    info = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     head_rows: list[int] = []
     cross_entropy_sum = logits.cross_entropy_sum
 
@@ -61,15 +78,16 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
     job.engine.module.student.vision_tower.embeddings.register_forward_hook(lambda *_: tower_runs.append(1))
     with (
         count_gathered_bytes() as gathered,
-        patch.object(fused_head, "POSITIONS_PER_CHUNK", POSITIONS_PER_CHUNK),
-        patch.object(fused_head, "cross_entropy_sum", seen),
+        plain_losses(plain),
+        patch.object(fused_logits, "POSITIONS_PER_CHUNK", POSITIONS_PER_CHUNK),
+        patch.object(fused_logits, "cross_entropy_sum", seen),
         patch.object(logits, "cross_entropy_sum", seen),
     ):
         sums = run_optimizer_step(
             engine,
             job.teacher,
             window,
-            facts,
+            info,
             job.config.distillation,
             ranks,
             Stopwatch(),
@@ -85,12 +103,22 @@ def first_step(ranks: Ranks, run: str) -> dict[str, Any]:
         "tower_runs": len(tower_runs),
         "head_rows": head_rows,
         "gathered": gathered.total,
-        "counts": facts.counts,
+        "read_outside_their_module": _externally_read(job.engine.module),
+        "counts": info.counts,
     }
 
 
+def _externally_read(module: torch.nn.Module) -> list[str]:
+    """Modules in whose forward ZeRO-3 had to gather a parameter of another module."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if hasattr(part, "ds_external_parameters") and list(part.ds_external_parameters())
+    ]
+
+
 def keep_nothing_gathered(run: Path) -> None:
-    """ZeRO-3 that lets go of every parameter after its use: on tiny models the defaults gather everything."""
+    """ZeRO-3 that releases every parameter after use: with the defaults, tiny models stay gathered."""
     for path in (run / "ds").glob("*.json"):
         config = json.loads(path.read_text())
         if config["zero_optimization"]["stage"] == 3:

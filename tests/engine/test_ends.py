@@ -15,14 +15,13 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
-from alignkd.engine import finish
+from alignkd.engine import finish, trainer
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.checkpoints import committed_steps
-from alignkd.run_folder.metrics import MetricsFile
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import disk_full
@@ -135,7 +134,7 @@ def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
 
 def train_without_room_to_cut(ranks: Ranks, run: str) -> Answer:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetricsFile, "drop_rows_after", lambda *_: disk_full())
+        patch.setattr(trainer, "cut_rows_after", lambda *_: disk_full())
         return train_with(ranks, run, Storage())
 
 

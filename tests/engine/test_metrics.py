@@ -8,19 +8,19 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import TermCounts
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.optimizer_step import StepSums, WindowFacts
+from alignkd.engine.optimizer_step import StepInfo, StepSums
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.step_clock import StepTime
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError
-from alignkd.losses.terms import TERMS
+from alignkd.losses.total import TERMS
 from tests.ranks import RankPool
 
 
 def norms_in_rows(_ranks: Ranks, norms: list[Any]) -> list[float]:
     metrics = Metrics(None, DistillationSection())
     elements = dict.fromkeys(TERMS, 1)
-    info = WindowFacts(TermCounts(samples=1), elements, usr1=False, term=False)
+    info = StepInfo(TermCounts(samples=1), elements, usr1=False, term=False)
     found = []
     for step, norm in enumerate(norms, start=1):
         sums = StepSums(torch.ones(len(TERMS)), norm)
@@ -41,7 +41,7 @@ def test_the_gradient_norm_may_be_on_the_device_on_the_host_or_missing(one_rank:
 
 
 def errors_of_an_infinite_norm(_ranks: Ranks) -> list[str]:
-    info = WindowFacts(TermCounts(samples=1), dict.fromkeys(TERMS, 1), usr1=False, term=False)
+    info = StepInfo(TermCounts(samples=1), dict.fromkeys(TERMS, 1), usr1=False, term=False)
     found = []
     for applied in (True, False):
         metrics = Metrics(None, DistillationSection())

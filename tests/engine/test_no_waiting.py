@@ -5,24 +5,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.config.schema import DistillationSection
-from alignkd.data.batch import Batch, TermCounts
-from alignkd.engine.optimizer_step import StepSums, WindowFacts, run_optimizer_step
+from alignkd.data.batch import TermCounts
+from alignkd.engine.optimizer_step import StepInfo, StepSums, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import element_counts
+from alignkd.losses.total import element_counts
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.mobilevlm import MobileVLM
-from alignkd.teacher.targets import TeacherModel, TeacherTargets
+from alignkd.teacher.targets import TeacherModel
 from tests import tiny
+from tests.engine.plain_engine import PlainEngine, ResidentTeacher
+from tests.engine.spy import PLAIN, plain_losses
 
 META = torch.device("meta")
 aten = torch.ops.aten
@@ -47,46 +49,6 @@ class BlockingCopies(TorchDispatchMode):
         return result
 
 
-class Engine:
-    """What the step needs of DeepSpeed's engine: two micro-batches, no optimizer."""
-
-    def __init__(self, module: StudentStep) -> None:
-        self.module = module
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.module(*arguments)
-
-    def gradient_accumulation_steps(self) -> int:
-        return 2
-
-    def set_gradient_accumulation_boundary(self, _is_last: bool) -> None: ...
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def zero_optimization(self) -> bool:
-        return False
-
-    def bfloat16_enabled(self) -> bool:
-        return False
-
-    def fp16_enabled(self) -> bool:
-        return False
-
-    def step(self) -> None: ...
-
-
-class Teacher:
-    def __init__(self, model: TeacherModel) -> None:
-        self.model = model
-
-    def targets(self, batch: Batch) -> TeacherTargets:
-        return cast(TeacherTargets, self.model(batch))
-
-    def head_weight(self) -> torch.Tensor:
-        return self.model.model.head.weight.detach()
-
-
 def step_on_meta(
     distillation: DistillationSection, packing: bool, *, shares_tower: bool, lookahead: int | None
 ) -> StepSums:
@@ -101,12 +63,12 @@ def step_on_meta(
         module = StudentStep(student, AlignmentAdapters(teacher_config, student_config), distillation)
     teacher.shares_tower = shares_tower
     counts = sum((batch.counts for batch in window), start=TermCounts())
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     return run_optimizer_step(
-        Engine(module),
-        Teacher(teacher),
+        PlainEngine(module),
+        ResidentTeacher(teacher),
         window,
-        facts,
+        info,
         distillation,
         Ranks(0, 1, META, None),
         Stopwatch(),
@@ -121,8 +83,8 @@ def step_on_meta(
 def test_a_step_asks_nothing_of_the_device(
     packing: bool, fused: bool, shares_tower: bool, lookahead: int | None
 ) -> None:
-    distillation = DistillationSection(temperature=2.0, fused_head=fused, fused_attention=fused)
-    with BlockingCopies() as copies:
+    distillation = DistillationSection(temperature=2.0)
+    with plain_losses(() if fused else tuple(PLAIN)), BlockingCopies() as copies:
         sums = step_on_meta(distillation, packing, shares_tower=shares_tower, lookahead=lookahead)
     assert sums.terms.device == META
     assert isinstance(sums.gradient_norm, torch.Tensor)
@@ -144,7 +106,7 @@ WAITS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", WAITS)
-def test_it_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_waiting_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way to wait, put into the student's forward."""
     forward = StudentStep.forward
 
@@ -170,10 +132,10 @@ def test_without_distillation() -> None:
         module = StudentStep(MobileVLM(read_model_config(tiny.STUDENT)), None, off)
     window = [tiny.batch_of("v1", "text", packing=True)]
     counts = window[0].counts
-    facts = WindowFacts(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
+    info = StepInfo(counts, element_counts(counts, module.sizes()), usr1=False, term=False)
     with BlockingCopies() as copies:
         run_optimizer_step(
-            Engine(module), None, window, facts, off, Ranks(0, 1, META, None), Stopwatch(), None
+            PlainEngine(module), None, window, info, off, Ranks(0, 1, META, None), Stopwatch(), None
         )
     assert copies.found == []
 

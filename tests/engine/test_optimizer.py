@@ -16,7 +16,7 @@ from alignkd.engine.optimizer import (
     set_learning_rates,
 )
 from alignkd.engine.student_step import StudentStep
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 from tests import tiny
 
 RATES: dict[str, Any] = {
@@ -28,7 +28,7 @@ RATES: dict[str, Any] = {
 
 
 def step_module(adapters: bool = True) -> StudentStep:
-    student = load_model(tiny.STUDENT, Building(torch.float32))
+    student = load_model(tiny.STUDENT, BuildOptions(torch.float32))
     return StudentStep(student, tiny.fixture_adapters() if adapters else None, DistillationSection())
 
 

@@ -10,26 +10,26 @@ import torch
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 from tests import tiny
 from tests.ranks import RankPool
 
 
 def reasons(ranks: Ranks) -> dict[str, str | None]:
-    teacher = load_model(tiny.TEACHER, Building(torch.float32))
+    teacher = load_model(tiny.TEACHER, BuildOptions(torch.float32))
 
     def reason(precision: torch.dtype = torch.float32, **config: Any) -> str | None:
-        student = load_model(tiny.STUDENT, Building(precision))
+        student = load_model(tiny.STUDENT, BuildOptions(precision))
         if config:
             student.config = replace(student.config, **config)
         return reason_for_own_tower(teacher, student, ranks)
 
     def with_changed(part: str) -> str | None:
-        student = load_model(tiny.STUDENT, Building(torch.float32))
+        student = load_model(tiny.STUDENT, BuildOptions(torch.float32))
         change_one_number(student.get_submodule(part))
         return reason_for_own_tower(teacher, student, ranks)
 
-    trained = load_model(tiny.STUDENT, Building(torch.float32))
+    trained = load_model(tiny.STUDENT, BuildOptions(torch.float32))
     trained.unfreeze_vision_tower()
     tower = read_model_config(tiny.STUDENT).tower_config
     return {

@@ -11,11 +11,11 @@ import torch
 
 from alignkd.config import load_config
 from alignkd.engine.build import build_student_engine
-from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.models.loading import Building, full_tensors
+from alignkd.models.loading import BuildOptions, full_tensors
 from alignkd.teacher.provider import ReplicatedTeacher
 from tests import tiny
 from tests.engine.spy import EngineSpy
@@ -39,15 +39,15 @@ def one_step(ranks: Ranks, run: str) -> dict[str, Any]:
     engine = EngineSpy(
         build_student_engine(config, json.loads((Path(run) / "ds/student.json").read_text()), ranks)[0]
     )
-    teacher = ReplicatedTeacher(str(tiny.TEACHER), 16, Building(torch.float32))
+    teacher = ReplicatedTeacher(str(tiny.TEACHER), 16, BuildOptions(torch.float32))
     window = [tiny.batch_of(*cases) for cases in MICRO_BATCHES[ranks.rank :: ranks.world_size]]
-    facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
-    sums = run_optimizer_step(engine, teacher, window, facts, config.distillation, ranks, Stopwatch())
+    info = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
+    sums = run_optimizer_step(engine, teacher, window, info, config.distillation, ranks, Stopwatch())
     torch.distributed.all_reduce(sums.terms)
     return {
         "sums": sums.terms,
         "norm": float(sums.gradient_norm),
-        "elements": facts.elements,
+        "elements": info.elements,
         "gradients": engine.gradients,
         "weights": {name: value.clone() for name, value in full_tensors(engine.module)},
     }

@@ -6,7 +6,7 @@ import torch
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.evaluate.decoding import greedy_decode
-from alignkd.models.loading import Building, load_model
+from alignkd.models.loading import BuildOptions, load_model
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "mobilevlm_v2_tiny"
 NO_TOKEN = -1
@@ -16,7 +16,7 @@ NO_TOKEN = -1
 def model():
     """Large random weights: the fixture's own say the same token for ever, whatever they are asked."""
     torch.set_num_threads(1)
-    model = load_model(FIXTURE / "student", Building(torch.float32)).eval()
+    model = load_model(FIXTURE / "student", BuildOptions(torch.float32)).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in (*model.language_model.parameters(), *model.head.parameters()):
         if parameter.dim() > 1:
@@ -46,7 +46,7 @@ def decode_without_cache(model, example, steps):
     for _ in range(steps):
         whole = Example(ids, [IGNORE_INDEX] * len(ids), example.images)
         hidden = model(collate([whole], settings(model))).hidden_BLD
-        ids.append(int(model.head(hidden[:, -1]).argmax()))
+        ids.append(int(model.logits(hidden[:, -1]).argmax()))
     return ids[len(example.ids) :]
 
 

@@ -41,9 +41,9 @@ def model_answers():
     from alignkd.data.templates import encode_prompt
     from alignkd.data.tokenizer import SentencePieceTokenizer
     from alignkd.evaluate.decoding import greedy_decode
-    from alignkd.models.loading import Building, load_model
+    from alignkd.models.loading import BuildOptions, load_model
 
-    model = load_model(MODEL, Building(torch.float32)).eval()
+    model = load_model(MODEL, BuildOptions(torch.float32)).eval()
     tokenizer = SentencePieceTokenizer.from_folder(MODEL)
     processor = ImageProcessor(model.config.preprocessor_config, 10**8)
     answers = []

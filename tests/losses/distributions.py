@@ -1,12 +1,13 @@
-"""Two distributions over three words, and their divergences by hand."""
+"""Two distributions over three words with their divergences by hand; random heads with dense losses."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch.nn import functional as F
 
-from alignkd.losses.logits import Divergence
+from alignkd.losses.logits import IGNORE_INDEX, Divergence
 
 DIVERGENCES: tuple[Divergence, ...] = ("reverse_kl", "forward_kl", "js")
 # Student (1/2, 1/4, 1/4), teacher (1/4, 1/4, 1/2), their mean (3/8, 1/4, 3/8).
@@ -16,3 +17,40 @@ HAND_COMPUTED = {
     "forward_kl": 0.5 * math.log(2) - 0.25 * math.log(2),
     "js": 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3),
 }
+
+
+def problem(
+    positions: int = 23, vocabulary: int = 11, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(student hidden, student weight, labels, teacher hidden, teacher weight), every third label ignored."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    labels = torch.randint(0, vocabulary, (positions,), generator=generator)
+    labels[::3] = IGNORE_INDEX
+    hidden, weight = draw(positions, 4).requires_grad_(), draw(vocabulary, 4).requires_grad_()
+    return hidden, weight, labels, draw(positions, 6), draw(vocabulary, 6)
+
+
+def dense(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    teacher_hidden: torch.Tensor,
+    teacher_weight: torch.Tensor,
+    kind: Divergence,
+    temperature: float,
+) -> torch.Tensor:
+    """The same from whole [N, vocabulary] probabilities, written out."""
+    scores, teacher_scores = hidden @ weight.T, teacher_hidden @ teacher_weight.T
+    ce = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    p, q = (scores / temperature).softmax(-1), (teacher_scores / temperature).softmax(-1)
+    m = (p + q) / 2
+    divergence = {
+        "reverse_kl": (p * (p / q).log()).sum(),
+        "forward_kl": (q * (q / p).log()).sum(),
+        "js": ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2,
+    }[kind]
+    return torch.stack([ce, divergence * temperature**2])

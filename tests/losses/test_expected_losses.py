@@ -9,9 +9,10 @@ import torch
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
+from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.terms import TERMS, element_counts, means, term_scales, term_weights, total
-from alignkd.models.loading import Building, load_model
+from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
+from alignkd.models.loading import BuildOptions, load_model
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 
@@ -28,12 +29,14 @@ BATCHES = [
 
 @pytest.fixture(scope="module")
 def teacher() -> TeacherModel:
-    return TeacherModel(load_model(tiny.TEACHER, Building(torch.float32)), top_k=16)
+    return TeacherModel(load_model(tiny.TEACHER, BuildOptions(torch.float32)), top_k=16)
 
 
 def student_step(**distillation: object) -> StudentStep:
     section = DistillationSection.model_validate(distillation)
-    return StudentStep(load_model(tiny.STUDENT, Building(torch.float32)), tiny.fixture_adapters(), section)
+    return StudentStep(
+        load_model(tiny.STUDENT, BuildOptions(torch.float32)), tiny.fixture_adapters(), section
+    )
 
 
 def measure(
@@ -118,8 +121,8 @@ def test_terms_without_elements_are_zeros_with_a_graph(teacher: TeacherModel, ca
 
 @pytest.mark.parametrize("cases", [(), ("text",), ("v1", "text")], ids=["all-masked", "text-only", "mixed"])
 def test_without_a_teacher_every_trained_parameter_takes_part(cases: tuple[str, ...]) -> None:
-    """A rank whose batch has no image must not leave the others alone in the projector's collectives."""
-    model = load_model(tiny.STUDENT, Building(torch.float32))
+    """A rank whose batch has no image must not deadlock the others in the projector's collectives."""
+    model = load_model(tiny.STUDENT, BuildOptions(torch.float32))
     step = StudentStep(model, None, DistillationSection(enabled=False))
     batch = tiny.batch_of(*cases)
     output = step(batch, (1.0, 0.0, 0.0, 0.0, 0.0))

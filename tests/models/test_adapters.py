@@ -32,13 +32,13 @@ def test_any_pair_of_heads_and_widths(teacher_heads: int, teacher_width: int, he
     }
 
 
-def test_the_map_is_a_one_by_one_convolution() -> None:
-    adapters = seeded_adapters(TEACHER, STUDENT, 0)
-    block_IHMV = torch.randn(2, TEACHER.num_attention_heads, 5, 7)
-    convolved = torch.nn.functional.conv2d(
-        block_IHMV, adapters.attention.weight[:, :, None, None], adapters.attention.bias
-    )
-    assert torch.allclose(adapters.attention(block_IHMV.movedim(1, -1)).movedim(-1, 1), convolved, atol=1e-6)
+def test_p_attn_lends_its_weights_and_passes_queries_and_keys_through() -> None:
+    """What is computed with them is in ``losses.attention`` (and tested as a convolution there)."""
+    adapter = seeded_adapters(TEACHER, STUDENT, 0).attention
+    query, key = torch.randn(2), torch.randn(3)
+    given = adapter(query, key, lambda *arguments: arguments)
+    wanted = (query, key, adapter.weight, adapter.bias)
+    assert all(got is value for got, value in zip(given, wanted, strict=True))
 
 
 def test_the_seed_decides_and_nothing_else() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
-from alignkd.models.loading import Building, load_student, public_name
+from alignkd.models.loading import BuildOptions, load_student, public_name
 from alignkd.models.mobilevlm import MobileVLM
 from tests import tiny
 from tests.model_folders import (
@@ -22,7 +22,7 @@ from tests.model_folders import (
     published_tensors,
 )
 
-FP32 = Building(torch.float32)
+FP32 = BuildOptions(torch.float32)
 PROJECTOR = {
     PROJECTOR_PREFIX + name
     for name in (
@@ -50,7 +50,7 @@ def tensors_of(model: MobileVLM) -> dict[str, torch.Tensor]:
 
 
 def test_a_complete_folder_needs_no_completion() -> None:
-    model, completed = load_student(section(tiny.STUDENT), seed=3, building=FP32)
+    model, completed = load_student(section(tiny.STUDENT), seed=3, options=FP32)
     assert completed == []
     assert torch.equal(tensors_of(model)["lm_head.weight"], published_tensors()["lm_head.weight"])
 
@@ -103,7 +103,7 @@ def test_only_the_projector_is_made_anew(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("a language model was built outside of the meta device")
 
     monkeypatch.setattr(loading, "LlamaModel", whole_model)
-    model, _ = load_student(section(plain_llama(tmp_path / "llama"), TOWER), 3, Building(torch.bfloat16))
+    model, _ = load_student(section(plain_llama(tmp_path / "llama"), TOWER), 3, BuildOptions(torch.bfloat16))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 

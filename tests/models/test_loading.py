@@ -9,11 +9,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.errors import CheckpointError
-from alignkd.models.loading import Building, fingerprint, load_model, public_name
+from alignkd.models.loading import BuildOptions, fingerprint, load_model, public_name
 from tests import tiny
 from tests.model_folders import LAYOUTS, TOWER_PREFIX, copy_model, published_tensors, write_weights
 
-FP32 = Building(torch.float32)
+FP32 = BuildOptions(torch.float32)
 
 
 class Allocations(TorchDispatchMode):
@@ -58,7 +58,7 @@ def test_only_the_language_model_projector_and_head_train() -> None:
 def test_bf16_goes_straight_to_bf16_with_rotary_frequencies_in_fp32() -> None:
     size = sum(value.numel() for value in published_tensors().values())
     with Allocations() as allocated:
-        model = load_model(tiny.STUDENT, Building(torch.bfloat16))
+        model = load_model(tiny.STUDENT, BuildOptions(torch.bfloat16))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert size <= allocated.elements[torch.bfloat16] <= 1.1 * size
     # What is read from the file is mapped, not allocated; what is left are rotary frequencies.

@@ -15,7 +15,8 @@ from alignkd.data.batch import Batch
 from alignkd.data.collate import Example
 from alignkd.data.join import join
 from alignkd.engine.student_step import StepOutput, StudentStep
-from alignkd.losses.terms import TERMS
+from alignkd.losses import attention as attention_losses
+from alignkd.losses.total import TERMS
 from alignkd.models import attention
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
@@ -188,7 +189,7 @@ class Watch(TorchDispatchMode):
 def test_a_step_makes_no_map_of_all_columns_and_asks_the_device_nothing(
     step: StudentStep, teacher: TeacherModel, monkeypatch: pytest.MonkeyPatch, packing: bool
 ) -> None:
-    monkeypatch.setattr(attention, "ROWS_PER_CHUNK", 16)
+    monkeypatch.setattr(attention_losses, "ROWS_PER_CHUNK", 16)
     names = ("v1", "text", "two", "rounds")
     batch, sizes = batch_of(*names, packing=packing), lengths_of(*names)
     lengths = {*sizes, batch.input_ids_BL.shape[1]}

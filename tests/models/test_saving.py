@@ -13,7 +13,14 @@ from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models import saving
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.loading import Building, fingerprint, full_tensors, load_model, load_student, public_name
+from alignkd.models.loading import (
+    BuildOptions,
+    fingerprint,
+    full_tensors,
+    load_model,
+    load_student,
+    public_name,
+)
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.models.saving import FileFormat, save_model_folder
 from tests import tiny
@@ -28,7 +35,7 @@ def save(
 
 
 def student(dtype: torch.dtype = torch.float32) -> MobileVLM:
-    return load_model(tiny.STUDENT, Building(dtype))
+    return load_model(tiny.STUDENT, BuildOptions(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -39,7 +46,7 @@ def test_a_round_trip_is_bit_equal(tmp_path: Path, file_format: FileFormat, dtyp
     files = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
     for kind, file in files.items():
         assert (tmp_path / "out" / file).exists() == (kind == file_format)
-    again = load_model(tmp_path / "out", Building(dtype))
+    again = load_model(tmp_path / "out", BuildOptions(dtype))
     assert fingerprint(again) == fingerprint(model)
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert raw["torch_dtype"] == str(dtype).removeprefix("torch.")
@@ -74,14 +81,14 @@ def test_a_moved_folder_finds_its_tower_inside(
         shutil.move(source / "openai" / TOWER.name, tmp_path / "clip")
         raw = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps({**raw, "mm_vision_tower": str(tmp_path / "clip")}))
-    model = load_model(source, Building(torch.float32))
+    model = load_model(source, BuildOptions(torch.float32))
     save(model, tmp_path / "out")
     shutil.rmtree(source)
     shutil.rmtree(tmp_path / "clip", ignore_errors=True)
     moved = tmp_path / "elsewhere" / "student"
     moved.parent.mkdir()
     (tmp_path / "out").rename(moved)
-    again = load_model(moved, Building(torch.float32))
+    again = load_model(moved, BuildOptions(torch.float32))
     assert fingerprint(again) == fingerprint(model)
     assert again.config.tower_config == model.config.tower_config
     assert again.config.preprocessor_config == model.config.preprocessor_config
@@ -91,7 +98,7 @@ def test_a_tower_name_that_leads_out_is_written_inside(tmp_path: Path) -> None:
     source = copy_model(tmp_path / "models" / "source", mm_vision_tower="../clip")
     shutil.copytree(TOWER, tmp_path / "models" / "clip")
     (tmp_path / "saved").mkdir()
-    save(load_model(source, Building(torch.float32)), tmp_path / "saved" / "out")
+    save(load_model(source, BuildOptions(torch.float32)), tmp_path / "saved" / "out")
     assert [path.name for path in (tmp_path / "saved").iterdir()] == ["out"]
     assert (tmp_path / "saved" / "out" / "clip" / "config.json").is_file()
     assert read_model_config(tmp_path / "saved" / "out").mm_vision_tower == "clip"
@@ -99,9 +106,10 @@ def test_a_tower_name_that_leads_out_is_written_inside(tmp_path: Path) -> None:
 
 def test_a_completed_llama_is_saved_as_a_mobilevlm(tmp_path: Path) -> None:
     section = ModelSection(student=str(plain_llama(tmp_path / "llama")), vision_tower=str(TOWER))
-    model, _ = load_student(section, 0, Building(torch.float32))
+    model, _ = load_student(section, 0, BuildOptions(torch.float32))
     save(model, tmp_path / "out")
-    again, completed = load_student(ModelSection(student=str(tmp_path / "out")), 1, Building(torch.float32))
+    saved = ModelSection(student=str(tmp_path / "out"))
+    again, completed = load_student(saved, 1, BuildOptions(torch.float32))
     assert completed == []
     assert fingerprint(again) == fingerprint(model)
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -123,7 +131,7 @@ def test_an_interrupted_save_leaves_no_half_folder(tmp_path: Path, monkeypatch: 
     assert (reached[0].parent / "model.safetensors").exists(), "stopped in the middle, after the weights"
     assert not out.exists()
     save(student(), out)  # what the interrupted one left is no obstacle
-    assert fingerprint(load_model(out, Building(torch.float32))) == fingerprint(student())
+    assert fingerprint(load_model(out, BuildOptions(torch.float32))) == fingerprint(student())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -136,7 +144,7 @@ def test_an_existing_folder_is_refused_unless_it_shall_be_replaced(tmp_path: Pat
     changed = student()
     changed.head.weight.data += 1
     save(changed, out, "bin", replace=True)
-    assert fingerprint(load_model(out, Building(torch.float32))) == fingerprint(changed)
+    assert fingerprint(load_model(out, BuildOptions(torch.float32))) == fingerprint(changed)
     assert not (out / "stale").exists()
     assert not (out / "model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -154,7 +162,7 @@ def test_an_interrupted_replacement_keeps_the_old_folder(
     monkeypatch.setattr(saving, "save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
         save(student(), out, replace=True)
-    assert fingerprint(load_model(out, Building(torch.float32))) == fingerprint(student())
+    assert fingerprint(load_model(out, BuildOptions(torch.float32))) == fingerprint(student())
 
 
 def test_the_newer_name_of_the_dtype_does_not_contradict(tmp_path: Path) -> None:

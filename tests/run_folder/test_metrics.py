@@ -1,22 +1,90 @@
-"""The writer's side of metrics.jsonl: full disks, torn rows, rows of steps that are trained again."""
-
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from alignkd.run_folder.metrics import MetricsFile
+from alignkd.run_folder.metrics import MetricsFile, cut_rows_after, iter_rows, last_rows, row_line
 from tests.needs import small_disk
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def steps(rows) -> list[int]:
+    return [row["step"] for row in rows]
+
+
+def test_a_row_is_one_line_and_is_read_back(path: Path) -> None:
+    row = {"step": 1, "loss": 0.1 + 0.2, "text": "a\nb\u2028\u00e9", "none": None}
+    path.write_text(row_line(row) * 2)
+    assert list(iter_rows(path)) == [row, row]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_does_not_have_are_written_as_null(value: float) -> None:
+    line = row_line({"step": 1, "gradient_norm": value})
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "gradient_norm": None}
+
+
+TORN = ('{"step": 2, "lo', "", "[2]", "7", '"text"', b"\xff\xfe", b"\0" * 9, b'{"step": 2, "text": "\xff"}')
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_what_is_no_row_is_skipped_wherever_it_stands(path: Path, torn: str | bytes) -> None:
+    garbage = torn if isinstance(torn, bytes) else torn.encode()
+    path.write_bytes(b'{"step": 1}\n' + garbage + b'\n{"step": 3}\n' + garbage)
+    assert steps(iter_rows(path)) == [1, 3]
+    assert steps(last_rows(path, 10)) == [1, 3]
+
+
+def test_a_file_that_cannot_be_read_has_no_rows(path: Path) -> None:
+    assert list(iter_rows(path)) == last_rows(path, 3) == []
+    path.mkdir()
+    assert list(iter_rows(path)) == last_rows(path, 3) == []
+
+
+@pytest.mark.parametrize("length", [10, 3000])
+def test_the_last_rows_are_read_from_the_end(path: Path, length: int) -> None:
+    path.write_text("".join(row_line({"step": step, "text": "x" * length}) for step in range(200)))
+    assert steps(last_rows(path, 3)) == [197, 198, 199]
+    assert steps(last_rows(path, 500)) == list(range(200))
+    with path.open("rb") as file:
+        whole = file.read()
+    # The part before is not looked at: what stands there may be anything, and of any length.
+    path.write_bytes(b"\0" * 10**6 + whole[-30_000:])
+    assert steps(last_rows(path, 3)) == [197, 198, 199]
+
+
+def test_rows_of_later_steps_and_torn_lines_are_cut(path: Path) -> None:
+    lines = [row_line({"step": step, "loss": 0.1 * step}) for step in (1, 2, 3)]
+    path.write_bytes("".join(lines).encode() + b'\xff\0\n{"step": 2, "lo')
+    cut_rows_after(path, 2)
+    assert path.read_text() == "".join(lines[:2])
+    cut_rows_after(path, 0)
+    assert path.read_text() == ""
+
+
+def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
+    cut_rows_after(path, 2)
+    assert not path.exists()
+    path.write_text(row_line({"step": 2}))
+    before = path.stat().st_ino
+    cut_rows_after(path, 2)  # on a disk that may be full
+    assert path.stat().st_ino == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
 def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_path: Path) -> None:
     with small_disk(tmp_path, "8k"):
         file = MetricsFile(tmp_path / "metrics.jsonl")
         rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3)]
-        lines = [json.dumps(row) + "\n" for row in rows]
+        lines = [row_line(row) for row in rows]
         for row in rows:
             file.append(row)
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
@@ -25,25 +93,3 @@ def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_
         subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
         file.sync()
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
-
-
-def test_rows_after_the_resumed_step_and_torn_ones_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    rows = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
-    path.write_text("".join(rows) + '{"step": 2, "lo')
-    file = MetricsFile(path)
-    file.drop_rows_after(2)
-    assert path.read_text() == "".join(rows[:2])
-    path.write_bytes("".join(rows[:2]).encode() + b"\x00\xff\xfe")
-    file.drop_rows_after(2)
-    assert path.read_text() == "".join(rows[:2])
-    left = path.stat().st_ino
-    file.drop_rows_after(2)  # nothing to drop, nothing written: the disk may be full
-    assert path.stat().st_ino == left
-
-
-def test_numbers_that_json_does_not_have_become_null(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.append({"step": 1, "loss": float("nan"), "gradient_norm": float("inf"), "ce": 0.5})
-    row = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert row == {"step": 1, "loss": None, "gradient_norm": None, "ce": 0.5}

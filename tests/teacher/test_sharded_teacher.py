@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkd.engine.ranks import Ranks
-from alignkd.models.loading import DTYPES, Building, fingerprint
+from alignkd.models.loading import DTYPES, BuildOptions, fingerprint
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, held_bytes
 from tests import tiny
 from tests.ranks import RankPool
@@ -29,8 +29,8 @@ def ds_config(precision: str) -> dict[str, Any]:
 
 def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     dtype = DTYPES[precision]
-    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, Building(dtype))
-    sharded = ShardedTeacher(str(tiny.TEACHER), 16, Building(dtype, zero3=ds_config(precision)))
+    whole = ReplicatedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype))
+    sharded = ShardedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype, zero3=ds_config(precision)))
     # Every rank has another batch, and one of them no image: nobody may wait for anybody.
     cases = [("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank]
     batch = tiny.batch_of(*cases)
@@ -39,6 +39,8 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     for _ in range(2):  # some parameters become resident after the second forward only
         for ours, theirs in zip(sharded.targets(batch)[:4], expected[:4], strict=True):
             differences.append((ours.float() - theirs.float()).abs().max().item() if ours.numel() else 0.0)
+    modules = sharded.model.named_modules()
+    outside = [name for name, module in modules if list(module.ds_external_parameters())]
     total = held_bytes(whole)["shard"]
     held = held_bytes(sharded)
     head = sharded.head_weight()
@@ -49,6 +51,7 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
         "head_equal": torch.equal(head, whole.head_weight()),
         "fingerprints": (fingerprint(sharded.model.model), fingerprint(whole.model.model)),
         "dtypes": {str(parameter.ds_tensor.dtype) for parameter in sharded.model.parameters()},
+        "read_outside_their_module": outside,
         "rotary_dtype": str(sharded.model.model.language_model.rotary_emb.inv_freq.dtype),
     }
 
@@ -65,3 +68,6 @@ def test_sharded_equals_whole(request: pytest.FixtureRequest, world_size: int, p
         assert result["fingerprints"][0] == result["fingerprints"][1]
         assert result["dtypes"] == {str(DTYPES[precision])}
         assert result["rotary_dtype"] == "torch.float32"
+        # ZeRO-3 gathers a weight that is read outside its own module's forward for the whole forward of the
+        # reader. transformers' CLIP embeddings read the dtype of their convolution's weight; nothing of ours.
+        assert result["read_outside_their_module"] == ["model.vision_tower.embeddings"]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import ask, hostnames, is_running, job_state, lost_nodes, queue_seconds
 from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, Reason, decide
@@ -30,7 +31,6 @@ from launcher.run.attempts import (
     open_attempt,
 )
 from launcher.run.exit_codes import failed_rank, failure_report
-from launcher.run.files import read_json, write_atomic
 
 LATE_SECONDS = 60.0
 
@@ -130,7 +130,9 @@ def follow(run: Path, job: str) -> None:
     if _asked(run) is None:  # one that comes after this finds the job in the queue
         hand_on(run, job)
         return
-    write_atomic(RunPaths(run).stop, f"USR1 {job}\n")  # should the next command fail, the job will read it
+    write_text_atomic(
+        RunPaths(run).stop, f"USR1 {job}\n"
+    )  # should the next command fail, the job will read it
     if ask("scancel", job) is not None:
         RunPaths(run).stop.unlink(missing_ok=True)
     _say(f"job {job}, which was to go on, is taken back; go on with `alignkd resume`")

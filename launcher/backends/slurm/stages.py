@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.errors import UserError
+from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import ask, queued_jobs
-from launcher.run.files import read_json, write_json
 
 
 def stage_names(stage: str | None, stages: str | None, name: str | None) -> list[str | None]:

@@ -5,7 +5,7 @@ from alignkd.config.schema import ModelSection
 from alignkd.data.sample_task import folders
 from alignkd.data.sample_task.tokenizer import train_tokenizer
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import Building, load_student
+from alignkd.models.loading import BuildOptions, load_student
 
 
 def write_all(out, seed=0):
@@ -31,7 +31,7 @@ def test_model_from_scratch_takes_every_tensor_of_the_tower(tmp_path):
         student_config=str(tmp_path / "teacher"),
         vision_tower=str(tmp_path / folders.TOWER),
     )
-    model, _ = load_student(section, seed=0, building=Building(torch.float32))
+    model, _ = load_student(section, seed=0, options=BuildOptions(torch.float32))
     written = load_file(tmp_path / folders.TOWER / "model.safetensors")
     loaded = {f"vision_model.{name}": value for name, value in model.vision_tower.named_parameters()}
     assert loaded.keys() == written.keys()

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm.client import QueuedJob
@@ -18,7 +19,6 @@ from launcher.cli import runs as cli_runs
 from launcher.commands import control
 from launcher.commands.control import ResumeRequest, resume_run
 from launcher.run.attempts import Attempt, begin
-from launcher.run.files import write_json
 from launcher.run.manifest import Manifest, read_manifest
 
 

@@ -140,7 +140,7 @@ def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch, cut_off_after: int
 ) -> None:
     writes = []
-    for name in ("write_json", "write_atomic"):
+    for name in ("write_json", "write_text_atomic"):
         real = getattr(resize, name)
 
         def write(*arguments, real=real, **options):

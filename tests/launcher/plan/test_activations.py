@@ -12,8 +12,7 @@ from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses import fused_head
-from alignkd.models import attention
+from alignkd.losses import attention, fused_logits
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.mobilevlm import MobileVLM
@@ -52,29 +51,16 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("dtype", "checkpointing", "head", "fused"),
-    [
-        (FP32, False, True, True),
-        (FP32, True, True, True),
-        (FP32, False, True, False),
-        (BF16, False, True, True),
-        (BF16, True, True, True),
-        (BF16, True, False, True),
-        (BF16, False, True, False),
-        (BF16, True, True, False),
-    ],
-    ids=str,
+    ("dtype", "checkpointing"), [(FP32, False), (FP32, True), (BF16, False), (BF16, True)], ids=str
 )
-def test_kept_for_backward_and_peaks(
-    dtype: torch.dtype, checkpointing: bool, head: bool, fused: bool
-) -> None:
+def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) -> None:
     torch.manual_seed(0)
     student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
     ours, theirs, size = student.config, model.config, dtype.itemsize
     if checkpointing:
         student.enable_gradient_checkpointing()
-    distillation = DistillationSection.model_validate({"fused_head": head, "fused_attention": fused})
-    step = StudentStep(student, AlignmentAdapters(theirs, ours).to(dtype), distillation).train()
+    adapters = AlignmentAdapters(theirs, ours).to(dtype)
+    step = StudentStep(student, adapters, DistillationSection.model_validate({})).train()
     teacher = TeacherModel(model, 16)
     teacher.shares_tower = True
     work = Workload(samples=3, length=400, vision_tokens=144, accumulation=1, window=1)
@@ -105,30 +91,21 @@ def test_kept_for_backward_and_peaks(
         saved.clear()
         loss.backward()
     predicted = activations.kept_bytes(ours, work, size, checkpointing=checkpointing)
-    heads = theirs.num_attention_heads
-    unfused = 0 if fused else activations.unfused_attention_bytes(ours, heads, work, size)
-    assert fused or unfused > 0.05 * predicted
-    if not checkpointing:
-        predicted += unfused
-    if head:  # else there are logits, too, which count as work of a moment: they go before a layer's begins
-        assert kept == pytest.approx(predicted + activations.head_gradient_bytes(ours), rel=0.05)
+    assert kept == pytest.approx(predicted + activations.head_gradient_bytes(ours), rel=0.05)
     # Coarse, and rather too much than too little: the moments do not meet, gradients come one by one.
     gradients = sum(parameter.grad.nbytes for parameter in step.parameters() if parameter.grad is not None)
-    predicted += gradients + student_workspace(ours, work, size, checkpointing, head, unfused)
+    predicted += gradients + student_workspace(ours, work, size, checkpointing)
     assert 0.8 * predicted < in_student.peak < 1.05 * predicted
 
 
-def student_workspace(
-    config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool, head: bool, unfused: int
-) -> int:
+def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool) -> int:
     return max(
-        activations.layer_workspace(config, work, size, checkpointing=checkpointing)
-        + (unfused if checkpointing else 0),
-        activations.logits_workspace(config, work, fused=head),
+        activations.layer_workspace(config, work, size, checkpointing=checkpointing),
+        activations.logits_workspace(config, work),
         activations.block_workspace(config, work),
     )
 
 
 def test_the_chunks_are_those_of_the_losses() -> None:
-    assert activations.POSITIONS_PER_CHUNK == fused_head.POSITIONS_PER_CHUNK
+    assert activations.POSITIONS_PER_CHUNK == fused_logits.POSITIONS_PER_CHUNK
     assert activations.ROWS_PER_CHUNK == attention.ROWS_PER_CHUNK

@@ -10,7 +10,7 @@ import pytest
 
 from alignkd.config import load_config
 from alignkd.engine.build import build_student_engine, build_teacher
-from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
@@ -92,7 +92,7 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
         provider.model.shares_tower = True
         samples, steps = config.training.micro_batch_size, engine.gradient_accumulation_steps()
         window = [worst_batch(samples, config.data.max_length) for _ in range(steps)]
-        facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+        facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
         for _ in range(2):
             counter.peak = counter.live
             run_optimizer_step(engine, provider, window, facts, config.distillation, ranks, Stopwatch())

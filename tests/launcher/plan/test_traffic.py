@@ -11,7 +11,7 @@ import pytest
 from alignkd.config import load_config
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.gathered_bytes import count_gathered_bytes
-from alignkd.engine.optimizer_step import agree_on_window, run_optimizer_step
+from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
@@ -41,7 +41,7 @@ def gathered_in_a_step(ranks: Ranks, run: str) -> int:
     assert provider is not None
     provider.model.shares_tower = config.distillation.share_vision_tower
     window = [tiny.batch_of("v1", packing=True), tiny.batch_of("text", packing=True)]
-    facts = agree_on_window(window, engine.module.sizes(), StopRequest(), ranks)
+    facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     counted = 0
     for _ in range(2):
         with count_gathered_bytes() as counter:

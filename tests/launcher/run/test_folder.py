@@ -4,7 +4,6 @@ import pytest
 
 from alignkd.config import load_config
 from alignkd.errors import UserError
-from launcher.run.files import read_json, write_atomic
 from launcher.run.folder import create_run_folder, run_path
 from launcher.run.manifest import file_hash, git_commit, make_manifest, read_manifest
 
@@ -69,16 +68,6 @@ def test_what_is_no_run_folder(tmp_path) -> None:
             (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(UserError, match="not a run folder"):
             read_manifest(tmp_path)
-
-
-def test_atomic_writing_keeps_the_old_file_on_failure(tmp_path) -> None:
-    path = tmp_path / "a"
-    write_atomic(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomic(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    assert read_json(path) is None
 
 
 def test_no_commit_outside_a_checkout(tmp_path) -> None:

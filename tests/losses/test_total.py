@@ -1,12 +1,19 @@
-"""Counts, weights and the total of equation 7."""
+"""Equations 5 and 7: counts, weights, scales and the total."""
 
 from __future__ import annotations
 
 import pytest
 
-from alignkd.config.schema import DistillationSection, DistillationWeights
 from alignkd.data.batch import TermCounts
-from alignkd.losses.terms import TERMS, ElementSizes, element_counts, means, term_scales, term_weights, total
+from alignkd.losses.total import (
+    TERMS,
+    ElementSizes,
+    element_counts,
+    means,
+    term_scales,
+    total,
+    weights_by_term,
+)
 
 SIZES = ElementSizes(student_heads=4, student_width=48, vision_tokens=144, top_k=16)
 COUNTS = TermCounts(
@@ -32,18 +39,9 @@ def test_elements_of_two_windows_add_up() -> None:
     assert both == {term: 2 * count for term, count in ELEMENTS.items()}
 
 
-def test_weights() -> None:
-    unit = term_weights(DistillationSection())
-    assert unit == {"ce": 1.0, "divergence": 1.0, "attention": 1.0, "vision_all": 1.0, "vision_focus": 0.1}
-    section = DistillationSection(
-        weights=DistillationWeights(logits=3.0, attention=5.0, vision=7.0), vision_focus_weight=0.5
-    )
-    assert term_weights(section) == WEIGHTS
-
-
-def test_without_distillation_only_the_cross_entropy_weighs() -> None:
-    weights = term_weights(DistillationSection(enabled=False))
-    assert weights == {term: float(term == "ce") for term in TERMS}
+def test_weights_by_term() -> None:
+    assert weights_by_term(logits=3.0, attention=5.0, vision=7.0, focus=0.5) == WEIGHTS
+    assert tuple(WEIGHTS) == TERMS
 
 
 def test_means_and_total() -> None:

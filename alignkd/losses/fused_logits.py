@@ -1,86 +1,83 @@
-"""Both heads and the losses on their logits in one pass: logits exist for one chunk of positions at a time,
-and are made once.
+"""L_Sup and equation 6 with the heads fused in: logits exist for one chunk of positions at a time, once.
 
-While a chunk's logits are there, the gradient of the weighted loss is taken with respect to them and
-multiplied out; backward only scales it (the way of Liger-Kernel's fused linear cross-entropy, arXiv
-2410.10989). The gradient is written out instead of left to autograd: fewer passes over the vocabulary, and
-three matrices of a chunk at a time instead of seven. Shapes as in ``losses.logits``; C positions of a chunk.
+While the logits of a chunk exist, the gradient of the weighted loss with respect to them is computed and
+multiplied out; backward only scales it (the method of Liger-Kernel's fused linear cross-entropy, arXiv
+2410.10989). The gradient is written out instead of left to autograd, which takes fewer passes over the
+vocabulary and three matrices of a chunk at a time instead of seven. Shapes as in ``losses.logits``; C
+positions of a chunk.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from alignkd.data.batch import IGNORE_INDEX
 from alignkd.losses.logits import (
+    IGNORE_INDEX,
     Divergence,
+    LogitLosses,
     LogitTargets,
-    at_least_fp32,
+    Scales,
     cross_entropy_sum,
     log_probabilities,
     logit_loss_sums,
+    scaled,
     tempered,
 )
+from alignkd.losses.precision import at_least_fp32
 
 POSITIONS_PER_CHUNK = 512
-Scales = tuple[float, float]  # factors of the cross-entropy sum and of the divergence sum
 
 
-class LogitLosses(NamedTuple):
-    loss: torch.Tensor  # scalar with a graph, even when N is 0: the sums times their scales
-    sums: torch.Tensor  # [cross-entropy, divergence], detached, in fp32 (or wider)
-
-
-def logit_losses(
-    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets, scales: Scales
+def fused_logit_losses(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, *, targets: LogitTargets, scales: Scales
 ) -> LogitLosses:
-    """``scales`` are all normalisation and weighting: the gradient is made here, before any backward."""
-    if targets.fused and torch.is_grad_enabled():
-        return LogitLosses(*_FusedHead.apply(hidden_ND, weight_WD, targets, scales))  # type: ignore[no-untyped-call]
-    sums = [
-        logit_loss_sums(hidden_ND[part], weight_WD, targets.of(part)) for part in _parts(hidden_ND, targets)
-    ]
+    """``scales`` hold all weights and normalisation, because the gradient is computed here, before any
+    backward."""
+    if torch.is_grad_enabled():
+        return LogitLosses(*_FusedLogitLosses.apply(hidden_ND, weight_WD, targets, scales))  # type: ignore[no-untyped-call]
+    sums = [logit_loss_sums(hidden_ND[part], weight_WD, targets.at(part)) for part in _parts(len(hidden_ND))]
     total = torch.stack(sums).sum(dim=0)
-    return LogitLosses(_weighted(total, scales), total.detach())
+    return LogitLosses(scaled(total, scales), total)
 
 
-class _FusedHead(torch.autograd.Function):
+class _FusedLogitLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: LogitTargets, scales: Scales
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        # Without the common factor 1 / count, which would push small probabilities below what fp16 can hold.
+        # The common factor, 1 / count, would push small probabilities below the range of fp16: backward
+        # applies it.
         unit = max(map(abs, scales)) or 1.0
         relative = (scales[0] / unit, scales[1] / unit)
         wide = at_least_fp32(hidden_ND.dtype)
         sums = hidden_ND.new_zeros(2, dtype=wide)
         d_hidden, d_weight = torch.empty_like(hidden_ND, dtype=wide), None
-        for part in _parts(hidden_ND, targets):
+        for part in _parts(len(hidden_ND)):
             hidden_CD = hidden_ND[part]
             log_student = log_probabilities(hidden_CD, weight_WD)
-            chunk_sums, d_logits = sums_and_gradient(log_student, targets.of(part), relative)
+            chunk_sums, d_logits = sums_and_gradient(log_student, targets.at(part), relative)
             del log_student
             sums += chunk_sums
             d_logits = d_logits.to(weight_WD.dtype)
             d_hidden[part] = d_logits @ weight_WD
             d_weight = _add_product(d_weight, d_logits.T, hidden_CD)
-            del d_logits  # not beside the next chunk's
-        assert d_weight is not None, "there is at least one chunk, be it empty"
+            del d_logits  # before the next chunk's is made
+        assert d_weight is not None, "there is at least one chunk"
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.mark_non_differentiable(sums)
         ctx.unit, ctx.dtypes = unit, (hidden_ND.dtype, weight_WD.dtype)
-        return _weighted(sums, scales), sums
+        return scaled(sums, scales), sums
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         factor = gradient * ctx.unit
-        # In place, for the sake of memory: autograd refuses a second backward.
+        # In place, to save memory; autograd then refuses a second backward.
         return d_hidden.mul_(factor).to(hidden_dtype), d_weight.mul_(factor).to(weight_dtype), None, None
 
 
@@ -120,7 +117,7 @@ def divergence_and_gradient(
         divergence = log_q_CW.sub_(log_p_CW).mul_(q).sum()
         p = torch.exp(log_p_CW, out=log_q_CW)
         return divergence, torch.sub(p, q, out=q), p
-    if kind == "reverse_kl":  # f = log p - log q + 1, and constants do not matter
+    if kind == "reverse_kl":  # f = log p - log q + 1; the constant cancels
         f = log_q_CW.neg_().add_(log_p_CW)
         p = log_p_CW.exp()
         p_f = f.mul_(p)
@@ -135,22 +132,17 @@ def divergence_and_gradient(
     return 0.5 * (rows_C1.sum() + q_part), p_f.addcmul_(p, rows_C1, value=-1.0).mul_(0.5), p
 
 
-def _parts(hidden_ND: torch.Tensor, targets: LogitTargets) -> Iterator[slice]:
-    """At least one, be it empty: the weight takes part in the graph on every rank."""
-    positions = hidden_ND.shape[0]
-    size = POSITIONS_PER_CHUNK if targets.fused else max(positions, 1)
-    return (slice(start, start + size) for start in range(0, max(positions, 1), size))
+def _parts(positions: int) -> Iterator[slice]:
+    """Chunks of positions; an empty one when there is none, so that the weight is in every rank's graph."""
+    starts = range(0, max(positions, 1), POSITIONS_PER_CHUNK)
+    return (slice(start, start + POSITIONS_PER_CHUNK) for start in starts)
 
 
 def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``total`` + ``left`` @ ``right``, summed in fp32 (or wider), with as little in between as can be."""
+    """``total`` + ``left`` @ ``right``, summed in fp32 (or wider), with as few temporaries as possible."""
     if total is None:
         product = left @ right
         return product.to(at_least_fp32(product.dtype))
     if total.dtype == left.dtype:
         return total.addmm_(left, right)
     return total.add_(left @ right)
-
-
-def _weighted(sums: torch.Tensor, scales: Scales) -> torch.Tensor:
-    return scales[0] * sums[0] + scales[1] * sums[1]
