@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 def _run(run: Path, stop: StopRequest) -> int:
     import torch.distributed as dist
 
-    from alignkd.engine.ranks import start_ranks
+    from alignkd.distributed.ranks import start_ranks
     from alignkd.engine.setup import prepare
     from alignkd.engine.trainer import Trainer
     from alignkd.run_folder.progress import Progress

@@ -89,7 +89,7 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
     import torch
 
     torch.set_num_threads(1)
-    from alignkd.engine.ranks import start_ranks
+    from alignkd.distributed.ranks import start_ranks
 
     ranks = start_ranks()
     while True:

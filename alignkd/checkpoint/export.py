@@ -13,7 +13,7 @@ import torch
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder, student_model_config

@@ -11,7 +11,7 @@ from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
 from alignkd.checkpoint.storage import ShardFiles, Storage
 from alignkd.checkpoint.universal import convert, universal_folder
 from alignkd.checkpoint.universal_load import load_universal
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MANIFEST,

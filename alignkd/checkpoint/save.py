@@ -18,7 +18,7 @@ from alignkd.checkpoint.resume import Found
 from alignkd.checkpoint.retention import expired_steps
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.config.schema import CheckpointSection
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MARKER,

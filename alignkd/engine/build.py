@@ -8,9 +8,9 @@ from typing import Any
 import deepspeed
 
 from alignkd.config.schema import Config
-from alignkd.engine.nodes import node_group
+from alignkd.distributed.nodes import node_group
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.configuration import read_model_config

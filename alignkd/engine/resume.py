@@ -10,7 +10,7 @@ from typing import Any
 from alignkd.checkpoint.resume import Found, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage
 from alignkd.config.schema import Config
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.state import RunIdentity
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.loading import frozen_fingerprint

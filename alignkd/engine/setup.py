@@ -13,10 +13,10 @@ from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.data.loader import build_loader, build_sampler
 from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
 from alignkd.engine.deepspeed_files import DeepSpeedFiles, read_deepspeed_files
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.resume import resume_engine
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower

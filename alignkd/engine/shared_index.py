@@ -9,7 +9,7 @@ from alignkd.data.index import Index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.index_file import read_index
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.progress import Progress
 
 

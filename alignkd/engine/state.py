@@ -11,7 +11,7 @@ from alignkd.checkpoint.resume import Found
 from alignkd.config.schema import Config
 from alignkd.data.loader import WindowLoader
 from alignkd.data.sampler import GlobalBatchSampler
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.teacher.provider import Teacher
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.export import export_engine, export_run
 from alignkd.checkpoint.model_card import model_card
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.loading import BuildOptions, fingerprint, load_model
 from alignkd.run_folder.checkpoints import read_manifest

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from alignkd.checkpoint.storage import Storage
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer

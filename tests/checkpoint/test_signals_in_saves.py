@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer

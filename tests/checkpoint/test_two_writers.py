@@ -11,7 +11,7 @@ import pytest
 from alignkd.checkpoint import save
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine import finish, trainer
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer

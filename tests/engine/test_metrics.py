@@ -7,9 +7,9 @@ import torch
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import TermCounts
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer_step import StepInfo, StepSums
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.step_clock import StepTime
 from alignkd.engine.stopwatch import Reading
 from alignkd.errors import TrainingError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.errors import UserError
 from alignkd.run_folder.progress import Progress

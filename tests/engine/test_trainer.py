@@ -13,7 +13,7 @@ import pytest
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import WindowLoader
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.step_clock import StepClock

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from alignkd.checkpoint.resume import Found, find_checkpoint
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer

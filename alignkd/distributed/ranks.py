@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.engine.failures import as_shown, describe_failure, error_elsewhere
+from alignkd.distributed.failures import as_shown, describe_failure, error_elsewhere
 from alignkd.errors import AlignkdError, TrainingError
 
 POLL_SECONDS = 0.2

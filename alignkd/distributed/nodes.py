@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import UserError
 
 
