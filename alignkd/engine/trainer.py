@@ -105,7 +105,7 @@ class Trainer:
         return EXIT_OK
 
     def _next_window(self) -> tuple[list[Batch], StepInfo]:
-        """The next window and what all ranks know of it. Raises on all ranks when one cannot go on."""
+        """The next window and what all ranks know of it. Raises on all ranks when one cannot continue."""
         with self.clock.data_wait():
             window, problem = self._load_window()
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
@@ -158,10 +158,7 @@ class Trainer:
             # The last row is completed first, so that a loss that is not finite stops the run before a save.
             self.metrics.flush()
             self._report("saving")
-            facts = {
-                **self.state.manifest_facts(self.step),
-                "step_seconds": self.clock.take_slowest(),
-            }
+            facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
     def _save_last_step(self, code: int) -> None:

@@ -11,7 +11,7 @@ from tests.ranks import RankPool
 
 
 def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, bool]:
-    """The kind of error that this rank raises, its message or the ranks that worked, and whether it waited."""
+    """The kind of error raised here, its message or the ranks that worked, and whether this rank waited."""
     done = []
 
     def work() -> None:

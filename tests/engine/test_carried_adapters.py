@@ -1,4 +1,4 @@
-"""P_attn and P_V from one stage to the next, in real ranks."""
+"""P_attn and P_V carried from one stage to the next, in real ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def adapters_at_the_start(ranks: Ranks, run: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_next_stage_starts_with_what_the_first_saved(
+def test_the_next_stage_starts_with_the_adapters_of_the_first(
     two_ranks: RankPool, tmp_path: Path, stage: int
 ) -> None:
     first = tiny.write_run(
@@ -60,7 +60,7 @@ def test_adapters_of_other_models_are_refused(two_ranks: RankPool, tmp_path: Pat
         assert "these models need" in str(message)
 
 
-def test_without_distillation_there_are_none(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_without_distillation_no_adapters_are_saved(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, distillation__enabled=False, training__max_steps=1)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
     assert not RunPaths(run).adapters.exists()
