@@ -1,9 +1,9 @@
 """Real ranks for tests: processes of one gloo group, started once, that run one function after another.
 
 Starting ranks takes seconds (torch, transformers, deepspeed), so a test session shares them. A task is a
-module-level function ``task(ranks, *arguments)``: every rank runs it, and the results come back in rank order.
-A task that fails or hangs ends the processes, because a half-done collective cannot be repaired; the next task
-starts new ones.
+module-level function ``task(ranks, *arguments)``: every rank runs it, and its results come back in rank
+order. A task that fails or hangs ends the processes, because a half-done collective cannot be repaired; the
+next task starts new ones.
 """
 
 from __future__ import annotations

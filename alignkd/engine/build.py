@@ -19,8 +19,8 @@ from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
 def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
-    """The teacher, or None when distillation is off. ``ds_teacher``: DeepSpeed's configuration when sharded.
-    Collective when it is sharded."""
+    """The teacher, or None when distillation is off. Collective when it is sharded; ``ds_teacher`` is then
+    its DeepSpeed configuration."""
     folder = config.model.teacher
     if not config.distillation.enabled or folder is None:
         return None
