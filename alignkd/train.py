@@ -1,6 +1,7 @@
-"""``python -m alignkd.train RUN``: one rank of a run. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-MASTER_PORT come from whoever starts it; everything else lies in the run folder. It resumes from the newest
-checkpoint if there is one.
+"""``python -m alignkd.train RUN``: one rank of a run, resumed from its newest checkpoint if it has one.
+
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment, everything else from the
+run folder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
     stop.read(RunPaths(Path(arguments[0])).stop)
-    # DeepSpeed calls these under their old names, many times in a run; that is for its authors to know.
+    # DeepSpeed calls these by their old names, which would fill the log of a run.
     renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)
     faulthandler.enable()
@@ -32,15 +33,15 @@ def main(arguments: list[str]) -> int:
     try:
         return _run(Path(arguments[0]), stop)
     except AlignkdError as error:
-        return report_error(error)  # the launcher finds the message in this rank's log
+        return report_error(error)  # the launcher reads the message from this rank's log
 
 
 def _run(run: Path, stop: StopRequest) -> int:
     import torch.distributed as dist
 
-    from alignkd.engine.loop import train
-    from alignkd.engine.ranks import start_ranks
+    from alignkd.distributed.ranks import start_ranks
     from alignkd.engine.setup import prepare
+    from alignkd.engine.trainer import Trainer
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
 
@@ -49,12 +50,9 @@ def _run(run: Path, stop: StopRequest) -> int:
     progress.report("starting")
     lock = WriterLock(run, logging.getLogger(__name__).warning)
     with contextlib.ExitStack() as held:
-
-        def take() -> None:
-            held.enter_context(lock)
-
-        ranks.while_first_works(take)
-        code = train(prepare(run, ranks, progress), stop, progress, is_writer=lock.is_held)
+        ranks.run_on_rank0(lambda: held.enter_context(lock))
+        state = prepare(run, ranks, progress)
+        code = Trainer(state, stop, progress, is_writer=lock.is_held).train()
     dist.destroy_process_group()
     return code
 

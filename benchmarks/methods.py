@@ -12,9 +12,9 @@ from unittest.mock import patch
 import torch
 
 from alignkd.data.batch import Batch
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine import student_step
 from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.logits import plain_logit_losses

@@ -91,7 +91,7 @@ def measure(engine: Any, ranks: Any, folder: Path, asynchronous: bool, saves: in
 
 
 def run_rank(options: argparse.Namespace) -> None:
-    from alignkd.engine.ranks import start_ranks as join
+    from alignkd.distributed.ranks import start_ranks as join
 
     ranks = join()
     engine = build_engine(int(options.parameters), options.stage, ranks)

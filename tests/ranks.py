@@ -1,9 +1,9 @@
-"""Real ranks for tests: processes that joined one gloo group, started once and given one job after another.
+"""Real ranks for tests: processes of one gloo group, started once, that run one function after another.
 
-Starting ranks takes seconds (torch, transformers, deepspeed), so a session shares them. A job is a
-module-level function ``job(ranks, *arguments)``; every rank runs it and its results come back in rank order.
-A job that fails or hangs ends the processes (a half-done collective cannot be repaired); the next job starts
-new ones.
+Starting ranks takes seconds (torch, transformers, deepspeed), so a test session shares them. A task is a
+module-level function ``task(ranks, *arguments)``: every rank runs it, and its results come back in rank
+order. A task that fails or hangs ends the processes, because a half-done collective cannot be repaired; the
+next task starts new ones.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ class RankPool:
         self._connections: list[Connection] = []
         self._logs = Path(tempfile.mkdtemp(prefix=f"alignkd-{world_size}-ranks-"))
 
-    def run(self, job: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
+    def run(self, task: Callable[..., Any], *arguments: Any, timeout: float = 180) -> list[Any]:
         """Results in rank order. After ``timeout`` seconds every rank prints its stack and the test fails."""
         if any(not process.is_alive() for process in self._processes):
             self.stop()
         if not self._processes:
             self._start()
         for connection in self._connections:
-            connection.send((job, arguments, timeout))
+            connection.send((task, arguments, timeout))
         results, failures = [], []
         for rank, connection in enumerate(self._connections):
             try:
                 ok, value = connection.recv() if connection.poll(timeout + 30) else (False, "no answer")
             except EOFError:
-                ok, value = False, "ended without an answer"
+                ok, value = False, "exited without an answer"
             results.append(value)
             if not ok:
                 failures.append(f"rank {rank}: {value}")
-                break  # the others may wait for it for ever
+                break  # the others may wait for it forever
         if failures:
             self.stop()
             logs = [f"--- rank {rank}\n{self.log(rank)}" for rank in range(self.world_size)]
@@ -89,17 +89,17 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
     import torch
 
     torch.set_num_threads(1)
-    from alignkd.engine.ranks import start_ranks
+    from alignkd.distributed.ranks import start_ranks
 
     ranks = start_ranks()
     while True:
         try:
-            job, arguments, timeout = connection.recv()
+            task, arguments, timeout = connection.recv()
         except EOFError:
             return
         faulthandler.dump_traceback_later(timeout, exit=True)
         try:
-            answer = (True, job(ranks, *arguments))
+            answer = (True, task(ranks, *arguments))
         except BaseException:
             answer = (False, traceback.format_exc())
         faulthandler.cancel_dump_traceback_later()

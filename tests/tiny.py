@@ -1,4 +1,4 @@
-"""The fixture models (fixtures/mobilevlm_v2_tiny/SOURCE.md), batches of their samples, run folders."""
+"""Fixture models (fixtures/mobilevlm_v2_tiny/SOURCE.md), batches of their samples, and run folders."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def example(case: str) -> Example:
 
 
 def batch_of(*cases: str, **settings: Any) -> Batch:
-    """The named cases in this order as one batch; no case gives the all-masked one."""
+    """The named cases in this order as one batch; without a case, the batch that has no sample."""
     return collate([example(case) for case in cases], CollateSettings(144, (3, 336, 336), **settings))
 
 
@@ -107,14 +107,14 @@ def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
 
 
 def resize_run(run: Path, world_size: int, **changes: Any) -> None:
-    """What `alignkd resume --nodes` makes of a run folder; ``changes`` are those of a user's editor."""
+    """Change a run folder as `alignkd resume --nodes` does; ``changes`` are what a user has edited."""
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
     config = load_config(RunPaths(run).config, overrides)
     RunPaths(run).config.write_text(dump_config(config))
     RunPaths(run).student_deepspeed.write_text(json.dumps(student_config(config, world_size, "cpu")))
 
 
-# Columns of a metrics row that two equal runs do not share.
+# Columns of a metrics row that differ between two equal runs.
 TIMES = frozenset(
     (
         "step_seconds",

@@ -13,7 +13,7 @@ import torch
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
@@ -43,7 +43,7 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
         facts, tokenizer = student_model_config(config.model), student_folder(config.model)
         save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
 
-    ranks.while_first_works(save)
+    ranks.run_on_rank0(save)
 
 
 def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
@@ -58,7 +58,7 @@ def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
     for name, value in full_tensors(adapters):
         if ranks.is_first:
             tensors[name] = value.detach().cpu().clone()
-    ranks.while_first_works(lambda: save_adapters(RunPaths(run).adapters, tensors))
+    ranks.run_on_rank0(lambda: save_adapters(RunPaths(run).adapters, tensors))
 
 
 def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) -> int:

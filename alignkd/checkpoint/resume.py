@@ -11,8 +11,7 @@ from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
 from alignkd.checkpoint.storage import ShardFiles, Storage
 from alignkd.checkpoint.universal import convert, universal_folder
 from alignkd.checkpoint.universal_load import load_universal
-from alignkd.engine.optimizer import OWN_SETTINGS
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
@@ -25,6 +24,11 @@ from alignkd.run_folder.checkpoints import (
 from alignkd.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
+CONFIGURED = (
+    "rate_name",
+    "base_rate",
+    "weight_decay",
+)  # settings of a parameter group, from the configuration
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
 
 
@@ -70,14 +74,14 @@ def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, s
     """
     folder = universal_folder(run, step)
     for _ in range(2):
-        ranks.while_first_works(lambda: convert(run, step, storage))
+        ranks.run_on_rank0(lambda: convert(run, step, storage))
         problems = _agreed_problems(folder, ranks)
         if not problems:
             load_universal(engine, folder)
             seed_rank(seed, step, ranks.rank)
             return
         log.warning("%s: %s; converting again", folder, "; ".join(sorted(set(problems))[:3]))
-        ranks.while_first_works(lambda: storage.remove(folder))
+        ranks.run_on_rank0(lambda: storage.remove(folder))
     raise CheckpointError(f"{folder}: {'; '.join(sorted(set(problems))[:3])}, twice; is the disk sound?")
 
 
@@ -89,7 +93,7 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     assert isinstance(files, ShardFiles)
     files.verified = frozenset(folder / name for name in manifest["files"])
     # The optimizer's groups come back as they were saved; what the configuration says now is put back.
-    settings = [{key: group[key] for key in OWN_SETTINGS} for group in engine.optimizer.param_groups]
+    settings = [{key: group[key] for key in CONFIGURED} for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder.parent), tag=folder.name)
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)

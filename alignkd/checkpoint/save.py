@@ -18,7 +18,7 @@ from alignkd.checkpoint.resume import Found
 from alignkd.checkpoint.retention import expired_steps
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.config.schema import CheckpointSection
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import (
     MARKER,
@@ -151,6 +151,12 @@ class CheckpointSaver:
         self._flight = flight
         self._write = BackgroundWrite(lambda: self._write_and_seal(flight.partial, shards.pop()))
         if not background:
+            self.finish()
+
+    def poll(self, written: bool) -> None:
+        """Commit the save in flight, if there is one and its files are ``written`` on all ranks (which all
+        ranks must agree on). Does not wait for the writers. Collective."""
+        if self.in_flight and written:
             self.finish()
 
     def finish(self) -> None:

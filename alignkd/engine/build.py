@@ -1,4 +1,4 @@
-"""Teacher and student engines from a resolved configuration and the run's rendered DeepSpeed files."""
+"""Teacher and student engines from a run's configuration and its DeepSpeed files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import deepspeed
 
 from alignkd.config.schema import Config
+from alignkd.distributed.nodes import node_group
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
-from alignkd.engine.ranks import Ranks, node_group
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.configuration import read_model_config
@@ -18,7 +19,8 @@ from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
 def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
-    """None when distillation is off. ``ds_teacher`` is ``ds/teacher.json``, absent when replicated."""
+    """The teacher, or None when distillation is off. Collective when it is sharded; ``ds_teacher`` is then
+    its DeepSpeed configuration."""
     folder = config.model.teacher
     if not config.distillation.enabled or folder is None:
         return None
@@ -26,15 +28,16 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
     top_k = config.distillation.top_k
     if config.teacher.placement == "replicated":
         return ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
-    assert ds_teacher is not None, "the launcher renders it"
+    assert ds_teacher is not None, "read_deepspeed_files reads it for a sharded teacher"
     group = node_group(ranks) if config.teacher.placement == "zero3_node" else None
     return ShardedTeacher(folder, top_k, BuildOptions(dtype, ranks.device, ds_teacher, group))
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:
-    """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the completed tensors."""
+    """The student's DeepSpeed engine (its ``module`` is a StudentStep), and the names of the tensors that
+    model.student lacks. Collective."""
     dtype = DTYPES[config.training.precision]
-    # Whole models start on the host; the engine moves them.
+    # A model that is not sharded is built on the host; the engine moves it.
     sharded = config.student.zero_stage == 3
     options = BuildOptions(dtype, ranks.device, ds_student) if sharded else BuildOptions(dtype)
     student, completed = load_student(config.model, config.training.seed, options)

@@ -11,7 +11,6 @@ from torch import nn
 from alignkd.config.schema import TrainingSection
 from alignkd.engine.student_step import StudentStep
 
-OWN_SETTINGS = ("base_rate", "weight_decay")  # of a parameter group, from the configuration
 RATE_NAMES = ("learning_rate", "projector_learning_rate", "adapter_learning_rate")
 
 
@@ -33,7 +32,9 @@ def schedule_factor(step: int, total_steps: int, warmup_ratio: float) -> float:
 def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay (none on vectors, none on the adapters).
 
-    Every group carries ``base_rate``, the peak that :func:`set_learning_rates` scales.
+    Every group carries ``rate_name``, one of :data:`RATE_NAMES`, and ``base_rate``, the peak that
+    :func:`set_learning_rates` scales. A checkpoint saves both with the group; a resume puts them back as the
+    configuration has them now (``checkpoint.resume.CONFIGURED``).
     """
     rates = base_rates(training)
     groups: dict[tuple[str, float], list[nn.Parameter]] = {}
@@ -49,13 +50,19 @@ def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dic
         decays = dimensions > 1 and rate_name != RATE_NAMES[2]
         groups.setdefault((rate_name, training.weight_decay if decays else 0.0), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr": rates[rate_name], "base_rate": rates[rate_name]}
+        {
+            "params": parameters,
+            "weight_decay": decay,
+            "lr": rates[rate_name],
+            "base_rate": rates[rate_name],
+            "rate_name": rate_name,
+        }
         for (rate_name, decay), parameters in groups.items()
     ]
 
 
 def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
-    """One kernel per group where torch has it: for the CPU too, where offloaded states are updated."""
+    """AdamW with one kernel per group where torch has it, also on the CPU, which updates offloaded states."""
     fused = device.type in ("cuda", "xpu", "hpu", "cpu")
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
@@ -63,3 +70,10 @@ def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch
 def set_learning_rates(optimizer: Any, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["base_rate"] * factor
+
+
+def learning_rates(optimizer: Any) -> dict[str, float]:
+    """Current rate by name, as the optimizer has it. 0 for a part that is not trained."""
+    return dict.fromkeys(RATE_NAMES, 0.0) | {
+        group["rate_name"]: group["lr"] for group in optimizer.param_groups
+    }

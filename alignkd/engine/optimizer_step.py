@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import AlignkdError, TrainingError

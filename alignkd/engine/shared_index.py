@@ -1,4 +1,4 @@
-"""One index for all ranks: rank 0 makes or finds it, the others map the same file."""
+"""One index for all ranks: rank 0 builds it or finds it in the cache, the others map the same file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from alignkd.data.index import Index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.index_file import read_index
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.progress import Progress
 
 
@@ -21,19 +21,15 @@ def shared_index(
     ranks: Ranks,
     progress: Progress,
 ) -> Index:
-    """The index of these data, mapped from ``path`` where all ranks see rank 0's file; else each gets a copy.
-    Collective."""
+    """The index of ``data``, mapped from ``path`` if all ranks see rank 0's file, otherwise sent to each of
+    them. Collective."""
 
     def report(done: int, total: int) -> None:
         progress.report("indexing", done=done, total=total)
 
-    made: list[Index] = []
-
-    def make() -> None:
-        made.append(cached_index(path, data, tokenizer, vision_tokens, report))
-
-    ranks.while_first_works(make)
-    index = made[0] if made else None
+    built: list[Index] = []
+    ranks.run_on_rank0(lambda: built.append(cached_index(path, data, tokenizer, vision_tokens, report)))
+    index = built[0] if built else None
     fingerprint = ranks.broadcast_object(None if index is None else index.fingerprint)
     if index is None:
         stored = read_index(path)

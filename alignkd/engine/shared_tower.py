@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.models.loading import tower_fingerprint
 from alignkd.models.mobilevlm import MobileVLM
 

@@ -1,4 +1,4 @@
-"""Signals as flags. Imported before torch: a USR1 during torch's import would kill the rank otherwise."""
+"""Stop signals as flags. Imported before torch: otherwise a USR1 during its import would kill the rank."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from alignkd.errors import EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1
 
 
 class StopRequest:
-    """Which stop signals this process has received. The handlers set flags and do nothing else; the training
-    loop agrees on them with the other ranks at the next step edge."""
+    """Which stop signals this process has received. The handlers only set flags; the ranks reduce them before
+    the next step."""
 
     def __init__(self) -> None:
         self.usr1 = False
@@ -21,12 +21,12 @@ class StopRequest:
         signal.signal(signal.SIGUSR1, self._on_usr1)
         signal.signal(signal.SIGTERM, self._on_term)
         for number in (signal.SIGUSR1, signal.SIGTERM):
-            # A write or a socket of C++ code is continued, not cut short.
+            # System calls in C++ code (a write, a socket) are restarted, not interrupted.
             signal.siginterrupt(number, False)
 
     def read(self, path: Path) -> None:
-        """What `alignkd stop` and `cancel` leave in the run folder before they send a signal, which comes too
-        early for a rank that is only about to start."""
+        """Read the file that `alignkd stop` and `cancel` write before they send a signal: a rank that is only
+        starting would miss the signal."""
         try:
             words = path.read_text(encoding="utf-8").split()
         except OSError:
@@ -42,6 +42,6 @@ class StopRequest:
 
 
 def exit_code(usr1: bool, term: bool) -> int:
-    """TERM wins: whoever sent it decides what comes next, so nothing may restart the run by itself."""
+    """TERM wins: its sender decides what comes next, so nothing may requeue the run automatically."""
     assert usr1 or term
     return EXIT_SAVED_ON_TERM if term else EXIT_SAVED_ON_USR1

@@ -6,14 +6,18 @@ JSON has neither infinity nor NaN: they are written as null, so a reader may fin
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.atomic_files import write_text_atomic
+from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 _TAIL_BYTES_PER_ROW = 4096  # generous: rows take about 700 bytes
 
@@ -58,6 +62,40 @@ def cut_rows_after(path: Path, step: int) -> None:
     if after != before:
         # Durable: a resume does not repeat the steps whose rows a checkpoint vouches for.
         write_text_atomic(path, after.decode())
+
+
+class MetricsFile:
+    """What rank 0 appends to the file. Rows that a full disk refuses are kept and written with later ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unwritten: list[str] = []
+
+    def append(self, row: Row) -> None:
+        """Does not raise when the disk refuses the row: the next save reports what is wrong."""
+        self._unwritten.append(row_line(row))
+        try:
+            self._write_rows()
+        except OSError as error:
+            log.warning("%s: %s", self._path, error)
+
+    def sync(self) -> None:
+        """Put all rows on the disk, so that a checkpoint may be committed: a resume does not repeat the steps
+        before it. Raises OSError."""
+        if self._unwritten or self._path.exists():
+            self._write_rows()
+            flush_to_disk(self._path)
+
+    def _write_rows(self) -> None:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("".join(self._unwritten))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, size)  # else the next row would be appended to half a row
+            raise
+        self._unwritten = []
 
 
 def _rows(lines: Iterable[bytes]) -> Iterator[Row]:

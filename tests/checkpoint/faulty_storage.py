@@ -123,12 +123,12 @@ def children(parent: int) -> list[int]:
 
 
 def main(run: str, phase: str, rank: str, victim: str, step: str) -> int:
-    from alignkd.engine import loop
+    from alignkd.engine import trainer
     from alignkd.train import main as train
 
     if os.environ["RANK"] == rank:
         faulty = FaultyStorage(phase, int(step), lambda: kill(victim))
-        loop.Storage = lambda: faulty  # type: ignore[assignment,misc]
+        trainer.Storage = lambda: faulty  # type: ignore[assignment,misc]
     return train([run])
 
 

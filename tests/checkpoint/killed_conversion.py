@@ -74,7 +74,7 @@ def convert_each(step: int, cases: list[str]) -> int:
 
 
 def train_rank(run: Path, phase: str) -> int:
-    from alignkd.engine.ranks import start_ranks
+    from alignkd.distributed.ranks import start_ranks
     from alignkd.engine.setup import prepare
     from alignkd.run_folder.progress import Progress
 

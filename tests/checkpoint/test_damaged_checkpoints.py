@@ -14,10 +14,10 @@ import torch
 
 from alignkd.checkpoint.export import export_run
 from alignkd.checkpoint.resume import Found, find_checkpoint
-from alignkd.engine.loop import train
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
@@ -32,8 +32,8 @@ OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 def go_on(ranks: Ranks, run: str) -> tuple[int, Found]:
     progress = Progress(Path(run), writes=ranks.is_first)
-    job = prepare(Path(run), ranks, progress)
-    return train(job, StopRequest(), progress), job.found
+    state = prepare(Path(run), ranks, progress)
+    return Trainer(state, StopRequest(), progress).train(), state.found
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import nn
 from alignkd.checkpoint.storage import CLIENT_STATE, attach
 from alignkd.checkpoint.universal import run_deepspeed
 from alignkd.checkpoint.universal_load import load_universal
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     UNIVERSAL,

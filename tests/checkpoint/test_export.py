@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.export import export_engine, export_run
 from alignkd.checkpoint.model_card import model_card
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.loading import BuildOptions, fingerprint, load_model
 from alignkd.run_folder.checkpoints import read_manifest
@@ -26,8 +26,8 @@ from tests.ranks import RankPool
 
 def export_loaded(ranks: Ranks, run: str, out: str) -> None:
     """The weights as the engine has them after loading the newest checkpoint."""
-    job = prepare(Path(run), ranks, Progress(Path(run), writes=False))
-    export_engine(job.engine, job.config, Path(out), ranks)
+    state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
+    export_engine(state.engine, state.config, Path(out), ranks)
 
 
 def same_weights(folder: Path, other: Path) -> bool:

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from alignkd.checkpoint.storage import Storage
-from alignkd.engine.loop import train
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.metrics import MetricsFile
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
@@ -40,7 +41,7 @@ def train_with(ranks: Ranks, run: str, storage: Storage) -> int | str:
     """Exit code, or the message of an error that every rank raises."""
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return train(prepare(Path(run), ranks, progress), StopRequest(), progress, storage)
+        return Trainer(prepare(Path(run), ranks, progress), StopRequest(), progress, storage).train()
     except AlignkdError as error:
         return str(error)
 
@@ -77,16 +78,16 @@ def test_training_goes_on_with_the_older_checkpoints(
 
 def train_while_rows_do_not_fit(ranks: Ranks, run: str) -> int | str:
     """The disk takes no metrics row from step 2 to the commit of step 3's checkpoint."""
-    append, refused = Metrics._append, []
+    write_rows, refused = MetricsFile._write_rows, []
 
-    def full(metrics: Metrics) -> None:
-        if metrics._unwritten and json.loads(metrics._unwritten[0])["step"] == 2 and len(refused) < 4:
+    def full(file: MetricsFile) -> None:
+        if file._unwritten and json.loads(file._unwritten[0])["step"] == 2 and len(refused) < 4:
             refused.append(1)
             disk_full()
-        append(metrics)
+        write_rows(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Metrics, "_append", full)
+        patch.setattr(MetricsFile, "_write_rows", full)
         return train_with(ranks, run, Storage())
 
 
@@ -143,14 +144,14 @@ class Slow(Storage):
 
 def train_until_the_loss_breaks(ranks: Ranks, run: str) -> int | str:
     """At step 2, while the save of step 1 is in flight."""
-    finish = Metrics._finish
+    complete = Metrics._complete
 
     def broken(metrics: Metrics, pending: Any) -> dict[str, Any]:
-        row = finish(metrics, pending)
+        row = complete(metrics, pending)
         return row | {"loss": math.nan} if row["step"] == 2 else row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Metrics, "_finish", broken)
+        patch.setattr(Metrics, "_complete", broken)
         return train_with(ranks, run, Slow())
 
 
@@ -166,8 +167,10 @@ def train_until_taken_over(ranks: Ranks, run: str) -> int | str:
     progress = Progress(Path(run), writes=ranks.is_first)
     folder = RunPaths(Path(run)).checkpoints
     try:
-        job = prepare(Path(run), ranks, progress)
-        return train(job, StopRequest(), progress, is_writer=lambda: not list(folder.glob("step-2.*.tmp")))
+        state = prepare(Path(run), ranks, progress)
+        return Trainer(
+            state, StopRequest(), progress, is_writer=lambda: not list(folder.glob("step-2.*.tmp"))
+        ).train()
     except AlignkdError as error:
         return str(error)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.engine.loop import train
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import EXIT_SAVED_ON_USR1
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.progress import Progress
@@ -57,7 +57,7 @@ def train_in_a_storm(ranks: Ranks, run: str) -> tuple[int, int]:
     stop.install()
     try:
         progress = Progress(Path(run), writes=ranks.is_first)
-        return train(prepare(Path(run), ranks, progress), stop, progress, storm), storm.sent
+        return Trainer(prepare(Path(run), ranks, progress), stop, progress, storm).train(), storm.sent
     finally:
         storm.over.set()
         ranks.barrier()  # no signal is on its way any more

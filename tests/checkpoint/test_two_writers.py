@@ -11,10 +11,10 @@ import pytest
 from alignkd.checkpoint import save
 from alignkd.checkpoint.resume import find_checkpoint
 from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.engine.loop import train
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import TrainingError
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.progress import Progress
@@ -81,11 +81,12 @@ def train_twice(ranks: Ranks, run: str) -> tuple[str, int, int, tuple[int, ...]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(save, "CLOSE_SECONDS", 0.0)  # this process lives on, so the writer may
         try:
-            job = prepare(Path(run), ranks, progress)
-            train(job, LostInStep3(), progress, given_up, is_writer=lambda: not lost.is_set())
+            state = prepare(Path(run), ranks, progress)
+            Trainer(state, LostInStep3(), progress, given_up, lambda: not lost.is_set()).train()
         except TrainingError as error:
             message = str(error)
-    code = train(prepare(Path(run), ranks, progress), StopRequest(), progress, Successor(given_up))
+    state = prepare(Path(run), ranks, progress)
+    code = Trainer(state, StopRequest(), progress, Successor(given_up)).train()
     return message, given_up.wrote, code, find_checkpoint(Path(run), ranks, keep_last=9).verified
 
 

@@ -12,10 +12,10 @@ from unittest.mock import patch
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine import student_step
 from alignkd.engine.gathered_bytes import count_gathered_bytes
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch

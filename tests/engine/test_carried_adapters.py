@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
@@ -21,13 +21,13 @@ from tests.ranks import RankPool
 
 
 def adapters_at_the_start(ranks: Ranks, run: str) -> dict[str, torch.Tensor]:
-    job = prepare(Path(run), ranks, Progress(Path(run), writes=False))
-    job.loader.close()
-    return {name: value.clone() for name, value in full_tensors(job.engine.module.adapters)}
+    state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
+    state.loader.close()
+    return {name: value.clone() for name, value in full_tensors(state.engine.module.adapters)}
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_next_stage_starts_with_what_the_first_saved(
+def test_the_next_stage_starts_with_the_adapters_of_the_first(
     two_ranks: RankPool, tmp_path: Path, stage: int
 ) -> None:
     first = tiny.write_run(

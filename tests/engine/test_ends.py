@@ -1,4 +1,4 @@
-"""How a run ends when something fails at its very end, or on one rank only: known to all, nothing lost."""
+"""How a run ends after a failure at its very end or on one rank: all ranks know of it, nothing is lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
-from alignkd.engine import loop
-from alignkd.engine.loop import train
-from alignkd.engine.metrics import Metrics
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
+from alignkd.engine import finish, trainer
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.progress import Progress
@@ -42,14 +41,14 @@ def train_with(
 ) -> Answer:
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        job = prepare(Path(run), ranks, progress)
-        return train(job, stop or StopRequest(), progress, storage, is_writer), ""
+        state = prepare(Path(run), ranks, progress)
+        return Trainer(state, stop or StopRequest(), progress, storage, is_writer).train(), ""
     except AlignkdError as error:
         return type(error).__name__, str(error)
 
 
 class FullAtTheEnd(Storage):
-    """The disk has room for the last checkpoint, and for little else. Mounted at ``disk``."""
+    """The disk, mounted at ``disk``, has room for the last checkpoint and little else."""
 
     def __init__(self, disk: Path) -> None:
         self._disk = disk
@@ -70,7 +69,7 @@ def train_normally(ranks: Ranks, run: str) -> Answer:
     return train_with(ranks, run, Storage())
 
 
-def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_only(
+def test_a_disk_that_is_full_at_the_end_fails_all_ranks_and_costs_only_the_export(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -80,15 +79,15 @@ def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_on
         for kind, message in two_ranks.run(train_on_a_disk_that_fills_up, str(run), str(disk)):
             assert kind == "FileSystemError"
             assert "No space left on device" in message
-            assert "goes on from step 4" in message
+            assert "continues from step 4" in message
         assert committed_steps(run) == [4, 2]
         assert not (run / "student").exists()
-        assert not (run / "student.tmp").exists()  # half a student only takes room
+        assert not (run / "student.tmp").exists()  # half a student would only take room
         assert not (run / "result.json").exists()
         rows = (run / "metrics.jsonl").read_text()
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
         assert two_ranks.run(train_normally, str(run)) == [(0, ""), (0, "")]
-        assert (run / "metrics.jsonl").read_text() == rows  # to the last digit of the times: no step again
+        assert (run / "metrics.jsonl").read_text() == rows  # down to the times: no step was repeated
         assert load_file(run / "student" / "model.safetensors")
         assert load_file(run / "adapters.safetensors")
         result = json.loads((run / "result.json").read_text())
@@ -96,50 +95,50 @@ def test_a_full_disk_at_the_end_is_an_error_of_all_ranks_and_costs_the_export_on
 
 
 def train_without_room_for(ranks: Ranks, run: str, name: str, stop_after: int | None) -> Answer:
-    """``name`` is a function of the loop that writes on rank 0."""
+    """``name``: a function of ``finish`` that writes on rank 0."""
     stop = None if stop_after is None else StopAfter(stop_after, "usr1")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, name, lambda *_: disk_full())
+        patch.setattr(finish, name, lambda *_: disk_full())
         return train_with(ranks, run, Storage(), stop)
 
 
-def export_what_is_another_s(ranks: Ranks, run: str) -> Answer:
+def export_after_a_takeover(ranks: Ranks, run: str) -> Answer:
     """All steps are done, and another process has taken over the run."""
     return train_with(ranks, run, Storage(), is_writer=lambda: False)
 
 
-def test_without_room_for_the_result_a_run_is_not_done_but_a_stop_is_a_stop(
+def test_without_room_for_the_result_a_complete_run_fails_but_a_stopped_one_does_not(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
-    # Saved, and that is what counts: the exit code says that it may be started again.
-    assert two_ranks.run(train_without_room_for, str(run), "_write_result", 3) == [(85, "")] * 2
+    # It is saved: the exit code tells the launcher that it may be requeued.
+    assert two_ranks.run(train_without_room_for, str(run), "write_result", 3) == [(85, "")] * 2
     assert committed_steps(run) == [3, 2]
-    for kind, message in two_ranks.run(train_without_room_for, str(run), "_write_result", None):
+    for kind, message in two_ranks.run(train_without_room_for, str(run), "write_result", None):
         assert kind == "FileSystemError"
         assert "No space left on device" in message
     assert not (run / "result.json").exists()
     assert committed_steps(run) == [4, 3, 2]
     shutil.rmtree(run / "student")
-    assert [kind for kind, _ in two_ranks.run(export_what_is_another_s, str(run))] == ["TakenOverError"] * 2
+    assert [kind for kind, _ in two_ranks.run(export_after_a_takeover, str(run))] == ["TakenOverError"] * 2
     assert not (run / "student").exists()
 
 
-def test_a_torn_row_does_not_make_the_end_fail(tmp_path: Path) -> None:
+def test_a_torn_row_is_left_out_of_the_result(tmp_path: Path) -> None:
     rows = [{"step": 1}, {"step": 2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    loop._write_result(tmp_path, {"status": "done"}, time.monotonic())
+    finish.write_result(tmp_path, {"status": "done"}, time.monotonic())
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["first"], result["last"]) == tuple(rows)
 
 
 def train_without_room_to_cut(ranks: Ranks, run: str) -> Answer:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Metrics, "cut_after", lambda *_: disk_full())
+        patch.setattr(trainer, "cut_rows_after", lambda *_: disk_full())
         return train_with(ranks, run, Storage())
 
 
-def test_a_start_that_cannot_cut_the_rows_is_an_error_of_all_ranks(
+def test_without_room_to_cut_the_metrics_rows_all_ranks_fail_at_the_start(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
@@ -149,7 +148,7 @@ def test_a_start_that_cannot_cut_the_rows_is_an_error_of_all_ranks(
 
 
 class Slow(Storage):
-    """Still writes when the next step is over."""
+    """Still writing when the next step is done."""
 
     def write_file(self, path: Path, state: object) -> None:
         time.sleep(4)
@@ -178,7 +177,7 @@ def train_until_rank_1_has_no_data(ranks: Ranks, run: str, error: Exception) -> 
         (RuntimeError("DataLoader worker is killed"), "TrainingError"),
     ],
 )
-def test_data_that_fail_on_one_rank_end_all_and_take_no_save_along(
+def test_bad_data_on_one_rank_ends_all_ranks_after_the_save_in_flight(
     two_ranks: RankPool, tmp_path: Path, error: Exception, kind: str
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and who is trained with which rate and decay."""
+"""The learning rate as a function of the step; the rate and decay of each parameter."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_warm_up_ends_at_the_peak() -> None:
     assert factors == sorted(factors[:30]) + sorted(factors[30:], reverse=True)
 
 
-def test_the_end_is_near_zero_and_the_middle_is_half() -> None:
+def test_the_rate_ends_near_zero_and_is_half_in_the_middle() -> None:
     assert 0 < schedule_factor(999, 1000, 0.03) < 1e-4
     assert schedule_factor(1000, 1000, 0.03) == pytest.approx(0.0, abs=1e-12)
     assert schedule_factor(30 + 485, 1000, 0.03) == pytest.approx(0.5)
@@ -70,7 +70,7 @@ def test_without_warm_up_the_first_step_is_the_peak() -> None:
     assert schedule_factor(0, 100, 0.0) == 1.0
 
 
-def test_rates_follow_each_other() -> None:
+def test_a_missing_rate_defaults_to_the_projector_s_or_the_base() -> None:
     def rates(**given: float) -> list[float]:
         return list(base_rates(TrainingSection(**given)).values())
 
@@ -79,7 +79,7 @@ def test_rates_follow_each_other() -> None:
     assert rates(learning_rate=1e-4, adapter_learning_rate=1e-2) == [1e-4, 1e-4, 1e-2]
 
 
-def test_every_trained_parameter_has_its_rate_and_decay() -> None:
+def test_every_trained_parameter_has_the_rate_and_decay_of_its_part() -> None:
     module = step_module()
     groups = groups_by_name(module, TrainingSection(**RATES))
     assert set(groups) == {
@@ -98,7 +98,7 @@ def test_every_trained_parameter_has_its_rate_and_decay() -> None:
         assert group["weight_decay"] == decay, name
 
 
-def test_groups_at_one_rate_are_told_apart_by_name_of_the_part() -> None:
+def test_parts_with_equal_rates_have_groups_of_their_own() -> None:
     groups = parameter_groups(step_module(), TrainingSection(learning_rate=1e-4, weight_decay=0.1))
     described = sorted((group["lr"], group["weight_decay"]) for group in groups)
     assert described == [(1e-4, 0.0)] * 3 + [(1e-4, 0.1)] * 2
@@ -109,7 +109,7 @@ def test_without_distillation_there_is_no_adapter_group() -> None:
     assert RATES["adapter_learning_rate"] not in {group["lr"] for group in groups.values()}
 
 
-def test_a_trained_tower_takes_part_but_for_its_unused_end() -> None:
+def test_a_trained_tower_is_in_the_groups_except_its_unused_layers() -> None:
     module = step_module()
     module.student.unfreeze_vision_tower()
     groups = groups_by_name(module, TrainingSection(**RATES))

@@ -9,8 +9,8 @@ import torch
 
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import TermCounts
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import TERMS, element_counts

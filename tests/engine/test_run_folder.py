@@ -1,4 +1,4 @@
-"""What a rank says of a run folder whose files are damaged or missing: one UserError naming the file."""
+"""A run folder with damaged or missing files is refused with one UserError that names the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.errors import UserError
 from alignkd.run_folder.progress import Progress
@@ -21,7 +21,7 @@ def message_of(ranks: Ranks, run: str) -> str:
         prepare(Path(run), ranks, Progress(Path(run), writes=False))
     except UserError as error:
         return str(error)
-    return "nothing is wrong"
+    return "prepared"
 
 
 def replaced(name: str, text: str | bytes) -> Callable[[Path], Path]:
@@ -51,7 +51,7 @@ DAMAGES: list[tuple[Callable[[Path], Path], str]] = [
 ]
 
 
-def test_deepspeed_files(one_rank: RankPool, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_deepspeed_file_is_named(one_rank: RankPool, tmp_path: Path) -> None:
     for number, (damage, named) in enumerate(DAMAGES):
         run = tiny.write_run(tmp_path / f"run{number}", 1)
         path = damage(run)
@@ -68,7 +68,7 @@ def trained(one_rank: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("text", ['["training.lea', '{"a": 1}', "[1]", ""])
-def test_accepted_changes(one_rank: RankPool, trained: Path, text: str) -> None:
+def test_a_damaged_list_of_accepted_changes_is_named(one_rank: RankPool, trained: Path, text: str) -> None:
     path = trained / "allowed_changes.json"
     path.write_text(text)
     (message,) = one_rank.run(message_of, str(trained))

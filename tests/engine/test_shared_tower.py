@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import BuildOptions, load_model

@@ -6,7 +6,7 @@ from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.errors import TrainingError
 
 
-def test_only_steps_in_a_row_stop_the_run() -> None:
+def test_only_skipped_steps_in_a_row_stop_the_run() -> None:
     skipped = SkippedSteps(3)
     for step, applied in enumerate([False, False, True, False, False], start=1):
         skipped.count(applied, step)

@@ -1,4 +1,4 @@
-"""A stop that was asked for before the rank could hear a signal."""
+"""A stop that was requested before the rank could receive a signal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.backends.ranks import free_port, rank_environments
 from tests import tiny
 
 
-def test_the_file_counts_as_the_signal(tmp_path: Path) -> None:
+def test_a_stop_file_counts_as_the_signal_that_it_names(tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 1)
     (run / "stop").write_text("TERM 7\n")
     (environment,) = rank_environments(1, 1, free_port(), "cpu", (), os.environ)
@@ -21,6 +21,6 @@ def test_the_file_counts_as_the_signal(tmp_path: Path) -> None:
         env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 86, done.stdout + done.stderr
-    assert "FutureWarning" not in done.stderr  # of DeepSpeed's calls; they would fill the log
+    assert "FutureWarning" not in done.stderr  # from DeepSpeed's calls; they would fill the log
     assert json.loads((run / "result.json").read_text())["status"] == "stopped"
     assert not (run / "metrics.jsonl").exists() or tiny.metrics_rows(run) == []

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from alignkd.checkpoint.resume import Found, find_checkpoint
-from alignkd.engine.loop import train
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
+from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError
 from alignkd.run_folder import checkpoints as layout
 from alignkd.run_folder.checkpoints import committed_steps
@@ -64,7 +64,7 @@ def train_run(ranks: Ranks, run: str, stop_after: int | None = None, signal: str
     )
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return train(prepare(Path(run), ranks, progress), stop, progress)
+        return Trainer(prepare(Path(run), ranks, progress), stop, progress).train()
     except AlignkdError as error:
         return str(error)
 
@@ -93,7 +93,7 @@ def same_but_for_times(run: Path, other: Path) -> None:
         (3, "fp32", "replicated"),
     ],
 )
-def test_resume_is_bitwise(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, placement: str
 ) -> None:
     changes = {
@@ -113,7 +113,7 @@ def test_resume_is_bitwise(
     assert committed_steps(stopped) == [3, 2]
     assert json.loads((stopped / "result.json").read_text())["status"] == "stopped"
     assert not (stopped / "student").exists()
-    # Rows behind the checkpoint, as a killed run leaves them, are made again.
+    # Rows after the checkpoint, as a killed run leaves them, are written again.
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 4, "loss": 0.0}) + '\n{"step": 5, "lo')
     assert two_ranks.run(train_run, str(stopped)) == [0, 0]
@@ -127,7 +127,9 @@ def documented_columns() -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
-def test_every_row_and_the_result(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_rows_have_the_documented_columns_and_the_result_sums_them_up(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, training__epochs=2, training__warmup_ratio=0.25)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
     rows = tiny.metrics_rows(run)
@@ -198,7 +200,7 @@ def find(ranks: Ranks, run: str) -> Found:
     return find_checkpoint(Path(run), ranks, keep_last=3)
 
 
-def test_a_checkpoint_that_was_passed_over_is_kept_when_its_step_is_made_again(
+def test_a_damaged_checkpoint_is_kept_aside_when_its_step_is_saved_again(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
@@ -211,23 +213,23 @@ def test_a_checkpoint_that_was_passed_over_is_kept_when_its_step_is_made_again(
     assert two_ranks.run(find, str(run))[0].verified == (4, 2)
 
 
-def test_a_checkpoint_that_cannot_be_read_stops_the_start(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
     assert two_ranks.run(train_run, str(run)) == [0, 0]
-    for message in two_ranks.run(train_with_a_sick_disk, str(run)):
+    for message in two_ranks.run(train_with_a_failing_disk, str(run)):
         assert "step-4: cannot be read: rank 1" in str(message)
     assert committed_steps(run) == [4, 2]
 
 
-def train_with_a_sick_disk(ranks: Ranks, run: str) -> int | str:
+def train_with_a_failing_disk(ranks: Ranks, run: str) -> int | str:
     """An input/output error on one rank, which says nothing about the checkpoint."""
 
-    def sick(_folder: Path, name: str) -> dict[str, Any]:
+    def failing(_folder: Path, name: str) -> dict[str, Any]:
         raise OSError(errno.EIO, os.strerror(errno.EIO), name)
 
     with pytest.MonkeyPatch.context() as patch:
         if ranks.rank == 1:
-            patch.setattr(layout, "describe", sick)
+            patch.setattr(layout, "describe", failing)
         return train_run(ranks, run)
 
 
@@ -243,7 +245,9 @@ def test_a_global_batch_of_bad_samples_stops_the_run(two_ranks: RankPool, tmp_pa
     assert committed_steps(run) == []
 
 
-def test_without_distillation(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_without_distillation_the_loss_is_the_cross_entropy_and_a_tower_can_be_trained(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, distillation__enabled=False, training__train_vision_tower=True)
     before = torch.load(tiny.STUDENT / "pytorch_model.bin", weights_only=True)
     assert two_ranks.run(train_run, str(run)) == [0, 0]

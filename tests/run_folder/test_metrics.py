@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from alignkd.run_folder.metrics import cut_rows_after, iter_rows, last_rows, row_line
+from alignkd.run_folder.metrics import MetricsFile, cut_rows_after, iter_rows, last_rows, row_line
+from tests.needs import small_disk
 
 
 @pytest.fixture
@@ -76,3 +78,18 @@ def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
     cut_rows_after(path, 2)  # on a disk that may be full
     assert path.stat().st_ino == before
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_path: Path) -> None:
+    with small_disk(tmp_path, "8k"):
+        file = MetricsFile(tmp_path / "metrics.jsonl")
+        rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3)]
+        lines = [row_line(row) for row in rows]
+        for row in rows:
+            file.append(row)
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
+        with pytest.raises(OSError, match="No space left"):
+            file.sync()
+        subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
+        file.sync()
+        assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)

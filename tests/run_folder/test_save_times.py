@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds, stop_seconds
 from launcher.commands import control
 from tests import tiny

@@ -14,9 +14,8 @@ import torch.distributed as dist
 from deepspeed.comm import comm
 
 from alignkd.config import load_config
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_teacher
-from alignkd.engine.ranks import Ranks, nodes_of
-from alignkd.errors import UserError
 from alignkd.teacher.provider import held_bytes
 from launcher.plan.memory import teacher_weights
 from launcher.plan.sharding import Rendered
@@ -107,20 +106,3 @@ def test_every_placement_gives_equal_targets_with_the_planned_shards_and_groups(
             shard = parts[0]
             assert shard.bytes == held["host" if shard.in_host_memory else "shard"]
             assert sum(part.bytes for part in parts[1:]) == held["head"]
-
-
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
-        ([("0", "2"), ("0", "2"), ("1", "1")], "node 0: 2, node 1: 1"),
-        ([("0", "2"), ("0", "2"), ("0", "2")], "node 0: 3"),
-        ([("0", "2"), (None, "2")], "needs NODE_RANK and LOCAL_WORLD_SIZE"),
-    ],
-)
-def test_uneven_nodes_are_refused(facts: list[tuple[str | None, str | None]], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        nodes_of(facts)
-
-
-def test_nodes_need_not_hold_neighbouring_ranks() -> None:
-    assert nodes_of([("1", "2"), ("0", "2"), ("1", "2"), ("0", "2")]) == [[0, 2], [1, 3]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.models.loading import DTYPES, BuildOptions, fingerprint
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, held_bytes
 from tests import tiny

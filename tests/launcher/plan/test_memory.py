@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from alignkd.config import load_config
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from benchmarks.measure import LiveBytes

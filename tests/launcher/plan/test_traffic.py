@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from alignkd.config import load_config
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.gathered_bytes import count_gathered_bytes
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
-from alignkd.engine.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from launcher.plan.sharding import Rendered

@@ -1,17 +1,17 @@
-"""Ranks that wait for rank 0 without a collective."""
+"""Work of rank 0 that the other ranks wait for, and errors that all ranks raise together."""
 
 from __future__ import annotations
 
 import errno
 import time
 
-from alignkd.engine.ranks import Ranks
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import AlignkdError, CheckpointError, TakenOverError, TrainingError, UserError
 from tests.ranks import RankPool
 
 
 def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, bool]:
-    """Name of what this rank raises, its message or the ranks that worked, and whether it waited."""
+    """The kind of error raised here, its message or the ranks that worked, and whether this rank waited."""
     done = []
 
     def work() -> None:
@@ -23,7 +23,7 @@ def wait_for_first(ranks: Ranks, error: Exception | None) -> tuple[str, str, boo
     started = time.monotonic()
     raised, message = "", str(done)
     try:
-        ranks.while_first_works(work)
+        ranks.run_on_rank0(work)
         message = str(done)
     except (AlignkdError, KeyError) as caught:
         raised, message = type(caught).__name__, str(caught)
@@ -37,8 +37,8 @@ def raise_own(ranks: Ranks, errors: list[AlignkdError | None]) -> tuple[str, str
         return type(error).__name__, str(error)
 
 
-def test_errors_of_several_ranks_are_of_one_kind(two_ranks: RankPool) -> None:
-    """Else one would wait for the other in a last save, which whoever has lost the run does not make."""
+def test_when_several_ranks_fail_all_raise_the_kind_of_the_first(two_ranks: RankPool) -> None:
+    """Otherwise they would deadlock in a last save, which a rank that has lost the run does not make."""
     lost, bad, worse = TakenOverError("lost"), UserError("entry 7"), UserError("entry 9")
     assert two_ranks.run(raise_own, [lost, bad]) == [
         ("TakenOverError", "lost"),
@@ -51,7 +51,7 @@ def test_errors_of_several_ranks_are_of_one_kind(two_ranks: RankPool) -> None:
     ]
 
 
-def test_all_ranks_wait_and_hear_how_it_ended(two_ranks: RankPool) -> None:
+def test_the_others_wait_for_rank_0_and_raise_what_it_raises(two_ranks: RankPool) -> None:
     assert two_ranks.run(wait_for_first, None) == [("", "[0]", True), ("", "[]", True)]
     for kind in (CheckpointError, TrainingError):
         name = kind.__name__
@@ -61,7 +61,7 @@ def test_all_ranks_wait_and_hear_how_it_ended(two_ranks: RankPool) -> None:
         ]
 
 
-def test_the_file_system_s_errors_and_our_own_mistakes_are_told_too(two_ranks: RankPool) -> None:
+def test_file_system_errors_and_bugs_of_rank_0_reach_the_others_too(two_ranks: RankPool) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "student")
     assert two_ranks.run(wait_for_first, full) == [
         ("FileSystemError", str(full), True),

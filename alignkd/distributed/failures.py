@@ -1,4 +1,4 @@
-"""What went wrong on one rank, as the others hear of it."""
+"""An error of one rank, as the other ranks are told of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignkd.errors import (
     UserError,
 )
 
-# A launcher tells by the exit code whether another try makes sense, so the kind travels along.
+# The kind travels along: by the exit code the launcher decides whether to retry.
 _KINDS: dict[str, type[AlignkdError]] = {
     kind.__name__: kind
     for kind in (CheckpointError, UserError, FileSystemError, TakenOverError, TrainingError)
@@ -19,7 +19,7 @@ _KINDS: dict[str, type[AlignkdError]] = {
 
 
 def describe_failure(rank: int, error: BaseException) -> tuple[str, str]:
-    """(kind, message) to send to other ranks."""
+    """(kind, message) to send to the other ranks."""
     kind = next((base.__name__ for base in type(error).__mro__ if base.__name__ in _KINDS), None)
     if kind is None:
         return TrainingError.__name__, f"rank {rank} failed: {type(error).__name__}: {error}"
@@ -27,12 +27,12 @@ def describe_failure(rank: int, error: BaseException) -> tuple[str, str]:
 
 
 def error_elsewhere(kind: str, message: str) -> AlignkdError:
-    """What a rank raises that is told (kind, message)."""
+    """The error to raise on a rank that was sent (kind, message)."""
     return _KINDS[kind](message)
 
 
 def as_shown(error: Exception) -> Exception:
-    """``error``, or where the file system has refused something, what a user sees of it."""
+    """``error`` itself, or for an OSError the FileSystemError that a user sees instead."""
     if not isinstance(error, OSError):
         return error
     shown = FileSystemError(str(error))

@@ -1,0 +1,68 @@
+"""The end of a run: its exports, and ``result.json``, which says that everything else is there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignkd.checkpoint.export import export_adapters, export_engine
+from alignkd.checkpoint.model_card import model_card
+from alignkd.engine.state import TrainingState, library_versions
+from alignkd.errors import FileSystemError
+from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.metrics import iter_rows
+from alignkd.run_folder.paths import RunPaths
+
+
+def finish_stopped_run(state: TrainingState, result: dict[str, Any], started: float) -> None:
+    """Write the result of a run that was stopped and saved, on rank 0. Without room for it, the checkpoint is
+    still there, and the exit code tells the launcher what to do next."""
+    if state.ranks.is_first:
+        with contextlib.suppress(OSError):
+            write_result(state.run, result, started)
+
+
+def finish_complete_run(
+    state: TrainingState,
+    result: dict[str, Any],
+    saved_step: int,
+    sync_rows: Callable[[], None],
+    started: float,
+) -> None:
+    """Export adapters and student, then write the result. Collective.
+
+    ``saved_step``: the newest checkpoint. Raises FileSystemError on all ranks when a file cannot be written.
+    """
+
+    def write() -> None:
+        sync_rows()
+        write_result(state.run, result, started)
+
+    try:
+        export_adapters(state.engine, state.run, state.ranks)
+        card = model_card(state.run, result["step"], asdict(state.identity), library_versions())
+        export_engine(state.engine, state.config, RunPaths(state.run).student, state.ranks, card)
+        state.ranks.run_on_rank0(write)
+    except FileSystemError as error:
+        raise FileSystemError(
+            f"{state.run}: all {state.total_steps} steps are done, but their result could not be written: "
+            f"{error}\nFree some space, or fix what the message names; "
+            f"`alignkd resume {state.run}` continues from step {saved_step}."
+        ) from error
+
+
+def write_result(run: Path, result: dict[str, Any], started: float) -> None:
+    """``result.json``, with the first and the last metrics row and the seconds since ``started`` (monotonic
+    clock). Raises OSError."""
+    rows = list(iter_rows(RunPaths(run).metrics))
+    result = {
+        **result,
+        "first": rows[0] if rows else None,
+        "last": rows[-1] if rows else None,
+        "seconds": time.monotonic() - started,
+    }
+    write_json(RunPaths(run).result, result)

@@ -1,0 +1,63 @@
+"""What a run is while it trains: its parts on this rank, and what identifies it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from alignkd.checkpoint.resume import Found
+from alignkd.config.schema import Config
+from alignkd.data.loader import WindowLoader
+from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.distributed.ranks import Ranks
+from alignkd.teacher.provider import Teacher
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must not change between a checkpoint and its resume. Part of every checkpoint's manifest."""
+
+    config: dict[str, Any]
+    data: str  # fingerprint of data files, tokenizer and templates
+    teacher: str | None  # fingerprint of its weights
+    frozen: str = ""  # fingerprint of the student's frozen weights and buffers
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """One run on this rank, ready to train."""
+
+    run: Path
+    config: Config
+    ranks: Ranks
+    engine: Any  # DeepSpeed engine around a StudentStep
+    teacher: Teacher | None
+    loader: WindowLoader
+    found: Found  # the checkpoint that was loaded, if any
+    total_steps: int
+    sampler: GlobalBatchSampler
+    identity: RunIdentity
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where ``step`` optimizer steps have brought the run, as columns of a metrics row."""
+        samples = self.sampler.samples_before(step)
+        return {
+            "step": step,
+            "total_steps": self.total_steps,
+            "epoch": samples / self.sampler.samples_per_epoch,
+            "samples": samples,
+        }
+
+    def manifest_facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint after ``step`` optimizer steps records of the run."""
+        return {
+            **asdict(self.identity),
+            "samples": self.sampler.samples_before(step),
+            "versions": library_versions(),
+        }
+
+
+def library_versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("alignkd", "torch", "deepspeed", "transformers")}

@@ -1,0 +1,194 @@
+"""The training loop: optimizer steps, metrics, checkpoints, and a stop that all ranks agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+from alignkd.checkpoint.save import CheckpointSaver
+from alignkd.checkpoint.storage import Storage
+from alignkd.data.batch import Batch
+from alignkd.engine.finish import finish_complete_run, finish_stopped_run
+from alignkd.engine.metrics import Metrics
+from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
+from alignkd.engine.optimizer_step import (
+    StepInfo,
+    all_reduce_step_info,
+    peak_memory_bytes,
+    run_optimizer_step,
+)
+from alignkd.engine.signals import StopRequest, exit_code
+from alignkd.engine.skipped_steps import SkippedSteps
+from alignkd.engine.state import TrainingState
+from alignkd.engine.step_clock import StepClock
+from alignkd.engine.stopwatch import Stopwatch
+from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
+from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
+from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.progress import Progress
+
+log = logging.getLogger(__name__)
+SHOWN = ("loss", "samples_per_second", "data_wait_share")  # of a metrics row, in progress.json
+
+
+class Trainer:
+    """Trains a prepared run, on all ranks together, from the step that it resumes at."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        stop: StopRequest,
+        progress: Progress,
+        storage: Storage | None = None,
+        is_writer: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """``is_writer`` says on rank 0 whether this process may still write to the run. Collective.
+
+        Raises FileSystemError on all ranks when rank 0 cannot rewrite the metrics file.
+        """
+        self.state, self.stop, self.progress = state, stop, progress
+        self.step = state.found.step or 0  # optimizer steps done
+        rows = RunPaths(state.run).metrics
+        state.ranks.run_on_rank0(lambda: cut_rows_after(rows, self.step))
+        file = MetricsFile(rows) if state.ranks.is_first else None
+        self.metrics = Metrics(file, state.config.distillation)
+        self.saver = CheckpointSaver(
+            state.run,
+            state.config.checkpoint,
+            state.ranks,
+            storage or Storage(),
+            state.found,
+            self.metrics.sync,
+            is_writer,
+        )
+        self.skipped = SkippedSteps(state.config.training.max_skipped_steps, int(state.engine.skipped_steps))
+        self.sizes = state.engine.module.sizes()
+        self.windows = iter(state.loader)
+        self.teacher_watch = Stopwatch()
+        self.clock = StepClock()
+
+    def train(self) -> int:
+        """Train to the last step, or to the end of the step in which a stop signal came. Returns the exit
+        code. Collective."""
+        started = time.monotonic()
+        try:
+            code = self._run_steps()
+            self._save_last_step(code)
+            self._finish(code, started)
+            return code
+        except TakenOverError:
+            raise
+        except AlignkdError:
+            # All ranks come here after the same step (a loss that is not finite, a bad sample on one rank).
+            # The save of an earlier step that is still being written is valid, and the newest.
+            with contextlib.suppress(TrainingError):
+                self.saver.finish()
+            raise
+        finally:
+            # The loader waits for its workers: not before a save, for which time may be short.
+            self.state.loader.close()
+            self.saver.close()
+
+    def _run_steps(self) -> int:
+        while self.step < self.state.total_steps:
+            window, info = self._next_window()
+            if info.usr1 or info.term:
+                return exit_code(info.usr1, info.term)
+            with self.clock.paused():
+                self.saver.poll(info.written)
+            self._train_step(window, info)
+            if self.step % self.state.config.checkpoint.every == 0 and self.step < self.state.total_steps:
+                self._save(wait=False)
+        return EXIT_OK
+
+    def _next_window(self) -> tuple[list[Batch], StepInfo]:
+        """The next window and what all ranks know of it. Raises on all ranks when one cannot continue."""
+        with self.clock.data_wait():
+            window, problem = self._load_window()
+        # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
+        # add rows to the metrics of the process that took over.
+        problem = self.saver.taken_over or problem
+        return window, all_reduce_step_info(
+            window, self.sizes, self.stop, self.state.ranks, self.saver.written, problem
+        )
+
+    def _load_window(self) -> tuple[list[Batch], AlignkdError | None]:
+        """The window, or why this rank has none. To raise here would deadlock the other ranks."""
+        try:
+            return next(self.windows), None
+        except AlignkdError as error:
+            return [], error
+        except Exception as error:  # a worker that crashed, for instance
+            log.exception("the data loader failed")
+            return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
+
+    def _train_step(self, window: list[Batch], info: StepInfo) -> None:
+        state = self.state
+        factor = schedule_factor(self.step, state.total_steps, state.config.training.warmup_ratio)
+        set_learning_rates(state.engine.optimizer, factor)
+        sums = run_optimizer_step(
+            state.engine,
+            state.teacher,
+            window,
+            info,
+            state.config.distillation,
+            state.ranks,
+            self.teacher_watch,
+            state.config.teacher.lookahead,
+        )
+        self.step += 1
+        applied = state.engine.was_step_applied()
+        self.skipped.count(applied, self.step)
+        row = {
+            **state.position(self.step),
+            **learning_rates(state.engine.optimizer),
+            "skipped_steps": self.skipped.total,
+        }
+        self.metrics.add(row, sums, info, self.teacher_watch.take(), self.clock.end_step(), applied=applied)
+        if self.metrics.last is not None:
+            shown = {name: self.metrics.last[name] for name in SHOWN}
+            shown |= {"saved_step": self.saver.newest, "save_held_seconds": self.saver.totals.held_seconds}
+            self._report("training", **shown)
+
+    def _save(self, *, wait: bool) -> None:
+        with self.clock.paused():
+            # The last row is completed first, so that a loss that is not finite stops the run before a save.
+            self.metrics.flush()
+            self._report("saving")
+            facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
+            self.saver.save(self.state.engine, self.step, facts, wait=wait)
+
+    def _save_last_step(self, code: int) -> None:
+        self.metrics.flush()
+        # A save in flight is committed first: should time run out, it is the newest one to resume from.
+        self.saver.finish()
+        if self.step > self.saver.newest:
+            self._save(wait=True)
+        if self.step > self.saver.newest and code != EXIT_OK:
+            raise TrainingError(
+                f"stopped at step {self.step}, but it could not be saved; the newest checkpoint is of step "
+                f"{self.saver.newest}"
+            )
+
+    def _finish(self, code: int, started: float) -> None:
+        status = "done" if code == EXIT_OK else "stopped"
+        result = {
+            "status": status,
+            "step": self.step,
+            "total_steps": self.state.total_steps,
+            "saves": asdict(self.saver.totals),
+            "peak_memory_bytes_per_rank": self.state.ranks.gather_objects(peak_memory_bytes()),
+        }
+        if code == EXIT_OK:
+            self._report("exporting")
+            self.saver.stop_unless_writer()  # whoever took over exports as well
+            finish_complete_run(self.state, result, self.saver.newest, self.metrics.sync, started)
+        else:
+            finish_stopped_run(self.state, result, started)
+        self._report(status)
+
+    def _report(self, phase: str, **facts: object) -> None:
+        self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)
