@@ -17,11 +17,12 @@ from typer.core import TyperGroup
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, UserError, raise_if_passing, report_error
-from launcher.backends.hostfile import read_hosts
+from launcher.backends.base import BackendChoice
 from launcher.cli.plan import GpuMemory, memory_option, plans
 from launcher.cli.runs import runs
-from launcher.commands.launch import Backend, LaunchRequest
+from launcher.commands.launch import LaunchRequest
 from launcher.commands.launch import launch as launch_run
+from launcher.commands.preflight import MemoryCheck
 from launcher.run.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints, step_of
 
 # As a user comes to need them.
@@ -79,7 +80,7 @@ def launch(
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="Ranks on each node, one per GPU; default: 1, or all slots.")
     ] = None,
-    backend: Annotated[Backend, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
+    backend: Annotated[BackendChoice, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
     hostfile: Annotated[
         Path | None, typer.Option(help="Of --backend ssh: one `host slots=N` a line.")
     ] = None,
@@ -98,21 +99,18 @@ def launch(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a configuration, write its run folder and run it."""
-    hosts = read_hosts(backend, hostfile, nodes, gpus_per_node)
-    nodes, gpus_per_node = nodes or len(hosts) or 1, gpus_per_node or (hosts[0].slots if hosts else 1)
     request = LaunchRequest(
         config,
         nodes,
         gpus_per_node,
         backend,
-        hosts,
+        hostfile,
         name,
         stage,
         stages,
         tuple(overrides or ()),
         dry_run,
-        memory_option(gpu_memory),
-        skip_memory_check,
+        MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )
     result = launch_run(request, Console(stderr=as_json))
     if as_json:
