@@ -6,16 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.model_card import model_card
 from alignkd.engine.state import TrainingState, library_versions
 from alignkd.errors import FileSystemError
-from alignkd.run_folder.atomic_files import write_json
-from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.result import write_result
 
 
 def finish_stopped_run(state: TrainingState, result: dict[str, Any], started: float) -> None:
@@ -23,7 +21,7 @@ def finish_stopped_run(state: TrainingState, result: dict[str, Any], started: fl
     still there, and the exit code tells the launcher what to do next."""
     if state.ranks.is_first:
         with contextlib.suppress(OSError):
-            write_result(state.run, result, started)
+            write_result(state.run, {**result, "seconds": time.monotonic() - started})
 
 
 def finish_complete_run(
@@ -40,7 +38,7 @@ def finish_complete_run(
 
     def write() -> None:
         sync_rows()
-        write_result(state.run, result, started)
+        write_result(state.run, {**result, "seconds": time.monotonic() - started})
 
     try:
         export_adapters(state.engine, state.run, state.ranks)
@@ -53,16 +51,3 @@ def finish_complete_run(
             f"{error}\nFree some space, or fix what the message names; "
             f"`alignkd resume {state.run}` continues from step {saved_step}."
         ) from error
-
-
-def write_result(run: Path, result: dict[str, Any], started: float) -> None:
-    """``result.json``, with the first and the last metrics row and the seconds since ``started`` (monotonic
-    clock). Raises OSError."""
-    rows = list(iter_rows(RunPaths(run).metrics))
-    result = {
-        **result,
-        "first": rows[0] if rows else None,
-        "last": rows[-1] if rows else None,
-        "seconds": time.monotonic() - started,
-    }
-    write_json(RunPaths(run).result, result)

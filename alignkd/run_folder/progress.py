@@ -1,4 +1,16 @@
-"""``progress.json``: what a run is doing now, for whoever looks at its folder. Replaced whole, never torn."""
+"""``progress.json``: what a run is doing now. Rank 0 replaces it, at most a few times a second; never torn.
+
+| key | holds |
+|---|---|
+| phase | starting, indexing, loading, converting, training, saving, exporting, done or stopped |
+| updated | Unix time |
+| step, total_steps | optimizer steps |
+| done, total | of the data's files, while indexing |
+| loss, samples_per_second, data_wait_share | of the last row of ``metrics.jsonl`` |
+| saved_step, save_held_seconds | newest checkpoint; what saves have cost training so far |
+
+Keys that a phase does not know are missing or null.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +19,19 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.atomic_files import write_text_atomic
+from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 
 
 class Progress:
-    """Written by rank 0, at most every ``interval`` seconds within a phase."""
+    """The writer. Within a phase it writes at most every ``interval`` seconds."""
 
     def __init__(self, run: Path, *, writes: bool, interval: float = 0.25) -> None:
+        """``writes`` is true on rank 0; elsewhere every call does nothing."""
         self._path = RunPaths(run).progress
         self._writes = writes
         self._interval = interval
@@ -36,7 +50,7 @@ class Progress:
 
     @contextlib.contextmanager
     def alive(self, phase: str, every: float = 30.0, **facts: Any) -> Iterator[None]:
-        """A phase that may be long and has no steps: reported again and again, or it would look dead."""
+        """Report a phase that may be long and has no steps again and again: it would look dead otherwise."""
         over = threading.Event()
 
         def beat() -> None:
@@ -51,3 +65,46 @@ class Progress:
         finally:
             over.set()
             thread.join()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a reader gets."""
+
+    phase: str = "starting"
+    step: int = 0
+    total_steps: int | None = None
+    loss: float | None = None
+    samples_per_second: float | None = None
+    updated: float = 0.0  # Unix time
+    done: float | None = None  # share of the data's files, while indexing
+    data_wait_share: float | None = None  # of the step, for which a rank waited for its samples
+
+
+def read_snapshot(path: Path, since: float = 0.0) -> Snapshot | None:
+    """The newest progress; None while there is none that was written at the Unix time ``since`` or later (of
+    an earlier start, say)."""
+    values = read_json(path) or {}
+    updated = _number(values.get("updated"))
+    if updated is None or updated < since:
+        return None
+    total, step = values.get("total_steps"), values.get("step")
+    return Snapshot(
+        phase=str(values.get("phase", "training")),
+        step=step if isinstance(step, int) else 0,
+        total_steps=total if isinstance(total, int) and total > 0 else None,
+        loss=_number(values.get("loss")),
+        samples_per_second=_number(values.get("samples_per_second")),
+        updated=updated,
+        done=_share(values.get("done"), values.get("total")),
+        data_wait_share=_number(values.get("data_wait_share")),
+    )
+
+
+def _share(done: object, total: object) -> float | None:
+    part, whole = _number(done), _number(total)
+    return part / whole if part is not None and whole else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

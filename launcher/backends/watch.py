@@ -15,8 +15,9 @@ from types import FrameType
 from rich.console import Console
 
 from alignkd.errors import EXIT_SAVED_ON_USR1
-from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.progress import Snapshot, read_snapshot
+from alignkd.run_folder.result import result_status
 from launcher.backends.ranks import RankGroup
 from launcher.backends.slurm.lifecycle import Evidence, decide
 from launcher.run import attempts
@@ -24,7 +25,7 @@ from launcher.run.attempts import Reason
 from launcher.run.console import say
 from launcher.run.exit_codes import ended_by, exit_code, failed_rank, failure_report, is_failure
 from launcher.run.logs import log_of_failure
-from launcher.run.progress import GONE, LastingView, Pace, Snapshot, View, make_view, read_snapshot
+from launcher.run.progress import GONE, LastingView, Pace, View, make_view
 
 POLL_SECONDS = 0.25
 FAILURE_GRACE_SECONDS = 10.0  # the other ranks cannot save without the dead one
@@ -65,7 +66,7 @@ def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
     evidence = Evidence(
         codes=codes,
         srun_status=exit_code(group.codes),
-        result=(read_json(RunPaths(run).result) or {}).get("status"),
+        result=result_status(run),
         progressed=attempts.newest_step(run) > attempt.first_step,
         stop_requested=code == EXIT_SAVED_ON_USR1,  # nothing else sends USR1 here
         fruitless_before=0,

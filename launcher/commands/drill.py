@@ -19,8 +19,9 @@ from rich.console import Console
 
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
-from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths, log_name
+from alignkd.run_folder.progress import read_snapshot
+from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.slurm.client import may_be_requeued, queued_jobs, run_slurm_command
 from launcher.backends.slurm.drill_events import Event, events
@@ -138,10 +139,10 @@ def _try(event: Event, run: Path, manifest: Manifest, slurm_seconds: float) -> F
 
 def _made_progress(run: Path, number: int) -> bool:
     attempt = open_attempt(run)
-    progress = read_json(RunPaths(run).progress) or {}
-    if attempt is None or attempt.number != number or progress.get("updated", 0) < attempt.start:
+    if attempt is None or attempt.number != number:
         return False
-    return int(progress.get("step") or 0) >= attempt.first_step + 2
+    progress = read_snapshot(RunPaths(run).progress, since=attempt.start)
+    return progress is not None and progress.step >= attempt.first_step + 2
 
 
 def _gave_up(run: Path) -> str | None:
@@ -156,7 +157,7 @@ def _gave_up(run: Path) -> str | None:
 
 
 def _is_done(run: Path) -> bool:
-    return (read_json(RunPaths(run).result) or {}).get("status") == "done" and open_attempt(run) is None
+    return result_status(run) == "done" and open_attempt(run) is None
 
 
 def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> None:

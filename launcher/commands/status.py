@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.metrics import iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.progress import Snapshot, read_snapshot
+from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
 from launcher.run.attempts import Attempt, Reason, last_sign, open_attempt, read_history
@@ -77,12 +78,11 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     now = time.time() if now is None else now
     manifest = read_manifest(run)
     history, current = read_history(run), open_attempt(run)
-    progress = read_json(RunPaths(run).progress) or {}
-    result = read_json(RunPaths(run).result) or {}
+    progress = read_snapshot(RunPaths(run).progress)
     job = jobs[0] if jobs else None
-    state, detail = _state(run, manifest, result, progress, jobs, history, current, now)
+    state, detail = _state(run, manifest, result_status(run), progress, jobs, history, current, now)
     rows = last_rows(RunPaths(run).metrics, _ETA_ROWS)
-    step, total = progress.get("step", 0), progress.get("total_steps")
+    step, total = (0, None) if progress is None else (progress.step, progress.total_steps)
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
     return RunState(
@@ -105,7 +105,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         goodput=_goodput(run, history, current, now if running else None),
         queue_seconds=sum(a.queue_seconds or 0.0 for a in [*history, *([current] if current else [])]),
         start_estimate=job.start if job and job.state == "PENDING" else None,
-        updated=progress.get("updated"),
+        updated=None if progress is None else progress.updated,
         # A rank has something to say only where one was started.
         next=_next(run, "stopped" if state == "failed" and history[-1].bad_nodes else state),
     )
@@ -119,25 +119,25 @@ def _job(manifest: Manifest, current: Attempt | None, history: list[Attempt]) ->
 def _state(
     run: Path,
     manifest: Manifest,
-    result: dict[str, Any],
-    progress: dict[str, Any],
+    result: str | None,
+    progress: Snapshot | None,
     jobs: Sequence[QueuedJob] | None,
     history: list[Attempt],
     current: Attempt | None,
     now: float,
 ) -> tuple[str, str]:
     """A word, and what there is to say about it."""
-    if result.get("status") == "done":
+    if result == "done":
         return "done", f"student: {run / 'student'}"
     if not backend_named(manifest.backend).has_queue:
         if is_locked(run):
-            return "running", str(progress.get("phase", "starting"))
+            return "running", "starting" if progress is None else progress.phase
         if current is not None:
             return "stopped", "its launcher was killed, and the ranks with it"
         if history:
             return _ended(run, history[-1], manifest)
         # Earlier versions wrote no history of such runs.
-        return ("stopped", "") if progress else ("not started", "")
+        return ("stopped", "") if progress is not None else ("not started", "")
     if jobs:
         if jobs[0].state == "PENDING":
             return "queued", _WAITS.get(jobs[0].reason, jobs[0].reason)
@@ -179,12 +179,10 @@ def _why(attempt: Attempt) -> str:
     return f"{reason} ({', '.join(attempt.bad_nodes)})" if attempt.bad_nodes else reason
 
 
-def _phase(progress: dict[str, Any], attempt: Attempt, now: float) -> str:
-    updated = progress.get("updated")
-    started = isinstance(updated, float | int) and updated >= attempt.start
-    phase = str(progress["phase"]) if started and "phase" in progress else "starting"
-    sign = updated if started and isinstance(updated, float | int) else attempt.start
-    quiet = now - sign
+def _phase(progress: Snapshot | None, attempt: Attempt, now: float) -> str:
+    if progress is None or progress.updated < attempt.start:  # that of an earlier attempt
+        progress = Snapshot("starting", updated=attempt.start)
+    phase, quiet = progress.phase, now - progress.updated
     return phase if quiet < QUIET_SECONDS else f"{phase}; no sign of life for {quiet / 60:.0f} minutes"
 
 

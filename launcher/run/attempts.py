@@ -19,6 +19,7 @@ from typing import Any
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths, exit_name
+from alignkd.run_folder.progress import read_snapshot
 from launcher.run.exit_codes import failed_rank
 
 
@@ -164,16 +165,13 @@ def close(
 
 def last_sign(run: Path, attempt: Attempt) -> float:
     """When the attempt was last heard of."""
-    values = read_json(RunPaths(run).progress) or {}
-    updated = values.get("updated")
-    return max(attempt.start, updated) if isinstance(updated, float | int) else attempt.start
+    progress = read_snapshot(RunPaths(run).progress, since=attempt.start)
+    return attempt.start if progress is None else progress.updated
 
 
 def _computed_step(run: Path, since: float) -> int:
-    values: dict[str, Any] = read_json(RunPaths(run).progress) or {}
-    step, updated = values.get("step"), values.get("updated")
-    current = isinstance(step, int) and isinstance(updated, float | int) and updated >= since
-    return int(values["step"]) if current else 0
+    progress = read_snapshot(RunPaths(run).progress, since)
+    return 0 if progress is None else progress.step
 
 
 def exit_codes(run: Path) -> dict[int, int]:

@@ -9,56 +9,15 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.progress import Snapshot
 
 PLAIN_SECONDS = 10.0
 NOTABLE_WAIT = 0.05  # share of a step
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    phase: str = "starting"
-    step: int = 0
-    total_steps: int | None = None
-    loss: float | None = None
-    samples_per_second: float | None = None
-    updated: float = 0.0  # Unix time
-    done: float | None = None  # share of an index's data files
-    data_wait_share: float | None = None  # of the step, for which a rank waited for its samples
-
-
-def read_snapshot(path: Path, since: float) -> Snapshot | None:
-    """The newest progress; None while there is none of this start (``since``: its Unix time)."""
-    values = read_json(path) or {}
-    updated = _number(values.get("updated"))
-    if updated is None or updated < since:
-        return None
-    total, step = values.get("total_steps"), values.get("step")
-    return Snapshot(
-        phase=str(values.get("phase", "training")),
-        step=step if isinstance(step, int) else 0,
-        total_steps=total if isinstance(total, int) and total > 0 else None,
-        loss=_number(values.get("loss")),
-        samples_per_second=_number(values.get("samples_per_second")),
-        updated=updated,
-        done=_share(values.get("done"), values.get("total")),
-        data_wait_share=_number(values.get("data_wait_share")),
-    )
-
-
-def _share(done: object, total: object) -> float | None:
-    part, whole = _number(done), _number(total)
-    return part / whole if part is not None and whole else None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclass

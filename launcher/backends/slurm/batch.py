@@ -17,6 +17,7 @@ from pathlib import Path
 from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.result import result_status
 from launcher.backends.slurm.client import (
     hostnames,
     is_running,
@@ -45,7 +46,7 @@ LATE_SECONDS = 60.0  # until a shared file system shows what another node has wr
 
 def begin_attempt(run: Path) -> str:
     job = os.environ["SLURM_JOB_ID"]
-    if (read_json(RunPaths(run).result) or {}).get("status") == "done":
+    if result_status(run) == "done":
         _say(f"{run} is done already")
         return f"exit {EXIT_OK}"
     other = open_attempt(run)
@@ -90,7 +91,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
         Evidence(
             codes=codes,
             srun_status=srun_status,
-            result=(read_json(RunPaths(run).result) or {}).get("status"),
+            result=result_status(run),
             progressed=newest_step(run) > attempt.first_step,
             stop_requested="USR1" in asked,
             cancel_requested="TERM" in asked,

@@ -1,35 +1,18 @@
 import io
-import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from alignkd.run_folder.progress import Snapshot
 from launcher.run.progress import (
     BarView,
     Pace,
     PlainView,
-    Snapshot,
     details,
     duration,
     make_view,
-    read_snapshot,
 )
-
-
-def test_reading(tmp_path) -> None:
-    path = tmp_path / "progress.json"
-    assert read_snapshot(path, 0) is None
-    path.write_text("{")
-    assert read_snapshot(path, 0) is None
-    values = {"phase": "training", "step": 3, "total_steps": 9, "loss": 1.5, "samples_per_second": 7}
-    path.write_text(json.dumps({**values, "updated": 100.0, "data_wait_share": 0.5}))
-    assert read_snapshot(path, 50) == Snapshot("training", 3, 9, 1.5, 7.0, 100.0, data_wait_share=0.5)
-    assert read_snapshot(path, 101) is None, "left over from an earlier start"
-    path.write_text(json.dumps({"phase": "loading", "total_steps": None, "loss": None, "updated": 1}))
-    assert read_snapshot(path, 0) == Snapshot("loading", updated=1.0)
-    path.write_text(json.dumps({"phase": "indexing", "done": 3, "total": 12, "updated": 1}))
-    assert read_snapshot(path, 0) == Snapshot("indexing", updated=1.0, done=0.25)
 
 
 def test_pace_of_a_resumed_run_counts_from_where_it_went_on() -> None:
