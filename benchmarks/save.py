@@ -37,7 +37,7 @@ def build_engine(parameters: int, stage: int, ranks: Any) -> Any:
     import deepspeed
     import torch
 
-    from alignkd.checkpoint.storage import attach
+    from alignkd.checkpoint.shard_files import attach_shard_files
 
     layers = max(1, round(parameters / WIDTH**2))
     module = torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
@@ -49,20 +49,20 @@ def build_engine(parameters: int, stage: int, ranks: Any) -> Any:
     }
     optimizer = torch.optim.AdamW(module.to(ranks.device).parameters(), lr=1e-4)
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
-    attach(engine)
+    attach_shard_files(engine)
     return engine
 
 
 def measure(engine: Any, ranks: Any, folder: Path, asynchronous: bool, saves: int) -> Measured:
     import torch
 
-    from alignkd.checkpoint.resume import Found
+    from alignkd.checkpoint.resume import CheckpointSearch
     from alignkd.checkpoint.save import CheckpointSaver
     from alignkd.checkpoint.storage import Storage
     from alignkd.config.schema import CheckpointSection
 
     section = CheckpointSection(asynchronous=asynchronous, keep_last=1)
-    saver = CheckpointSaver(folder, section, ranks, Storage(), Found(None, (), ()))
+    saver = CheckpointSaver(folder, section, ranks, Storage(), CheckpointSearch(None, (), ()))
     batch = torch.randn(8, WIDTH, device=ranks.device, dtype=torch.bfloat16)
     result = Measured([], [], [], [], 0)
 

@@ -1,4 +1,4 @@
-"""A thread that writes one checkpoint's files of this rank. It takes part in no collective."""
+"""A thread that writes one rank's files of one checkpoint. It takes part in no collective."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
-Sealed = dict[str, dict[str, Any]]  # file name -> size and sha256
+from alignkd.checkpoint.storage import FileEntries
 
 
 class BackgroundWrite:
     """Runs ``action`` at once in a thread of its own."""
 
-    def __init__(self, action: Callable[[], Sealed]) -> None:
+    def __init__(self, action: Callable[[], FileEntries]) -> None:
         self._action = action
-        self._sealed: Sealed = {}
+        self._files: FileEntries = {}
         self._problem: str | None = "the writer ended without an answer"
         self.seconds = 0.0
-        # A daemon, so that a rank that gives up is not held by a storage that hangs.
+        # A daemon, so that storage that hangs does not keep a rank alive that has given up.
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
@@ -27,23 +26,23 @@ class BackgroundWrite:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
-    def result(self) -> tuple[Sealed, str | None]:
+    def result(self) -> tuple[FileEntries, str | None]:
         """Wait for the end: the files, and what went wrong."""
         self._thread.join()
-        return self._sealed, self._problem
+        return self._files, self._problem
 
     def wait(self, seconds: float) -> None:
         self._thread.join(seconds)
 
     def _run(self) -> None:
-        # Stop signals are for the main thread: here they could only cut a write short.
+        # Stop signals are for the main thread: here they could only interrupt a write.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT))
         started = time.monotonic()
         try:
-            self._sealed = self._action()
+            self._files = self._action()
             self._problem = None
         except OSError as error:
             self._problem = str(error)
-        except Exception as error:  # a save must not be lost without a word, nor count as written
+        except Exception as error:  # the failure must be reported, and the save must not count as written
             self._problem = f"{type(error).__name__}: {error}"
         self.seconds = time.monotonic() - started

@@ -19,13 +19,10 @@ from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.loading import DTYPES, full_tensors, public_name
 from alignkd.models.saving import FileFormat, save_model_folder
-from alignkd.run_folder.checkpoints import (
-    committed_steps,
-    differences,
-    read_manifest,
-    step_name,
-)
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
+from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import problems_of
 
 STUDENT_PREFIX = "student."
 
@@ -98,16 +95,12 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:
     """A checkpoint's manifest, and its module's weights. Only files that fit the manifest are unpickled."""
-    folder = RunPaths(run).checkpoints / step_name(step)
-    try:
-        manifest = read_manifest(folder)
-        problems = differences(folder, manifest["files"], sorted(manifest["files"]))
-        zero_stage = int(manifest["config"]["student"]["zero_stage"])  # the run may go on at another one
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problems = [f"cannot be read ({error})"]
+    folder = step_folder(run, step)
+    problems = problems_of(folder, needed=("config", "data", "teacher", "versions"))
     if problems:
         raise CheckpointError(f"{folder}: {'; '.join(problems[:3])}")
-    if zero_stage == 3:
+    manifest = read_manifest(folder)
+    if saved_stage(manifest) == 3:  # the run itself may have been resumed at another stage
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         # The tag goes to the low-level reader: loading through an engine would take what `latest` names.

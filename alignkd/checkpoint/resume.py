@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.rank_state import load_rank_state, seed_rank
-from alignkd.checkpoint.storage import ShardFiles, Storage
-from alignkd.checkpoint.universal import convert, universal_folder
+from alignkd.checkpoint.shard_files import shard_files
+from alignkd.checkpoint.storage import Storage
+from alignkd.checkpoint.universal import convert
 from alignkd.checkpoint.universal_load import load_universal
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.checkpoints import (
-    MANIFEST,
     committed_steps,
-    differences,
     read_manifest,
-    share_of,
+    step_folder,
     step_name,
+    universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import verify
 
 log = logging.getLogger(__name__)
 CONFIGURED = (
@@ -33,21 +34,21 @@ NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a m
 
 
 @dataclass(frozen=True)
-class Found:
-    """``step`` is None when there is no checkpoint. ``verified``: steps found whole, newest first."""
+class CheckpointSearch:
+    """What :func:`find_checkpoint` has found."""
 
-    step: int | None
-    verified: tuple[int, ...]
+    step: int | None  # None when there is no checkpoint
+    verified: tuple[int, ...]  # steps that are whole, newest first
     refused: tuple[str, ...]  # newer ones that were passed over, with the reason
 
 
-def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
+def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> CheckpointSearch:
     """The newest checkpoint whose files fit its manifest. Collective.
 
-    Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the verdict. Older
-    ones are verified as well, up to ``keep_last``, so that retention knows what it can rely on. Raises
+    Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the same answer.
+    Older ones are verified as well, up to ``keep_last``, so that retention knows what it can rely on. Raises
     CheckpointError when there are marked checkpoints but none is whole, TrainingError when one cannot be
-    read: that may be the file system's fault, and going back to an older one would throw work away.
+    read: that may be the file system's fault, and resuming from an older one would throw work away.
     """
     steps: list[int] = ranks.broadcast_object(committed_steps(run) if ranks.is_first else None)
     refused: list[str] = []
@@ -55,14 +56,14 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Found:
     for step in steps:
         if len(verified) >= (keep_last or 1):
             break
-        problems = _agreed_problems(RunPaths(run).checkpoints / step_name(step), ranks, NEEDED_TO_RESUME)
+        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME)
         if not problems:
             verified.append(step)
         elif not verified:
-            refused.append(f"{step_name(step)}: {'; '.join(sorted(set(problems))[:3])}")
+            refused.append(f"{step_name(step)}: {_shown(problems)}")
     if refused and not verified:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
-    return Found(verified[0] if verified else None, tuple(verified), tuple(refused))
+    return CheckpointSearch(verified[0] if verified else None, tuple(verified), tuple(refused))
 
 
 def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, storage: Storage) -> None:
@@ -80,18 +81,16 @@ def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, s
             load_universal(engine, folder)
             seed_rank(seed, step, ranks.rank)
             return
-        log.warning("%s: %s; converting again", folder, "; ".join(sorted(set(problems))[:3]))
+        log.warning("%s: %s; converting again", folder, _shown(problems))
         ranks.run_on_rank0(lambda: storage.remove(folder))
-    raise CheckpointError(f"{folder}: {'; '.join(sorted(set(problems))[:3])}, twice; is the disk sound?")
+    raise CheckpointError(f"{folder}: {_shown(problems)}, twice; is the disk sound?")
 
 
 def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     """Load a checkpoint that :func:`find_checkpoint` has verified, at its own size and stage. Collective."""
-    folder = RunPaths(run).checkpoints / step_name(step)
-    manifest = read_manifest(folder)
-    files = engine.checkpoint_engine
-    assert isinstance(files, ShardFiles)
-    files.verified = frozenset(folder / name for name in manifest["files"])
+    folder = step_folder(run, step)
+    files = shard_files(engine)
+    files.verified = frozenset(folder / name for name in read_manifest(folder)["files"])
     # The optimizer's groups come back as they were saved; what the configuration says now is put back.
     settings = [{key: group[key] for key in CONFIGURED} for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -102,16 +101,11 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
 
 
 def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> list[str]:
-    """How the files differ from the manifest, or what of ``needed`` that lacks. Collective."""
+    """What :func:`verify` says on all ranks together, each hashing its share. Collective."""
     problems: list[str] = []
     unreadable = None
     try:
-        manifest = read_manifest(folder)
-        files: dict[str, Any] = manifest["files"]
-        problems = [f"{MANIFEST} says nothing of {name}" for name in needed if name not in manifest]
-        problems += differences(folder, files, share_of(sorted(files), ranks.rank, ranks.world_size))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems = [f"{MANIFEST} cannot be read ({error})"]
+        problems = verify(folder, needed=needed, share=(ranks.rank, ranks.world_size))
     except OSError as error:
         unreadable = f"rank {ranks.rank}: {error}"
     answers = ranks.gather_objects((problems, unreadable))
@@ -119,3 +113,7 @@ def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -
         if failure is not None:
             raise TrainingError(f"{folder}: cannot be read: {failure}")
     return [problem for found, _ in answers for problem in found]
+
+
+def _shown(problems: list[str]) -> str:
+    return "; ".join(sorted(set(problems))[:3])

@@ -1,8 +1,36 @@
-"""Which checkpoints may go."""
+"""Which checkpoints may be removed, and their removal."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
+from pathlib import Path
+
+from alignkd.checkpoint.storage import Storage
+from alignkd.config.schema import CheckpointSection
+from alignkd.run_folder.checkpoints import committed_steps, step_folder, universal_folder
+
+log = logging.getLogger(__name__)
+
+
+def remove_expired(
+    run: Path,
+    section: CheckpointSection,
+    verified: Collection[int],
+    resumed_from: int | None,
+    storage: Storage,
+) -> None:
+    """Remove checkpoints beyond ``checkpoint.keep_last`` and ``keep_every``, with their conversions; one that
+    cannot be removed is logged. The one that the run was resumed from stays."""
+    protected = set() if resumed_from is None else {resumed_from}
+    for step in expired_steps(
+        committed_steps(run), verified, protected, section.keep_last, section.keep_every
+    ):
+        try:
+            storage.remove(universal_folder(run, step))
+            storage.remove(step_folder(run, step))
+        except OSError as error:
+            log.warning("step-%d could not be removed: %s", step, error)
 
 
 def expired_steps(
@@ -15,8 +43,8 @@ def expired_steps(
     """Steps to remove, oldest first. ``keep_last`` None keeps all.
 
     Only checkpoints that this process has verified count towards ``keep_last``, and only what is older than
-    all of those goes: a checkpoint that merely looks complete never drives out one that is. ``protected`` and
-    multiples of ``keep_every`` stay.
+    all of those is removed: a checkpoint that merely looks complete never displaces one that is.
+    ``protected`` and multiples of ``keep_every`` stay.
     """
     newest = sorted(set(verified) & set(committed))[-keep_last:] if keep_last is not None else []
     if keep_last is None or len(newest) < keep_last:

@@ -1,8 +1,8 @@
 """A checkpoint in DeepSpeed's universal format, which any number of ranks can load.
 
-``step-N.universal`` is derived from ``step-N`` and bound to it by the hash of its manifest. It is written in
-``step-N.universal.ATTEMPT.tmp`` and comes to count like a checkpoint does: manifest, rename, marker.
-Whatever kills a conversion leaves the checkpoint alone and a ``.tmp`` behind that the next one removes.
+``step-N.universal`` is made from ``step-N`` and bound to it by the hash of its manifest. It is written in
+``step-N.universal.ATTEMPT.tmp`` and comes to count like a checkpoint: manifest, rename, marker. A killed
+conversion leaves the checkpoint untouched, and a ``.tmp`` that the next one removes.
 """
 
 from __future__ import annotations
@@ -25,27 +25,21 @@ from alignkd.errors import CheckpointError, TrainingError
 from alignkd.run_folder.atomic_files import flush_to_disk
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
-    MARKER,
-    data_files,
-    describe,
-    differences,
+    is_marked,
     new_attempt,
-    partial_name,
+    partial_folder,
     read_manifest,
-    step_name,
-    universal_name,
+    step_folder,
+    stored_bytes,
+    universal_folder,
 )
 from alignkd.run_folder.drift import saved_stage
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import data_files, describe, problems_of
 from alignkd.run_folder.writer_lock import WriterLock
 
 log = logging.getLogger(__name__)
-SPACE_FACTOR = 2.2  # of the checkpoint: fragments of all ranks, and what is put together from them
+SPACE_FACTOR = 2.2  # of the checkpoint: fragments of all ranks, and what is merged from them
 OPTIMIZER_STATE = "zero/optimizer_state.pt"
-
-
-def universal_folder(run: Path, step: int) -> Path:
-    return RunPaths(run).checkpoints / universal_name(step)
 
 
 def is_converted(run: Path, step: int) -> bool:
@@ -55,28 +49,25 @@ def is_converted(run: Path, step: int) -> bool:
         source = read_manifest(folder)["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return (folder / MARKER).is_file() and source == _source_hash(run, step)
+    return is_marked(folder) and source == _source_hash(run, step)
 
 
 def convert(run: Path, step: int, storage: Storage) -> None:
     """Make ``step-N.universal`` from ``step-N``, whose files must have been verified against its manifest:
-    they are unpickled. One process, no GPU. A conversion that is there is used again.
+    they are unpickled. One process, no GPU. A finished conversion is kept.
 
     Raises CheckpointError when this checkpoint cannot be converted, TrainingError when the disk fails.
     """
-    source, final, partial = (
-        RunPaths(run).checkpoints / step_name(step),
-        universal_folder(run, step),
-        RunPaths(run).checkpoints / partial_name(universal_name(step), new_attempt()),
-    )
+    source, final = step_folder(run, step), universal_folder(run, step)
+    partial = partial_folder(final, new_attempt())
     if is_converted(run, step):
         return
     manifest = read_manifest(source)
     if saved_stage(manifest) == 0:
         raise CheckpointError(f"{source}: student.zero_stage is 0; DeepSpeed converts stages 1, 2 and 3 only")
     try:
-        for left_over in final.parent.glob(partial_name(universal_name(step), "*")):
-            with contextlib.suppress(OSError):  # a writer that was given up may still be at it
+        for left_over in final.parent.glob(partial_folder(final, "*").name):
+            with contextlib.suppress(OSError):  # a writer that was given up may still write there
                 storage.remove(left_over)
         storage.remove(final)
         _check_space(source, manifest)
@@ -95,20 +86,20 @@ def convert(run: Path, step: int, storage: Storage) -> None:
         storage.mark(final)
     except (OSError, CheckpointError) as error:
         with contextlib.suppress(OSError):
-            storage.remove(partial)  # half of it only takes room
+            storage.remove(partial)  # an incomplete one only takes room
         if isinstance(error, CheckpointError):
             raise
         raise TrainingError(f"{source}: could not be converted: {error}") from error
 
 
 def convert_by_hand(run: Path, step: int) -> tuple[Path, bool]:
-    """:func:`convert` for ``alignkd ckpt convert``, which verifies by itself: the folder, and whether it was
-    made now. Raises UserError naming what is wrong, or when a job writes the run."""
-    source, final = RunPaths(run).checkpoints / step_name(step), universal_folder(run, step)
+    """:func:`convert` for ``alignkd ckpt convert``, with verification: the folder, and whether it was made
+    now. Raises UserError naming what is wrong, or when a job writes the run."""
+    source, final = step_folder(run, step), universal_folder(run, step)
     with WriterLock(run, log.warning):
-        if is_converted(run, step) and not _problems(final):
+        if is_converted(run, step) and not problems_of(final):
             return final, False
-        problems = _problems(source)
+        problems = problems_of(source)
         if problems:
             raise CheckpointError(f"{source}: {'; '.join(problems[:3])}")
         storage = Storage()
@@ -117,21 +108,12 @@ def convert_by_hand(run: Path, step: int) -> tuple[Path, bool]:
     return final, True
 
 
-def _problems(folder: Path) -> list[str]:
-    try:
-        files = read_manifest(folder)["files"]
-        return differences(folder, files, sorted(files))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
-
-
 def _source_hash(run: Path, step: int) -> str:
-    manifest = RunPaths(run).checkpoints / step_name(step) / MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
+    return hashlib.sha256((step_folder(run, step) / MANIFEST).read_bytes()).hexdigest()
 
 
 def _check_space(source: Path, manifest: dict[str, Any]) -> None:
-    needed = int(SPACE_FACTOR * sum(entry["bytes"] for entry in manifest["files"].values()))
+    needed = int(SPACE_FACTOR * stored_bytes(manifest))
     free = shutil.disk_usage(source.parent).free
     if free < needed:
         raise CheckpointError(

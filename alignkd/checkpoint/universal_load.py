@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from alignkd.checkpoint.storage import ShardFiles
+from alignkd.checkpoint.shard_files import shard_files
 from alignkd.run_folder.checkpoints import read_manifest
 
 
 def load_universal(engine: Any, folder: Path) -> None:
     """Load a conversion whose files have been verified. Frozen parameters and buffers stay as they are.
     Collective."""
-    files = engine.checkpoint_engine
-    assert isinstance(files, ShardFiles)
+    files = shard_files(engine)
     files.verified = frozenset(folder / name for name in read_manifest(folder)["files"])
     settings = [_settings(group) for group in engine.optimizer.param_groups]
     engine._config.load_universal_checkpoint = True

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.resume import Found, load_checkpoint, load_converted
+from alignkd.checkpoint.resume import CheckpointSearch, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage
 from alignkd.config.schema import Config
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.state import RunIdentity
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.loading import frozen_fingerprint
-from alignkd.run_folder.checkpoints import read_manifest, step_name
+from alignkd.run_folder.checkpoints import read_manifest, step_folder, step_name
 from alignkd.run_folder.drift import (
     allowed_changes,
     config_drift,
@@ -22,7 +22,6 @@ from alignkd.run_folder.drift import (
     must_convert,
     saved_stage,
 )
-from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 def resume_engine(
     engine: Any,
     run: Path,
-    found: Found,
+    found: CheckpointSearch,
     identity: RunIdentity,
     config: Config,
     ranks: Ranks,
@@ -48,7 +47,7 @@ def resume_engine(
         log.warning("passed over %s", reason)
     manifest: dict[str, Any] = {}
     if found.step is not None:
-        manifest = read_manifest(RunPaths(run).checkpoints / step_name(found.step))
+        manifest = read_manifest(step_folder(run, found.step))
         _check_conversion(run, manifest, config, ranks)
         _check_drift(run, manifest, identity)
         _load(engine, run, manifest, config, ranks, progress, storage)

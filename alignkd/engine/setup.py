@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.resume import find_checkpoint
-from alignkd.checkpoint.storage import Storage, attach
+from alignkd.checkpoint.shard_files import attach_shard_files
+from alignkd.checkpoint.storage import Storage
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.data.loader import build_loader, build_sampler
@@ -52,7 +53,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
 
     progress.report("loading", total_steps=total_steps)
     engine, teacher = _build_models(config, files, ranks)
-    attach(engine)
+    attach_shard_files(engine)
     found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
     identity = RunIdentity(
         config=config.model_dump(mode="json", exclude={"stages"}),

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.resume import Found
+from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.config.schema import Config
 from alignkd.data.loader import WindowLoader
 from alignkd.data.sampler import GlobalBatchSampler
@@ -35,7 +35,7 @@ class TrainingState:
     engine: Any  # DeepSpeed engine around a StudentStep
     teacher: Teacher | None
     loader: WindowLoader
-    found: Found  # the checkpoint that was loaded, if any
+    found: CheckpointSearch  # the checkpoint that was loaded, if any
     total_steps: int
     sampler: GlobalBatchSampler
     identity: RunIdentity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import nn
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.saving import write_tensors
-from alignkd.run_folder.atomic_files import flush_to_disk
+from alignkd.run_folder.atomic_files import replacing
 from alignkd.run_folder.paths import RunPaths
 
 LossOfQueriesAndKeys = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -56,16 +55,8 @@ def adapters_file(path: Path) -> Path:
 
 def save_adapters(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Atomic: the file appears complete or not at all. Raises OSError when it cannot be written."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        write_tensors(tensors, partial)
-        flush_to_disk(partial)
-        partial.replace(path)
-        flush_to_disk(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)  # an incomplete file is of no use
-        raise
+    with replacing(path) as temporary:
+        write_tensors(tensors, temporary)
 
 
 def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:

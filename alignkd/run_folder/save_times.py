@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 
 TIMING = "timing"  # key of the manifest
 
@@ -27,7 +26,7 @@ def measured_stop_seconds(run: Path) -> float | None:
     """By the run's newest checkpoint; None when there is none."""
     for step in committed_steps(run)[:1]:
         try:
-            return stop_seconds(read_manifest(RunPaths(run).checkpoints / step_name(step)))
+            return stop_seconds(read_manifest(step_folder(run, step)))
         except (OSError, ValueError, KeyError, TypeError):
             return None
     return None

@@ -12,7 +12,7 @@ from alignkd.config.combinations import divisors, listed
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json, write_text_atomic
-from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder, step_name
 from alignkd.run_folder.drift import conversion_problem
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
 from launcher.backends import backend_named
@@ -90,7 +90,7 @@ def _check_checkpoint(run: Path, wanted: Manifest, config: Config, step: int | N
     if not steps:
         return  # nothing has been saved, so the run starts from scratch
     try:
-        saved = read_manifest(RunPaths(run).checkpoints / step_name(steps[0]))
+        saved = read_manifest(step_folder(run, steps[0]))
         problem = conversion_problem(saved, wanted.world_size, config.student.zero_stage)
     except (OSError, ValueError, KeyError, TypeError):
         return  # the ranks search for one that is readable

@@ -17,10 +17,11 @@ from launcher.backends import backend_named
 from launcher.backends.base import Started
 from launcher.commands.resize import fit_run, memory_warnings, renew_scripts
 from launcher.render.deepspeed import batch_split
-from launcher.run.checkpoints import changes_allowed, check_changes, check_step, rollback_to
+from launcher.run.checkpoints import changes_allowed, check_changes, check_step
 from launcher.run.console import say
 from launcher.run.lock import only_launcher
 from launcher.run.manifest import read_manifest
+from launcher.run.rollback import rollback_to
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,19 +14,18 @@ from alignkd.config import load_run_config
 from alignkd.config.combinations import listed
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
-from alignkd.run_folder.atomic_files import write_json, write_text_atomic
+from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
-    MARKER,
-    SET_ASIDE,
     committed_steps,
-    differences,
+    is_marked,
     read_manifest,
+    step_folder,
     step_name,
-    universal_name,
 )
 from alignkd.run_folder.drift import allowed_changes, saved_stage
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import differences, problems_of
 
 IN_DEEPSPEED_FILES = (
     "student.offload",
@@ -41,8 +39,8 @@ IN_DEEPSPEED_FILES = (
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """``state`` is "committed", "verified", "not committed" or "broken"; ``problems`` says why. What is made
-    from a checkpoint or was put out of the way shows it in its name: ``.universal``, ``.set-aside``."""
+    """One folder in ``checkpoints``. ``state`` is "committed", "verified", "not committed" or "broken";
+    ``problems`` says why. The names are those of ``alignkd.run_folder.checkpoints``."""
 
     name: str
     step: int | None
@@ -59,7 +57,8 @@ class CheckpointFacts:
 def list_checkpoints(
     run: Path, verify: bool, progress: Callable[[str], None] = lambda _name: None
 ) -> list[CheckpointFacts]:
-    """All checkpoints of a run, oldest first; ``verify`` hashes every file. UserError for another folder."""
+    """All checkpoints of a run, oldest first; ``verify`` hashes every file. Raises UserError when ``run`` is
+    not a run folder."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     folders = [path for path in RunPaths(run).checkpoints.glob("step-*") if path.is_dir()]
@@ -96,7 +95,7 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
-    """Note that these keys may differ from the checkpoint's; taken back when what follows fails."""
+    """Record that these keys may differ from the checkpoint's; undone when the block fails."""
     path = RunPaths(run).allowed_changes
     before = allowed_changes(run) if path.exists() else None
     if keys:
@@ -112,7 +111,7 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
 
 
 def step_of(run: Path, step: int | None) -> int:
-    """``step``, or the newest one. UserError when there is no such checkpoint."""
+    """``step``, or the newest one. Raises UserError when there is no such checkpoint."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
@@ -124,68 +123,27 @@ def step_of(run: Path, step: int | None) -> int:
 
 
 def check_step(run: Path, step: int) -> None:
-    """Hash the checkpoint that a user wants to go back to. UserError when it is not there or not whole."""
+    """Hash the checkpoint that a user wants to roll back to. Raises UserError when it is missing or
+    damaged."""
     step_of(run, step)
-    facts = _facts(RunPaths(run).checkpoints / step_name(step), verify=True)
+    facts = _facts(step_folder(run, step), verify=True)
     if facts.problems:
         raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
 
 
-@contextlib.contextmanager
-def rollback_to(run: Path, step: int | None) -> Iterator[list[str]]:
-    """Make the next start resume from ``step`` (None: from the newest checkpoint).
-
-    Newer checkpoints are kept under the names that are yielded; renamed back by hand they count again. The
-    result of a finished run is removed; the start itself cuts the metrics rows after the step. Everything is
-    undone when the body raises.
-    """
-    moved = [] if step is None else _set_aside(run, step)
-    result = RunPaths(run).result
-    text = result.read_text(encoding="utf-8") if step is not None and result.exists() else None
-    if text is not None:
-        result.unlink()
-    try:
-        yield [place.name for _, place in moved]
-    except BaseException:
-        if not any(folder.exists() for folder, _ in moved):  # else it did start, and has come further
-            for folder, place in moved:
-                place.rename(folder)
-            if text is not None and not result.exists():
-                write_text_atomic(result, text)
-        raise
-
-
-def _set_aside(run: Path, step: int) -> list[tuple[Path, Path]]:
-    """Rename the checkpoints after ``step``, the newest first: (before, after)."""
-    parent = RunPaths(run).checkpoints
-    moved = []
-    for newer in [other for other in committed_steps(run) if other > step]:
-        folder = parent / step_name(newer)
-        shutil.rmtree(parent / universal_name(newer), ignore_errors=True)  # can be made again
-        number, place = 1, parent / (folder.name + SET_ASIDE)
-        while place.exists():
-            number += 1
-            place = parent / f"{folder.name}{SET_ASIDE}-{number}"
-        folder.rename(place)
-        moved.append((folder, place))
-    return moved
-
-
 def _facts(folder: Path, verify: bool) -> CheckpointFacts:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    committed = (folder / MARKER).is_file()
     step: int | None = None
     world_size: int | None = None
     stage: int | None = None
     try:
         manifest = read_manifest(folder)
-        files = manifest["files"]
         step, world_size = int(manifest["step"]), int(manifest["world_size"])
         stage = saved_stage(manifest) if "config" in manifest else int(manifest["zero_stage"])
-        problems = differences(folder, files, sorted(files) if verify else [])
+        problems = problems_of(folder) if verify else differences(folder, manifest["files"], [])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]
-    if not committed:
+    if not is_marked(folder):
         return CheckpointFacts(folder.name, step, "not committed", world_size, stage, size)
     state = "broken" if problems else "verified" if verify else "committed"
     return CheckpointFacts(folder.name, step, state, world_size, stage, size, tuple(problems))

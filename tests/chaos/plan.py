@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.checkpoint.faulty_storage import PHASES, VICTIMS
 
-ON_EVERY_RANK = ("snapshot", "between", "shards", "seal")
+ON_EVERY_RANK = ("snapshot", "between", "shards", "flush")
 START, TRAINING = "start", "training"
 
 

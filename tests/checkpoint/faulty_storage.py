@@ -22,7 +22,7 @@ PHASES = (
     "snapshot",  # taken; nothing of this rank is written when the save is asynchronous
     "between",  # two files of this rank
     "shards",  # all files of this rank are there, not yet flushed
-    "seal",
+    "flush",
     "manifest",
     "publish",
     "mark",
@@ -63,9 +63,9 @@ class FaultyStorage(Storage):
         self._at("shards")
         return written
 
-    def seal_rank(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
-        self._at("seal")
-        return super().seal_rank(partial, written)
+    def flush_and_hash(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        self._at("flush")
+        return super().flush_and_hash(partial, written)
 
     def write_manifest(self, partial: Path, manifest: dict[str, Any]) -> None:
         self._at("manifest")

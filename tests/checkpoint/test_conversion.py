@@ -19,10 +19,11 @@ from deepspeed.checkpoint import ds_to_universal
 
 from alignkd.checkpoint import universal
 from alignkd.checkpoint.storage import Storage
-from alignkd.checkpoint.universal import convert, is_converted, universal_folder
+from alignkd.checkpoint.universal import convert, is_converted
 from alignkd.errors import CheckpointError, TrainingError
-from alignkd.run_folder.checkpoints import MARKER, differences, read_manifest
+from alignkd.run_folder.checkpoints import MARKER, read_manifest, universal_folder
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import differences
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 from tests import tiny
 from tests.checkpoint.killed_conversion import PHASES

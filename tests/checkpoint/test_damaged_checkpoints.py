@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alignkd.checkpoint.export import export_run
-from alignkd.checkpoint.resume import Found, find_checkpoint
+from alignkd.checkpoint.resume import CheckpointSearch, find_checkpoint
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
@@ -30,7 +30,7 @@ MODEL = "mp_rank_00_model_states.pt"
 OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 
-def go_on(ranks: Ranks, run: str) -> tuple[int, Found]:
+def go_on(ranks: Ranks, run: str) -> tuple[int, CheckpointSearch]:
     progress = Progress(Path(run), writes=ranks.is_first)
     state = prepare(Path(run), ranks, progress)
     return Trainer(state, StopRequest(), progress).train(), state.found
@@ -166,7 +166,7 @@ def test_the_bomb_works(tmp_path: Path) -> None:
     assert (tmp_path / "exploded").exists()
 
 
-def find(ranks: Ranks, run: str) -> Found:
+def find(ranks: Ranks, run: str) -> CheckpointSearch:
     return find_checkpoint(Path(run), ranks, keep_last=1)
 
 
@@ -176,9 +176,9 @@ def test_latest_is_never_read_and_a_run_folder_may_move(
     latest = RunPaths(stopped).checkpoints / "latest"
     for content in ("", "step-8", "../../elsewhere"):  # emptied, stale, hostile
         latest.write_text(content)
-        assert two_ranks.run(find, str(stopped)) == [Found(6, (6,), ())] * 2
+        assert two_ranks.run(find, str(stopped)) == [CheckpointSearch(6, (6,), ())] * 2
     latest.unlink()
-    assert two_ranks.run(find, str(stopped)) == [Found(6, (6,), ())] * 2
+    assert two_ranks.run(find, str(stopped)) == [CheckpointSearch(6, (6,), ())] * 2
     latest.write_text("step-2")  # and there are 4 and 6
     moved = stopped.rename(stopped.parent / "moved")
     assert [(code, found.step) for code, found in two_ranks.run(go_on, str(moved))] == [(0, 6)] * 2

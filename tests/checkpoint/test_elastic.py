@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from alignkd.checkpoint.storage import CLIENT_STATE, attach
+from alignkd.checkpoint.shard_files import attach_shard_files
+from alignkd.checkpoint.storage import CLIENT_STATE
 from alignkd.checkpoint.universal import run_deepspeed
 from alignkd.checkpoint.universal_load import load_universal
 from alignkd.distributed.ranks import Ranks
@@ -19,11 +20,11 @@ from alignkd.run_folder.checkpoints import (
     MANIFEST,
     UNIVERSAL,
     committed_steps,
-    data_files,
     read_manifest,
 )
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.verification import data_files
 from tests import tiny
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
@@ -110,7 +111,7 @@ def train_small_group(_ranks: Ranks, load: Path | None, save: Path, steps: int) 
     engine = deepspeed.initialize(model=module, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=config)[
         0
     ]
-    attach(engine)
+    attach_shard_files(engine)
     if load is not None:
         load_universal(engine, load)
     losses = []

@@ -29,7 +29,7 @@ from tests.checkpoint.faulty_storage import PHASES, FaultyStorage, disk_full
 from tests.needs import small_disk
 from tests.ranks import RankPool
 
-ON_EVERY_RANK = ("snapshot", "between", "shards", "seal")
+ON_EVERY_RANK = ("snapshot", "between", "shards", "flush")
 
 
 def train_with_fault(ranks: Ranks, run: str, phase: str, rank: int, steps: list[int]) -> int | str:
@@ -64,7 +64,7 @@ def test_training_goes_on_with_the_older_checkpoints(
     two_ranks: RankPool, tmp_path: Path, phase: str, rank: int
 ) -> None:
     run = tiny.write_run(
-        tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=phase not in ("snapshot", "seal")
+        tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=phase not in ("snapshot", "flush")
     )
     assert two_ranks.run(train_with_fault, str(run), phase, rank, [2]) == [0, 0]
     assert committed_steps(run) == [4, 3, 1]
@@ -127,7 +127,7 @@ def test_a_disk_that_is_really_full(two_ranks: RankPool, tmp_path: Path, asynchr
 
 def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__max_failures=2)
-    for message in two_ranks.run(train_with_fault, str(run), "seal", 1, [2, 3]):
+    for message in two_ranks.run(train_with_fault, str(run), "flush", 1, [2, 3]):
         assert "2 checkpoints in a row could not be written" in str(message)
         assert "rank 1" in str(message)
         assert "No space left on device" in str(message)

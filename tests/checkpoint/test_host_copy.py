@@ -10,7 +10,7 @@ import torch
 
 from alignkd.checkpoint import host_copy as module
 from alignkd.checkpoint.host_copy import free_host_bytes, host_copy
-from alignkd.checkpoint.storage import ShardFiles
+from alignkd.checkpoint.shard_files import ShardFiles
 
 
 def state() -> dict:

@@ -24,7 +24,7 @@ KILLS = [  # phase and rank at which VICTIM is killed, newest checkpoint that mu
     ("between", 1, "all", 1),
     ("between", 0, "parent", 1),
     ("shards", 1, "rank", 1),
-    ("seal", 1, "all", 1),
+    ("flush", 1, "all", 1),
     ("manifest", 0, "rank", 1),
     ("manifest", 0, "parent", 1),
     ("publish", 0, "all", 1),

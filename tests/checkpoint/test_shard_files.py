@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkd.checkpoint.storage import ShardFiles
+from alignkd.checkpoint.shard_files import ShardFiles
 from alignkd.errors import CheckpointError
 
 SIZE = 64 << 20

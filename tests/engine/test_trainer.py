@@ -18,7 +18,7 @@ from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.step_clock import StepClock
 from alignkd.engine.trainer import Trainer
-from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
@@ -73,7 +73,7 @@ def test_saves_and_commits_are_not_step_time_but_the_wait_for_data_is(
     assert [row["data_wait_share"] for row in rows] == [1.0] * 4
     assert [row["samples_per_second"] for row in rows] == [8 / 1, 8 / 2, 8 / 3, 8 / 4]
     assert committed_steps(run) == [4, 2]
-    slowest = [read_manifest(RunPaths(run).checkpoints / step_name(step))["step_seconds"] for step in (2, 4)]
+    slowest = [read_manifest(step_folder(run, step))["step_seconds"] for step in (2, 4)]
     assert slowest == [2.0, 4.0]  # each since the save before
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignkd.checkpoint.resume import Found, find_checkpoint
+from alignkd.checkpoint.resume import CheckpointSearch, find_checkpoint
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     assert committed_steps(run) == []
 
 
-def find(ranks: Ranks, run: str) -> Found:
+def find(ranks: Ranks, run: str) -> CheckpointSearch:
     return find_checkpoint(Path(run), ranks, keep_last=3)
 
 

@@ -21,9 +21,10 @@ from launcher.commands import resize
 from launcher.commands.resize import fit_run, memory_warnings
 from launcher.render.deepspeed import student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
-from launcher.run.checkpoints import check_step, rollback_to
+from launcher.run.checkpoints import check_step
 from launcher.run.folder import create_run_folder
 from launcher.run.manifest import Manifest, make_manifest, read_manifest
+from launcher.run.rollback import rollback_to
 from tests.launcher.run.test_checkpoints import checkpoint
 
 ALLOW = ("--allow-change", "training.learning_rate")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from alignkd.errors import UserError
-from alignkd.run_folder.checkpoints import MANIFEST, MARKER, describe
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER
+from alignkd.run_folder.verification import describe
 from launcher.run.checkpoints import changes_allowed, check_changes, list_checkpoints
 
 CONFIG = "model: {student: /s, teacher: /t}\ndata: {sources: [{file: /d.json}]}\n"
