@@ -1,0 +1,175 @@
+"""The order in which a checkpoint comes to count, without an engine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.checkpoint.commit import Save, commit, discard
+from alignkd.checkpoint.storage import FileEntries, Storage
+from alignkd.run_folder.checkpoints import committed_steps, is_marked
+from alignkd.run_folder.verification import verify
+
+SHARDS = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Begun, and written by its one rank, but not flushed."""
+    save = Save.of_step(tmp_path, 4, "attempt", {"config": {}}, asynchronous=True)
+    save.snapshot_seconds = 1.0
+    Storage().begin(save.partial, save.final, needed_bytes=0)
+    for name in SHARDS:
+        (save.partial / name).write_bytes(name.encode())
+    return save
+
+
+def run_commit(save: Save, storage: Storage, sync_rows: Callable[[], None] = lambda: None) -> FileEntries:
+    files = storage.flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    commit(save, files, 2.0, 0.5, 1, storage, sync_rows)
+    return files
+
+
+def test_a_committed_checkpoint_is_whole_and_says_what_it_cost(save: Save, tmp_path: Path) -> None:
+    files = run_commit(save, Storage())
+    assert committed_steps(tmp_path) == [4]
+    assert verify(save.final) == []
+    assert json.loads((save.final / "manifest.json").read_text()) == {
+        "step": 4,
+        "world_size": 1,
+        "config": {},
+        "timing": {"asynchronous": True, "held_seconds": 0.5, "save_seconds": 3.0},
+        "files": files,
+    }
+    assert sorted(files) == sorted(SHARDS)
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4"
+    assert not save.partial.exists()
+
+
+def test_everything_is_on_the_disk_before_the_next_thing_relies_on_it(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename, touch = os.fsync, Path.rename, Path.touch
+
+    def recorded_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(f"fsync {path.relative_to(tmp_path / 'checkpoints')}")
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        events.append(f"rename {path.name} to {Path(target).name}")
+        return rename(path, target)
+
+    def recorded_touch(path: Path, *arguments: Any, **options: Any) -> None:
+        events.append(f"touch {path.relative_to(tmp_path / 'checkpoints')}")
+        touch(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    monkeypatch.setattr(Path, "touch", recorded_touch)
+    run_commit(save, Storage(), lambda: events.append("rows"))
+    partial = "step-4.attempt.tmp"
+    assert events == [
+        *(f"fsync {partial}/{name}" for name in SHARDS),
+        "rows",
+        f"fsync {partial}/manifest.json",
+        f"fsync {partial}",
+        f"rename {partial} to step-4",
+        "fsync .",
+        "touch step-4/COMMITTED",
+        "fsync step-4",
+    ]
+
+
+@pytest.mark.parametrize("phase", ["write_manifest", "publish", "mark"])
+def test_a_phase_that_fails_leaves_nothing_that_counts(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = Storage()
+    monkeypatch.setattr(storage, phase, full)
+    with pytest.raises(OSError, match="No space left"):
+        run_commit(save, storage)
+    assert committed_steps(tmp_path) == []
+    discard(save, storage)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_rows_that_cannot_be_written_stop_the_commit(save: Save, tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_commit(save, Storage(), full)
+    assert save.partial.exists()
+    assert not (save.partial / "manifest.json").exists()
+
+
+def test_without_its_name_in_latest_a_checkpoint_counts_all_the_same(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_final: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = Storage()
+    monkeypatch.setattr(storage, "write_latest", full)
+    run_commit(save, storage)
+    assert committed_steps(tmp_path) == [4]
+
+
+def test_discarding_a_save_keeps_a_checkpoint_that_counts(save: Save) -> None:
+    run_commit(save, Storage())
+    save.partial.mkdir()
+    discard(save, Storage())
+    assert is_marked(save.final)
+    assert not save.partial.exists()
+
+
+def test_a_save_over_a_refused_checkpoint_puts_it_aside(save: Save, tmp_path: Path) -> None:
+    run_commit(save, Storage())
+    (save.final / SHARDS[0]).write_bytes(b"damaged")
+    Storage().begin(save.partial, save.final, needed_bytes=0)
+    aside = tmp_path / "checkpoints" / "step-4.passed-over"
+    assert (aside / SHARDS[0]).read_bytes() == b"damaged"
+    assert committed_steps(tmp_path) == []
+
+
+def test_a_save_that_does_not_fit_is_refused_before_anything_is_written(save: Save) -> None:
+    discard(save, Storage())
+    with pytest.raises(OSError, match="bytes free, a checkpoint takes"):
+        Storage().begin(save.partial, save.final, needed_bytes=2**62)
+    assert not save.partial.exists()
+
+
+def test_a_removal_takes_the_marker_first(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commit(save, Storage())
+
+    def fails(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("alignkd.checkpoint.storage.shutil.rmtree", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        Storage().remove(save.final)
+    assert (save.final / SHARDS[0]).exists()
+    assert not is_marked(save.final)
+
+
+def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
+    parent = tmp_path / "checkpoints"
+    kept = ("step-2", "step-2.universal", "step-6.set-aside", "step-8.passed-over")
+    left = ("step-3", "step-4.ab.tmp", "step-4.universal.cd.tmp", "step-5.universal")
+    for name in kept + left:
+        (parent / name).mkdir(parents=True)
+    (parent / "step-2" / "COMMITTED").touch()
+    (parent / "step-9.tmp").touch()  # not a folder: nobody here has made it
+    assert sorted(Storage().remove_leftovers(parent)) == sorted(left)
+    assert sorted(path.name for path in parent.iterdir()) == sorted([*kept, "step-9.tmp"])

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignkd.run_folder import verification
+from alignkd.run_folder.verification import data_files, describe, problems_of, share_of, verify
+
+NAMES = ("a.pt", "b.pt", "inner/c.pt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "step-4"
+    for number, name in enumerate(NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes([number]) * 10)
+    write_manifest(folder, step=4, world_size=2)
+    (folder / "COMMITTED").touch()
+    return folder
+
+
+def write_manifest(folder: Path, **facts: object) -> None:
+    files = {name: describe(folder, name) for name in data_files(folder)}
+    (folder / "manifest.json").write_text(json.dumps({**facts, "files": files}))
+
+
+def flip(path: Path) -> None:
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+
+
+def test_what_was_written_has_no_problems(folder: Path) -> None:
+    assert data_files(folder) == list(NAMES)
+    assert verify(folder, needed=("step", "world_size")) == problems_of(folder) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (flip, "has another sha256"),
+        (lambda path: path.write_bytes(b"short"), "has 5 bytes instead of 10"),
+        (lambda path: path.unlink(), "is missing"),
+    ],
+)
+def test_damage_to_any_file_is_named(
+    folder: Path, name: str, damage: Callable[[Path], None], problem: str
+) -> None:
+    damage(folder / name)
+    (found,) = verify(folder)
+    assert found.startswith(f"{name} {problem}")
+
+
+def test_a_file_that_the_manifest_does_not_name_is_a_problem_for_every_rank(folder: Path) -> None:
+    (folder / "inner" / "stranger.pt").touch()
+    for rank in range(3):
+        assert verify(folder, share=(rank, 3)) == ["inner/stranger.pt is not in the manifest"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_the_ranks_together_hash_every_file_once(folder: Path, world_size: int) -> None:
+    shares = [share_of(list(NAMES), (rank, world_size)) for rank in range(world_size)]
+    assert sorted(name for share in shares for name in share) == sorted(NAMES)
+    for name in NAMES:
+        flip(folder / name)
+    found = [problem for rank in range(world_size) for problem in verify(folder, share=(rank, world_size))]
+    assert sorted(problem.split()[0] for problem in found) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"files": {}}',
+        '{"step": 4}',
+        '{"step": 4, "files": {"a.pt": 7}}',
+        "\ufffd",
+    ],
+)
+def test_a_damaged_manifest_is_a_problem_and_no_crash(folder: Path, text: str | None) -> None:
+    manifest = folder / "manifest.json"
+    manifest.unlink() if text is None else manifest.write_text(text)
+    (found,) = verify(folder)
+    assert found.startswith("manifest.json cannot be read (")
+
+
+def test_the_manifest_of_another_step_is_a_problem(folder: Path) -> None:
+    (found,) = verify(folder.rename(folder.with_name("step-5")))
+    assert found == "manifest.json cannot be read (it describes step 4)"
+
+
+def test_missing_keys_are_named(folder: Path) -> None:
+    write_manifest(folder, step=4)
+    assert verify(folder, needed=("step", "config", "data")) == [
+        "manifest.json says nothing of config",
+        "manifest.json says nothing of data",
+    ]
+
+
+def test_a_failing_file_system_says_nothing_about_the_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(verification, "describe", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        verify(folder)
+    (found,) = problems_of(folder)
+    assert "Input/output error" in found
