@@ -1,6 +1,6 @@
-"""The trained student as a model folder: from the live engine of a run, or from a checkpoint afterwards.
+"""Write the trained student as a model folder, from a run's live engine or later from a checkpoint.
 
-The adapters are training-only: they stay behind, or go into a file of their own for the next stage.
+The adapters serve training only: they are not part of it, but go into a file of their own for the next stage.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ STUDENT_PREFIX = "student."
 
 def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: str | None = None) -> None:
     """Write the engine's student weights in the training precision, with ``card`` as README.md. Collective;
-    rank 0 writes. Raises FileSystemError on every rank when it cannot; an older ``out`` is still there."""
+    rank 0 writes. Raises FileSystemError on every rank when it cannot; an older ``out`` stays in place."""
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
             tensors[public_name(name)] = value.detach().cpu().clone()
 
     def save() -> None:
-        # A finished run that is started again exports again.
+        # A finished run that is resumed exports again.
         facts, tokenizer = student_model_config(config.model), student_folder(config.model)
         save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
 
@@ -44,9 +44,9 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
 
 
 def export_adapters(engine: Any, run: Path, ranks: Ranks) -> None:
-    """Write the engine's P_attn and P_V for the next stage, when it has them. Collective; rank 0 writes.
+    """Write the engine's P_attn and P_V for the next stage, if it has them. Collective; rank 0 writes.
 
-    They lie in the run's folder and not in the student's, whose format is the published one.
+    They go into the run's folder, not into the student's, whose format is the published one.
     """
     adapters = engine.module.adapters
     if adapters is None:
@@ -65,7 +65,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     FileSystemError when ``out`` cannot be written.
     """
     if out.exists():
-        raise UserError(f"{out} exists; name a folder that does not")
+        raise UserError(f"{out} exists; name a folder that does not exist")
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)

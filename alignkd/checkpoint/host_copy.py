@@ -1,4 +1,4 @@
-"""A copy of a state in host memory that stays as it is while training changes the original in place."""
+"""A copy of a state in host memory, which training cannot change while it is written."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from deepspeed.accelerator import get_accelerator
 
 MEMORY_MARGIN = 1.1
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
-_GROUP_FILES = (  # limit, used, and of memory.stat what is given back when it is wanted: version 2, version 1
+_GROUP_FILES = (  # limit, usage, and the entry of memory.stat that can be reclaimed: version 2, version 1
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def host_copy(state: Any) -> Any:
-    """``state`` with every tensor on the host; containers and other objects are copied, too.
+    """``state`` with every tensor on the host; containers and other objects are copied too.
 
-    A storage that several tensors share is copied once and shared again, so the copy takes what the original
-    takes, in memory and when it is written. On an accelerator the copies go to pinned memory and are complete
-    when this returns. Raises OSError (ENOMEM) when the host has no room for it, RuntimeError for tensors in
-    other containers than dicts, lists and tuples, and for subclasses of tensors: DeepSpeed has none of them.
+    A storage that several tensors share is copied once and shared again, so the copy is as large as the
+    original, in memory and when it is written. On an accelerator the copies go to pinned memory and are
+    complete when this returns. Raises OSError (ENOMEM) when the host has no room, RuntimeError for tensors in
+    containers other than dicts, lists and tuples, and for subclasses of tensors: DeepSpeed has neither.
     """
     needed = _bytes_to_take(_storages(state))
-    # Every rank of this host does the same at the same time.
+    # Every rank of this host copies at the same time.
     together = needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = free_host_bytes()
     if together * MEMORY_MARGIN > free:
@@ -42,7 +42,7 @@ def host_copy(state: Any) -> Any:
 
 class _Copier:
     def __init__(self) -> None:
-        # The originals are kept, too: a freed one's address could come again.
+        # The originals are kept too: the address of a freed one could be used again.
         self._copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def copy(self, value: Any) -> Any:
@@ -55,7 +55,7 @@ class _Copier:
             return copied
         if type(value) in (list, tuple):
             return type(value)(self.copy(item) for item in value)
-        # Numbers, names, shapes, a loss scaler. A tensor in there would be copied where it is, on the device.
+        # Numbers, names, shapes, a loss scaler. A tensor in it would be copied on its own device.
         met: dict[int, Any] = {}
         copied = copy.deepcopy(value, met)
         if any(isinstance(part, torch.Tensor) for part in met.values()):
@@ -84,7 +84,7 @@ class _Copier:
 
 
 def _storages(state: Any) -> list[torch.UntypedStorage]:
-    """The different storages under ``state``."""
+    """The distinct storages in ``state``."""
     return list(
         {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in _tensors(state)}.values()
     )
@@ -103,8 +103,8 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def _bytes_to_take(storages: Iterable[torch.UntypedStorage]) -> int:
-    """Of the host's free memory, for copies of ``storages``. Torch rounds pinned memory up to powers of two,
-    and keeps what it gets back: the next copies are made there."""
+    """Bytes of the host's free memory that copies of ``storages`` take. Torch rounds pinned memory up to
+    powers of two, and keeps what is freed for the next copies."""
     pageable = pinned = 0
     for storage in storages:
         if storage.device.type == "cpu":
@@ -115,15 +115,15 @@ def _bytes_to_take(storages: Iterable[torch.UntypedStorage]) -> int:
 
 
 def _idle_pinned_bytes() -> int:
-    """Held by torch's allocator of pinned memory, and used by nobody."""
+    """Pinned memory that torch's allocator holds and nobody uses."""
     statistics = torch.cuda.host_memory_stats() if torch.cuda.is_available() else {}
     held, used = (int(statistics.get(f"{name}_bytes.current", 0)) for name in ("allocated", "active"))
     return max(held - used, 0)
 
 
 def free_host_bytes() -> int:
-    """What this process can still take: of the machine, and of its control groups (Slurm and containers limit
-    a job by them)."""
+    """Memory that this process can still take, from the machine and within its control groups (by which Slurm
+    and containers limit a job)."""
     meminfo = Path("/proc/meminfo").read_text()
     free = (
         int(next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:")).split()[1]) * 1024
@@ -138,7 +138,7 @@ def free_host_bytes() -> int:
 
 
 def _control_groups(memberships: str) -> Iterator[Path]:
-    """Folders of the groups that may limit memory, and all above. ``memberships``: of /proc/self/cgroup."""
+    """Folders of the groups that may limit memory, with their parents. ``memberships``: /proc/self/cgroup."""
     for line in memberships.splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers == "":
@@ -159,6 +159,6 @@ def _free_in_group(folder: Path, otherwise: int) -> int:
             statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
-        # Pages of files that were not used of late are given back when memory is wanted.
+        # File pages that were not used lately are freed when memory is needed.
         return otherwise if limit == "max" else int(limit) - used + int(statistics.get(inactive, 0))
     return otherwise

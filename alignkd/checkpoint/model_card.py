@@ -11,14 +11,14 @@ import yaml
 from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
-# The rest says where things lay on the machine that trained, and is nobody's business.
+# The other sections hold paths of the machine that trained, which a published model should not.
 SECTIONS = ("training", "distillation", "student", "teacher")
 
 
 def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them."""
     config = facts["config"]
-    # Paths end in the names by which people know a model or a file.
+    # The last part of a path is the name by which people know a model or a file.
     teacher = Path(config["model"]["teacher"]).name if facts["teacher"] is not None else None
     front = {
         "pipeline_tag": "image-text-to-text",
@@ -46,12 +46,12 @@ def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping
     return "\n".join(
         [
             "---",
-            "license:  # yours to fill in; teacher, student and data have licences of their own",
+            "license:  # fill this in; teacher, student and data have licences of their own",
             _yaml(front) + "---",
             f"# {config['run']['name']}",
             "",
             f"A MobileVLM V2 model, {taught} with alignkd {versions['alignkd']}.",
-            f"It is the state of optimizer step {step}; the adapters of the distillation are no part of it.",
+            f"It is the state at optimizer step {step}, without the adapters of the distillation.",
             "",
             "## Last metrics row",
             "",
@@ -73,7 +73,7 @@ def _yaml(value: object) -> str:
 
 
 def _metrics(run: Path, step: int) -> list[str]:
-    """A table of the step's row."""
+    """The step's row as a table."""
     row = next((row for row in iter_rows(RunPaths(run).metrics) if row.get("step") == step), None)
     if row is None:
         return [f"There is no row of step {step}."]

@@ -13,7 +13,7 @@ from deepspeed.accelerator import get_accelerator
 
 
 def rank_state() -> dict[str, Any]:
-    """The random states as they are now."""
+    """The current random states."""
     version, numbers, gaussian = random.getstate()
     numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
     numpy_state["state"] = {
@@ -49,8 +49,8 @@ def load_rank_state(folder: Path, rank: int) -> None:
 
 
 def seed_rank(seed: int, step: int, rank: int) -> None:
-    """Random states where the checkpoint has those of another number of ranks: a function of seed, step and
-    rank. (Nothing draws from them today: there is no dropout, and the data order has a source of its own.)
+    """Random states as a function of seed, step and rank, where the checkpoint has those of another number of
+    ranks. (Nothing draws from them today: there is no dropout, and the data order has a source of its own.)
     """
     drawn = np.random.SeedSequence([seed, step, rank]).generate_state(3)
     random.seed(int(drawn[0]))

@@ -142,8 +142,6 @@ class Storage:
             try:
                 self.remove(path)
                 removed.append(path.name)
-            except (
-                OSError
-            ) as error:  # a writer that was given up may still write there; it is in nobody's way
+            except OSError as error:  # a writer that was given up may still write there, which is harmless
                 log.warning("%s could not be removed: %s", path, error)
         return removed

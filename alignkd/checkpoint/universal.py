@@ -43,7 +43,7 @@ OPTIMIZER_STATE = "zero/optimizer_state.pt"
 
 
 def is_converted(run: Path, step: int) -> bool:
-    """Is there a finished conversion of this very checkpoint? (Its files are not hashed here.)"""
+    """Whether there is a finished conversion of this very checkpoint. (Its files are not hashed here.)"""
     folder = universal_folder(run, step)
     try:
         source = read_manifest(folder)["source"]
@@ -125,8 +125,8 @@ def _check_space(source: Path, manifest: dict[str, Any]) -> None:
 def run_deepspeed(source: Path, partial: Path) -> None:
     """DeepSpeed's own conversion, in this process.
 
-    It puts paths into patterns, so it gets to see links whose names hold nothing special. It also writes a
-    ``latest_universal`` beside its output, which goes away with the links.
+    It uses paths as patterns, so it is given links whose names hold no special characters. It also writes a
+    ``latest_universal`` beside its output, which is removed with the links.
     """
     said = io.StringIO()
     with tempfile.TemporaryDirectory() as links:
@@ -135,7 +135,7 @@ def run_deepspeed(source: Path, partial: Path) -> None:
         arguments = argparse.Namespace(
             input_folder=f"{links}/source",
             output_folder=f"{links}/target",
-            num_extract_workers=1,  # in this process: what it starts would outlive it when it is killed
+            num_extract_workers=1,  # in this process: a child would outlive it when it is killed
             num_merge_workers=1,
             keep_temp_folder=False,
             strict=True,
@@ -151,8 +151,8 @@ def run_deepspeed(source: Path, partial: Path) -> None:
 
 
 def _without_shards(path: Path) -> None:
-    """At stage 3 DeepSpeed leaves rank 0's whole optimizer shard in the file that every rank reads for the
-    step and the settings of the groups."""
+    """At stage 3 DeepSpeed leaves rank 0's whole optimizer shard in the file from which every rank reads the
+    step and the groups' settings."""
     state = torch.load(path, weights_only=False, map_location="cpu")
     if "fp32_flat_groups" not in state:
         return

@@ -24,13 +24,13 @@ def load_universal(engine: Any, folder: Path) -> None:
         with _stand_ins(engine.optimizer):
             engine.load_checkpoint(str(folder.parent), tag=folder.name)
     finally:
-        # A save while it is on may leave the model's weights out.
+        # A save while it is on may omit the model's weights.
         engine._config.load_universal_checkpoint = False
         files.verified = frozenset()
-    # Stage 3 gives every group the settings of the first one.
+    # Stage 3 gives every group the settings of the first one ...
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
-    # ... and every parameter the same step counter, which AdamW would then advance once for each of them.
+    # ... and every parameter the same step counter, which AdamW would then advance once for each parameter.
     for parameter, state in engine.optimizer.state.items():
         if torch.is_tensor(state.get("step")):
             on_device = any(group.get("fused") for group in engine.optimizer.param_groups)
@@ -38,7 +38,7 @@ def load_universal(engine: Any, folder: Path) -> None:
 
 
 class _StandIn:
-    """A parameter of which there is nothing to load."""
+    """A parameter for which there is nothing to load."""
 
     def __init__(self) -> None:
         self._hp_mapping = self
@@ -52,9 +52,9 @@ class _StandIn:
 
 @contextlib.contextmanager
 def _stand_ins(optimizer: Any) -> Iterator[None]:
-    """With many ranks, the shards of a small parameter group are padding only on the last of them. At stages
-    1 and 2 DeepSpeed 0.19.8 fails there, and leaves the other ranks waiting: it takes the step counter from
-    the first parameter that the rank has of each group. So it gets one."""
+    """With many ranks, the last ranks' shards of a small parameter group are only padding. At stages 1 and 2
+    DeepSpeed 0.19.8 fails there, which deadlocks the other ranks: it takes the step counter from the rank's
+    first parameter of each group. So each group gets one."""
     load, stand_in = optimizer.load_hp_checkpoint_state_from_checkpoint_dir, _StandIn()
 
     def load_with_stand_ins(groups: str, folder: str) -> None:

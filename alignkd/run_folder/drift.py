@@ -1,4 +1,4 @@
-"""What has changed between a checkpoint's configuration and the run's."""
+"""Drift: what has changed between the configuration in a checkpoint and the run's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from alignkd.config.migrate import RENAMED, migrate
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
 
-# Neither what is learnt nor in which order depends on these. Data and teacher are compared by hash; the paths
-# of the student are where it started, and a resume takes its weights from the checkpoint.
+# These decide neither what is learnt nor in which order. Data and teacher are compared by hash; the student's
+# paths say where it started, and a resume takes its weights from the checkpoint.
 MAY_CHANGE = (
     "run.",
     "slurm.",
@@ -46,7 +46,7 @@ def allowed_changes(run: Path) -> list[str]:
         keys = None
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError(
-            f"{path}: is no JSON list of keys; remove it, and accept the keys again with "
+            f"{path}: not a JSON list of keys; remove it, and accept the keys again with "
             f"`alignkd resume {run} --allow-change KEY`"
         )
     names: list[str] = keys
@@ -54,7 +54,7 @@ def allowed_changes(run: Path) -> list[str]:
 
 
 def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
-    """``key: was A, is B`` for every difference that is neither harmless nor in ``allowed``."""
+    """One line for every key whose value differs, unless the key is harmless or in ``allowed``."""
     before, after = _comparable(saved), _comparable(current)
     return [
         f"{key}: the checkpoint has {before.get(key)!r}, the run has {after.get(key)!r}"
@@ -67,35 +67,35 @@ def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: 
 
 
 def must_convert(manifest: Mapping[str, Any], world_size: int, zero_stage: int) -> bool:
-    """Can the checkpoint be loaded by these ranks only in the universal format?"""
+    """Whether these ranks can load the checkpoint only in the universal format."""
     return bool(manifest["world_size"] != world_size or saved_stage(manifest) != zero_stage)
 
 
 def conversion_problem(manifest: Mapping[str, Any], world_size: int, zero_stage: int) -> str | None:
-    """Why a checkpoint that must be converted cannot be; None when it can, or need not be."""
+    """Why a checkpoint that must be converted cannot be converted; None when it can, or need not be."""
     stage = saved_stage(manifest)
     if not must_convert(manifest, world_size, zero_stage):
         return None
     if stage != zero_stage and {stage, zero_stage} != {1, 2}:
         return (
             f"{STAGE}: the checkpoint has {stage}, the run has {zero_stage}; DeepSpeed converts "
-            f"between 1 and 2 only. Put {stage} back, or start a new run from an exported student"
+            f"between 1 and 2 only. Restore {stage}, or start a new run from an exported student"
         )
     if stage == 0:
         return (
             f"the checkpoint was written by {manifest['world_size']} ranks at {STAGE} 0, and this run has "
-            f"{world_size}; DeepSpeed converts stages 1, 2 and 3 only. Resume on the same number"
+            f"{world_size}; DeepSpeed converts stages 1, 2 and 3 only. Resume on the same number of ranks"
         )
     return None
 
 
 def saved_stage(manifest: Mapping[str, Any]) -> int:
-    """ZeRO stage of the student when the checkpoint was saved."""
+    """The student's ZeRO stage when the checkpoint was saved."""
     return int(manifest["config"]["student"]["zero_stage"])
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the paths of the data: files may move, their contents are part of the data's fingerprint."""
+    """Without the data's paths: files may move, and their contents are part of the data's fingerprint."""
     flat = flatten(migrate(config))
     flat["data.sources"] = [
         {key: value for key, value in source.items() if key not in PATHS} for source in flat["data.sources"]

@@ -33,7 +33,7 @@ def verify(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) ->
 
 
 def problems_of(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) -> list[str]:
-    """:func:`verify` for commands, which go on with other checkpoints when the file system fails at one."""
+    """:func:`verify` for commands: a file system that fails is one more problem, and does not end them."""
     try:
         return verify(folder, needed=needed, share=share)
     except OSError as error:

@@ -1,7 +1,13 @@
-"""One writer per run: a file with host, process, job and a heartbeat.
+"""``writer.json``: one writer per run, with a heartbeat.
 
-No clocks are compared, since hosts disagree about the time: a lock is alive when its beat changes while one
-looks.
+| key | holds |
+|---|---|
+| host, pid | the process that writes |
+| job, restart | SLURM_JOB_ID and SLURM_RESTART_COUNT; null and "0" without Slurm |
+| beat | changes every :data:`BEAT_SECONDS` |
+
+Clocks are never compared, since hosts disagree about the time: a writer is alive when its beat changes while
+somebody watches.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ STALE_SECONDS = 45.0  # without a new beat
 
 
 class WriterLock:
-    """Held by rank 0 while a run is written to. ``note`` hears when a stale lock is taken over."""
+    """Held by rank 0 while a run is written to. ``note`` is told when a stale lock is taken over."""
 
     def __init__(
         self,
@@ -60,8 +66,8 @@ class WriterLock:
             self._path.unlink(missing_ok=True)
 
     def is_held(self) -> bool:
-        """False when another process has taken over the run, or has taken over and left again. A file that
-        cannot be read tells nothing."""
+        """False when another process has taken over the run, even if that one has ended since. A file that
+        cannot be read says nothing: the lock counts as held."""
         facts = self._read()
         return facts == {} or _is_of_this_process(facts)
 
@@ -70,7 +76,7 @@ class WriterLock:
             f" (job {other['job']})" if other.get("job") else ""
         )
         if not self._surely_dead(other):
-            self._note(f"{self._path}: written by {who}; looking whether it is alive")
+            self._note(f"{self._path}: written by {who}; checking whether it is alive")
             deadline = time.monotonic() + self._stale_seconds
             while time.monotonic() < deadline:
                 now = self._read()
@@ -84,7 +90,7 @@ class WriterLock:
         self._note(f"took over the run from {who}, which is gone")
 
     def _surely_dead(self, other: dict[str, Any]) -> bool:
-        """A requeued job is its own successor; on this host the process table knows."""
+        """A requeued job succeeds itself; on this host the process table knows."""
         if other.get("job") and other["job"] == _job() and other.get("restart") != _restart():
             return True
         pid = other.get("pid")
@@ -119,7 +125,7 @@ class WriterLock:
         while not self._ended.wait(self._beat_seconds):
             facts = self._read()
             if facts == {}:
-                continue  # unreadable just now: nothing to fall silent for, nor to write over
+                continue  # unreadable just now: no reason to give up, nor to overwrite it
             if not _is_of_this_process(facts):
                 self._note(f"{self._path}: another process has taken over this run")
                 return

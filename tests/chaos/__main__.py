@@ -1,7 +1,7 @@
 """``python -m tests.chaos``: kill a training run again and again at random, resume it as a user would, and
-compare it with the run that nobody disturbed.
+compare it with an undisturbed run.
 
-Exit code 1 when a committed checkpoint was lost, a resume went on from the wrong one, or anything differs.
+Exits with 1 when a committed checkpoint was lost, a resume took the wrong one, or anything differs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def start_and_kill(run: Path, kill: Kill, committed: int, last_step: int) -> int
 
 
 def judge(report: Report, before: Left | None, after: Left, where: str) -> None:
-    """The start that left ``after`` behind went on from what ``before`` had."""
+    """The start that left ``after`` resumed from what ``before`` had."""
     had = before.committed if before is not None else 0
     if after.passed_over:
         report.lost_checkpoints.append(f"{where}: passed over {'; '.join(after.passed_over)}")

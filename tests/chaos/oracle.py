@@ -1,5 +1,5 @@
-"""What a run left behind, seen from outside: what it promised, what it lost, and whether it is the run that
-would have happened."""
+"""What a run left behind, seen from outside: what it promised, what it lost, and whether it equals the
+undisturbed run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 class Left:
     """Behind a start of a run that has ended."""
 
-    resumed: int | None  # step that this start went on from; None when it was killed before it said so
+    resumed: int | None  # step that this start resumed from; None when it was killed before it said so
     began: bool  # it has trained
     promised: int  # newest checkpoint that rank 0's log ever called saved
     committed: int  # newest checkpoint with the marker

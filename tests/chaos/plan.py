@@ -29,7 +29,7 @@ class Kill:
 
 
 def kills(seed: int) -> Iterator[Kill]:
-    """Half at a phase of a save, each with each victim before any comes again; half at random moments."""
+    """Half in a phase of a save, each pair with a victim once before any repeats; half at random moments."""
     rng = random.Random(seed)
     while True:
         pairs = [(phase, victim) for phase in PHASES for victim in VICTIMS]

@@ -1,4 +1,4 @@
-"""The judge of ``make chaos`` sees what it is there to see."""
+"""The judge of ``make chaos`` finds every kind of loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_rows(run: Path, *rows: dict) -> Path:
     return run
 
 
-def test_rows_differ_in_anything_but_times(tmp_path: Path) -> None:
+def test_rows_that_differ_only_in_times_are_equal(tmp_path: Path) -> None:
     whole = write_rows(
         tmp_path / "whole", *({"step": n, "loss": 1.0, "step_seconds": 0.1} for n in (1, 2, 3))
     )
@@ -34,7 +34,7 @@ def test_rows_differ_in_anything_but_times(tmp_path: Path) -> None:
     assert differing_rows(twice, whole) == [2, 3]
 
 
-def test_a_start_is_read_from_its_files(tmp_path: Path) -> None:
+def test_what_a_start_did_is_read_from_its_files(tmp_path: Path) -> None:
     run = write_rows(tmp_path / "run", *({"step": n} for n in range(1, 8)))
     (run / "checkpoints" / "step-6").mkdir(parents=True)
     (run / "checkpoints" / "step-6" / "COMMITTED").touch()
@@ -49,13 +49,13 @@ def test_a_start_is_read_from_its_files(tmp_path: Path) -> None:
     )
 
 
-def test_the_judge_finds_what_is_wrong() -> None:
+def test_the_judge_reports_every_wrong_outcome() -> None:
     had = Left(0, True, promised=6, committed=6, computed=7, passed_over=())
     good, report = Left(6, True, 8, 8, 9, ()), Report()
     judge(report, had, good, "")
     assert report.ok
     for bad in (
-        Left(4, True, 8, 8, 9, ()),  # went on from an older one
+        Left(4, True, 8, 8, 9, ()),  # resumed from an older one
         Left(0, True, 8, 8, 9, ()),  # from the beginning
         Left(6, True, 10, 8, 11, ()),  # said that 10 is saved
         Left(None, False, 6, 4, 4, ()),  # 6 is gone
@@ -66,7 +66,7 @@ def test_the_judge_finds_what_is_wrong() -> None:
         assert not report.ok, bad
 
 
-def test_every_phase_meets_every_victim() -> None:
+def test_the_plan_pairs_every_phase_with_every_victim() -> None:
     planned = [kill for kill in itertools.islice(kills(3), 2 * len(PHASES) * len(VICTIMS)) if kill.in_save]
     assert {(kill.phase, kill.victim) for kill in planned} == set(itertools.product(PHASES, VICTIMS))
     assert list(itertools.islice(kills(7), 20)) == list(itertools.islice(kills(7), 20))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_three_kills() -> None:
+def test_a_run_survives_three_kills_without_loss() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--kills", "3", "--seed", "17", "--steps", "12"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout + done.stderr

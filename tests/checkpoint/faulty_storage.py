@@ -1,4 +1,4 @@
-"""A storage that fails, or kills processes, at one phase of a save; and a rank program that uses it.
+"""A storage that fails or kills processes in one phase of a save, and a rank program that uses it.
 
 ``python -m tests.checkpoint.faulty_storage RUN PHASE RANK VICTIM STEP`` is ``alignkd.train RUN``, except that
 rank RANK sends SIGKILL to VICTIM (itself, all ranks, or their parent) at PHASE of the save of STEP.

@@ -1,4 +1,4 @@
-"""Programs that die by SIGKILL in the middle of a conversion.
+"""Programs that are killed by SIGKILL during a conversion.
 
 ``python -m tests.checkpoint.killed_conversion convert STEP PHASE RUN [PHASE RUN ...]`` converts each run in a
 child that is killed at its phase; ``... train RUN PHASE`` is a rank whose first one dies there.

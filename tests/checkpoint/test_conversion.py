@@ -1,4 +1,4 @@
-"""Conversions that are cut off, broken, repeated or impossible; the checkpoint itself never suffers."""
+"""Conversions that are interrupted, damaged, repeated or impossible never change the checkpoint itself."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Busy(Storage):
         super().remove(folder)
 
 
-def test_a_conversion_that_was_given_up_is_in_nobody_s_way(
+def test_a_conversion_that_was_given_up_does_not_block_the_next(
     whole: Path, converted: Path, tmp_path: Path
 ) -> None:
     run = stopped(whole, tmp_path / "run")
@@ -142,7 +142,7 @@ def one_rank_run(whole: Path, one_rank: RankPool, tmp_path: Path) -> Path:
     return run
 
 
-def test_the_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_start_goes_on(
+def test_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_start_resumes(
     one_rank_run: Path, two_ranks: RankPool, whole: Path
 ) -> None:
     run = one_rank_run
@@ -164,7 +164,7 @@ def test_the_waiting_ranks_end_when_the_converting_one_is_killed_and_the_next_st
     assert not [name for name in names(run) if name.endswith(".tmp")]
 
 
-def test_a_broken_part_is_named_and_converted_again(
+def test_a_damaged_conversion_is_named_and_made_again(
     converted: Path, whole: Path, one_rank: RankPool, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(converted, tmp_path / "run"))
@@ -179,9 +179,7 @@ def test_a_broken_part_is_named_and_converted_again(
     assert_same_curve(run, whole)
 
 
-def test_a_conversion_is_used_again_unless_its_checkpoint_is_another_one(
-    converted: Path, tmp_path: Path
-) -> None:
+def test_a_conversion_is_reused_only_for_the_same_checkpoint(converted: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(converted, tmp_path / "run"))
     before = (universal_folder(run, STEP) / "manifest.json").stat().st_ino
     convert(run, STEP, Storage())
@@ -209,7 +207,7 @@ def _disk_full_after_ten_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_disk_full_after_ten_parts")
-def test_a_full_disk_leaves_nothing_half(whole: Path, tmp_path: Path) -> None:
+def test_a_conversion_on_a_full_disk_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     run = stopped(whole, tmp_path / "run")
     with pytest.raises(TrainingError, match="No space left"):
         convert(run, STEP, Storage())
@@ -217,7 +215,9 @@ def test_a_full_disk_leaves_nothing_half(whole: Path, tmp_path: Path) -> None:
     assert_source_is_whole(run)
 
 
-def test_too_little_room_is_said_before(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_reported_before_a_conversion_begins(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = stopped(whole, tmp_path / "run")
     monkeypatch.setattr(universal, "SPACE_FACTOR", 1e9)
     with pytest.raises(CheckpointError, match="make room"):
@@ -225,7 +225,7 @@ def test_too_little_room_is_said_before(whole: Path, tmp_path: Path, monkeypatch
     assert names(run) == {"step-4", f"step-{STEP}", "latest"}
 
 
-def test_what_deepspeed_cannot_convert_is_refused_by_the_ranks(
+def test_what_deepspeed_cannot_convert_is_refused_on_every_rank(
     whole: Path, one_rank: RankPool, tmp_path: Path
 ) -> None:
     run = stopped(whole, tmp_path / "run")
@@ -245,8 +245,10 @@ def test_what_deepspeed_cannot_convert_is_refused_by_the_ranks(
     assert f"step-{STEP}.universal" not in names(run)
 
 
-def test_other_frozen_weights_are_an_error(whole: Path, one_rank: RankPool, tmp_path: Path) -> None:
-    """DeepSpeed leaves them out of the universal format and would go on with whatever is there."""
+def test_changed_frozen_weights_are_refused_after_a_conversion(
+    whole: Path, one_rank: RankPool, tmp_path: Path
+) -> None:
+    """DeepSpeed omits them from the universal format, and would train with whatever is there."""
     run = stopped(whole, tmp_path / "run")
     other = Path(shutil.copytree(tiny.FOLDER, tmp_path / "models")) / "student"
     weights = torch.load(other / "pytorch_model.bin", weights_only=True)
@@ -259,7 +261,9 @@ def test_other_frozen_weights_are_an_error(whole: Path, one_rank: RankPool, tmp_
     assert "model.student" in message
 
 
-def test_the_command(converted: Path, whole: Path, tmp_path: Path) -> None:
+def test_the_convert_command_verifies_converts_and_reuses(
+    converted: Path, whole: Path, tmp_path: Path
+) -> None:
     run = stopped(whole, tmp_path / "run")
 
     def alignkd(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,5 @@
 """What may have happened to checkpoints between two starts: damage is named and never unpickled, the next
-older one is taken, and the run ends as the one that nobody disturbed."""
+older one is resumed, and the run ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "named"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
-def test_the_next_older_one_is_taken(
+def test_a_damaged_checkpoint_is_named_and_the_next_older_one_resumed(
     two_ranks: RankPool, whole: Path, stopped: Path, damage: Callable[[Path], None], named: str
 ) -> None:
     damage(RunPaths(stopped).checkpoints / "step-6")
@@ -159,7 +159,7 @@ def test_the_next_older_one_is_taken(
     assert committed_steps(stopped)[:2] == [8, 6]
 
 
-def test_the_bomb_works(tmp_path: Path) -> None:
+def test_the_pickle_that_must_not_be_loaded_would_be_noticed(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)
     bomb(tmp_path / "checkpoints" / "step-1" / MODEL)
     torch.load(tmp_path / "checkpoints" / "step-1" / MODEL, weights_only=False)

@@ -1,4 +1,4 @@
-"""A run that goes on at another number of ranks, or at stage 1 instead of 2: the run that would have been."""
+"""A run resumed on another number of ranks, or at stage 1 instead of 2, equals the undisturbed run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def assert_same_curve(run: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_four_two_one_four_ranks(pools: dict[int, RankPool], whole: Path, tmp_path: Path, stage: int) -> None:
+def test_a_run_resumed_on_4_then_2_then_1_then_4_ranks_is_the_same_run(
+    pools: dict[int, RankPool], whole: Path, tmp_path: Path, stage: int
+) -> None:
     run = tiny.write_run(tmp_path / "run", 4, student__zero_stage=stage, training__epochs=2)
     assert pools[4].run(train_run, str(run), 2) == [SAVED] * 4
     for world_size in (2, 1):
@@ -71,7 +73,9 @@ def test_four_two_one_four_ranks(pools: dict[int, RankPool], whole: Path, tmp_pa
     assert_same_curve(run, whole)
 
 
-def test_stage_1_to_2_and_2_to_1(pools: dict[int, RankPool], whole: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_at_stage_2_instead_of_1_and_back_is_the_same_run(
+    pools: dict[int, RankPool], whole: Path, tmp_path: Path
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=1, training__epochs=2)
     assert pools[2].run(train_run, str(run), 2) == [SAVED] * 2
     tiny.resize_run(run, 2, student__zero_stage=2)  # at the same size
@@ -132,7 +136,9 @@ def converted(source: Path) -> Path:
     return target
 
 
-def test_ranks_that_have_nothing_of_a_parameter_group(pools: dict[int, RankPool], tmp_path: Path) -> None:
+def test_a_rank_without_a_part_of_a_parameter_group_loads_a_conversion(
+    pools: dict[int, RankPool], tmp_path: Path
+) -> None:
     losses, before = [], None
     for world_size in (2, 4, 2):
         saved = tmp_path / f"after-{len(losses)}"
@@ -142,7 +148,7 @@ def test_ranks_that_have_nothing_of_a_parameter_group(pools: dict[int, RankPool]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_what_a_user_types(tmp_path: Path) -> None:
+def test_the_resume_command_changes_the_number_of_ranks(tmp_path: Path) -> None:
     """Two nodes to the end; back to an earlier step on one node: the same curve, and nothing is lost."""
     configuration = write_configuration(tmp_path)
     changes = ("checkpoint.every=2", "training.max_steps=6", "student.zero_stage=2")

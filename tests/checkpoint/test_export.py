@@ -1,4 +1,4 @@
-"""A student out of any checkpoint of any stage, with a card that says where it comes from."""
+"""A student from any checkpoint of any stage, with a card that says where it comes from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def same_weights(folder: Path, other: Path) -> bool:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_any_tag_of_any_stage(two_ranks: RankPool, tmp_path: Path, stage: int) -> None:
+def test_the_student_is_exported_from_any_checkpoint_of_any_stage(
+    two_ranks: RankPool, tmp_path: Path, stage: int
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision="bf16")
     assert [code for code, _ in two_ranks.run(go_on, str(run))] == [0, 0]
     # Where DeepSpeed would look, and it is neither of the two that are asked for.
@@ -73,11 +75,11 @@ def the_cards_say_where_it_comes_from(run: Path, newest: Path, older: Path) -> N
         shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
         assert shown["training"] == manifest["config"]["training"]
         assert shown["data"]["sources"][0]["file"] == "v1.json"
-        assert str(run.parent) not in text  # where things lay is nobody's business
+        assert str(run.parent) not in text  # a published model says nothing of the machine
         assert fingerprint(load_model(folder, BuildOptions(torch.bfloat16)))
 
 
-def test_a_card_without_a_metrics_row_or_a_teacher(tmp_path: Path) -> None:
+def test_a_card_is_written_without_a_metrics_row_or_a_teacher(tmp_path: Path) -> None:
     config = {
         "run": {"name": "alone"},
         "model": {"teacher": None, "student": "/x/a: # start"},

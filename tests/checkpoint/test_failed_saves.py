@@ -1,4 +1,4 @@
-"""A save that fails on any rank at any phase: all agree, nothing half is left, training goes on."""
+"""A save that fails on any rank in any phase: all agree, nothing incomplete is left, training continues."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Faults(FaultyStorage):
     ("phase", "rank"),
     [(phase, rank) for phase in PHASES[:8] for rank in ((0, 1) if phase in ON_EVERY_RANK else (0,))],
 )
-def test_training_goes_on_with_the_older_checkpoints(
+def test_training_continues_after_a_failed_save_and_keeps_the_older_checkpoints(
     two_ranks: RankPool, tmp_path: Path, phase: str, rank: int
 ) -> None:
     run = tiny.write_run(
@@ -115,7 +115,9 @@ def train_on_a_full_disk(ranks: Ranks, run: str) -> int | str:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_disk_that_is_really_full(two_ranks: RankPool, tmp_path: Path, asynchronous: bool) -> None:
+def test_saves_succeed_again_once_a_full_disk_has_room(
+    two_ranks: RankPool, tmp_path: Path, asynchronous: bool
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__asynchronous=asynchronous)
     folder = RunPaths(run).checkpoints
     folder.mkdir()
@@ -155,7 +157,9 @@ def train_until_the_loss_breaks(ranks: Ranks, run: str) -> int | str:
         return train_with(ranks, run, Slow())
 
 
-def test_a_broken_loss_takes_no_earlier_save_along(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_does_not_lose_the_save_in_flight(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
     for message in two_ranks.run(train_until_the_loss_breaks, str(run)):
         assert "step 2: the loss is not finite" in str(message)
@@ -175,7 +179,7 @@ def train_until_taken_over(ranks: Ranks, run: str) -> int | str:
         return str(error)
 
 
-def test_a_run_that_another_job_has_taken_over_is_left_alone(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_run_that_another_job_has_taken_over_is_not_written_to(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
     for message in two_ranks.run(train_until_taken_over, str(run)):
         assert "another process has taken over this run" in str(message)
@@ -203,7 +207,7 @@ def test_retention_keeps_what_was_asked_for(two_ranks: RankPool, tmp_path: Path)
         ("distillation__temperature", 2.0, "temperature"),
     ],
 )
-def test_another_configuration_is_not_resumed(
+def test_a_changed_configuration_is_refused_until_it_is_allowed(
     two_ranks: RankPool, tmp_path: Path, key: str, value: float, named: str
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
@@ -229,7 +233,7 @@ def saved_rates(_ranks: Ranks, run: str) -> set[float]:
     return {group["base_rate"] for group in groups}
 
 
-def test_another_teacher_or_other_data_are_not_resumed(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_changed_data_are_refused(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2)
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     (run / "plain.json").write_text((run / "plain.json").read_text().replace("red circle", "red square"))

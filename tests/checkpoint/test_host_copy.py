@@ -43,7 +43,7 @@ def equal(one: object, other: object) -> bool:
     return one == other
 
 
-def test_the_copy_stays_as_it_is_while_training_goes_on() -> None:
+def test_a_copy_stays_the_same_while_training_continues() -> None:
     original = state()
     before = copy.deepcopy(original)
     copied = host_copy(original)
@@ -86,7 +86,7 @@ class Special(torch.Tensor):
     [Pair(torch.ones(3), 1), Holder(), {"a": [Special(torch.ones(3))]}, torch.eye(3).to_sparse()],
     ids=["namedtuple", "object", "subclass", "sparse"],
 )
-def test_what_it_does_not_know_is_written_at_once(tmp_path: Path, value: object) -> None:
+def test_a_state_of_an_unknown_kind_is_written_at_once(tmp_path: Path, value: object) -> None:
     with pytest.raises(RuntimeError):
         host_copy({"state": value})
     files = ShardFiles()
@@ -96,7 +96,9 @@ def test_what_it_does_not_know_is_written_at_once(tmp_path: Path, value: object)
     assert torch.load(tmp_path / "shard.pt", weights_only=False).keys() == {"state"}
 
 
-def test_without_room_the_file_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_host_memory_a_file_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "free_host_bytes", lambda: 1_000)
     with pytest.raises(OSError, match="1,000 bytes of host memory free, the copies take"):
         host_copy(state())
@@ -113,7 +115,7 @@ def test_without_room_the_file_is_written_at_once(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "later.pt").exists()
 
 
-def test_every_rank_of_the_host_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_room_for_all_ranks_of_the_host_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = sum(storage.nbytes() for storage in module._storages(state()))
     monkeypatch.setattr(module, "free_host_bytes", lambda: 2 * needed)
     host_copy(state())
@@ -122,12 +124,12 @@ def test_every_rank_of_the_host_needs_room(monkeypatch: pytest.MonkeyPatch) -> N
         host_copy(state())
 
 
-def test_free_memory_is_what_the_machine_has_at_most() -> None:
+def test_free_memory_is_at_most_what_the_machine_has() -> None:
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line)
     assert 0 < free_host_bytes() <= int(total.split()[1]) * 1024
 
 
-def test_a_control_group_limits_it(tmp_path: Path) -> None:
+def test_a_control_group_limits_free_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 600000\ninactive_file 50000\n")
@@ -137,7 +139,9 @@ def test_a_control_group_limits_it(tmp_path: Path) -> None:
     assert module._free_in_group(tmp_path / "none", 5) == 5
 
 
-def test_a_control_group_of_version_1_limits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_control_group_of_version_1_limits_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CONTROL_GROUPS", tmp_path)
     job = tmp_path / "memory" / "slurm" / "job_7"
     job.mkdir(parents=True)

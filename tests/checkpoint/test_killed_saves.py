@@ -1,5 +1,5 @@
-"""Processes that are really killed in the middle of a save: the next start picks a whole checkpoint and goes
-on as if nothing had happened. ``make chaos`` has every phase with every victim."""
+"""Processes that are really killed during a save: the next start resumes from a whole checkpoint, as if
+nothing had happened. ``make chaos`` has every phase with every victim."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def same_trajectory(run: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     ("phase", "rank", "victim", "newest"), KILLS, ids=[f"{phase}-{victim}" for phase, _, victim, _ in KILLS]
 )
-def test_killed_in_a_save(
+def test_a_run_killed_in_a_save_resumes_from_a_whole_checkpoint(
     two_ranks: RankPool, whole: Path, tmp_path: Path, phase: str, rank: int, victim: str, newest: int
 ) -> None:
     run = fresh_copy(whole, tmp_path / "run")

@@ -18,5 +18,7 @@ from alignkd.checkpoint.retention import expired_steps
         ([], set(), set(), 1, None, []),
     ],
 )
-def test_expired(committed, verified, protected, keep_last, keep_every, expected) -> None:
+def test_only_what_is_older_than_enough_verified_checkpoints_expires(
+    committed, verified, protected, keep_last, keep_every, expected
+) -> None:
     assert expired_steps(committed, verified, protected, keep_last, keep_every) == expected

@@ -1,4 +1,4 @@
-"""DeepSpeed's reads, as our files do them."""
+"""How shards are read for DeepSpeed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_a_shard_is_mapped_and_not_copied(tmp_path: Path) -> None:
     weight = files.load(str(path), map_location=lambda storage, _location: storage)["module"]["weight"]
     assert float(weight.sum()) == SIZE // 4  # every page was read
     assert memory_of_this_process() - before < SIZE // 4
-    # Private: training goes on in it on the CPU, and the checkpoint stays what it is.
+    # Private: on the CPU training changes it in place, and the file must not change.
     weight.zero_()
     assert float(files.load(str(path), map_location="cpu")["module"]["weight"].sum()) == SIZE // 4
 
 
-def test_what_was_not_verified_is_not_read(tmp_path: Path) -> None:
+def test_a_file_that_was_not_verified_is_not_unpickled(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "shard.pt")
     with pytest.raises(CheckpointError, match="was not verified"):
         ShardFiles().load(str(tmp_path / "shard.pt"))

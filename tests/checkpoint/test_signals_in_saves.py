@@ -1,4 +1,4 @@
-"""Real signals, many of them, while a save is in flight and while the last one is made."""
+"""Many real signals, while a save is in flight and during the last save."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train_in_a_storm(ranks: Ranks, run: str) -> tuple[int, int]:
             signal.signal(number, handler)
 
 
-def test_signals_do_not_tear_a_save(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_signals_do_not_interrupt_a_save(two_ranks: RankPool, tmp_path: Path) -> None:
     whole = tiny.write_run(tmp_path / "whole", 2, training__epochs=2)
     assert [code for code, _ in two_ranks.run(go_on, str(whole))] == [0, 0]
     run = tiny.write_run(tmp_path / "run", 2, training__epochs=2)

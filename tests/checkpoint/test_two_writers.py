@@ -1,4 +1,4 @@
-"""A job that was given up (its node is unreachable, say) and is still writing, and the one that took over."""
+"""A job that was given up (its node is unreachable, say) still writes while its successor trains."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def train_twice(ranks: Ranks, run: str) -> tuple[str, int, int, tuple[int, ...]]
     return message, given_up.wrote, code, find_checkpoint(Path(run), ranks, keep_last=9).verified
 
 
-def test_what_a_job_that_was_given_up_writes_late_spoils_nothing(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_late_writes_of_a_job_that_was_given_up_damage_nothing(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, training__epochs=2, checkpoint__keep_last=None)
     for message, wrote, code, verified in two_ranks.run(train_twice, str(run), timeout=400):
         assert "another process has taken over this run" in message

@@ -73,5 +73,5 @@ def test_a_damaged_list_of_accepted_changes_is_named(one_rank: RankPool, trained
     path.write_text(text)
     (message,) = one_rank.run(message_of, str(trained))
     path.unlink()
-    assert message.startswith(f"{path}: is no JSON list of keys; remove it")
+    assert message.startswith(f"{path}: not a JSON list of keys; remove it")
     assert "--allow-change" in message

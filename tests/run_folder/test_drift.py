@@ -50,7 +50,7 @@ def test_names_workers_and_data_paths_may_change() -> None:
     assert len(config_drift(CONFIG, current, [])) == 1
 
 
-def test_a_key_that_only_one_side_has() -> None:
+def test_a_key_that_only_one_side_has_is_a_difference() -> None:
     current = copy.deepcopy(CONFIG)
     del current["training"]["seed"]
     assert config_drift(CONFIG, current, []) == ["training.seed: the checkpoint has 0, the run has None"]

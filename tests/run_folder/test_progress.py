@@ -11,7 +11,7 @@ import pytest
 from alignkd.run_folder.progress import Progress, Snapshot, read_snapshot
 
 
-def test_a_long_phase_gives_signs_of_life(tmp_path: Path) -> None:
+def test_a_long_phase_is_reported_again_and_again(tmp_path: Path) -> None:
     progress = Progress(tmp_path, writes=True, interval=0.0)
     with progress.alive("converting", every=0.02):
         seen = set()

@@ -34,7 +34,7 @@ def write(run: Path, step: int, manifest: object) -> None:
     (folder / "COMMITTED").touch()
 
 
-def test_a_step_and_a_save_are_measured_by_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_says_how_long_a_stop_takes(tmp_path: Path) -> None:
     assert measured_stop_seconds(tmp_path) is None
     write(tmp_path, 2, {**MANIFEST, "step": 2, "step_seconds": 1.0})
     write(tmp_path, 4, MANIFEST)
@@ -44,27 +44,27 @@ def test_a_step_and_a_save_are_measured_by_the_newest_checkpoint(tmp_path: Path)
 @pytest.mark.parametrize(
     "manifest", [{"step": 4}, {**MANIFEST, "timing": None}, {**MANIFEST, "timing": {}}, []]
 )
-def test_a_manifest_that_does_not_tell_warns_of_nothing(tmp_path: Path, manifest: object) -> None:
+def test_a_manifest_without_timing_gives_no_warning(tmp_path: Path, manifest: object) -> None:
     write(tmp_path, 4, manifest)
     assert measured_stop_seconds(tmp_path) is None
 
 
-def test_a_save_beside_training_may_have_to_end_first() -> None:
+def test_an_asynchronous_save_may_have_to_finish_before_the_last_one() -> None:
     manifest = {**MANIFEST, "config": {"checkpoint": {"asynchronous": True}}}
     assert stop_seconds(manifest) == 30.0 + 2 * 90.0
 
 
-def test_a_short_lead_is_named_with_what_would_do() -> None:
+def test_a_signal_that_comes_too_late_is_warned_of_with_a_better_value() -> None:
     assert lead_warning(None, 10) is None
     assert lead_warning(stop_seconds(MANIFEST), 120) is None
     warning = lead_warning(stop_seconds(MANIFEST), 119)
     assert warning is not None
-    for part in ("may take 120 s", "119 s ahead", "slurm.signal_seconds", "240 or more"):
+    for part in ("may take 120 s", "119 s before the time limit", "slurm.signal_seconds", "240 or more"):
         assert part in warning
 
 
 def warnings_of_a_start(ranks: Ranks, run: str) -> list[str]:
-    """What rank 0 logs when it goes on in a Slurm job."""
+    """What rank 0 logs when it resumes in a Slurm job."""
     heard: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
@@ -78,7 +78,7 @@ def warnings_of_a_start(ranks: Ranks, run: str) -> list[str]:
     return [text for text in heard if "slurm.signal_seconds" in text]
 
 
-def test_a_start_in_a_job_warns_by_what_was_measured(
+def test_a_start_in_a_job_warns_from_what_was_measured(
     two_ranks: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__asynchronous=False, slurm__signal_seconds=1000)
@@ -91,7 +91,7 @@ def test_a_start_in_a_job_warns_by_what_was_measured(
     manifest["timing"]["save_seconds"] = 5000.0
     path.write_text(json.dumps(manifest))
     (warning,), nothing = two_ranks.run(warnings_of_a_start, str(run))
-    assert "1000 s ahead" in warning
+    assert "1000 s before" in warning
     assert nothing == []
     # And so does whoever submits it.
     monkeypatch.setattr(slurm, "submit", lambda _run, _options: "7")

@@ -25,7 +25,7 @@ def lock(run: Path, notes: list[str]) -> WriterLock:
     return WriterLock(run, notes.append, beat_seconds=0.05, stale_seconds=0.5)
 
 
-def test_it_beats_while_held_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_a_lock_beats_while_it_is_held_and_is_removed_afterwards(tmp_path: Path) -> None:
     notes: list[str] = []
     with lock(tmp_path, notes):
         first = json.loads((tmp_path / "writer.json").read_text())
@@ -36,7 +36,7 @@ def test_it_beats_while_held_and_is_gone_afterwards(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_a_living_writer_is_respected_and_keeps_its_lock(tmp_path: Path) -> None:
+def test_a_living_writer_keeps_its_lock_and_the_second_one_is_refused(tmp_path: Path) -> None:
     with lock(tmp_path, []):
         held = json.loads((tmp_path / "writer.json").read_text())
         with pytest.raises(UserError, match=f"process {os.getpid()} on"), lock(tmp_path, []):
@@ -44,7 +44,7 @@ def test_a_living_writer_is_respected_and_keeps_its_lock(tmp_path: Path) -> None
         assert json.loads((tmp_path / "writer.json").read_text())["pid"] == held["pid"]
 
 
-def test_whoever_has_lost_it_knows(tmp_path: Path) -> None:
+def test_a_writer_that_has_lost_its_lock_knows(tmp_path: Path) -> None:
     with lock(tmp_path, []) as held:
         assert held.is_held()
         (tmp_path / "writer.json").write_text("{")  # being replaced, or a sick file system
@@ -55,7 +55,7 @@ def test_whoever_has_lost_it_knows(tmp_path: Path) -> None:
         assert not held.is_held()
 
 
-def test_a_moment_without_an_answer_is_no_loss(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_read_for_a_moment_is_still_held(tmp_path: Path) -> None:
     """The file system fails between two looks; afterwards the lock beats on."""
     path = tmp_path / "writer.json"
     failing = threading.Event()
@@ -79,7 +79,7 @@ def test_a_moment_without_an_answer_is_no_loss(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_a_silent_writer_elsewhere_is_taken_over_and_it_says_so(tmp_path: Path) -> None:
+def test_a_silent_writer_on_another_host_is_taken_over_with_a_note(tmp_path: Path) -> None:
     notes: list[str] = []
     write(tmp_path, job="77")
     with lock(tmp_path, notes):
@@ -87,7 +87,7 @@ def test_a_silent_writer_elsewhere_is_taken_over_and_it_says_so(tmp_path: Path) 
     assert "took over the run from process 1 on elsewhere (job 77)" in notes[-1]
 
 
-def test_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path: Path) -> None:
+def test_a_dead_writer_on_this_host_is_taken_over_at_once(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     notes: list[str] = []
@@ -96,7 +96,9 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path: Path) -> No
         assert len(notes) == 1
 
 
-def test_a_requeued_job_follows_itself_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeued_job_takes_over_from_itself_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     write(tmp_path, job="12")
     with WriterLock(tmp_path, [].append, stale_seconds=3600):
@@ -104,7 +106,7 @@ def test_a_requeued_job_follows_itself_at_once(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '"x"'])
-def test_a_torn_lock_is_waited_for_and_taken_over(tmp_path: Path, content: str) -> None:
+def test_a_damaged_lock_is_waited_for_and_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "writer.json").write_text(content)
     with lock(tmp_path, []):
         assert json.loads((tmp_path / "writer.json").read_text())["pid"] == os.getpid()

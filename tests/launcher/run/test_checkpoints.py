@@ -34,7 +34,7 @@ def checkpoint(run: Path, step: int, *, committed: bool = True, suffix: str = ""
     return folder
 
 
-def test_states_in_the_order_of_steps(run: Path) -> None:
+def test_checkpoints_are_listed_in_the_order_of_steps_with_their_states(run: Path) -> None:
     checkpoint(run, 10)
     checkpoint(run, 9)
     checkpoint(run, 11, committed=False)
@@ -61,7 +61,7 @@ def test_verify_names_what_is_broken(run: Path) -> None:
     assert "cannot be read" in verified[3].problems[0]
 
 
-def test_the_command_prints_json_and_says_by_its_exit_code(run: Path) -> None:
+def test_the_verify_command_prints_json_and_fails_on_damage(run: Path) -> None:
     (checkpoint(run, 2) / "shard.pt").unlink()
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "ckpt", "verify", str(run), "--json"],
@@ -72,7 +72,7 @@ def test_the_command_prints_json_and_says_by_its_exit_code(run: Path) -> None:
     assert json.loads(done.stdout)[0]["problems"] == ["shard.pt is missing"]
 
 
-def test_another_folder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
         list_checkpoints(tmp_path, verify=False)
 
@@ -87,7 +87,7 @@ def test_allowed_changes_add_up_and_unknown_keys_are_refused(run: Path) -> None:
         raise RuntimeError
     assert json.loads((run / "allowed_changes.json").read_text()) == kept
     (run / "allowed_changes.json").write_text('["training.le')
-    with pytest.raises(UserError, match="is no JSON list of keys"), changes_allowed(run, ["data.seed"]):
+    with pytest.raises(UserError, match="not a JSON list of keys"), changes_allowed(run, ["data.seed"]):
         pass
     with pytest.raises(UserError, match="start a new run"):
         check_changes(run, ["training.precision"])
