@@ -25,11 +25,7 @@ from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.verification import verify
 
 log = logging.getLogger(__name__)
-CONFIGURED = (
-    "rate_name",
-    "base_rate",
-    "weight_decay",
-)  # settings of a parameter group, from the configuration
+CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
 
 
