@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from launcher.run.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints, step_of
+from launcher.run.checkpoints import CheckpointSummary, checkpoint_table, list_checkpoints, step_of
 
 ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
 
@@ -58,7 +58,7 @@ def ckpt_convert(
     print(f"wrote {folder}" if made else f"{folder} is there and whole")
 
 
-def _show_checkpoints(run: Path, facts: list[CheckpointFacts], as_json: bool) -> None:
+def _show_checkpoints(run: Path, facts: list[CheckpointSummary], as_json: bool) -> None:
     if as_json:
         print(json.dumps([row.as_dict() for row in facts]))
     elif not facts:

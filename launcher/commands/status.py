@@ -128,7 +128,7 @@ def _state(
 ) -> tuple[str, str]:
     """A word, and what there is to say about it."""
     if result == "done":
-        return "done", f"student: {run / 'student'}"
+        return "done", f"student: {RunPaths(run).student}"
     if not backend_named(manifest.backend).has_queue:
         if is_locked(run):
             return "running", "starting" if progress is None else progress.phase

@@ -38,7 +38,7 @@ IN_DEEPSPEED_FILES = (
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
+class CheckpointSummary:
     """One folder in ``checkpoints``. ``state`` is "committed", "verified", "not committed" or "broken";
     ``problems`` says why. The names are those of ``alignkd.run_folder.checkpoints``."""
 
@@ -56,20 +56,19 @@ class CheckpointFacts:
 
 def list_checkpoints(
     run: Path, verify: bool, progress: Callable[[str], None] = lambda _name: None
-) -> list[CheckpointFacts]:
+) -> list[CheckpointSummary]:
     """All checkpoints of a run, oldest first; ``verify`` hashes every file. Raises UserError when ``run`` is
     not a run folder."""
-    if not RunPaths(run).config.is_file():
-        raise UserError(f"{run}: not a run folder (no config.yaml)")
+    _check_is_run(run)
     folders = [path for path in RunPaths(run).checkpoints.glob("step-*") if path.is_dir()]
     facts = []
     for folder in sorted(folders, key=_order):
         progress(folder.name)
-        facts.append(_facts(folder, verify))
+        facts.append(_summary(folder, verify))
     return facts
 
 
-def checkpoint_table(facts: list[CheckpointFacts]) -> Table:
+def checkpoint_table(facts: list[CheckpointSummary]) -> Table:
     table = Table()
     for column in ("checkpoint", "state", "ranks", "ZeRO stage", "MB"):
         table.add_column(column, justify="left" if column in ("checkpoint", "state") else "right")
@@ -112,8 +111,7 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
 
 def step_of(run: Path, step: int | None) -> int:
     """``step``, or the newest one. Raises UserError when there is no such checkpoint."""
-    if not RunPaths(run).config.is_file():
-        raise UserError(f"{run}: not a run folder (no config.yaml)")
+    _check_is_run(run)
     steps = committed_steps(run)
     if not steps:
         raise UserError(f"{run}: has no checkpoint yet")
@@ -126,12 +124,17 @@ def check_step(run: Path, step: int) -> None:
     """Hash the checkpoint that a user wants to roll back to. Raises UserError when it is missing or
     damaged."""
     step_of(run, step)
-    facts = _facts(step_folder(run, step), verify=True)
+    facts = _summary(step_folder(run, step), verify=True)
     if facts.problems:
         raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
 
 
-def _facts(folder: Path, verify: bool) -> CheckpointFacts:
+def _check_is_run(run: Path) -> None:
+    if not RunPaths(run).config.is_file():
+        raise UserError(f"{run}: not a run folder (no config.yaml)")
+
+
+def _summary(folder: Path, verify: bool) -> CheckpointSummary:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     step: int | None = None
     world_size: int | None = None
@@ -144,9 +147,9 @@ def _facts(folder: Path, verify: bool) -> CheckpointFacts:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]
     if not is_marked(folder):
-        return CheckpointFacts(folder.name, step, "not committed", world_size, stage, size)
+        return CheckpointSummary(folder.name, step, "not committed", world_size, stage, size)
     state = "broken" if problems else "verified" if verify else "committed"
-    return CheckpointFacts(folder.name, step, state, world_size, stage, size, tuple(problems))
+    return CheckpointSummary(folder.name, step, state, world_size, stage, size, tuple(problems))
 
 
 def _order(folder: Path) -> tuple[int, str]:
