@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
-from alignkd.checkpoint.retention import expired_steps
+from alignkd.checkpoint.retention import expired_steps, remove_expired
+from alignkd.checkpoint.storage import Storage
+from alignkd.config.schema import CheckpointSection
+from alignkd.run_folder.checkpoints import committed_steps, step_folder, universal_folder
 
 
 @pytest.mark.parametrize(
@@ -22,3 +28,36 @@ def test_only_what_is_older_than_enough_verified_checkpoints_expires(
     committed, verified, protected, keep_last, keep_every, expected
 ) -> None:
     assert expired_steps(committed, verified, protected, keep_last, keep_every) == expected
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Checkpoints of steps 2, 4, 6 and 8, each with its conversion."""
+    for step in (2, 4, 6, 8):
+        for folder in (step_folder(tmp_path, step), universal_folder(tmp_path, step)):
+            folder.mkdir(parents=True)
+            (folder / "COMMITTED").touch()
+    return tmp_path
+
+
+def test_an_expired_checkpoint_is_removed_with_its_conversion(run: Path) -> None:
+    remove_expired(run, CheckpointSection(keep_last=2), {2, 4, 6, 8}, None, Storage())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8, 6]
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"step-6", "step-6.universal", "step-8", "step-8.universal"}
+
+
+def test_the_checkpoint_that_the_run_was_resumed_from_stays(run: Path) -> None:
+    remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, 4, Storage())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8, 4]
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(run: Path) -> None:
+    class Busy(Storage):
+        def remove(self, folder: Path) -> None:
+            if folder.name == "step-2":
+                raise OSError(errno.EBUSY, "Device or resource busy")
+            super().remove(folder)
+
+    remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Busy())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8, 2]

@@ -61,6 +61,13 @@ def test_the_last_rows_are_read_from_the_end(path: Path, length: int) -> None:
     assert steps(last_rows(path, 3)) == [197, 198, 199]
 
 
+def test_the_end_of_a_line_that_began_before_the_tail_is_no_row(path: Path) -> None:
+    inner = b'{"step": 1' + b" " * 4085 + b"}"
+    assert len(inner) == 4096  # what is read for one row
+    path.write_bytes(b'{"torn": ' + inner)
+    assert last_rows(path, 1) == []
+
+
 def test_rows_of_later_steps_and_torn_lines_are_cut(path: Path) -> None:
     lines = [row_line({"step": step, "loss": 0.1 * step}) for step in (1, 2, 3)]
     path.write_bytes("".join(lines).encode() + b'\xff\0\n{"step": 2, "lo')

@@ -36,6 +36,15 @@ def test_a_lock_beats_while_it_is_held_and_is_removed_afterwards(tmp_path: Path)
     assert notes == []
 
 
+def test_a_beat_does_not_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a writer that waits here looks dead"))
+    notes: list[str] = []
+    with lock(tmp_path, notes) as held:
+        threading.Event().wait(0.2)
+        assert held.is_held()
+    assert notes == []
+
+
 def test_a_living_writer_keeps_its_lock_and_the_second_one_is_refused(tmp_path: Path) -> None:
     with lock(tmp_path, []):
         held = json.loads((tmp_path / "writer.json").read_text())
