@@ -56,8 +56,8 @@ def run_probe(
     """
     if dtype not in PROBE_DTYPES:
         raise UserError(f"--dtype {dtype}: valid are {', '.join(PROBE_DTYPES)}")
-    distillation = DistillationSection()  # type: ignore[call-arg]
-    section = ModelSection(teacher=str(teacher), student=str(student))  # type: ignore[call-arg]
+    distillation = DistillationSection()
+    section = ModelSection(teacher=str(teacher), student=str(student))
     problems = check_agreement(section, distillation.top_k)
     if problems:
         raise UserError("; ".join(problems))
@@ -69,7 +69,7 @@ def run_probe(
         image_folder=None if image_folder is None else str(image_folder),
         template=template,
         image_aspect_ratio=image_aspect_ratio,
-    )  # type: ignore[call-arg]
+    )
     batch = _one_batch(source, student_model.config, student)
     configs = teacher_model.model.config, student_model.config
     adapter_modules = (
@@ -80,7 +80,7 @@ def run_probe(
 
 
 def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path) -> Batch:
-    data = DataSection(sources=[source], max_length=facts.max_position_embeddings)  # type: ignore[call-arg]
+    data = DataSection(sources=[source], max_length=facts.max_position_embeddings)
     tokenizer = SentencePieceTokenizer.from_folder(tokenizer_folder)
     processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
     index = build_index(data, tokenizer, facts.vision_tokens)

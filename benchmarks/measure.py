@@ -1,4 +1,4 @@
-"""Time and memory of one call. On the CPU the resident size of a process is noise, so tensors are counted."""
+"""Time and memory of one call. On a CPU a process's resident size is too noisy, so tensors are counted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map_only
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """``live``: bytes of the storages that operations made under this mode and that are still alive;
-    ``peak``: the most of them at a time. What a kernel takes for itself is not seen."""
+    """``live``: bytes of the storages that were created under this mode and are still alive; ``peak``: their
+    maximum. Memory that a kernel allocates internally is not seen."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _see(self, tensor: torch.Tensor, given: set[int]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in given:  # a view, or something older than this mode
+        if key in self._known or key in given:  # a view, or older than this mode
             return
 
         def freed(_: Any) -> None:
@@ -46,21 +46,21 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one step above the weights, which are there before it."""
+    """Bytes of one step, on top of the weights, which exist before it."""
 
     kept: int  # alive between forward and backward
     peak: int
 
 
 class Edge:
-    """The moment between forward and backward, when what is kept for backward is all that is alive."""
+    """The moment between forward and backward, when only what is kept for backward is alive."""
 
     def __init__(self) -> None:
         self.on_reached: Callable[[], None] = lambda: None
 
 
 def step_memory(step: Callable[[], object], edge: Edge, device: torch.device) -> Memory:
-    """Of one call of ``step``, which must come by ``edge``. The largest ``kept`` of several edges counts."""
+    """Memory of one call of ``step``, which must reach ``edge``; the largest ``kept`` of several counts."""
     kept = 0
     if device.type == "cpu":
         counter = LiveBytes()

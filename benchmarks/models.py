@@ -32,7 +32,7 @@ class Pair:
     tower: dict[str, Any]
 
 
-# Depths near the published ones: how much one layer's block weighs against all layers depends on them.
+# Depths near the published ones, since they decide what one layer's block costs relative to all layers.
 SMALL = Pair(
     "small",
     teacher=Decoder(384, 1024, 16, 6),
@@ -80,7 +80,7 @@ def model_config(decoder: Decoder, tower: dict[str, Any]) -> MobileVLMConfig:
 
 
 def random_model(config: MobileVLMConfig, dtype: torch.dtype, device: torch.device, seed: int) -> MobileVLM:
-    """Built without a copy on the host, so that 7B parameters fit a GPU's memory and nothing else."""
+    """Built without a copy on the host, so that 7B parameters need a GPU's memory only."""
     with torch.device("meta"), no_init_weights():
         model = MobileVLM(config).to(dtype)
     model = model.to_empty(device=device)
@@ -95,7 +95,7 @@ def random_model(config: MobileVLMConfig, dtype: torch.dtype, device: torch.devi
 
 
 def random_pair(pair: Pair, dtype: torch.dtype, device: torch.device) -> tuple[MobileVLM, MobileVLM]:
-    """(teacher, student) with the same tower, as the published ones have."""
+    """(teacher, student) with the same vision tower, like the published pair."""
     teacher = random_model(model_config(pair.teacher, pair.tower), dtype, device, seed=1)
     student = random_model(model_config(pair.student, pair.tower), dtype, device, seed=2)
     student.vision_tower.load_state_dict(teacher.vision_tower.state_dict())

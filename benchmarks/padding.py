@@ -1,6 +1,6 @@
-"""What the split of a global batch costs: positions that are padding, and ranks that wait for a longer one.
+"""What the split of a global batch costs: positions that are padding, and ranks that wait for the slowest.
 
-Samples, splits and batches are the product's own; no model runs, so the ranks may be many.
+Samples, splits and batches are the product's own; no model runs, so there can be many ranks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Split = list[list[list[int]]]  # rank, micro-batch, sample
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the steps. A position is a token, or padding that is computed like one."""
+    """Means over steps. A position is a token, or padding that is computed like one."""
 
     method: str
     ranks: int
     padding: float  # share of all positions
     micro_batches: float  # per rank
-    busiest: float  # positions of the rank that has most
-    idle_step: float  # share of all ranks' time spent waiting if they meet once a step
-    idle_micro_batch: float  # if they meet at every micro-batch, as a sharded student does
+    busiest: float  # positions of the rank with the most
+    idle_step: float  # share of all ranks' time spent waiting if they synchronise once per step
+    idle_micro_batch: float  # if they synchronise at every micro-batch, as a sharded student does
 
 
 def split_costs(index: Index) -> list[Cost]:
@@ -42,7 +42,7 @@ def split_costs(index: Index) -> list[Cost]:
 
 
 def budget_of(index: Index) -> int:
-    """Tokens that a micro-batch without a budget must have room for, so that memory is the same."""
+    """Tokens that the largest micro-batch without a budget has, so that memory is the same."""
     return MICRO_BATCH * int(index.length.max())
 
 
@@ -69,7 +69,7 @@ def _costs(index: Index, ranks: int) -> list[Cost]:
 
 
 def _in_order(index: Index, step: int, ranks: int) -> Split:
-    """What the product does not do: micro-batches as the samples come."""
+    """What the product does not do: micro-batches in the order of the samples."""
     batch = GlobalBatchSampler(index, GLOBAL_BATCH, MICRO_BATCH, seed=0).samples_of_step(step)
     micro = [batch[start : start + MICRO_BATCH] for start in range(0, len(batch), MICRO_BATCH)]
     return [micro[rank::ranks] for rank in range(ranks)]
@@ -98,7 +98,7 @@ def _cost(method: str, ranks: int, index: Index, packing: bool, steps: list[Spli
 
 
 def _examples(index: Index, samples: list[int]) -> list[Example]:
-    """As long as the samples; an image's tokens are text here, for they count the same."""
+    """Of the samples' lengths; the tokens of an image are text here, since they cost the same."""
     lengths = [int(index.length[sample]) for sample in samples]
     return [Example([3] * length, [IGNORE_INDEX] * length, ()) for length in lengths]
 

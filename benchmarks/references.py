@@ -1,9 +1,9 @@
-"""What ``ours`` is measured against, by code of the benchmark, each a function of a window of micro-batches.
+"""What ``ours`` is measured against: code of the benchmark, each a function of a window of micro-batches.
 
-``floor``: what no method can leave out. The frozen teacher's forward and the student's forward and backward,
+``floor``: what no method can do without. The frozen teacher's forward and the student's forward and backward,
 both with fused attention, one vision tower, cross-entropy and KL at the supervised positions by the product's
-fused head; none of the alignment terms. ``stand_in``: the usual way, attention maps of all layers, fp32
-logits at all positions, two towers.
+fused losses; none of the alignment terms. ``stand_in``: the usual way, with attention maps of all layers,
+fp32 logits at all positions and two towers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _step(
     window: Sequence[Batch],
     terms_of: Callable[[Setting, Batch, Scales], tuple[torch.Tensor, Terms, Any]],
 ) -> Losses:
-    """``terms_of`` a micro-batch: the loss, the terms' sums, and whatever stays alive until its backward is
-    over."""
+    """``terms_of`` returns of a micro-batch: the loss, the terms' sums, and whatever stays alive until its
+    backward is done."""
     scales = term_scales(setting.elements(window), term_weights(DISTILLATION), 1.0)
     scale_of = dict(zip(TERMS, scales, strict=True))
     sums = torch.zeros(len(TERMS), device=setting.device)
@@ -104,7 +104,7 @@ def _stand_in_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[tor
         "vision_all": vision_all,
         "vision_focus": vision_focus,
     }
-    # The maps of all layers are results of the two forward passes.
+    # Both forward passes return the maps of all layers.
     loss = torch.stack([scales[name] * term for name, term in terms.items()]).sum()
     return loss, terms, (teacher_output, output, teacher_logits, logits_BLW)
 

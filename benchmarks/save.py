@@ -61,7 +61,7 @@ def measure(engine: Any, ranks: Any, folder: Path, asynchronous: bool, saves: in
     from alignkd.checkpoint.storage import Storage
     from alignkd.config.schema import CheckpointSection
 
-    section = CheckpointSection(asynchronous=asynchronous, keep_last=1)  # type: ignore[call-arg]
+    section = CheckpointSection(asynchronous=asynchronous, keep_last=1)
     saver = CheckpointSaver(folder, section, ranks, Storage(), Found(None, (), ()))
     batch = torch.randn(8, WIDTH, device=ranks.device, dtype=torch.bfloat16)
     result = Measured([], [], [], [], 0)

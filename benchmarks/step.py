@@ -1,9 +1,9 @@
 """One distillation step, several ways side by side: ``python -m benchmarks.step``.
 
 All methods (see :mod:`benchmarks.methods`) share the models, the samples and the process, and take turns; a
-ratio is the median over the rounds of the ratio within a round. Before anything is timed, the losses that
-methods have in common must agree. What does not fit into memory is a result. With ``--publish`` the results
-are written after every shape, so that a run that is ended loses nothing.
+ratio is the median over rounds of the ratio within a round. Before anything is timed, the losses that methods
+have in common must agree. Not fitting into memory is a result. With ``--publish`` the results are written
+after every shape, so that an interrupted run loses nothing.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from benchmarks.setting import Losses, Setting, new_setting, padding_share
 
 MIXED = (240, 330, 560, 1200)  # lengths of a batch as a shuffled file gives it
 PRINCIPAL = ("floor", "ours")
-DEVICES = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
+VARIANTS = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
 LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
 LOOKAHEAD = ("ours, look-ahead 1",)
-# Rounds of a method; the principal ones go on until the time of a shape is over. The stand-in is slow, and
-# far enough away.
+# Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
+# its ratio large enough.
 LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
 FOCUS_TOLERANCE = 0.02
@@ -44,7 +44,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
 
 
 def shapes_of(lengths: Sequence[int], samples: Sequence[int], mixed: bool) -> list[Shape]:
-    """One sample first: what it takes says what several will take. Then what needs several samples."""
+    """One sample first, since its memory predicts that of several. Then what needs several samples."""
     listed = [Shape(f"{length} x {count}", (length,) * count) for count in samples for length in lengths]
     if mixed:
         first = sum(len(shape.lengths) == 1 for shape in listed)
@@ -57,15 +57,15 @@ def shapes_of(lengths: Sequence[int], samples: Sequence[int], mixed: bool) -> li
 
 
 def methods_of(shape: Shape, everything: bool) -> list[str]:
-    """Those that make a difference at a shape. On a CPU every device at every shape would take an hour, and
-    say what one sample says; ``everything`` shows them all the same."""
+    """The methods that make a difference at a shape. Every variant at every shape would take an hour on a CPU
+    and show what one sample shows; ``everything`` includes them anyway."""
     shown = set(PRINCIPAL)
     if shape.accumulate:
         shown |= set(LOOKAHEAD)
     else:
         shown.add("stand-in")
         if everything or len(shape.lengths) == 1:
-            shown |= set(DEVICES)
+            shown |= set(VARIANTS)
         if shape.mixed:
             shown |= set(LAYOUTS)
     return [name for name in METHODS if name in shown]
@@ -91,7 +91,7 @@ def measure_shape(
             _check(result.method, losses, reference, TOLERANCES[precision])
     started = time.monotonic()
     for number in range(MOST_ROUNDS):
-        # The order turns, so that no method always follows the one that leaves the caches cold.
+        # The order rotates, so that no method always follows the one that leaves the caches cold.
         for result in results[number % len(results) :] + results[: number % len(results)]:
             if number >= _rounds(result.method):
                 continue
@@ -117,7 +117,7 @@ def _losses_and_memory(setting: Setting, step: Any) -> tuple[Losses, Any]:
 
 
 def _fitting(setting: Setting, window: list[Batch], result: Result, measure: Any) -> Any:
-    """``measure`` of a step of this method; None, and ``fits`` false, when memory does not suffice."""
+    """``measure`` of a step of this method; None, and ``fits`` false, when it runs out of memory."""
     if not result.fits:
         return None
     method = METHODS[result.method]
@@ -138,7 +138,7 @@ def _fitting(setting: Setting, window: list[Batch], result: Result, measure: Any
 def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> None:
     for name, value in losses.items():
         expected = reference.setdefault(name, value)
-        # Which tokens are in focus hangs on ties of random weights: other kernels may choose another one.
+        # Random weights nearly tie in the focus score: other kernels may choose another token.
         allowed = max(tolerance, FOCUS_TOLERANCE) if name == "vision_focus" else tolerance
         if abs(value - expected) > allowed * max(abs(expected), 1e-3):
             raise SystemExit(f"{method}: {name} is {value}, another method has {expected}")
@@ -155,17 +155,20 @@ def main(arguments: list[str]) -> None:
         "--mixed",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also a batch of mixed lengths, and an accumulation window",
+        help="also measure a batch of mixed lengths, and an accumulation window",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", default=list(METHODS))
-    parser.add_argument("--everything", action="store_true", help="every device at every shape, on a CPU too")
+    parser.add_argument("--everything", action="store_true", help="all variants at all shapes, on a CPU too")
     parser.add_argument(
-        "--budget", type=float, default=40.0, help="seconds per shape, at least; three rounds in any case"
+        "--budget", type=float, default=40.0, help="least seconds per shape; three rounds in any case"
     )
     parser.add_argument(
-        "--minutes", type=float, default=None if on_gpu else 17.0, help="no shape is begun after so many"
+        "--minutes",
+        type=float,
+        default=None if on_gpu else 17.0,
+        help="start no shape after so many minutes",
     )
-    # The other cores take what else goes on: threads that wait for one another make noise.
+    # Threads that wait for one another make noise; one thread leaves the other cores to other processes.
     parser.add_argument("--threads", type=int, default=torch.get_num_threads() if on_gpu else 1)
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args(arguments)
@@ -215,7 +218,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _publish(name: str, measured: dict[str, Any], body: str, results: list[Result]) -> None:
-    from benchmarks.plots import plot_steps  # an extra that nothing else here needs
+    from benchmarks.plots import plot_steps  # in an optional dependency that nothing else here needs
 
     picture = f"![time and kept memory over the floor](performance/{name}.svg)"
     report.publish(name, measured, f"{body}\n\n{picture}", [asdict(result) for result in results])

@@ -57,7 +57,7 @@ def text_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "cases", [*((case,) for case in tiny.CASES), *permutations(RAGGED), ("v1", "v1")], ids="+".join
 )
-def test_the_fixture_values(tmp_path: Path, adapters: Path, cases: tuple[str, ...]) -> None:
+def test_probe_gives_the_fixture_values(tmp_path: Path, adapters: Path, cases: tuple[str, ...]) -> None:
     data = write_data(tmp_path, *(tiny.CASES[case]["record"] for case in cases))
     result = probe(data, adapters=adapters, template=tiny.CASES[cases[0]]["template"]).as_dict()
     one = len(set(cases)) == 1
@@ -81,14 +81,14 @@ def test_double_precision_agrees_to_more_digits(tmp_path: Path, adapters: Path) 
     assert double != single
 
 
-def test_the_gradient_norm_of_the_total_is_no_sum(tmp_path: Path, adapters: Path) -> None:
-    """Gradients of the terms point into different directions, so norms obey the triangle inequality."""
+def test_gradient_norms_obey_the_triangle_inequality(tmp_path: Path, adapters: Path) -> None:
+    """Gradients of the terms point in different directions, so that of the total is no sum."""
     norms = probe(write_data(tmp_path, tiny.CASES["v1"]["record"]), adapters=adapters).gradient_norms
     parts = [norms[name] * (0.1 if name == "vision_focus" else 1.0) for name in norms if name != "total"]
     assert 2 * max(parts) - sum(parts) <= norms["total"] <= sum(parts)
 
 
-def test_the_seed_draws_the_adapters_and_nothing_else(tmp_path: Path) -> None:
+def test_the_seed_determines_the_adapters_and_nothing_else(tmp_path: Path) -> None:
     data = write_data(tmp_path, tiny.CASES["v1"]["record"])
     torch.manual_seed(1)
     first = probe(data, seed=3)
@@ -138,7 +138,7 @@ def test_a_bad_sample_is_named(tmp_path: Path, record: dict[str, Any], parts: tu
         assert part in str(caught.value), part
 
 
-def test_a_sample_that_would_be_left_out_is_an_error(tmp_path: Path) -> None:
+def test_a_sample_too_long_to_be_used_is_an_error(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "why? " * 3000}, {"from": "gpt", "value": "because"}]
     long = {"id": "long", "conversations": turns}
     with pytest.raises(

@@ -10,11 +10,11 @@ from alignkd.config.schema import (
     DataSection,
     DistillationSection,
     ModelSection,
-    Section,
-    SlurmSection,
     StudentSection,
     TrainingSection,
 )
+from alignkd.config.section import Section
+from alignkd.config.slurm_section import SlurmSection
 
 
 def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str]:

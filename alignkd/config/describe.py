@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from alignkd.config.dotted import join_keys
-from alignkd.config.schema import Config, Section
+from alignkd.config.schema import Config
+from alignkd.config.section import Section
 
 _TYPE_NAMES = {
     int: "a whole number",

@@ -13,7 +13,8 @@ from alignkd.config.combinations import combination_problems
 from alignkd.config.dotted import did_you_mean, set_value, split_key
 from alignkd.config.migrate import migrate
 from alignkd.config.problems import schema_problems
-from alignkd.config.schema import Config, Section
+from alignkd.config.schema import Config
+from alignkd.config.section import Section
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import ConfigError
 
@@ -171,7 +172,7 @@ def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
         if name == "stages":
             continue
         if name not in document and not field.is_required():
-            valid[name] = field.get_default()
+            valid[name] = field.get_default(call_default_factory=True)
             continue
         annotation: Any = field.annotation
         try:

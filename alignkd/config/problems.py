@@ -12,7 +12,7 @@ from alignkd.config.describe import describe, find_field, nearest, siblings
 from alignkd.config.dotted import Keys, get_value, join_keys
 from alignkd.config.migrate import REMOVED, RENAMED
 from alignkd.config.schema import Config
-from alignkd.config.yaml_reader import dump_yaml
+from alignkd.config.yaml_reader import dump_scalar
 
 MISSING = object()
 
@@ -65,5 +65,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
         text = "{...}" if isinstance(value, dict) else "[...]"
         return text if value else str(value)
-    text = dump_yaml(value).removesuffix("...\n").strip()
+    text = dump_scalar(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -5,23 +5,14 @@ The sections are frozen: a run's configuration does not change once it is resolv
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import Field
 
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveRate = Annotated[float, Field(gt=0, lt=1)]
-PositiveInt = Annotated[int, Field(ge=1)]
-
-
-# No control characters: a path ends up in scripts, logs and `#SBATCH` lines.
-PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
+from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
+from alignkd.config.slurm_section import SlurmSection
 
 DEFAULT_MAX_IMAGE_PIXELS = 50_000_000
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -134,7 +125,7 @@ class DistillationWeights(Section):
 
 class DistillationSection(Section):
     enabled: bool = Field(True, description="false trains the student alone, on the labels")
-    weights: DistillationWeights = DistillationWeights()
+    weights: DistillationWeights = Field(default_factory=DistillationWeights)
     vision_focus_weight: NonNegative = Field(0.1, description="lambda of equation 5")
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
@@ -172,100 +163,16 @@ class CheckpointSection(Section):
     )
 
 
-SlurmText = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
-VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-def _open_name(name: str) -> str:
-    if any(
-        word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "APIKEY", "CREDENTIAL")
-    ):
-        raise ValueError(f"{name} looks like a secret, which is never written down; name it in slurm.secrets")
-    return name
-
-
-OpenName = Annotated[VariableName, AfterValidator(_open_name)]
-OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-
-
-class ContainerSection(Section):
-    """The life cycle (saving, requeueing) stays outside; only the ranks run in the container."""
-
-    kind: Literal["none", "pyxis", "apptainer"] = "none"
-    image: SlurmText | None = Field(None, description="what pyxis or apptainer takes as an image")
-    mounts: list[SlurmText] = Field(
-        default_factory=list, description="SOURCE:TARGET; the run folder, data, models"
-    )
-    python: SlurmText = Field("python3", description="interpreter inside, with alignkd installed")
-
-
-class SlurmSection(Section):
-    """What a site wants of a job; also read from ``~/.config/alignkd/site.yaml``."""
-
-    account: SlurmText | None = None
-    partition: SlurmText | None = None
-    qos: SlurmText | None = None
-    constraint: SlurmText | None = None
-    reservation: SlurmText | None = None
-    nodelist: SlurmText | None = None
-    exclude: SlurmText | None = Field(None, description="nodes to stay away from")
-    gpu_option: Literal["gpus-per-node", "gres", "none"] = Field(
-        "gpus-per-node", description="how this site asks for GPUs; `none` trains on CPUs (gloo)"
-    )
-    gpu_type: SlurmText | None = Field(None, description="a100, say: asks for gpu:a100:N")
-    gpu_memory: str | None = Field(
-        None,
-        pattern=r"^\d+(\.\d+)?[MGT]$",
-        description="of one GPU, 80G say; lets launch refuse what cannot fit",
-    )
-    cpus_per_task: PositiveInt | None = Field(None, description="CPUs per rank")
-    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="per node; 0 takes all")
-    exclusive: bool = False
-    time_limit: str | None = Field(
-        None,
-        pattern=r"^(\d+-)?\d+(:\d{1,2}){0,2}$",
-        description="[days-]hours:minutes:seconds, as Slurm writes it",
-    )
-    signal_seconds: int = Field(
-        300, ge=10, le=65535, description="lead of SIGUSR1 before the time limit: a step and a save must fit"
-    )
-    requeue: bool = Field(
-        True, description="false where jobs may not be requeued: a chained job follows instead"
-    )
-    max_restarts: int = Field(3, ge=0, le=1000, description="restarts without a new checkpoint in between")
-    mail_user: SlurmText | None = None
-    mail_type: list[SlurmText] = Field(default_factory=list, description="BEGIN, END, FAIL, REQUEUE, ...")
-    modules: list[SlurmText] = Field(default_factory=list, description="`module load` of these, in order")
-    activate: SlurmText | None = Field(None, description="shell line that makes the environment ready")
-    export: dict[OpenName, SlurmText] = Field(
-        default_factory=dict,
-        description="variables for the ranks (NCCL_..., proxies); secrets go to `secrets`",
-    )
-    secrets: list[VariableName] = Field(
-        default_factory=list,
-        description="names of variables that the submitting shell must have; never written",
-    )
-    network_interface: SlurmText | None = Field(None, description="for NCCL and gloo; default: they choose")
-    container: ContainerSection = ContainerSection()  # type: ignore[call-arg]
-    sbatch_options: dict[OptionName, SlurmText | int | bool] = Field(
-        default_factory=dict,
-        description="any other option of sbatch, without the dashes; wins over ours, `false` removes one",
-    )
-    srun_options: dict[OptionName, SlurmText | int | bool] = Field(
-        default_factory=dict, description="the same for srun"
-    )
-
-
 class Config(Section):
     """One run. ``stages`` is gone once a stage has been chosen (see ``loading``)."""
 
-    run: RunSection = RunSection()  # type: ignore[call-arg]
+    run: RunSection = Field(default_factory=RunSection)
     model: ModelSection
     data: DataSection
-    training: TrainingSection = TrainingSection()  # type: ignore[call-arg]
-    student: StudentSection = StudentSection()  # type: ignore[call-arg]
-    teacher: TeacherSection = TeacherSection()  # type: ignore[call-arg]
-    distillation: DistillationSection = DistillationSection()  # type: ignore[call-arg]
-    checkpoint: CheckpointSection = CheckpointSection()  # type: ignore[call-arg]
-    slurm: SlurmSection = SlurmSection()  # type: ignore[call-arg]
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    student: StudentSection = Field(default_factory=StudentSection)
+    teacher: TeacherSection = Field(default_factory=TeacherSection)
+    distillation: DistillationSection = Field(default_factory=DistillationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    slurm: SlurmSection = Field(default_factory=SlurmSection)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -68,7 +68,10 @@ class Batch:
     counts: TermCounts
     image_places: tuple[ImagePlace, ...] = ()  # one per real image
     segments: tuple[int, ...] = ()  # packed: length of every sample; padded: empty
-    position_ids_BL: torch.Tensor | None = None  # packed: int64, from 0 in every segment; padded: None
+    # packed: int64, from 0 in every segment; padded: None
+    position_ids_BL: torch.Tensor | None = None
+    # packed: int32 [segments + 1], columns at which segments begin, and the end (cu_seqlens); padded: None
+    segment_bounds: torch.Tensor | None = None
 
     @property
     def sample_count(self) -> int:

@@ -80,6 +80,7 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
         skipped=skipped,
         slots=ids_BL.size if examples else 0,
     )
+    bounds = np.append(starts_B, lengths_B.sum()).astype(np.int32)
     position_ids = np.concatenate([np.arange(length) for length in lengths_B])[None]
     return Batch(
         input_ids_BL=torch.from_numpy(ids_BL),
@@ -94,6 +95,7 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
         image_places=tuple(places),
         segments=tuple(lengths_B.tolist()) if settings.packing else (),
         position_ids_BL=torch.from_numpy(position_ids) if settings.packing else None,
+        segment_bounds=torch.from_numpy(bounds) if settings.packing else None,
     )
 
 

@@ -59,8 +59,22 @@ def join(batches: Sequence[Batch]) -> Batch:
         ),
         segments=tuple(length for batch in batches for length in batch.segments),
     )
+    if not packed:
+        return joined
     positions = [batch.position_ids_BL for batch in batches if batch.position_ids_BL is not None]
-    return replace(joined, position_ids_BL=torch.cat(positions, dim=1) if packed else None)
+    return replace(
+        joined, position_ids_BL=torch.cat(positions, dim=1), segment_bounds=_joined_bounds(batches, shifts)
+    )
+
+
+def _joined_bounds(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.Tensor:
+    """The end of one batch is the beginning of the next."""
+    moved = [
+        batch.segment_bounds + shift
+        for batch, shift in zip(batches, shifts, strict=True)
+        if batch.segment_bounds is not None
+    ]
+    return torch.cat([*(bounds[:-1] for bounds in moved), moved[-1][-1:]])
 
 
 def _before(sizes: Sequence[int]) -> list[int]:

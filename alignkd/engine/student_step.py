@@ -1,7 +1,7 @@
 """What the student's engine trains: student and adapters. Its forward is the loss of one micro-batch.
 
-Shapes: B rows, L columns, N logit positions, I images, M text rows, V vision tokens; widths and heads carry
-_T for the teacher and _S for the student where both meet.
+Shapes as in ``losses``: B rows, L columns, H heads, G key heads, E width of a head, D width, N logit
+positions, W words of the vocabulary, I images, T heads of the teacher, M text rows, V vision tokens.
 """
 
 from __future__ import annotations

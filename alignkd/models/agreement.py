@@ -1,4 +1,4 @@
-"""Do teacher and student speak of the same tokens and pixels? Answered without torch, before a start."""
+"""Whether teacher and student share tokens and preprocessing. Checked without torch, before a run starts."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def tokenizer_hash(folder: Path) -> str:
 def check_agreement(model: ModelSection, top_k: int) -> list[str]:
     """Every reason why this teacher cannot distil this student (empty: none).
 
-    Compared are the tokenizer file, the vocabulary size, the number of vision tokens of an image (whose
-    placeholder is the same for the whole family) and the preprocessing, since both models see the same ids
-    and pixels.
+    Both models see the same ids and pixels, so the tokenizer file, the vocabulary size, the number of vision
+    tokens of an image (whose placeholder id is the same in the whole family) and the preprocessing are
+    compared.
     """
     problems: list[str] = []
     student, student_tokenizer = _read(student_folder(model), model.vision_tower, problems)
@@ -86,7 +86,7 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
 def _read(
     folder: Path, vision_tower: str | None, problems: list[str]
 ) -> tuple[MobileVLMConfig | None, str | None]:
-    """(configuration, tokenizer's hash); what cannot be read is None, and why goes into ``problems``."""
+    """(configuration, hash of the tokenizer). What cannot be read is None; ``problems`` says why."""
     config = tokenizer = None
     try:
         config = read_model_config(folder, vision_tower)

@@ -2,8 +2,8 @@
 
 ``output_attentions`` would keep [B, H, L, L] for all layers. Whoever needs a part of the first layer's map
 computes it from the (rotated) queries and keys, which the function below hands out without touching the
-layer's output. No mask is ever built: right padding needs none under causal attention, and packed samples run
-one by one.
+layer's output. No mask is ever built: right padding needs none under causal attention, and packed samples go
+to a variable-length kernel or, where there is none (CPU, fp32), run one by one.
 
 Shapes: B rows, L columns, H query heads, G key heads, E width of a head, S length of a packed sample, n
 neighbouring samples of equal length.
@@ -16,10 +16,13 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ATTENTION_NAME = "alignkd_sdpa"
+LENGTH_STEP = 128  # the kernel's longest length is rounded up, so that compiled guards see few of them
+CAUSAL = (-1, 0)  # keys to the left and to the right of a query: all, none
 
 
 class FirstLayerAttention(NamedTuple):
@@ -62,9 +65,13 @@ def attention(
     attention_mask: torch.Tensor | None,
     first_layer: FirstLayerCapture | None = None,
     segments: tuple[int, ...] = (),
+    segment_bounds: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA as transformers runs it, within each of the ``segments`` of the only row if there are any."""
+    """SDPA as transformers runs it, within each of the ``segments`` of the only row if there are any.
+
+    ``segment_bounds`` says the same on the device (see ``data/batch.py``).
+    """
     if first_layer is not None and module.layer_idx == 0:
         first_layer.offer(FirstLayerAttention(query, key, float(kwargs["scaling"])))
     if len(segments) < 2:
@@ -72,11 +79,39 @@ def attention(
             module, query, key, value, attention_mask, **kwargs
         )
         return result
+    if segment_bounds is not None and has_varlen_kernel(query):
+        longest = -(-max(segments) // LENGTH_STEP) * LENGTH_STEP
+        return _varlen(query, key, value, segment_bounds, longest, float(kwargs["scaling"])), None
     outputs = []
     for parts in _runs((query, key, value), segments):
         output_nSHE, _ = sdpa_attention_forward(module, *parts, None, **kwargs)
         outputs.append(output_nSHE.flatten(0, 1)[None])
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+def has_varlen_kernel(query: torch.Tensor) -> bool:
+    """Flash attention, which torch ships for GPUs, in 16 bits."""
+    return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def _varlen(
+    query_1HLE: torch.Tensor,
+    key_1GLE: torch.Tensor,
+    value_1GLE: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    scaling: float,
+) -> torch.Tensor:
+    """[1, L, H, E]. One kernel for all samples, where a loop would launch some for each."""
+    shared = query_1HLE.shape[1] // key_1GLE.shape[1]
+    if shared > 1:  # `enable_gqa` came after torch 2.11
+        key_1GLE, value_1GLE = (x.repeat_interleave(shared, dim=1) for x in (key_1GLE, value_1GLE))
+    query_LHE, key_LHE, value_LHE = (x[0].transpose(0, 1) for x in (query_1HLE, key_1GLE, value_1GLE))
+    output_LHE = varlen_attn(
+        query_LHE, key_LHE, value_LHE, bounds, bounds, longest, longest, scale=scaling, window_size=CAUSAL
+    )
+    assert isinstance(output_LHE, torch.Tensor), "no auxiliary outputs were asked for"
+    return output_LHE[None]
 
 
 def _runs(tensors: Sequence[torch.Tensor], segments: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -1,8 +1,8 @@
-"""What a model folder says about itself, read without torch (the launcher needs it on a login node).
+"""The configuration of a model folder, read without torch (the launcher needs it on a login node).
 
 The format is MobileVLM V2's ``config.json``: LLaMA's keys, the ``mm_*`` keys of the vision side, and the name
-of a CLIP tower whose own ``config.json`` is looked up (see :mod:`alignkd.models.tower`). One key is ours:
-``mm_vision_tokens_per_side``, the pooled grid of the projector, 12 in all published models.
+of a CLIP tower, whose own ``config.json`` is read by :mod:`alignkd.models.tower`. One key is ours:
+``mm_vision_tokens_per_side``, the side of the projector's pooled grid, 12 in all published models.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alignkd.errors import CheckpointError
 from alignkd.models.json_file import read_json
 from alignkd.models.tower import TOWER_SIZES, tower_by_name, tower_from_folder
 
-# Keys that a plain LLaMA folder lacks and that other readers of the published format expect.
+# Keys that a plain LLaMA folder lacks and other readers of the published format expect.
 VISION_DEFAULTS: dict[str, Any] = {
     "image_aspect_ratio": "pad",
     "mm_projector_type": "ldpnetv2",
@@ -51,7 +51,7 @@ ONLY_SUPPORTED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MobileVLMConfig:
-    """Shapes and names of one model. ``raw`` is its config.json, kept so that a save loses nothing."""
+    """Shapes and names of one model. ``raw`` is its whole config.json, so that saving loses nothing."""
 
     vocab_size: int
     hidden_size: int
@@ -79,10 +79,10 @@ class MobileVLMConfig:
 
 
 def read_model_config(folder: Path | str, vision_tower: Path | str | None = None) -> MobileVLMConfig:
-    """Read ``folder/config.json``. ``vision_tower`` (a CLIP or a MobileVLM folder) completes a plain LLaMA
+    """Read ``folder/config.json``. ``vision_tower`` (a CLIP or MobileVLM folder) completes a plain LLaMA
     folder or replaces the tower that the file names.
 
-    Raises CheckpointError for missing keys and for variants that the models here do not implement.
+    Raises CheckpointError for missing keys and for variants that are not implemented here.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -98,7 +98,7 @@ def read_model_config(folder: Path | str, vision_tower: Path | str | None = None
             "(a CLIP folder or a MobileVLM folder)"
         )
     _refuse_variants(path, raw, tower)
-    rope = raw.get("rope_parameters") or {}  # where transformers 5 keeps what used to be `rope_theta`
+    rope = raw.get("rope_parameters") or {}  # transformers 5 moved `rope_theta` there
     rope_theta = float(raw.get("rope_theta") or rope.get("rope_theta") or 10000.0)
     raw = {**VISION_DEFAULTS, **raw, "rope_theta": rope_theta}
     raw |= {"model_type": "mobilevlm", "architectures": ["MobileLlamaForCausalLM"]}
@@ -126,7 +126,7 @@ def read_model_config(folder: Path | str, vision_tower: Path | str | None = None
 
 
 def _refuse_variants(path: Path, raw: dict[str, Any], tower: dict[str, Any]) -> None:
-    """Raises CheckpointError naming everything in ``raw`` and ``tower`` that the models here do not have."""
+    """Raises CheckpointError listing everything in ``raw`` and ``tower`` that is not implemented here."""
     problems = [f"`{key}` is missing" for key in LLAMA_KEYS if key not in raw]
     problems += [
         f"`{key}` is {raw[key]!r}; only {value!r} is supported"
@@ -149,7 +149,7 @@ def _refuse_variants(path: Path, raw: dict[str, Any], tower: dict[str, Any]) -> 
 
 
 def _contradictions(raw: dict[str, Any], tower: dict[str, Any]) -> list[str]:
-    """Numbers that do not fit each other."""
+    """Numbers that contradict one another."""
     problems = []
     width, heads = raw["hidden_size"], raw["num_attention_heads"]
     groups = raw.get("num_key_value_heads") or heads

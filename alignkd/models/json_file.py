@@ -10,7 +10,7 @@ from alignkd.errors import CheckpointError, raise_if_passing
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in ``path``. Raises CheckpointError when there is none."""
+    """The object in ``path``. Raises CheckpointError when the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

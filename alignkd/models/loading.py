@@ -1,8 +1,8 @@
-"""Build a model in its dtype and fill it from a folder, whole or sharded by ZeRO-3.
+"""Build a model in its dtype and load its weights from a folder, whole or sharded by ZeRO-3.
 
-Names on disk are the published ones (``model.layers.0...``, ``lm_head.weight``); :func:`public_name` maps
-ours to them. Nothing is loaded silently: every missing, unexpected or mis-shaped tensor is an error that
-lists them.
+Tensors on disk have the published names (``model.layers.0...``, ``lm_head.weight``); :func:`public_name` maps
+ours to them. A missing, unexpected or mis-shaped tensor is never passed over: all of them are listed in one
+error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from alignkd.models.weight_files import WeightFiles
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR_PREFIX = "model.mm_projector."
-PREFIXES = {  # ours -> published; the first that fits counts
+PREFIXES = {  # ours -> published; the first match counts
     "vision_tower.": TOWER_PREFIX,
     "projector.": PROJECTOR_PREFIX,
     "head.": "lm_head.",
@@ -44,14 +44,12 @@ OLD_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")  # saved by ol
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a model is built: ``zero3`` is the DeepSpeed configuration under which it is sharded, or None; the
-    shards then live where that says, the buffers on ``device``. ``group`` holds the ranks that share one
-    set of shards; None: all ranks."""
+    """In which dtype and where a model is built."""
 
     dtype: torch.dtype
-    device: torch.device | str = "cpu"
-    zero3: dict[str, Any] | None = None
-    group: Any = None
+    device: torch.device | str = "cpu"  # of a sharded model: of its buffers
+    zero3: dict[str, Any] | None = None  # DeepSpeed configuration that shards it, and places the shards
+    group: Any = None  # process group that shares one set of shards; None: all ranks
 
 
 def public_name(name: str) -> str:
@@ -62,7 +60,7 @@ def public_name(name: str) -> str:
 
 
 def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
-    """A complete MobileVLM folder. Raises CheckpointError listing what does not fit."""
+    """Load a complete MobileVLM folder. Raises CheckpointError listing every tensor that does not fit."""
     config = read_model_config(folder)
     files = WeightFiles(Path(folder))
     model = _empty_model(config, options)
@@ -72,9 +70,9 @@ def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
 
 
 def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tuple[MobileVLM, list[str]]:
-    """The model to train, from a MobileVLM folder, from a plain LLaMA folder completed with
-    ``model.vision_tower`` and a seeded projector, or from scratch. Returns it with the names that did not
-    come from ``model.student``."""
+    """The model to train: from a MobileVLM folder, from a plain LLaMA folder completed with
+    ``model.vision_tower`` and a seeded projector, or from scratch. Also returns the names of the tensors that
+    did not come from ``model.student``."""
     config = student_model_config(section)
     sources: dict[str, Callable[[str], torch.Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -102,9 +100,8 @@ def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tup
 
 
 def restore_buffers(model: MobileVLM, device: torch.device | str) -> None:
-    """Recompute the buffers, in their own dtypes. ``zero.Init`` and DeepSpeed's engines turn the rotary
-    frequencies into the model's half precision, after which positions drift silently; call this after
-    either."""
+    """Recompute the buffers in their own dtypes. ``zero.Init`` and DeepSpeed's engines cast the rotary
+    frequencies to the model's half precision, after which positions drift silently: call this after each."""
     rotary = model.language_model.rotary_emb
     with torch.device("cpu"):
         fresh = LlamaRotaryEmbedding(llama_config(model.config))
@@ -130,14 +127,14 @@ def fingerprint(model: MobileVLM, *, hashing: bool = True) -> str:
 
 
 def tower_fingerprint(model: MobileVLM, *, hashing: bool = True) -> str:
-    """The same over what is used of the vision tower, under names of its own."""
+    """The same over the parts of the vision tower that are used, under their own names."""
     parts = enumerate(model.used_tower_modules())
     tensors = ((f"{number}.{name}", value) for number, part in parts for name, value in full_tensors(part))
     return _hash(tensors, hashing)
 
 
 def frozen_fingerprint(module: nn.Module, *, hashing: bool = True) -> str:
-    """The same over what training does not change, under their own names: frozen parameters, all buffers."""
+    """The same over what training does not change: frozen parameters and all buffers, under our names."""
     frozen = full_tensors(module, only_frozen=True)
     return _hash(itertools.chain(frozen, module.named_buffers()), hashing)
 
@@ -158,8 +155,8 @@ def _hash(tensors: Iterable[tuple[str, torch.Tensor]], hashing: bool) -> str:
 def _empty_model(config: MobileVLMConfig, options: BuildOptions) -> MobileVLM:
     if options.zero3 is not None:
         # The dtype comes from the configuration's bf16 or fp16 section (fp32 without one). An explicit one is
-        # ignored by DeepSpeed 0.19.8 where fp16 is not supported: a CPU teacher asked for in fp32 would
-        # silently be bf16.
+        # ignored by DeepSpeed 0.19.8 where fp16 is not supported: on a CPU it would silently build a bf16
+        # teacher instead of an fp32 one.
         sharded = deepspeed.zero.Init(data_parallel_group=options.group, config_dict_or_path=options.zero3)
         with sharded, no_init_weights():
             model = MobileVLM(config)
@@ -191,7 +188,7 @@ def _fill(
             )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
-    # Under ZeRO-3 only the first rank of the group reads, and the others receive their shards.
+    # Under ZeRO-3 only the first rank of the group reads; the others receive their shards from it.
     for name in [name for name in sources if name in parameters]:
         parameter = parameters[name]
         with _gathered(parameter, modifier_rank=0):
@@ -209,7 +206,7 @@ def _gathered(parameter: nn.Parameter, modifier_rank: int | None = None) -> Iter
 
 
 def _tower_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tower's tensors under published names; the folder is CLIP's or a MobileVLM's."""
+    """The tower's tensors under published names, from a CLIP or a MobileVLM folder."""
     files = WeightFiles(folder)
     prefixes = (TOWER_PREFIX, "vision_model.", "")
     names = files.names()
@@ -222,9 +219,9 @@ def _tower_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _initial_tensors(config: MobileVLMConfig, seed: int, *, only_projector: bool) -> dict[str, torch.Tensor]:
-    """Seeded fp32 start values, the same on every rank: the projector, or all but the tower.
+    """Seeded initial values in fp32, the same on every rank, of the projector or of all but the tower.
 
-    LLaMA's by transformers (normal, ``initializer_range``), the projector's PyTorch's default.
+    LLaMA is initialised by transformers (normal, ``initializer_range``), the projector by PyTorch's default.
     """
     parts: dict[str, nn.Module] = {}
     with torch.random.fork_rng(devices=[]):

@@ -96,6 +96,7 @@ class MobileVLM(nn.Module):
             use_cache=False,
             first_layer=first_layer,
             segments=batch.segments,
+            segment_bounds=batch.segment_bounds,
         )
         return ModelOutputs(output.last_hidden_state, vision_tokens_IVD, patches_IPC, first_layer.take())
 

@@ -1,4 +1,7 @@
-"""LDPv2, the projector of MobileVLM V2 (arXiv 2402.03766): vision features in, few vision tokens out."""
+"""LDPv2, the projector of MobileVLM V2 (arXiv 2402.03766): many patch features to few vision tokens.
+
+Shapes: I images, P patches, C width of the vision tower, D width of the language model, S side of the grid.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,9 @@ class _PositionalEncoding(nn.Module):
 
 
 class LDPv2Projector(nn.Module):
-    """[I, P, vision_width] patch features -> [I, tokens_per_side ** 2, width]; P is a square number.
+    """[I, P, C] patch features -> [I, tokens_per_side ** 2, D]; P is a square number.
 
-    The odd-looking sub-modules give the published tensor names (``mlp.mlp.0.weight``, ``peg.peg.0.weight``).
+    Its nested sub-modules give the published tensor names (``mlp.mlp.0.weight``, ``peg.peg.0.weight``).
     """
 
     def __init__(self, vision_width: int, width: int, tokens_per_side: int) -> None:

@@ -1,4 +1,4 @@
-"""Write a model in the published MobileVLM V2 format: config.json, weights, tokenizer, tower's facts."""
+"""Write a model folder in the published MobileVLM V2 format: configuration, weights, tokenizer, tower."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def save_model_folder(
     replace: bool = False,
     card: str | None = None,
 ) -> None:
-    """``tensors`` carry published names and the dtype to save in; ``card`` is the text of README.md. ``out``
-    appears whole or not at all.
+    """Atomic: ``out`` appears complete or not at all. ``tensors`` have published names and the dtype to save
+    in; ``card`` is the text of README.md.
 
-    The tower's configuration and preprocessing go into a folder inside, so that ``out`` can be moved.
-    Raises CheckpointError when ``out`` exists, unless ``replace`` is set; then the old one is there until the
-    new one is whole. Raises OSError when the disk does not take it.
+    The tower's configuration and preprocessing go into a folder inside ``out``, so that it can be moved.
+    Raises CheckpointError when ``out`` exists, unless ``replace`` is set: then the old folder stays until the
+    new one is complete. Raises OSError when writing fails.
     """
     partial, old = out.with_name(out.name + ".tmp"), out.with_name(out.name + ".old")
     if out.exists() and not replace:
@@ -46,18 +46,18 @@ def save_model_folder(
     try:
         _write(partial, config, tensors, tokenizer_folder, file_format, card)
         if out.exists():
-            out.rename(old)  # a folder with content cannot be replaced in one step
+            out.rename(old)  # a folder that is not empty cannot be replaced in one step
         partial.rename(out)
         flush_to_disk(out.parent)
     except OSError:
-        shutil.rmtree(partial, ignore_errors=True)  # half a model only takes room
+        shutil.rmtree(partial, ignore_errors=True)  # an incomplete model is of no use
         raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file, or a pickle where the name ends in ``.bin``. Raises OSError for the writers' own
-    errors on a full disk, too."""
+    """Write a safetensors file, or a pickle if the name ends in ``.bin``. Raises OSError, also for the errors
+    of their own that both writers raise on a full disk."""
     try:
         if path.suffix == ".bin":
             torch.save(dict(tensors), path)
@@ -76,12 +76,12 @@ def _write(
     file_format: FileFormat,
     card: str | None,
 ) -> None:
-    """All files of the folder, on the disk when this returns."""
+    """Write all files of the folder and flush them to disk."""
     partial.mkdir(parents=True)
     names = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
     write_tensors(tensors, partial / names[file_format])
     tower = portable_tower_name(config.mm_vision_tower)
-    facts = {key: value for key, value in config.raw.items() if key != "dtype"}  # the newer name of the next
+    facts = {key: value for key, value in config.raw.items() if key != "dtype"}  # newer name of the next key
     facts["torch_dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     _write_json(partial / "config.json", {**facts, "mm_vision_tower": tower})
     for path in sorted(tokenizer_folder.glob("*token*")):

@@ -1,4 +1,4 @@
-"""Where a vision tower's configuration lies, and what it says: shapes and preprocessing. Without torch."""
+"""Find and read the configuration of a vision tower: shapes and preprocessing. Without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alignkd.errors import CheckpointError
 from alignkd.models.json_file import read_json
 
 PUBLISHED_TOWER = "openai/clip-vit-large-patch14-336"
-# What a CLIP configuration leaves out has transformers' default, which is CLIP-B/32's.
+# Keys missing in a CLIP configuration take transformers' defaults, which are CLIP-B/32's.
 TOWER_DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "hidden_act": "quick_gelu",
@@ -38,7 +38,7 @@ TOWER_SIZES = tuple(key for key, value in TOWER_DEFAULTS.items() if isinstance(v
 
 
 def find_tower_folder(folder: Path, name: str) -> Path | None:
-    """Where the configuration of tower ``name`` lies: in the model folder, beside it, or in the hub cache."""
+    """The folder of tower ``name``: inside the model folder, beside it, or in the hub cache."""
     candidates = [Path(name)] if Path(name).is_absolute() else [folder / name, folder.resolve().parent / name]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
@@ -49,7 +49,7 @@ def find_tower_folder(folder: Path, name: str) -> Path | None:
 def _hub_cache_folder(name: str) -> Path | None:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / ("models--" + name.replace("/", "--"))
-    snapshots = [path for path in hub.glob("snapshots/*/config.json") if path.is_file()]  # no broken links
+    snapshots = [path for path in hub.glob("snapshots/*/config.json") if path.is_file()]  # not a broken link
     return max(snapshots, key=lambda path: path.stat().st_mtime).parent if snapshots else None
 
 
@@ -67,16 +67,16 @@ def tower_by_name(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
 
 
 def tower_from_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(name, configuration, preprocessing) of a CLIP folder, or of the tower of a MobileVLM folder."""
+    """(name, configuration, preprocessing) of a CLIP folder, or of the tower in a MobileVLM folder."""
     raw = read_json(folder / "config.json")
-    if "mm_vision_tower" in raw:  # a MobileVLM folder: its tower is meant
+    if "mm_vision_tower" in raw:  # a MobileVLM folder: take its tower
         name = str(raw["mm_vision_tower"])
         return (name, *tower_by_name(folder, name))
     return (portable_tower_name(str(folder.resolve())), *_read_tower(folder))
 
 
 def portable_tower_name(name: str) -> str:
-    """``name`` if it stays below a model folder, else its last part (the published name's two)."""
+    """``name`` if it is a path below the model folder, else its last part (or the published name)."""
     path = PurePosixPath(name)
     if not path.is_absolute() and ".." not in path.parts:
         return name
@@ -95,7 +95,7 @@ def _read_tower(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     preprocessor = default_preprocessor(edge)
     if file.is_file():
         preprocessor |= read_json(file)
-    # Old files give plain numbers. Teacher and student are compared, so all get the one form.
+    # Old files have plain numbers. Teacher and student are compared, so both forms become one.
     size, crop = preprocessor["size"], preprocessor["crop_size"]
     preprocessor["size"] = {"shortest_edge": size} if isinstance(size, int) else size
     preprocessor["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop

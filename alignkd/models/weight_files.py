@@ -1,4 +1,5 @@
-"""Tensors on disk, by name, one at a time: safetensors or pickle (``weights_only``), one file or sharded."""
+"""Tensors of a model folder, by name, one at a time: safetensors or pickle (``weights_only``), sharded or
+not."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ LAYOUTS = (  # in order of preference: (index file, single file)
 
 
 class WeightFiles:
-    """The tensors of one folder. Shapes are known without reading data; a shard stays open until another is
-    asked for, so reading in :meth:`names` order touches every file once and never holds two."""
+    """The tensors of one folder. Shapes are known without reading data. One file is open at a time, so
+    reading in the order of :meth:`names` opens each file once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -95,7 +96,7 @@ def _open(path: Path) -> Any:
         # torch's own message advises to load such a file without the check.
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path}: not loaded, because it is damaged or holds something else than tensors"
+            f"{path}: not loaded, because it is damaged or holds something other than tensors"
             + (f" ({found[1]})" if found else "")
             + "; unpickling that could run code. Valid: a state dict of tensors, or safetensors"
         ) from None
@@ -105,7 +106,7 @@ def _open(path: Path) -> Any:
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
     ):
-        raise CheckpointError(f"{path}: holds something else than named tensors")
+        raise CheckpointError(f"{path}: holds something other than named tensors")
     return loaded
 
 

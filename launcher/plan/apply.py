@@ -1,20 +1,23 @@
-"""Write advised values into a configuration file, and leave every other character of it alone.
+"""Write advised values into a configuration file; comments, order and quotes stay.
 
-PyYAML tells where each value stands, so only those spans are replaced; comments and order survive. The result
-is read back and compared before it takes the file's place; the old text stays beside it.
+The result is read back and compared before it takes the file's place; the old text stays beside it.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.util import load_yaml_guess_indent
 
 from alignkd.config.dotted import Keys, get_value, join_keys, set_value, split_key
-from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
+from alignkd.config.yaml_reader import dump_scalar, parse_yaml, read_yaml
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_text_atomic
 
@@ -31,75 +34,60 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     wanted = {(*prefix, *split_key(key)): value for key, value in values.items()}
     wanted = {keys: value for keys, value in wanted.items() if not _is_set(document, keys, value)}
     if not wanted:
-        return [f"{path}: already so, nothing was written"]
-    old = new = path.read_bytes().decode("utf-8")  # its line ends stay
-    editable = True
-    for keys, value in wanted.items():
-        new = set_scalar(new, keys, value)
-        editable = editable and set_value(document, keys, value)
-    if not editable or not _reads_as(new, document):
-        lines = "\n".join(f"{key}: {_scalar(value)}" for key, value in values.items())
+        return [f"{path}: already set, nothing was written"]
+    old = path.read_bytes().decode("utf-8")  # its line ends stay
+    if not all(set_value(document, keys, value) for keys, value in wanted.items()) or (
+        parse_yaml(new := edited(old, wanted)) != document
+    ):
+        lines = "\n".join(f"{key}: {dump_scalar(value)}" for key, value in values.items())
         where = f" below stages.{stage}" if stage else ""
         raise UserError(f"{path}: cannot be edited without losing something; change by hand{where}\n{lines}")
     backup = path.with_name(path.name + BACKUP_SUFFIX)
-    place = path.resolve()  # a link stays one
-    mode = stat.S_IMODE(place.stat().st_mode)
+    target = path.resolve()  # a link stays one
+    mode = stat.S_IMODE(target.stat().st_mode)
     write_text_atomic(backup, old, mode=mode)
-    write_text_atomic(place, new, mode=mode)
-    changed = [f"  {join_keys(keys)}: {_scalar(value)}" for keys, value in wanted.items()]
+    write_text_atomic(target, new, mode=mode)
+    changed = [f"  {join_keys(keys)}: {dump_scalar(value)}" for keys, value in wanted.items()]
     return [f"{path}: changed (the old file is {backup})", *changed]
 
 
-def set_scalar(text: str, keys: Keys, value: Any) -> str:
-    """``text`` with ``value`` at ``keys``; sections that are missing are made."""
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    depth = 0
-    while depth < len(keys):
-        found = _child(node, keys[depth])
-        if found is None or not isinstance(found, yaml.MappingNode):
-            break
-        node, depth = found, depth + 1
-    if depth == len(keys) - 1 and (scalar := _child(node, keys[depth])) is not None:
-        return text[: scalar.start_mark.index] + _scalar(value) + text[scalar.end_mark.index :]
-    return _inserted(text, node, keys[depth:], value)
+def edited(text: str, changes: Mapping[Keys, Any]) -> str:
+    """``text`` with these values; missing sections are created."""
+    yaml = YAML(typ="rt")
+    yaml.preserve_quotes, yaml.width = True, len(text) + 100  # no line is wrapped
+    yaml.representer.add_representer(type(None), _represent_null)
+    document, indent, offset = load_yaml_guess_indent(text.replace("\r\n", "\n"), yaml=yaml)
+    nested = re.search(r"^( +)[^\s#-]", text, re.MULTILINE)
+    yaml.indent(len(nested[1]) if nested else 2, *((2, 0) if offset is None else (indent, offset)))
+    for keys, value in changes.items():
+        _set(document, keys, value)
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue().replace("\n", "\r\n") if "\r\n" in text else out.getvalue()
 
 
-def _inserted(text: str, node: Any, keys: Keys, value: Any) -> str:
-    """A new first entry of the mapping ``node``."""
-    if not isinstance(node, yaml.MappingNode) or not node.value:
-        return text  # an empty section: the comparison refuses, and the user is told
-    start = node.value[0][0].start_mark
-    if node.flow_style:
-        inner = _scalar(value)
-        for key in reversed(keys[1:]):
-            inner = f"{{{key}: {inner}}}"
-        return f"{text[: start.index]}{keys[0]}: {inner}, {text[start.index :]}"
-    lines = [f"{'  ' * level}{key}:" for level, key in enumerate(keys)]
-    lines[-1] += f" {_scalar(value)}"
-    indent = " " * start.column
-    entry = f"\n{indent}".join(lines)
-    return f"{text[: start.index]}{entry}\n{indent}{text[start.index :]}"
+def _set(document: Any, keys: Keys, value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        if get_value(document, (key,)) is None:
+            _put(document, key, CommentedMap())
+        document = document[key]
+    _put(document, last, value)
 
 
-def _child(node: Any, key: str | int) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            if key_node.value == key:
-                return value_node
-    return None
+def _put(section: Any, key: str | int, value: Any) -> None:
+    """A new key becomes the first of its section: behind the last one, it would stand below the blank lines
+    and comments that lead to the next section."""
+    if isinstance(section, CommentedMap) and key not in section:
+        section.insert(0, key, value)
+    else:
+        section[key] = value
+
+
+def _represent_null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _is_set(document: Any, keys: Keys, value: Any) -> bool:
     found = get_value(document, keys)
     return bool(found == value and type(found) is type(value))
-
-
-def _reads_as(text: str, document: Any) -> bool:
-    try:
-        return bool(parse_yaml(text) == document)
-    except YamlError:
-        return False
-
-
-def _scalar(value: Any) -> str:
-    return dump_yaml(value).removesuffix("...\n").strip()

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from alignkd.config import Config
-from alignkd.config.schema import ContainerSection, SlurmSection
+from alignkd.config.slurm_section import ContainerSection, SlurmSection
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
 from launcher.render.resources import resource_folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignkd.config.schema import SlurmSection
+from alignkd.config.slurm_section import SlurmSection
 from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import ConfigError
 

@@ -68,6 +68,8 @@ def test_a_packed_batch_by_hand():
         [1, 5, I, I, I, 6, 7, 2, 1, 5, 6, 2, 1, I, I, I, I, I, I, 8, I, I, I, 9, 2]
     ]
     assert PACKED.segments == (8, 4, 13)
+    assert PACKED.segment_bounds.tolist() == [0, 8, 12, 25]
+    assert PACKED.segment_bounds.dtype == torch.int32
     assert PACKED.sample_count == 3
     assert PACKED.position_ids_BL.tolist() == [[*range(8), *range(4), *range(13)]]
     assert PACKED.image_samples.tolist() == [0, 0, 0, 0]
@@ -77,7 +79,7 @@ def test_a_packed_batch_by_hand():
     assert PACKED.logit_positions_N.tolist() == [5, 6, 8 + 1, 8 + 2, 12 + 10, 12 + 11]
     assert PACKED.logit_labels_N.tolist() == padded.logit_labels_N.tolist()
     assert PACKED.counts == replace(padded.counts, slots=25)
-    assert (padded.segments, padded.position_ids_BL) == ((), None)
+    assert (padded.segments, padded.position_ids_BL, padded.segment_bounds) == ((), None, None)
 
 
 def test_the_last_token_of_a_packed_sample_has_no_next_one():
@@ -97,7 +99,7 @@ def test_a_packed_batch_without_samples_is_one_masked_segment():
 def test_a_batch_moves_with_all_of_its_tensors():
     moved = PACKED.to("meta")
     devices = [value.device.type for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert devices == ["meta"] * 8
+    assert devices == ["meta"] * 9
     assert moved.counts == PACKED.counts
 
 
@@ -168,8 +170,9 @@ def test_counts_of_a_batch_are_the_sum_over_its_samples(rows, positions, packing
             assert (batch.input_ids_BL[sample, start : start + V] == I).all()
 
 
-def test_integer_tensors_are_int64():
+def test_integer_tensors_are_int64_but_for_the_bounds_that_a_kernel_wants_in_32_bits():
+    dtypes = {"pixel_values": torch.float32, "segment_bounds": torch.int32}
     for batch in (*(collate(examples, SETTINGS) for examples in ([ONE, TWO], [TEXT], [])), PACKED):
         for name, value in vars(batch).items():
             if isinstance(value, torch.Tensor):
-                assert value.dtype == (torch.float32 if name == "pixel_values" else torch.int64), name
+                assert value.dtype == dtypes.get(name, torch.int64), name

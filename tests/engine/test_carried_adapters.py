@@ -1,4 +1,4 @@
-"""P_attn and P_V carried from one stage to the next, in real ranks."""
+"""P_attn and P_V are carried from one stage to the next, on real ranks."""
 
 from __future__ import annotations
 

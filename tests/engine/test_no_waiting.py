@@ -1,5 +1,5 @@
-"""The host never waits for the device in a step. Shown on torch's ``meta`` device: its tensors have shapes
-and no values, so whatever asks for a value, or for a shape that depends on values, fails there."""
+"""The host never waits for the device in a step. Shown on torch's ``meta`` device, whose tensors have shapes
+and no values: asking for a value, or for a shape that depends on values, fails there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ aten = torch.ops.aten
 
 
 class BlockingCopies(TorchDispatchMode):
-    """Copies between the host and the device for which the host waits (a copy to pinned memory is none)."""
+    """Copies between host and device that block the host (a copy to pinned memory does not)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ WAITS: dict[str, Callable[[torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", WAITS)
 def test_every_kind_of_waiting_is_detected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way to wait, put into the student's forward."""
+    """Each way to wait, inserted into the student's forward."""
     forward = StudentStep.forward
 
     def waiting(*arguments: Any) -> Any:
@@ -126,7 +126,7 @@ def test_every_kind_of_waiting_is_detected(name: str, monkeypatch: pytest.Monkey
     assert found
 
 
-def test_without_distillation() -> None:
+def test_a_step_without_distillation_asks_nothing_of_the_device() -> None:
     off = DistillationSection(enabled=False)
     with META:
         module = StudentStep(MobileVLM(read_model_config(tiny.STUDENT)), None, off)
@@ -140,7 +140,7 @@ def test_without_distillation() -> None:
     assert copies.found == []
 
 
-def test_fp32_is_fp32(one_rank: Any) -> None:
+def test_fp32_products_are_not_computed_in_tf32(one_rank: Any) -> None:
     assert one_rank.run(precision_settings) == [SimpleNamespace(matmul="highest", convolutions=False)]
 
 

@@ -1,4 +1,4 @@
-"""When one vision tower serves both models, and why not otherwise."""
+"""When one vision tower serves both models, and the reasons why it does not."""
 
 from __future__ import annotations
 

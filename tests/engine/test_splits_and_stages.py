@@ -1,4 +1,4 @@
-"""One global batch, split in every way over ranks and accumulation, at every ZeRO stage: the same step."""
+"""However a global batch is split over ranks and accumulation, at every ZeRO stage: the same step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reference(one_rank: RankPool, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def run_one_step(pool: RankPool, run: Path, zero_stage: int) -> dict[str, Any]:
-    # Clipping far below the norm, so that it is at work.
+    # A limit far below the norm, so that clipping has an effect.
     tiny.write_run(
         run,
         pool.world_size,
@@ -72,7 +72,7 @@ def run_one_step(pool: RankPool, run: Path, zero_stage: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_same_gradients_and_weights(
+def test_every_split_and_stage_gives_the_same_gradients_and_weights(
     request: pytest.FixtureRequest,
     reference: dict[str, Any],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Every optimisation alone against a step without any: the same step. And what look-ahead saves."""
+"""Every optimisation alone gives the same step as none of them; and what look-ahead saves."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_no_rows_give_an_empty_block(shape: tuple[int, int]) -> None:
 
 
 def test_p_attn_is_a_one_by_one_convolution_over_heads() -> None:
-    """The loss is the convolution's own where the student attends to nothing."""
+    """The loss is that of the convolved block."""
     adapter = random_linear(5, 3)
     teacher, rows = torch.randn(2, 5, 4, 7), torch.zeros(2, 4, dtype=torch.int64)
     convolved = nn.functional.conv2d(teacher, adapter.weight[:, :, None, None], adapter.bias)

@@ -55,7 +55,7 @@ def expected_of(cases: tuple[str, ...]) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("cases", BATCHES, ids="+".join)
-def test_terms_and_counts(teacher: TeacherModel, cases: tuple[str, ...]) -> None:
+def test_terms_and_counts_equal_the_expected_ones(teacher: TeacherModel, cases: tuple[str, ...]) -> None:
     section = DistillationSection()
     values, counts = measure(student_step(), teacher, tiny.batch_of(*cases))
     expected = expected_of(cases)
@@ -68,13 +68,13 @@ def test_terms_and_counts(teacher: TeacherModel, cases: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
-def test_forward_kl(teacher: TeacherModel, case: str) -> None:
+def test_forward_kl_equals_the_expected_one(teacher: TeacherModel, case: str) -> None:
     values, _ = measure(student_step(divergence="forward_kl"), teacher, tiny.batch_of(case))
     assert values["divergence"] == pytest.approx(tiny.EXPECTED_LOSSES[case]["terms"]["forward_kl"], rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ["plain", "v1", "rounds"])
-def test_focus_indices(teacher: TeacherModel, case: str) -> None:
+def test_focus_indices_equal_the_expected_ones(teacher: TeacherModel, case: str) -> None:
     chosen = teacher(tiny.batch_of(case)).focus_indices_IK
     assert sorted(chosen[0].tolist()) == tiny.EXPECTED_LOSSES[case]["focus_indices"]
 

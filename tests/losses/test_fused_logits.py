@@ -98,7 +98,7 @@ def test_without_a_teacher_there_is_only_the_cross_entropy() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_no_position_gives_zeros_with_a_graph(kind: Divergence, form: Any) -> None:
+def test_no_positions_give_zeros_with_a_graph(kind: Divergence, form: Any) -> None:
     parts = problem(positions=0)
     loss, sums = form(*parts[:2], targets=targets_of(parts, divergence=kind), scales=UNIT)
     assert sums.tolist() == [0.0, 0.0]
@@ -116,7 +116,7 @@ def test_only_ignored_labels_give_a_finite_zero(form: Any) -> None:
     assert not torch.autograd.grad(loss, hidden)[0].any()
 
 
-def test_zero_scales_measure_only() -> None:
+def test_zero_scales_give_the_sums_without_a_gradient() -> None:
     parts = problem()
     loss, sums = fused(parts, targets_of(parts), (0.0, 0.0))
     assert loss.item() == 0.0
@@ -162,7 +162,7 @@ def test_half_precision_is_summed_in_single(kind: Divergence) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_half_precision_gradients(
+def test_gradients_in_half_precision_are_as_exact_as_the_dtype(
     monkeypatch: pytest.MonkeyPatch, kind: Divergence, dtype: torch.dtype
 ) -> None:
     """As exact as the dtype over many chunks, however small the scales are before the loss scale."""
@@ -182,7 +182,7 @@ def test_half_precision_gradients(
 
 @pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_memory_is_that_of_one_chunk(
+def test_memory_is_bounded_by_one_chunk(
     monkeypatch: pytest.MonkeyPatch, kind: Divergence, temperature: float
 ) -> None:
     """Between forward and backward there are the gradients only; at no time more than a few [C, W]."""

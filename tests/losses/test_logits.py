@@ -1,4 +1,4 @@
-"""The divergences of log-probabilities, against values computed by hand."""
+"""Equation 6 in all its variants, against values computed by hand."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ELEMENTS = {
 WEIGHTS = {"ce": 1.0, "divergence": 3.0, "attention": 5.0, "vision_all": 7.0, "vision_focus": 3.5}
 
 
-def test_elements_per_term() -> None:
+def test_elements_of_each_term() -> None:
     assert element_counts(COUNTS, SIZES) == ELEMENTS
     assert tuple(ELEMENTS) == TERMS
 
@@ -39,12 +39,12 @@ def test_elements_of_two_windows_add_up() -> None:
     assert both == {term: 2 * count for term, count in ELEMENTS.items()}
 
 
-def test_weights_by_term() -> None:
+def test_weights_of_each_term() -> None:
     assert weights_by_term(logits=3.0, attention=5.0, vision=7.0, focus=0.5) == WEIGHTS
     assert tuple(WEIGHTS) == TERMS
 
 
-def test_means_and_total() -> None:
+def test_the_total_is_the_weighted_sum_of_the_means() -> None:
     sums = {term: 2.0 * ELEMENTS[term] for term in TERMS}
     values = means(sums, ELEMENTS)
     assert values == dict.fromkeys(TERMS, 2.0)

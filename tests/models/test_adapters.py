@@ -41,7 +41,7 @@ def test_p_attn_lends_its_weights_and_passes_queries_and_keys_through() -> None:
     assert all(got is value for got, value in zip(given, wanted, strict=True))
 
 
-def test_the_seed_decides_and_nothing_else() -> None:
+def test_the_seed_alone_determines_the_adapters() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = seeded_adapters(TEACHER, STUDENT, 1).state_dict()

@@ -1,4 +1,4 @@
-"""Teacher and student must speak of the same tokens and pixels; every disagreement is named."""
+"""Teacher and student must share tokens and preprocessing; every disagreement is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def section(student: Path | str, teacher: Path | None = tiny.TEACHER, **changes:
     return ModelSection(teacher=None if teacher is None else str(teacher), student=str(student), **changes)
 
 
-def test_the_fixture_agrees() -> None:
+def test_the_fixture_models_agree() -> None:
     assert check_agreement(section(tiny.STUDENT), 16) == []
     assert check_agreement(section(tiny.STUDENT), 144) == []
 
@@ -38,7 +38,7 @@ def test_the_fixture_agrees() -> None:
         ({}, {"size": 448}, "`size`: teacher {'shortest_edge': 336}, student {'shortest_edge': 448}"),
     ],
 )
-def test_a_disagreement_is_named(
+def test_each_disagreement_is_named(
     tmp_path: Path, config: dict[str, Any], preprocessing: dict[str, Any], message: str
 ) -> None:
     student = copy_model(tmp_path / "student", **config)
@@ -48,7 +48,7 @@ def test_a_disagreement_is_named(
     assert message in problems[0]
 
 
-def test_another_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_different_tokenizer_is_named(tmp_path: Path) -> None:
     student = copy_model(tmp_path / "student")
     (student / "tokenizer.model").write_bytes(b"another")
     assert check_agreement(section(student), 16) == [
@@ -67,13 +67,13 @@ def test_all_disagreements_are_named_at_once(tmp_path: Path) -> None:
         assert any(word in problem for problem in problems), word
 
 
-def test_too_large_a_k_names_what_would_be_valid() -> None:
+def test_an_error_about_top_k_names_the_valid_range() -> None:
     assert check_agreement(section(tiny.STUDENT), 145) == [
         "distillation.top_k is 145, but an image has 144 vision tokens; valid: 1 to 144"
     ]
 
 
-def test_both_unreadable_folders_are_named(tmp_path: Path) -> None:
+def test_two_unreadable_folders_are_both_named(tmp_path: Path) -> None:
     student = copy_model(tmp_path / "student", hidden_act="gelu")
     (student / "tokenizer.model").unlink()
     problems = check_agreement(section(student, tmp_path / "nowhere"), 16)
@@ -85,7 +85,7 @@ def test_both_unreadable_folders_are_named(tmp_path: Path) -> None:
         assert any(part in problem for problem in problems), part
 
 
-def test_without_a_teacher_the_student_alone_is_looked_at(tmp_path: Path) -> None:
+def test_without_a_teacher_only_the_student_is_checked(tmp_path: Path) -> None:
     assert check_agreement(section(tiny.STUDENT, None), 1) == []
     assert len(check_agreement(section(copy_model(tmp_path / "bad", hidden_act="gelu"), None), 1)) == 1
 
@@ -96,7 +96,7 @@ def test_a_plain_llama_is_compared_as_it_will_be_completed(tmp_path: Path) -> No
     assert "no vision tower" in check_agreement(section(llama), 16)[0]
 
 
-def test_a_scratch_student_is_described_by_its_own_folder(tmp_path: Path) -> None:
+def test_a_student_from_scratch_is_described_by_model_student_config(tmp_path: Path) -> None:
     facts = plain_llama(tmp_path / "facts")
     scratch = section("scratch", student_config=str(facts), vision_tower=str(tiny.TEACHER))
     assert student_folder(scratch) == facts

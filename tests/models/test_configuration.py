@@ -1,4 +1,4 @@
-"""What a model folder says about itself."""
+"""Reading the configuration of a model folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SHAPE_KEYS = (
 
 
 @pytest.mark.parametrize(("parameters", "shape", "left_over"), SIZES, ids=["1.7B", "3B", "7B"])
-def test_published_sizes(
+def test_published_configurations_give_the_published_sizes(
     tmp_path: Path, parameters: int, shape: tuple[Any, ...], left_over: dict[str, Any]
 ) -> None:
     raw = {**PUBLISHED, **dict(zip(SHAPE_KEYS, shape, strict=True)), **left_over}
@@ -69,7 +69,7 @@ def test_published_sizes(
     assert config.preprocessor_config["crop_size"] == {"height": 336, "width": 336}
 
 
-def test_the_fixture_reads_as_it_is_written() -> None:
+def test_the_fixture_configuration_is_read_completely() -> None:
     config = read_model_config(tiny.STUDENT)
     assert (config.hidden_size, config.num_attention_heads, config.num_key_value_heads) == (48, 4, 4)
     assert (config.mm_vision_select_layer, config.vision_tokens) == (-2, 144)
@@ -78,14 +78,14 @@ def test_the_fixture_reads_as_it_is_written() -> None:
     assert {key: config.raw[key] for key in given} == given
 
 
-def test_the_pooled_grid_is_a_field(tmp_path: Path) -> None:
+def test_the_side_of_the_pooled_grid_can_be_configured(tmp_path: Path) -> None:
     config = read_model_config(copy_model(tmp_path / "model", mm_vision_tokens_per_side=4))
     assert config.vision_tokens == 16
     features = torch.randn(2, 576, 32)
     assert MobileVLM(config).projector(features).shape == (2, 16, 48)
 
 
-def test_rope_theta_of_transformers_5_counts(tmp_path: Path) -> None:
+def test_rope_theta_is_read_from_rope_parameters_too(tmp_path: Path) -> None:
     folder = copy_model(tmp_path / "model")
     rope = {"rope_type": "default", "rope_theta": 500000.0}
     change_json(folder / "config.json", drop=("rope_theta",), rope_parameters=rope)
@@ -129,7 +129,7 @@ VARIANTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), VARIANTS, ids=lambda value: str(value)[:40])
-def test_another_variant_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_an_unsupported_variant_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     folder = copy_model(tmp_path / "model", **changes)
     with pytest.raises(CheckpointError) as caught:
         read_model_config(folder)
@@ -146,8 +146,8 @@ def test_all_refused_variants_are_named_at_once(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_describing_a_model_needs_no_torch() -> None:
-    """A login node answers `alignkd launch --dry-run` at once."""
+def test_reading_a_configuration_imports_no_torch() -> None:
+    """So that `alignkd launch --dry-run` answers at once on a login node."""
     program = (
         "import sys; import alignkd.models.configuration, alignkd.models.agreement as agreement;"
         "from alignkd.config.schema import ModelSection;"

@@ -1,4 +1,4 @@
-"""Starting points of a student: a complete folder, a plain LLaMA, nothing at all."""
+"""Starting points of a student: a complete folder, a plain LLaMA, or from scratch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_plain_llama_is_completed(tmp_path: Path, tower: Path) -> None:
     assert model.config.vision_tokens == 144
 
 
-def test_the_text_half_of_a_clip_folder_is_left_alone(tmp_path: Path) -> None:
+def test_the_text_half_of_a_clip_folder_is_ignored(tmp_path: Path) -> None:
     clip = torch.load(TOWER / "pytorch_model.bin", weights_only=True)
     clip |= {"text_model.final_layer_norm.weight": torch.ones(2), "logit_scale": torch.ones(())}
     folder = tmp_path / "clip"
@@ -83,7 +83,7 @@ def test_the_text_half_of_a_clip_folder_is_left_alone(tmp_path: Path) -> None:
     assert set(completed) == TOWER_NAMES | PROJECTOR
 
 
-def test_the_new_projector_is_a_function_of_the_seed(tmp_path: Path) -> None:
+def test_the_seed_determines_the_new_projector(tmp_path: Path) -> None:
     llama = section(plain_llama(tmp_path / "llama"), TOWER)
     torch.manual_seed(100)
     state = torch.get_rng_state()
@@ -95,8 +95,10 @@ def test_the_new_projector_is_a_function_of_the_seed(tmp_path: Path) -> None:
         assert 0 < first[name].abs().max() < 1, name
 
 
-def test_only_the_projector_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a second, whole model in fp32."""
+def test_completing_a_llama_initialises_only_the_projector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No second, whole model is initialised in fp32."""
     from alignkd.models import loading
 
     def whole_model(*_: object) -> None:
@@ -129,7 +131,7 @@ def test_a_complete_folder_and_a_vision_tower_contradict_each_other() -> None:
         load_student(section(tiny.STUDENT, TOWER), 0, FP32)
 
 
-def test_a_plain_llama_alone_is_told_what_it_needs(tmp_path: Path) -> None:
+def test_a_plain_llama_without_a_tower_names_the_missing_key(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"name one in model.vision_tower \(a CLIP folder or"):
         load_student(section(plain_llama(tmp_path / "llama")), 0, FP32)
 

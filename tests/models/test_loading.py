@@ -1,4 +1,4 @@
-"""Complete folders: every layout and dtype, nothing loaded silently."""
+"""Loading complete folders: every layout and dtype, and no tensor that is passed over."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_only_the_language_model_projector_and_head_train() -> None:
         assert parameter.requires_grad == (not name.startswith("vision_tower.")), name
 
 
-def test_bf16_goes_straight_to_bf16_with_rotary_frequencies_in_fp32() -> None:
+def test_loading_in_bf16_makes_no_fp32_copy_and_keeps_rotary_frequencies_in_fp32() -> None:
     size = sum(value.numel() for value in published_tensors().values())
     with Allocations() as allocated:
         model = load_model(tiny.STUDENT, BuildOptions(torch.bfloat16))
@@ -72,14 +72,14 @@ def test_bf16_goes_straight_to_bf16_with_rotary_frequencies_in_fp32() -> None:
     assert model.vision_tower.embeddings.position_ids.tolist() == [list(range(577))]
 
 
-def test_the_counter_of_allocations_sees_a_full_copy() -> None:
+def test_the_allocation_counter_sees_a_full_copy() -> None:
     size = sum(value.numel() for value in published_tensors().values())
     with Allocations() as allocated:
         load_model(tiny.STUDENT, FP32).to(torch.bfloat16)
     assert allocated.elements[torch.float32] >= size
 
 
-def test_all_misfits_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     tensors = published_tensors()
     del tensors["model.norm.weight"]
     del tensors["model.layers.1.self_attn.q_proj.weight"]

@@ -1,4 +1,4 @@
-"""Packed rows and joined micro-batches against padded ones: terms, gradients, and what is allocated."""
+"""Packed rows and joined micro-batches against padded ones: terms, gradients, allocations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCALES = tuple(0.01 * (number + 1) for number in range(len(TERMS)))
 
 
 def two_images() -> Example:
-    """Ends in an image, so that one of its images has no text row."""
+    """Ends in an image, which therefore has no text row."""
     first, second = tiny.example("v1"), tiny.example("plain")
     return Example(first.ids + second.ids[:2], first.labels + second.labels[:2], first.images + second.images)
 
@@ -48,7 +48,7 @@ def batch_of(*names: str, packing: bool) -> Batch:
 
 
 def random_model(which: Any, key_heads: int) -> MobileVLM:
-    """Of the fixture's shape with other key heads (grouped-query attention) and random weights."""
+    """The fixture's shape with fewer key heads (grouped-query attention) and random weights."""
     torch.manual_seed(0)
     model = MobileVLM(replace(read_model_config(which), num_key_value_heads=key_heads))
     for parameter in model.parameters():
@@ -110,6 +110,60 @@ def test_packed_equals_padded(
     same(results[1], results[0])
 
 
+def masked_attention(
+    query_LHE: torch.Tensor,
+    key_LHE: torch.Tensor,
+    value_LHE: torch.Tensor,
+    bounds_q: torch.Tensor,
+    bounds_k: torch.Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """What torch documents of ``varlen_attn``, as a mask over all columns."""
+    assert window_size == (-1, 0), "every earlier key, no later one"
+    assert bounds_q.dtype == torch.int32
+    assert torch.equal(bounds_q, bounds_k)
+    assert longest_q == longest_k >= int(bounds_q.diff().max())
+    assert query_LHE.shape == key_LHE.shape == value_LHE.shape, "torch 2.11 repeats no heads"
+    columns = torch.arange(len(query_LHE))
+    sample = torch.bucketize(columns, bounds_q, right=True)
+    visible = (sample[:, None] == sample) & (columns[:, None] >= columns)
+    heads = (x.transpose(0, 1)[None] for x in (query_LHE, key_LHE, value_LHE))
+    output = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=visible, scale=scale)
+    return output[0].transpose(0, 1)
+
+
+def test_the_variable_length_kernel_is_asked_for_what_the_loop_computes(
+    step: StudentStep, teacher: TeacherModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several joined micro-batches, too. The kernel itself exists on GPUs only."""
+    names = ("v1", "text", "two", "two", "rounds")
+    window = [batch_of(*names, packing=True), batch_of("text", packing=True), batch_of("plain", packing=True)]
+    by_loop = [
+        terms_and_gradients(step, teacher, batch, targets)
+        for batch, targets in zip(window, split_targets(teacher(join(window)), window), strict=True)
+    ]
+    calls = []
+
+    def watched(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return masked_attention(*arguments, **options)
+
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda query: True)
+    monkeypatch.setattr(attention, "varlen_attn", watched)
+    by_kernel = [
+        terms_and_gradients(step, teacher, batch, targets)
+        for batch, targets in zip(window, split_targets(teacher(join(window)), window), strict=True)
+    ]
+    layers = [len(model.language_model.layers) for model in (teacher.model, step.student)]
+    assert len(calls) == layers[0] + layers[1], "a row of one sample needs no such kernel"
+    for kernel, loop in zip(by_kernel, by_loop, strict=True):
+        same(kernel, loop)
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_targets_looked_ahead_are_those_of_each_micro_batch(teacher: TeacherModel, packing: bool) -> None:
     window = [
@@ -147,7 +201,7 @@ def test_a_joined_padded_batch_is_the_collated_one() -> None:
                 assert getattr(joined, name) == expected, name
 
 
-def test_a_shared_tower_changes_nothing(
+def test_a_shared_tower_changes_neither_terms_nor_gradients(
     step: StudentStep, teacher: TeacherModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher.model.vision_tower.load_state_dict(step.student.vision_tower.state_dict())
@@ -214,7 +268,7 @@ def test_the_watch_sees_the_maps_of_dense_attention(step: StudentStep) -> None:
 
 
 def test_no_mask_is_built_for_packed_rows(step: StudentStep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by transformers either, which looks for positions that begin again."""
+    """Not by transformers either, which would look for positions that restart."""
     masks: list[Any] = []
     real = attention.sdpa_attention_forward
 

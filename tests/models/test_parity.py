@@ -31,7 +31,7 @@ def block_of(model: MobileVLM, batch: Batch, outputs: ModelOutputs) -> torch.Ten
 
 @pytest.mark.parametrize("case", IMAGE_CASES)
 @torch.no_grad()
-def test_image_case(model: MobileVLM, case: str) -> None:
+def test_a_sample_with_an_image_equals_the_authors_models(model: MobileVLM, case: str) -> None:
     values, name = tiny.expected(), name_of(model)
     batch = tiny.batch_of(case)
     assert batch.image_starts.tolist() == [tiny.CASES[case]["image_token_position"]]
@@ -47,7 +47,7 @@ def test_image_case(model: MobileVLM, case: str) -> None:
 
 
 @torch.no_grad()
-def test_text_case(model: MobileVLM) -> None:
+def test_a_sample_without_an_image_equals_the_authors_models(model: MobileVLM) -> None:
     batch = tiny.batch_of("text")
     outputs = model(batch)
     logits = model.logits(outputs.hidden_BLD)

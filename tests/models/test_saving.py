@@ -56,7 +56,7 @@ def test_a_round_trip_is_bit_equal(tmp_path: Path, file_format: FileFormat, dtyp
     }
 
 
-def test_published_names_and_nothing_else(tmp_path: Path) -> None:
+def test_saved_tensors_have_exactly_the_published_names(tmp_path: Path) -> None:
     save(student(), tmp_path / "out", "bin")
     saved = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
     assert set(saved) == set(published_tensors())
@@ -94,7 +94,7 @@ def test_a_moved_folder_finds_its_tower_inside(
     assert again.config.preprocessor_config == model.config.preprocessor_config
 
 
-def test_a_tower_name_that_leads_out_is_written_inside(tmp_path: Path) -> None:
+def test_a_tower_name_outside_the_folder_is_saved_inside_it(tmp_path: Path) -> None:
     source = copy_model(tmp_path / "models" / "source", mm_vision_tower="../clip")
     shutil.copytree(TOWER, tmp_path / "models" / "clip")
     (tmp_path / "saved").mkdir()
@@ -116,7 +116,9 @@ def test_a_completed_llama_is_saved_as_a_mobilevlm(tmp_path: Path) -> None:
     assert (raw["model_type"], raw["mm_projector_type"]) == ("mobilevlm", "ldpnetv2")
 
 
-def test_an_interrupted_save_leaves_no_half_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_no_partial_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     reached = []
 
@@ -135,7 +137,7 @@ def test_an_interrupted_save_leaves_no_half_folder(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_existing_folder_is_refused_unless_it_shall_be_replaced(tmp_path: Path) -> None:
+def test_an_existing_folder_is_refused_unless_replace_is_set(tmp_path: Path) -> None:
     out = tmp_path / "out"
     save(student(), out)
     (out / "stale").write_text("of the old one")

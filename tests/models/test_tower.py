@@ -1,4 +1,4 @@
-"""Where a tower's configuration is found, and what of it counts."""
+"""Where a vision tower's configuration is looked up, and how it is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_without_tower(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_in_the_folder_goes_before_beside_it_and_that_before_the_hub(tmp_path: Path, hub: Path) -> None:
+def test_a_tower_is_looked_up_inside_then_beside_then_in_the_hub_cache(tmp_path: Path, hub: Path) -> None:
     model = model_without_tower(tmp_path / "models" / "student")
     found = []
     for place in (
@@ -56,7 +56,7 @@ def test_beside_a_linked_folder_means_beside_its_target(tmp_path: Path) -> None:
     assert read_model_config(tmp_path / "link").mm_hidden_size == 32
 
 
-def test_the_newest_whole_snapshot_of_the_hub_counts(
+def test_the_newest_complete_hub_snapshot_is_used(
     tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import os
@@ -85,7 +85,7 @@ def test_the_published_tower_is_built_in_and_no_other(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-def test_what_a_clip_config_leaves_out_is_transformers_default(tmp_path: Path) -> None:
+def test_keys_missing_in_a_clip_config_take_the_defaults_of_transformers(tmp_path: Path) -> None:
     from transformers import CLIPVisionConfig
 
     tower = tmp_path / "clip"
@@ -120,7 +120,7 @@ def test_old_and_new_preprocessing_files_mean_the_same(tmp_path: Path) -> None:
         assert new[key] == read[key] == built_in[key], key
 
 
-def test_a_crop_that_the_tower_does_not_take_is_refused(tmp_path: Path) -> None:
+def test_a_crop_of_another_size_than_the_towers_is_refused(tmp_path: Path) -> None:
     tower = tower_at(tmp_path / "clip")
     change_json(tower / "preprocessor_config.json", crop_size=224)
     with pytest.raises(CheckpointError, match="`crop_size` is 224, but the tower takes 336 x 336 pixels"):
@@ -143,7 +143,7 @@ def test_portable_names_stay_below_the_folder(name: str, portable: str) -> None:
     assert portable_tower_name(name) == portable
 
 
-def test_a_mobilevlm_folder_lends_its_tower() -> None:
+def test_a_mobilevlm_folder_can_serve_as_vision_tower() -> None:
     teacher = read_model_config(tiny.TEACHER)
     student = read_model_config(tiny.STUDENT, tiny.TEACHER)
     assert student.tower_config == teacher.tower_config

@@ -23,7 +23,7 @@ TENSORS = {
 
 
 class Attack:
-    """Unpickling it makes a folder."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -64,7 +64,7 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
     assert WeightFiles(tmp_path).read("a").item() == 0.0
 
 
-def test_a_folder_without_weights_lists_what_would_be_valid(tmp_path: Path) -> None:
+def test_a_folder_without_weights_lists_the_valid_file_names(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         WeightFiles(tmp_path)
     assert str(tmp_path) in str(caught.value)
@@ -76,7 +76,9 @@ def test_a_folder_without_weights_lists_what_would_be_valid(tmp_path: Path) -> N
 def test_a_pickle_that_runs_code_is_not_executed(tmp_path: Path, old_format: bool) -> None:
     proof, path = tmp_path / "executed", tmp_path / "pytorch_model.bin"
     torch.save({"a": Attack(proof)}, path, _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(CheckpointError, match=r"holds something else than tensors \(posix.mkdir\)") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"holds something other than tensors \(posix.mkdir\)"
+    ) as caught:
         WeightFiles(tmp_path)
     assert not proof.exists()
     assert str(path) in str(caught.value)
@@ -96,7 +98,7 @@ def test_a_bare_pickle_is_not_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [torch.ones(2), [torch.ones(2)], {"a": 1}, {1: torch.ones(2)}])
 def test_a_pickle_must_hold_named_tensors(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="something else than named tensors"):
+    with pytest.raises(CheckpointError, match="something other than named tensors"):
         WeightFiles(tmp_path)
 
 

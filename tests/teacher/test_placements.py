@@ -1,4 +1,4 @@
-"""All placements of the teacher in four real ranks, two nodes of two: equal targets, other shards, groups."""
+"""Every placement of the teacher on four real ranks (two nodes of two): targets, shards, process groups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from launcher.plan.workload import Cluster
 from tests import tiny
 from tests.ranks import RankPool
 
-# Nothing kept beyond its use: on a tiny model the defaults would gather everything at once.
+# Release every parameter after use: with the defaults, tiny models stay gathered.
 LEAN = {
     "stage3_param_persistence_threshold": 0,
     "stage3_prefetch_bucket_size": 0,
@@ -36,7 +36,7 @@ SHARDED = ("zero3", "zero3_node", "zero3_offload")
 
 def compare(ranks: Ranks, folder: str) -> dict[str, Any]:
     on_nodes = {"NODE_RANK": str(ranks.rank // 2), "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(ranks.rank % 2)}
-    # Every rank has another batch, and one of them no image: nobody may wait for anybody.
+    # Every rank has its own batch, one of them without an image, and none may deadlock.
     batch = tiny.batch_of(*[("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank])
     found: dict[str, Any] = {}
     expected: Any = None
@@ -75,7 +75,9 @@ def _recording(gathers: Counter[tuple[int, ...]]) -> Any:
     return all_gather_into_tensor
 
 
-def test_targets_shards_and_groups(four_ranks: RankPool, tmp_path: Path) -> None:
+def test_every_placement_gives_equal_targets_with_the_planned_shards_and_groups(
+    four_ranks: RankPool, tmp_path: Path
+) -> None:
     for placement in ("replicated", *SHARDED):
         tiny.write_run(tmp_path / placement, 4, teacher__placement=placement)
     config = load_config(tmp_path / "zero3" / "config.yaml")

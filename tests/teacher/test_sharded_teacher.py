@@ -1,4 +1,4 @@
-"""The ZeRO-3 teacher in real ranks: equal to a whole copy, and really sharded."""
+"""The ZeRO-3 teacher on real ranks: equal to a whole copy, and really sharded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ranks import RankPool
 
 
 def ds_config(precision: str) -> dict[str, Any]:
-    """Nothing kept beyond its use: on a tiny model the defaults would gather everything at once."""
+    """Releases every parameter after use: with the defaults, tiny models stay gathered."""
     zero = {
         "stage": 3,
         "stage3_param_persistence_threshold": 0,
@@ -31,7 +31,7 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     dtype = DTYPES[precision]
     whole = ReplicatedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype))
     sharded = ShardedTeacher(str(tiny.TEACHER), 16, BuildOptions(dtype, zero3=ds_config(precision)))
-    # Every rank has another batch, and one of them no image: nobody may wait for anybody.
+    # Every rank has its own batch, one of them without an image, and none may deadlock.
     cases = [("v1", "rounds"), ("text",), ("plain",), ()][ranks.rank]
     batch = tiny.batch_of(*cases)
     expected = whole.targets(batch)
@@ -58,7 +58,9 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_sharded_equals_whole(request: pytest.FixtureRequest, world_size: int, precision: str) -> None:
+def test_a_sharded_teacher_equals_a_whole_one(
+    request: pytest.FixtureRequest, world_size: int, precision: str
+) -> None:
     pool: RankPool = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[world_size])
     for result in pool.run(compare, precision):
         assert result["difference"] == 0.0

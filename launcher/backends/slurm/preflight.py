@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from alignkd.config import Config
-from alignkd.config.schema import SlurmSection
+from alignkd.config.slurm_section import SlurmSection
 from alignkd.errors import CheckpointError
 from alignkd.run_folder.paths import JOB_SCRIPT
 from launcher.backends.slurm.client import ask, clean_environment, field_of

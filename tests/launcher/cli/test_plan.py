@@ -65,7 +65,7 @@ def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
     assert values["parameters"]["teacher"] == 7_062_943_744
     assert values["advice"] == {}
     assert values["memory"]["fits"] is True
-    assert "already so, nothing was written" in again.stderr
+    assert "already set, nothing was written" in again.stderr
 
 
 def test_apply_takes_paths_as_set_does(config_file: Path, tmp_path: Path) -> None:
