@@ -24,11 +24,7 @@ from alignkd.run_folder.checkpoints import (
 from alignkd.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
-CONFIGURED = (
-    "rate_name",
-    "base_rate",
-    "weight_decay",
-)  # settings of a parameter group, from the configuration
+CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # of a parameter group, not from its checkpoint
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
 
 
