@@ -1,4 +1,4 @@
-"""Which GPUs this machine has, without importing torch."""
+"""The GPUs of this machine, found without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def visible_gpus(environment: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES, in order: what the user left visible, else what the driver lists."""
+    """Names for CUDA_VISIBLE_DEVICES, in order: those the user left visible, else all of the driver's."""
     count = _driver_count(environment)
     if count is None:
         count = sum(1 for entry in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", entry.name))

@@ -1,4 +1,4 @@
-"""DeepSpeed's hostfile: one ``host slots=N`` a line, ``#`` starts a comment."""
+"""DeepSpeed's hostfile: one ``host slots=N`` per line; ``#`` starts a comment."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _LINE = re.compile(r"(?P<host>[A-Za-z0-9_.@:\[\]-]+)\s+slots\s*=\s*(?P<slots>\d+
 
 @dataclass(frozen=True)
 class Host:
-    name: str  # as ssh takes it: a name of ~/.ssh/config, user@host, ...
+    name: str  # anything that ssh accepts: an alias of ~/.ssh/config, user@host, ...
     slots: int
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """All hosts in order. Raises UserError with every line that is none."""
+    """All hosts, in order. Raises UserError that lists every bad line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot be read: {why}; valid: one `host slots=N` a line") from error
+        raise UserError(f"{path}: cannot be read: {why}; valid: one `host slots=N` per line") from error
     hosts: list[Host] = []
     problems = []
     for number, line in enumerate(lines, start=1):
@@ -32,14 +32,14 @@ def read_hostfile(path: Path) -> list[Host]:
         if found is None:
             if text:
                 problems.append(f"line {number}: {text!r} is not of the form `host slots=N`")
-        elif found["host"].startswith("-") or int(found["slots"]) < 1:  # ssh would take -x for an option
-            problems.append(f"line {number}: {text!r}: a host name and at least one slot")
+        elif found["host"].startswith("-") or int(found["slots"]) < 1:  # ssh would read -x as an option
+            problems.append(f"line {number}: {text!r}: needs a host name and at least one slot")
         elif any(host.name == found["host"] for host in hosts):
-            problems.append(f"line {number}: {found['host']} is there twice")
+            problems.append(f"line {number}: {found['host']} appears twice")
         else:
             hosts.append(Host(found["host"], int(found["slots"])))
     if not hosts and not problems:
-        problems.append("no host in it")
+        problems.append("no hosts")
     if len({host.slots for host in hosts}) > 1:
         problems.append("all hosts must have the same number of slots: every node runs as many ranks")
     if problems:
@@ -47,19 +47,11 @@ def read_hostfile(path: Path) -> list[Host]:
     return hosts
 
 
-def read_hosts(
-    backend: str, hostfile: Path | None, nodes: int | None, ranks_per_node: int | None
-) -> tuple[Host, ...]:
-    """The hosts of the ssh back end; none for the others. Raises UserError when they are too few."""
-    if backend != "ssh":
-        if hostfile is not None:
-            raise UserError("--hostfile goes with --backend ssh")
-        return ()
-    if hostfile is None:
-        raise UserError("--backend ssh needs --hostfile: one `host slots=N` a line")
+def read_hosts(hostfile: Path, nodes: int | None, ranks_per_node: int | None) -> tuple[Host, ...]:
+    """The first ``nodes`` hosts (None: all). Raises UserError when hosts or slots are too few."""
     hosts = read_hostfile(hostfile)
     if nodes is not None and nodes > len(hosts):
         raise UserError(f"--nodes {nodes}: {hostfile} has {len(hosts)} hosts")
     if ranks_per_node is not None and ranks_per_node > hosts[0].slots:
-        raise UserError(f"--gpus-per-node {ranks_per_node}: {hostfile} gives {hosts[0].slots} slots a host")
+        raise UserError(f"--gpus-per-node {ranks_per_node}: {hostfile} gives {hosts[0].slots} slots per host")
     return tuple(hosts[:nodes])

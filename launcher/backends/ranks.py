@@ -1,4 +1,4 @@
-"""Rank processes on this machine: start them, hear of each one's end in order, stop them all."""
+"""Rank processes on this machine: start them, report each exit in order, stop them all."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pathlib import Path
 from alignkd.run_folder.paths import log_name
 
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # here: nothing may be loaded between fork and exec
+_LIBC = ctypes.CDLL(None)  # loaded here: no import may run between fork and exec
 
 
 def free_port() -> int:
-    """A port that nothing listens on, below those that the kernel hands out by itself (from 32768)."""
+    """A port that nothing listens on, below the kernel's ephemeral range (from 32768)."""
     for port in random.sample(range(20000, 32768), 200):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
@@ -34,10 +34,10 @@ def free_port() -> int:
 def rank_environments(
     nodes: int, gpus_per_node: int, port: int, device: str, gpus: Sequence[str], base: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """The environment of every rank. ``gpus`` names the devices to share out, in order; unused on the CPU."""
+    """The environment of every rank. ``gpus`` are the devices to assign, in order; unused on the CPU."""
     world_size = nodes * gpus_per_node
     threads = max(1, len(os.sched_getaffinity(0)) // world_size)
-    # DeepSpeed lets these replace a configuration that was passed explicitly.
+    # DeepSpeed lets these override a configuration that was passed explicitly.
     clean = {key: value for key, value in base.items() if not key.startswith("DEEPSPEED_CONFIG")}
     environments = []
     for rank in range(world_size):
@@ -51,10 +51,10 @@ def rank_environments(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": str(threads),
-            "PYTHONUNBUFFERED": "1",  # the log has every line of a rank that is killed
+            "PYTHONUNBUFFERED": "1",  # the log keeps every line of a rank that is killed
         }
         if device == "cpu":
-            # All ranks are here, and the host's own name may not resolve.
+            # All ranks are on this machine, and its host name may not resolve.
             values |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
         else:
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[node * gpus_per_node : (node + 1) * gpus_per_node])
@@ -69,14 +69,14 @@ class Exit:
 
 
 class RankGroup:
-    """Running rank processes. Each is the leader of an own session, so a signal reaches its children too."""
+    """Running rank processes. Each leads a session of its own, so that its children can be killed with it."""
 
     def __init__(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         self._processes = list(processes)
         self._exits: queue.SimpleQueue[Exit] = queue.SimpleQueue()
-        self.codes: dict[int, int] = {}  # rank -> exit code, in the order of their ends
+        self.codes: dict[int, int] = {}  # rank -> exit code, in the order of the exits
         for rank, process in enumerate(self._processes):
-            # One thread each: polling would not tell which of two ranks died first.
+            # One thread per rank: polling would not tell which of two ranks died first.
             threading.Thread(target=self._wait, args=(rank, process), daemon=True).start()
 
     def _wait(self, rank: int, process: subprocess.Popen[bytes]) -> None:
@@ -91,7 +91,7 @@ class RankGroup:
         return len(self.codes) < self.size
 
     def next_exit(self, timeout: float) -> Exit | None:
-        """The next rank that ended, or None after ``timeout`` seconds."""
+        """The next rank that exits, or None after ``timeout`` seconds."""
         try:
             ended = self._exits.get(timeout=timeout)
         except queue.Empty:
@@ -100,20 +100,20 @@ class RankGroup:
         return ended
 
     def signal(self, number: int) -> None:
-        """Send a signal to every rank that still runs (to the rank alone: loader workers belong to it)."""
+        """Send a signal to every running rank (to the rank alone: it looks after its loader workers)."""
         for rank, process in enumerate(self._processes):
             if rank not in self.codes:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
 
     def kill(self) -> None:
-        """End every rank and whatever it started, at once."""
+        """SIGKILL every rank and all of its children."""
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
 
     def stop(self, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """SIGTERM, and SIGKILL for those that have not ended after the grace."""
+        """SIGTERM, then SIGKILL for the ranks that are still running after the grace."""
         self.signal(signal.SIGTERM)
         end = clock() + grace_seconds
         while self.running and (left := end - clock()) > 0:
@@ -132,8 +132,8 @@ def start_ranks(
     """Start one process per environment; its output is appended to ``log_folder/rank-R.log``, after the
     line ``heading``.
 
-    The ranks die with this process, however it ends. Raises OSError when one cannot be started; the others
-    are ended first.
+    The ranks die with this process, however it dies. Raises OSError when one cannot be started, after the
+    others were killed.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     launcher = os.getpid()
@@ -146,7 +146,7 @@ def start_ranks(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank, environment in enumerate(environments):
-            with log_path(log_folder, rank).open("ab") as log:
+            with (log_folder / log_name(rank)).open("ab") as log:
                 if heading is not None:
                     log.write(f"{heading}\n".encode())
                     log.flush()
@@ -166,7 +166,3 @@ def start_ranks(
             process.kill()
         raise
     return RankGroup(processes)
-
-
-def log_path(log_folder: Path, rank: int) -> Path:
-    return log_folder / log_name(rank)

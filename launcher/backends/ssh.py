@@ -1,6 +1,6 @@
-"""The ssh back end: one ssh connection per rank, the same rank script as under Slurm, watched from here.
+"""The ssh back end: one connection per rank, which runs the same rank script as under Slurm.
 
-Every host must see the run folder at the same path, and let this user in without a password.
+Every host must see the run folder at the same path and let this user log in without a password.
 """
 
 from __future__ import annotations
@@ -17,23 +17,73 @@ from pathlib import Path
 
 from rich.console import Console
 
+from alignkd.config import Config
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.hostfile import Host
-from launcher.backends.local import watch_ranks
+from launcher.backends.base import Started
+from launcher.backends.hostfile import Host, read_hosts
 from launcher.backends.ranks import RankGroup, free_port
+from launcher.backends.watch import watch_ranks
+from launcher.backends.watched import WatchedBackend
+from launcher.plan.workload import Cluster
 from launcher.render.quoting import shell_word
 from launcher.run import attempts
 from launcher.run.manifest import Manifest
 
-# No questions: nobody could answer them for each of many ranks. A host that is gone is noticed after 45 s.
+# No prompts: nobody could answer them for each of many ranks. A lost host is noticed after 45 s.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
 _NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM"}
 
 
+class SshBackend(WatchedBackend):
+    def hosts(self, hostfile: Path | None, nodes: int | None, gpus_per_node: int | None) -> tuple[Host, ...]:
+        if hostfile is None:
+            raise UserError("--backend ssh needs --hostfile: one `host slots=N` per line")
+        return read_hosts(hostfile, nodes, gpus_per_node)
+
+    def device(self, config: Config, cluster: Cluster) -> str:
+        return "cpu" if config.slurm.gpu_option == "none" else "auto"
+
+    def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
+        if hosts:
+            write_json(RunPaths(run).hosts, {"hosts": [asdict(host) for host in hosts]})
+
+    def resize_problems(
+        self, run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]
+    ) -> list[str]:
+        known, path = hosts or known_hosts(run), RunPaths(run).hosts
+        if len(known) < wanted.nodes:
+            return [f"--nodes {wanted.nodes}: {path} has {len(known)} hosts; name more with --hostfile"]
+        if wanted.gpus_per_node > known[0].slots:
+            return [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
+        return []
+
+    def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
+        if shutil.which("ssh") is None:
+            raise UserError("ssh is not on PATH")
+        hosts = known_hosts(run)[: manifest.nodes]
+        if len(hosts) < manifest.nodes:
+            raise UserError(
+                f"{RunPaths(run).hosts}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes"
+            )
+
+        def start() -> RankGroup:
+            attempt = attempts.begin(run, "ssh", ",".join(host.name for host in hosts), None)
+            environments = rank_variables(manifest, hosts[0], attempt.number, run)
+            names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
+            return _start_ranks(run, names, environments)
+
+        return Started(watch_ranks(run, start, console), None)
+
+
+def known_hosts(run: Path) -> list[Host]:
+    """The hosts of the run, in node order; there are more than nodes after a resume on fewer."""
+    return [Host(**entry) for entry in (read_json(RunPaths(run).hosts) or {}).get("hosts", [])]
+
+
 class SshGroup(RankGroup):
-    """Ranks behind ssh processes: a signal goes through the connection, and closing it ends the rank."""
+    """Ranks behind ssh processes: a signal travels through the connection, and closing it ends the rank."""
 
     def signal(self, number: int) -> None:
         for rank, process in enumerate(self._processes):
@@ -43,33 +93,8 @@ class SshGroup(RankGroup):
                     process.stdin.flush()
 
 
-def write_hosts(run: Path, hosts: Sequence[Host]) -> None:
-    write_json(RunPaths(run).hosts, {"hosts": [asdict(host) for host in hosts]})
-
-
-def run_ssh(run: Path, manifest: Manifest, console: Console) -> int:
-    """Start all ranks, show their progress until they have ended, return the exit code."""
-    if shutil.which("ssh") is None:
-        raise UserError("ssh is not on PATH")
-    found = (read_json(RunPaths(run).hosts) or {}).get("hosts", [])
-    hosts = [Host(**entry) for entry in found][: manifest.nodes]
-    if len(hosts) < manifest.nodes:
-        raise UserError(
-            f"{RunPaths(run).hosts}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes"
-        )
-    nodes = ",".join(host.name for host in hosts)
-
-    def start() -> RankGroup:
-        attempt = attempts.begin(run, "ssh", nodes, None)
-        environments = rank_variables(manifest, hosts[0], attempt.number, run)
-        names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
-        return _start(run, names, environments)
-
-    return watch_ranks(run, start, console)
-
-
 def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) -> list[dict[str, str]]:
-    """What rank.sh needs to know, for every rank."""
+    """The variables that rank.sh reads, for every rank."""
     address = master.name.rpartition("@")[2]
     port = str(free_port())
     return [
@@ -87,9 +112,9 @@ def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) ->
     ]
 
 
-def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+def _start_ranks(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
     folder, env = shell_word(str(run)), shell_word(str(RunPaths(run).environment_script))
-    # ssh hands one text to the login shell of the host, whatever that is.
+    # ssh hands a single string to the host's login shell, whichever that is.
     missing = f'{{ echo "{os.uname().nodename}: the run folder is not there" >&2; exit 2; }}'
     script = f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
     remote = f"exec bash -c {shell_word(script)}"
@@ -104,7 +129,7 @@ def _start(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, 
             processes.append(process)
             order = {"command": ["bash", str(RunPaths(run).rank_script)], "environment": dict(environment)}
             assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already, and its log says why
+            with contextlib.suppress(BrokenPipeError):  # it has exited already, and its log says why
                 process.stdin.write(json.dumps(order).encode() + b"\n")
                 process.stdin.flush()
     except BaseException:

@@ -1,8 +1,8 @@
-"""``python -m launcher.backends.ssh_rank``: the far end of one rank over ssh.
+"""``python -m launcher.backends.ssh_rank``: the remote end of one rank that is started over ssh.
 
-ssh carries no signals, and a lost connection leaves what it started behind. So this process starts the rank,
-takes its environment and then names of signals from stdin, and ends the rank when stdin does: no launcher,
-no rank. It exits as the rank does.
+ssh carries no signals, and a lost connection leaves its remote processes running. So this process reads the
+rank's command and environment from stdin, then names of signals to pass on, and kills the rank when stdin is
+closed: a rank never outlives its launcher. It exits with the rank's code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
     )
     threading.Thread(target=_obey, args=(sys.stdin, rank.pid), daemon=True).start()
     code = rank.wait()
-    _send(rank.pid, signal.SIGKILL)  # whatever it left running
+    _send(rank.pid, signal.SIGKILL)  # children that it left running
     return code if code >= 0 else 128 - code
 
 

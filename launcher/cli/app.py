@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -17,12 +16,14 @@ from typer.core import TyperGroup
 from alignkd import __version__
 from alignkd.config.presets import PRESETS, write_preset
 from alignkd.errors import AlignkdError, UserError, raise_if_passing, report_error
-from launcher.backends.hostfile import read_hosts
+from launcher.backends.base import BackendChoice
+from launcher.cli.ckpt import ckpt
 from launcher.cli.plan import GpuMemory, memory_option, plans
 from launcher.cli.runs import runs
-from launcher.commands.launch import Backend, LaunchRequest
+from launcher.commands.launch import LaunchRequest
 from launcher.commands.launch import launch as launch_run
-from launcher.run.checkpoints import CheckpointFacts, checkpoint_table, list_checkpoints, step_of
+from launcher.commands.preflight import MemoryCheck
+from launcher.run.checkpoints import step_of
 
 # As a user comes to need them.
 ORDER = (
@@ -79,7 +80,7 @@ def launch(
     gpus_per_node: Annotated[
         int | None, typer.Option(min=1, help="Ranks on each node, one per GPU; default: 1, or all slots.")
     ] = None,
-    backend: Annotated[Backend, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
+    backend: Annotated[BackendChoice, typer.Option(help="`auto` takes Slurm where it answers.")] = "auto",
     hostfile: Annotated[
         Path | None, typer.Option(help="Of --backend ssh: one `host slots=N` a line.")
     ] = None,
@@ -98,21 +99,18 @@ def launch(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a configuration, write its run folder and run it."""
-    hosts = read_hosts(backend, hostfile, nodes, gpus_per_node)
-    nodes, gpus_per_node = nodes or len(hosts) or 1, gpus_per_node or (hosts[0].slots if hosts else 1)
     request = LaunchRequest(
         config,
         nodes,
         gpus_per_node,
         backend,
-        hosts,
+        hostfile,
         name,
         stage,
         stages,
         tuple(overrides or ()),
         dry_run,
-        memory_option(gpu_memory),
-        skip_memory_check,
+        MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )
     result = launch_run(request, Console(stderr=as_json))
     if as_json:
@@ -120,60 +118,9 @@ def launch(
     raise typer.Exit(result["code"])
 
 
-ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
 app.add_typer(ckpt, name="ckpt")
 app.add_typer(runs)  # without a name: commands of their own
 app.add_typer(plans)
-
-
-@ckpt.command("list")
-def ckpt_list(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the checkpoints of a run."""
-    _show_checkpoints(run, list_checkpoints(run, verify=False), as_json)
-
-
-@ckpt.command("verify")
-def ckpt_verify(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Hash every file of every checkpoint.
-
-    The exit code is 1 when one is broken.
-    """
-    console = Console(stderr=True)
-    facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
-    _show_checkpoints(run, facts, as_json)
-    raise typer.Exit(int(any(row.state == "broken" for row in facts)))
-
-
-@ckpt.command("convert")
-def ckpt_convert(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the newest.")] = None,
-) -> None:
-    """Convert a checkpoint for another number of ranks.
-
-    A resume does that by itself.
-    """
-    chosen = step_of(run, step)
-    with redirect_stdout(sys.stderr):
-        from alignkd.checkpoint.universal import convert_by_hand
-
-        folder, made = convert_by_hand(run, chosen)
-    print(f"wrote {folder}" if made else f"{folder} is there and whole")
-
-
-def _show_checkpoints(run: Path, facts: list[CheckpointFacts], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps([row.as_dict() for row in facts]))
-    elif not facts:
-        print(f"{run}: no checkpoint yet; what it is doing: alignkd status {shlex.quote(str(run))}")
-    else:
-        Console().print(checkpoint_table(facts))
 
 
 @app.command()

@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 
 from alignkd.errors import UserError
-from launcher.backends.hostfile import read_hosts
+from launcher.backends import backend_named
 from launcher.cli import tables
 from launcher.commands import control
 from launcher.commands.explain import explain as find_traps
+from launcher.commands.resume import ResumeRequest, resume_run
 from launcher.commands.status import RunState, inspect_run
 from launcher.run import logs as run_logs
 from launcher.run.manifest import read_manifest
@@ -138,10 +139,8 @@ def resume(
 
     It starts from the newest checkpoint, or from --step.
     """
-    read_manifest(run)  # another folder is refused with that word
-    hosts = read_hosts("ssh", hostfile, nodes, gpus_per_node) if hostfile is not None else ()
-    request = control.ResumeRequest(nodes, gpus_per_node, hosts, step, tuple(allow_change or ()))
-    result = control.resume_run(run, request, Console(stderr=as_json))
+    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()))
+    result = resume_run(run, request, Console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
     elif result["job"]:
@@ -201,9 +200,7 @@ def drill(
 
 
 def _state(run: Path) -> RunState:
-    if read_manifest(run).backend != "slurm":
-        return inspect_run(run, None)
-    return inspect_run(run, control.live_jobs(run))
+    return inspect_run(run, backend_named(read_manifest(run).backend).live_jobs(run))
 
 
 def _show_action(done: dict[str, Any], as_json: bool) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignkd.config.combinations import counted
+from launcher.backends import backend_named
 from launcher.commands.status import RunState
 from launcher.run.progress import NOTABLE_WAIT, duration
 
@@ -23,6 +24,7 @@ def show_state(state: RunState, console: Console) -> None:
 
 
 def _fields(state: RunState) -> list[tuple[str, str]]:
+    queue = backend_named(state.backend).has_queue
     shown = [
         ("run", state.run),
         ("state", f"{state.state}: {state.detail}" if state.detail else state.state),
@@ -38,10 +40,10 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         shown.append(("waiting", f"for data {state.data_wait_share:.0%} of a step: more data.workers"))
     if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:
         shown.append(("padding", f"{state.padding_share:.0%} of the positions: see training.packing"))
-    if state.backend == "slurm":
+    if queue:
         shown.append(("job", state.job or "none"))
-    if state.attempts or state.backend == "slurm":
-        queued = f", {duration(state.queue_seconds)} in the queue" if state.backend == "slurm" else ""
+    if state.attempts or queue:
+        queued = f", {duration(state.queue_seconds)} in the queue" if queue else ""
         ended = f" ({', '.join(state.reasons)})" if state.reasons else ""
         lost = counted(state.lost_steps, "step")
         shown.append(("attempts", f"{state.attempts}{ended}, {lost} lost{queued}"))

@@ -1,14 +1,13 @@
-"""``alignkd drill RUN``: proves on the cluster itself, before a long run, that a run comes back.
+"""``alignkd drill RUN``: prove on the cluster itself, before a long run, that a run survives interruptions.
 
 Two short runs are made from the run's configuration. One is left alone. The other is preempted, told to save
-as before a time limit, and loses a rank; in the end both must have the same losses.
+as before a time limit, and loses a rank; both must end with the same losses.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -21,89 +20,27 @@ from rich.console import Console
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import read_json
-from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths, log_name
-from launcher.backends.slurm.client import ask, hostnames, queued_jobs
-from launcher.backends.slurm.lifecycle import Reason
+from launcher.backends import backend_named
+from launcher.backends.slurm.client import may_be_requeued, queued_jobs, run_slurm_command
+from launcher.backends.slurm.drill_events import Event, events
 from launcher.commands.control import start_run
-from launcher.commands.launch import LaunchRequest, write_run
-from launcher.run.attempts import Attempt, open_attempt, read_history
-from launcher.run.exit_codes import ATTEMPT_PREFIX
+from launcher.commands.launch import write_run
+from launcher.plan.workload import Cluster
+from launcher.run.attempts import Reason, open_attempt, read_history
+from launcher.run.console import say
 from launcher.run.manifest import Manifest, read_manifest
 
-SLURM_SECONDS = 30.0  # between two questions to Slurm
-PATIENCE_SECONDS = 4 * 3600.0  # with each wait: a job may be queued for long
-LATE_SECONDS = 120.0  # until the log of a rank on another node is seen here
+SLURM_SECONDS = 30.0  # between two queries to Slurm
+PATIENCE_SECONDS = 4 * 3600.0  # for each wait: a job may be queued for long
 LOSS_TOLERANCE = 1e-6
-LONGEST_NAME = 80  # of the run, in the names of the short runs; run.name may have 100 characters
+LONGEST_NAME = 80  # of the run's name in those of the short runs; run.name may have 100 characters
 
 
 @dataclass(frozen=True)
 class Finding:
     ok: bool
     text: str
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that is done to a job, and what it must look like afterwards."""
-
-    name: str
-    command: Callable[[Path, Attempt, Manifest], tuple[str, ...]]
-    saves: bool  # are the ranks told before they are ended?
-
-
-# The children of rank.sh are killed, which is the rank alone: rank.sh lives to write down how it ended.
-_KILL = 'kill -KILL $(cat "/proc/$1/task/$1/children")'
-_PLACE = re.compile(rf"{ATTEMPT_PREFIX}(\d+): job \S+ on (\S+), process (\d+),")
-
-
-def events(preempt_with: Sequence[str]) -> tuple[Event, ...]:
-    """``preempt_with`` are the sbatch options of a job that preempts; none: the preemption is played."""
-    if preempt_with:
-        first = Event("a preemption", lambda run, attempt, _: _preempting(run, attempt, preempt_with), True)
-    else:
-        first = Event(
-            "a requeue by scontrol, in the place of a preemption (no --preempt-with)",
-            lambda run, attempt, _: ("scontrol", "requeue", attempt.job),
-            True,
-        )
-    warning = Event(
-        "SIGUSR1, as before a time limit",
-        lambda run, attempt, _: ("scancel", "--signal=USR1", attempt.job),
-        True,
-    )
-    return first, warning, Event("one killed rank", _killing, False)
-
-
-def _preempting(run: Path, attempt: Attempt, options: Sequence[str]) -> tuple[str, ...]:
-    """A job that wants the nodes of this one, and ends at once."""
-    count = len(hostnames(attempt.nodes))
-    own = ("--output=/dev/null", f"--nodes={count}", f"--nodelist={attempt.nodes}")
-    return ("sbatch", f"--job-name={run.name}-preempts", *own, *options, "--wrap=true")
-
-
-def _killing(run: Path, attempt: Attempt, manifest: Manifest) -> tuple[str, ...]:
-    """Kill the last rank, where its log says that it is."""
-    log = RunPaths(run).log(manifest.world_size - 1)
-    end = time.monotonic() + LATE_SECONDS
-    while (place := _place(log, attempt.number)) is None:
-        if time.monotonic() > end:
-            raise AlignkdError(f"{log}: does not say where the rank of attempt {attempt.number} is")
-        time.sleep(1)
-    node, process = place
-    step = ("srun", f"--jobid={attempt.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}")
-    return (*step, "--mem=0", "--mpi=none", "--chdir=/", "bash", "-c", _KILL, "kill", process)
-
-
-def _place(log: Path, attempt: int) -> tuple[str, str] | None:
-    """Node and process of a rank, as its log begins; None while a shared file system does not show it yet."""
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    places = {int(number): (node, process) for number, node, process in _PLACE.findall(text)}
-    return places.get(attempt)
 
 
 def drill(
@@ -113,23 +50,24 @@ def drill(
     preempt_with: Sequence[str] = (),
     slurm_seconds: float = SLURM_SECONDS,
 ) -> Iterator[Finding]:
-    """What the cluster grants, one finding after the other; ``steps`` is the length of the short runs.
+    """Yield the findings one by one; ``steps`` is the length of the short runs.
 
-    Raises UserError when ``run`` is not Slurm's, AlignkdError when a short run is gone or nothing happens.
+    Raises UserError when ``run`` has no queue to come back from, AlignkdError when the job of a short run
+    vanishes or nothing happens.
     """
     manifest = read_manifest(run)
-    if manifest.backend != "slurm":
-        raise UserError(f"{run}: made for the {manifest.backend} back end; a drill is for a cluster")
+    if not backend_named(manifest.backend).has_queue:
+        raise UserError(f"{run}: made for the {manifest.backend} back end; a drill needs a Slurm cluster")
     whole, cut = (_short_run(run, manifest, name, steps) for name in _free_names(run))
     _, whole_job = start_run(whole, manifest, console)
-    if preempt_with:  # it may be placed on the same nodes, and would not be left alone
+    if preempt_with:  # on the same nodes it would be preempted too
         _wait(whole, lambda: _is_done(whole) or _gave_up(whole) is not None, slurm_seconds)
     _, job = start_run(cut, manifest, console)
     assert job is not None
     for short, number, what in ((whole, whole_job, "left alone"), (cut, job, "interrupted")):
-        console.print(f"{short}: job {number}, {what}", markup=False, highlight=False, soft_wrap=True)
-    if "Requeue=1" not in (ask("scontrol", "show", "job", "--oneliner", job) or ""):
-        yield Finding(False, "the job may not be requeued here; set slurm.requeue: false for chained jobs")
+        say(console, f"{short}: job {number}, {what}")
+    if not may_be_requeued(job):
+        yield Finding(False, "this cluster does not requeue the job; set slurm.requeue: false to chain jobs")
     for event in events(preempt_with):
         yield (finding := _try(event, cut, manifest, slurm_seconds))
         if _gave_up(cut) is not None or (not finding.ok and _is_done(cut)):
@@ -141,7 +79,7 @@ def drill(
 
 
 def _free_names(run: Path) -> tuple[str, str]:
-    """Of the two short runs, beside those of earlier drills."""
+    """Names of the two short runs that no earlier drill has taken."""
     number = 1
     while True:
         start = f"{run.name[:LONGEST_NAME]}-drill{'' if number == 1 else f'-{number}'}"
@@ -155,15 +93,15 @@ def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     folder = json.dumps(str(run.parent), ensure_ascii=False)
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")
-    request = LaunchRequest(RunPaths(run).config, manifest.nodes, manifest.gpus_per_node, "slurm")
-    _, short = write_run(load_run_config(RunPaths(run).config, overrides), request, "slurm")
+    cluster = Cluster(manifest.nodes, manifest.gpus_per_node)
+    _, short = write_run(load_run_config(RunPaths(run).config, overrides), cluster, manifest.backend)
     # It may have been edited by hand.
     shutil.copy(RunPaths(run).environment_script, RunPaths(short).environment_script)
     return short
 
 
 def _try(event: Event, run: Path, manifest: Manifest, slurm_seconds: float) -> Finding:
-    """Wait until the attempt has made some steps, do it, and look at the attempt that follows."""
+    """Wait for some steps, interrupt the attempt, and judge the attempt that follows."""
     number = len(read_history(run)) + 1
 
     def is_over() -> bool:
@@ -172,10 +110,10 @@ def _try(event: Event, run: Path, manifest: Manifest, slurm_seconds: float) -> F
     _wait(run, lambda: _made_progress(run, number) or is_over(), slurm_seconds)
     attempt = open_attempt(run)
     if attempt is None:
-        over = _gave_up(run) or "the short run was over before; give it more --steps"
+        over = _gave_up(run) or "the short run ended before it; give it more --steps"
         return Finding(False, f"{event.name}: {over}")
     command = event.command(run, attempt, manifest)
-    if ask(*command) is None:
+    if run_slurm_command(*command) is None:
         return Finding(False, f"{event.name}: refused by Slurm ({shlex.join(command)})")
     _wait(
         run,
@@ -185,20 +123,17 @@ def _try(event: Event, run: Path, manifest: Manifest, slurm_seconds: float) -> F
     following = open_attempt(run)
     ended = read_history(run)[number - 1]
     if following is None:
-        return Finding(False, f"{event.name}: {_gave_up(run) or 'it came too late, or changed nothing'}")
+        return Finding(False, f"{event.name}: {_gave_up(run) or 'it came too late or had no effect'}")
     if following.first_step != ended.saved_step:
-        text = f"went on at step {following.first_step} instead of {ended.saved_step}"
+        text = f"resumed at step {following.first_step} instead of {ended.saved_step}"
         return Finding(False, f"{event.name}: {text}")
-    text = f"{event.name}: went on at step {following.first_step} after {_waited(ended.end, following.start)}"
+    pause = following.start - (ended.end or following.start)
+    text = f"{event.name}: resumed at step {following.first_step} after {pause:.0f} s"
     if event.saves and (ended.lost_steps or 0) > 0:
-        return Finding(False, f"{text}, but {ended.lost_steps} steps were lost: too short a grace to save")
+        return Finding(False, f"{text}, but lost {ended.lost_steps} steps: the grace is too short for a save")
     if event.name == "a preemption" and ended.reason != Reason.PREEMPTED:
-        return Finding(False, f"{text}, but the attempt ended as: {ended.reason}")
+        return Finding(False, f"{text}, but the attempt was recorded as: {ended.reason}")
     return Finding(True, text)
-
-
-def _waited(end: float | None, start: float) -> str:
-    return f"{start - (end or start):.0f} s"
 
 
 def _made_progress(run: Path, number: int) -> bool:
@@ -210,13 +145,13 @@ def _made_progress(run: Path, number: int) -> bool:
 
 
 def _gave_up(run: Path) -> str | None:
-    """Why the run will not start again by itself; None when it may."""
+    """Why the run will not restart by itself; None when it may."""
     history = read_history(run)
     if open_attempt(run) is not None or not history or history[-1].reason != Reason.BAD_INPUT:
         return None
     if history[-1].bad_nodes:
         nodes = ", ".join(history[-1].bad_nodes)
-        return f"the run folder is not seen by {nodes}: it must lie on a shared file system"
+        return f"{nodes} cannot see the run folder: it must be on a shared file system"
     return f"the run failed: see alignkd logs {run} --errors"
 
 
@@ -225,7 +160,7 @@ def _is_done(run: Path) -> bool:
 
 
 def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> None:
-    """Files are looked at often, and Slurm now and then, whether there is still a job to wait for."""
+    """Poll files often, and ask Slurm now and then whether there still is a job to wait for."""
     end, asked = time.monotonic() + PATIENCE_SECONDS, time.monotonic()
     while not condition():
         now = time.monotonic()
@@ -234,25 +169,26 @@ def _wait(run: Path, condition: Callable[[], bool], slurm_seconds: float) -> Non
         if now - asked > slurm_seconds:
             asked = now
             if queued_jobs(run) == [] and not condition():
-                raise AlignkdError(f"{run}: its job is gone; see: alignkd logs {run} --errors")
+                raise AlignkdError(f"{run}: its job has vanished; see: alignkd logs {run} --errors")
         time.sleep(0.1)
 
 
 def _folder_finding(run: Path, manifest: Manifest) -> Finding:
     logs = len(list(RunPaths(run).logs.glob(log_name("*"))))
     seen = logs == manifest.world_size and RunPaths(run).attempts.exists()
-    text = f"{logs} of {manifest.world_size} ranks wrote into the run folder"
-    return Finding(seen, text if seen else f"{text}: it is not on a file system that every node sees")
+    text = f"{logs} of {manifest.world_size} ranks wrote to the run folder"
+    return Finding(seen, text if seen else f"{text}: it must be on a file system that every node sees")
 
 
 def _losses(run: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in iter_rows(RunPaths(run).metrics)}
+    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()]
+    return {row["step"]: row["loss"] for row in rows}
 
 
 def _loss_finding(whole: dict[int, float], cut: dict[int, float]) -> Finding:
     if whole.keys() != cut.keys():
-        return Finding(False, f"{len(cut)} steps were made instead of {len(whole)}")
+        return Finding(False, f"{len(cut)} steps instead of {len(whole)}")
     worst = max((abs(whole[step] - cut[step]), step) for step in whole)
     if worst[0] <= LOSS_TOLERANCE:
-        return Finding(True, f"the losses of all {len(whole)} steps are those of the run that was left alone")
+        return Finding(True, f"the losses of all {len(whole)} steps equal those of the uninterrupted run")
     return Finding(False, f"losses differ by up to {worst[0]:.2g} (step {worst[1]})")

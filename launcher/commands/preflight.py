@@ -1,30 +1,98 @@
-"""What is checked before anything is written or started. All problems come back together."""
+"""What is checked before anything is written or started. All problems are reported together."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignkd.config import Config
-from alignkd.errors import UserError
+from alignkd.config import Config, warnings_of
+from alignkd.errors import CheckpointError, UserError
+from launcher.backends.base import Backend
+from launcher.plan.check import check_memory
+from launcher.plan.sizes import run_sizes
+from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps
+from launcher.run.disk import existing_parent
 from launcher.run.folder import existing_run_problem, run_path
 
+_STATE_BYTES = 12  # per trainable parameter: fp32 master weight and two moments
 
-def launch_problems(config: Config, world_size: int, coming: Sequence[Path] = ()) -> list[str]:
+
+@dataclass(frozen=True)
+class MemoryCheck:
+    """``gpu_memory`` is in bytes; None: ``slurm.gpu_memory``, or unknown."""
+
+    gpu_memory: int | None = None
+    skip: bool = False
+
+
+def check_stages(
+    stages: Sequence[tuple[str | None, Config]], backend: Backend, cluster: Cluster, memory: MemoryCheck
+) -> tuple[list[str], list[str]]:
+    """Problems and warnings of all stages, which run one after the other."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for index, (name, config) in enumerate(stages):
+        earlier = [config for _, config in stages[:index]]
+        prefix = f"[stage {name}] " if len(stages) > 1 else ""
+        found, notes = _check_stage(config, earlier, backend, cluster, memory)
+        problems += [prefix + problem for problem in found]
+        warnings += [prefix + note for note in notes]
+    return problems, warnings
+
+
+def _check_stage(
+    config: Config, earlier: Sequence[Config], backend: Backend, cluster: Cluster, memory: MemoryCheck
+) -> tuple[list[str], list[str]]:
+    """Problems and warnings. ``earlier`` are the stages that run before this one."""
+    warnings = warnings_of(config)
+    problems = launch_problems(config, cluster.ranks, [run_path(stage) for stage in earlier])
+    if not problems and not earlier:
+        problems += space_problems(config)
+    refused, notes = backend.preflight(config, cluster)
+    problems, warnings = problems + refused, warnings + notes
+    if not problems and not memory.skip and backend.device(config, cluster) != "cpu":
+        refused, notes = check_memory(config, cluster, memory.gpu_memory, earlier)
+        problems, warnings = problems + refused, warnings + notes
+    return problems, warnings
+
+
+def launch_problems(config: Config, world_size: int, upstream: Sequence[Path] = ()) -> list[str]:
     """Every reason not to start this run on ``world_size`` ranks (empty: none).
 
-    ``coming`` are runs of earlier stages: models in them are not there yet, and are checked by the ranks.
+    ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config))] if problem]
     problems += _data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*_model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
-    if not any(_is_in(folder, run) for folder in read for run in coming):
+    if not any(_is_in(folder, run) for folder in read for run in upstream):
         problems += model_problems(config)
     return problems
+
+
+def space_problems(config: Config) -> list[str]:
+    """Is there room for the checkpoints that are kept? Sizes follow from the student's config.json."""
+    try:
+        sizes = run_sizes(config)
+    except CheckpointError:
+        return []  # another check reports it
+    trainable, frozen = sum(sizes.trainable(config).values()), sum(sizes.frozen(config).values())
+    weight_bytes = 4 if config.training.precision == "fp32" else 2
+    one = trainable * (weight_bytes + _STATE_BYTES) + frozen * weight_bytes
+    count = (config.checkpoint.keep_last or 10) + 1  # a new one is complete before an old one is deleted
+    place = existing_parent(run_path(config))
+    free = shutil.disk_usage(place).free
+    if one * count <= free:
+        return []
+    return [
+        f"{place}: {free / 1e9:.1f} GB free, and {count} checkpoints take about {one * count / 1e9:.1f} GB; "
+        "make room, lower checkpoint.keep_last, or name another run.folder"
+    ]
 
 
 def _data_problems(config: Config) -> list[str]:
@@ -43,16 +111,16 @@ def _data_problems(config: Config) -> list[str]:
 def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:
     try:
         found = path.is_file() if kind == "file" else path.is_dir()
-    except OSError as error:  # a folder on the way may not be entered, a server does not answer
+    except OSError as error:  # a parent folder may not be entered, or a server does not answer
         return str(error.strerror)
     if not found:
         return f"no such {kind}"
     wanted = os.R_OK if kind == "file" else os.R_OK | os.X_OK
-    return None if os.access(path, wanted) else "may not be read by this user"
+    return None if os.access(path, wanted) else "this user may not read it"
 
 
 def model_problems(config: Config) -> list[str]:
-    """Missing model folders; else whether teacher and student speak of the same tokens and pixels."""
+    """Missing model folders; else disagreements of teacher and student about tokens and pixels."""
     from alignkd.models.agreement import check_agreement
 
     model = config.model
@@ -65,7 +133,7 @@ def model_problems(config: Config) -> list[str]:
     missing += _adapter_problems(config)
     if missing:
         return missing
-    if not config.distillation.enabled:  # the student alone is looked at
+    if not config.distillation.enabled:  # only the student is used
         model = model.model_copy(update={"teacher": None})
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
@@ -73,12 +141,12 @@ def model_problems(config: Config) -> list[str]:
 
 
 def _made_by(folder: str, config: Config) -> str:
-    """Which run will make a model that is missing."""
+    """Names the run that will write a model which is missing."""
     runs = Path(config.run.folder)
     if runs not in Path(folder).parents:
         return ""
     run = Path(folder).relative_to(runs).parts[0]
-    return f"; run {run} makes it at its end: launch that first, or both with --stages"
+    return f"; run {run} writes it when it ends: launch that first, or both with --stages"
 
 
 def _adapter_problems(config: Config) -> list[str]:
@@ -94,7 +162,7 @@ def _adapter_problems(config: Config) -> list[str]:
 
 
 def _model_folders(config: Config) -> dict[str, str]:
-    """Those that this configuration reads, by key."""
+    """The model folders that this configuration reads, by key."""
     model = config.model
     named = {
         "model.teacher": model.teacher if config.distillation.enabled else None,

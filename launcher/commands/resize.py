@@ -1,8 +1,7 @@
-"""Fit a run folder to another number of nodes or ranks, or to the ZeRO stage in its config.yaml."""
+"""Fit a run folder to another number of nodes or ranks, to another ZeRO stage, or to this version."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +15,12 @@ from alignkd.run_folder.atomic_files import read_json, write_json, write_text_at
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_name
 from alignkd.run_folder.drift import conversion_problem
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
-from launcher.backends.devices import visible_gpus
+from launcher.backends import backend_named
 from launcher.backends.hostfile import Host
-from launcher.backends.local import gpu_problem
-from launcher.backends.slurm.client import in_allocation
-from launcher.backends.slurm.preflight import slurm_problems
-from launcher.backends.ssh import write_hosts
 from launcher.plan.check import check_memory, configured_memory
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps, student_config, teacher_config
-from launcher.render.job_scripts import render_scripts
+from launcher.render.job_scripts import is_current, render_scripts
 from launcher.run.manifest import Manifest
 
 
@@ -37,11 +32,12 @@ def fit_run(
     hosts: Sequence[Host] = (),
     step: int | None = None,
 ) -> Manifest:
-    """The manifest of the run at this size (None: as it is), after its files were made to fit.
+    """Make the run's files fit this size (None: unchanged) and return the new manifest.
 
-    Global batch and micro-batch stay, accumulation follows. A resize that was cut off is finished. ``step``
-    is the checkpoint to go on from, by default the newest. Raises UserError, before anything is written, for
-    what cannot be: a split, a ZeRO stage, a size that the back end does not have.
+    The global batch and the micro-batch are kept, accumulation follows. A resize that was interrupted is
+    completed. ``step`` is the checkpoint to resume from, by default the newest. Raises UserError, before
+    anything is written, for an impossible split, a ZeRO stage that cannot be converted, or a size that the
+    back end cannot provide.
     """
     config = load_run_config(RunPaths(run).config)
     left = read_json(RunPaths(run).resize_journal) or {}
@@ -60,14 +56,13 @@ def fit_run(
     )
     _check_checkpoint(run, wanted, config, step)
     _check_place(run, wanted, config, hosts)
-    if hosts:
-        write_hosts(run, hosts)
+    backend_named(wanted.backend).prepare(run, hosts)
     _rewrite(run, wanted, config)
     return wanted
 
 
 def memory_warnings(run: Path, manifest: Manifest) -> list[str]:
-    """Fewer ranks hold larger shards. A warning only: the user may have launched without the check."""
+    """Fewer ranks hold larger shards. Only a warning: the user may have launched with the check skipped."""
     config = load_run_config(RunPaths(run).config)
     if manifest.device == "cpu" or configured_memory(config) is None:
         return []
@@ -93,50 +88,52 @@ def _accumulation(training: TrainingSection, nodes: int, gpus_per_node: int) -> 
 def _check_checkpoint(run: Path, wanted: Manifest, config: Config, step: int | None) -> None:
     steps = committed_steps(run) if step is None else [step]
     if not steps:
-        return  # nothing is saved yet: it begins anew
+        return  # nothing has been saved, so the run starts from scratch
     try:
         saved = read_manifest(RunPaths(run).checkpoints / step_name(steps[0]))
         problem = conversion_problem(saved, wanted.world_size, config.student.zero_stage)
     except (OSError, ValueError, KeyError, TypeError):
-        return  # the ranks look for one that can be read
+        return  # the ranks search for one that is readable
     if problem:
-        raise UserError(f"{run}: cannot go on from {step_name(steps[0])}: {problem}")
+        raise UserError(f"{run}: cannot resume from {step_name(steps[0])}: {problem}")
 
 
 def _check_place(run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]) -> None:
-    problems: list[str] = []
-    if hosts and wanted.backend != "ssh":
-        problems = ["--hostfile is for runs of --backend ssh"]
-    elif wanted.backend == "local":
-        problems = [text for text in [gpu_problem(run, wanted, visible_gpus(os.environ))] if text]
-    elif wanted.backend == "slurm" and not in_allocation():
-        problems = slurm_problems(config, wanted.nodes, wanted.gpus_per_node)
-    elif wanted.backend == "ssh":
-        known = hosts or [Host(**entry) for entry in (read_json(RunPaths(run).hosts) or {}).get("hosts", [])]
-        if len(known) < wanted.nodes:
-            problems = [
-                f"--nodes {wanted.nodes}: {RunPaths(run).hosts} has {len(known)} hosts; "
-                "name more with --hostfile"
-            ]
-        elif wanted.gpus_per_node > known[0].slots:
-            problems = [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
+    problems = backend_named(wanted.backend).resize_problems(run, wanted, config, hosts)
     if problems:
         raise UserError(f"{run}: cannot run on {wanted.nodes} nodes\n  " + "\n  ".join(problems))
 
 
+def renew_scripts(run: Path, manifest: Manifest) -> bool:
+    """Render job scripts of another version anew: they call modules that may have moved. True if it did.
+
+    env.sh is kept: it calls nothing of alignkd and may have been edited by hand.
+    """
+    scripts = [RunPaths(run).job_script, RunPaths(run).rank_script]
+    if all(is_current(path.read_text(encoding="utf-8")) for path in scripts if path.exists()):
+        return False
+    config = load_run_config(RunPaths(run).config)
+    _write_scripts(run, render_scripts(config, run, manifest.nodes, manifest.gpus_per_node))
+    return True
+
+
 def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
-    """Each file is replaced whole; the journal lets the next resume finish what was cut off between two."""
+    """Each file is replaced atomically; after an interruption, the journal makes the next resume finish."""
     nodes, gpus_per_node = wanted.nodes, wanted.gpus_per_node
     student = student_config(config, wanted.world_size, wanted.device)
     teacher = teacher_config(config, wanted.device)
     scripts = render_scripts(config, run, nodes, gpus_per_node)
-    if RunPaths(run).environment_script.exists():
-        del scripts[ENVIRONMENT_SCRIPT]  # no size is in it, and it may have been edited by hand
     write_json(RunPaths(run).resize_journal, {"nodes": nodes, "gpus_per_node": gpus_per_node})
     write_json(RunPaths(run).student_deepspeed, student)
     if teacher is not None:
         write_json(RunPaths(run).teacher_deepspeed, teacher)
-    for name, text in scripts.items():
-        write_text_atomic(run / name, text, mode=0o755)
+    _write_scripts(run, scripts)
     write_json(RunPaths(run).manifest, wanted.as_dict())
     RunPaths(run).resize_journal.unlink()
+
+
+def _write_scripts(run: Path, scripts: dict[str, str]) -> None:
+    """All but an env.sh that exists: it does not depend on the size, and may have been edited by hand."""
+    for name, text in scripts.items():
+        if name != ENVIRONMENT_SCRIPT or not RunPaths(run).environment_script.exists():
+            write_text_atomic(run / name, text, mode=0o755)

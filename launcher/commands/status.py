@@ -13,9 +13,9 @@ from typing import Any
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.metrics import iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.client import QueuedJob
-from launcher.backends.slurm.lifecycle import Reason
-from launcher.run.attempts import Attempt, last_sign, open_attempt, read_history
+from launcher.backends import backend_named
+from launcher.backends.base import QueuedJob
+from launcher.run.attempts import Attempt, Reason, last_sign, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
@@ -92,7 +92,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         backend=manifest.backend,
         nodes=manifest.nodes,
         world_size=manifest.world_size,
-        job=job.id if job else _job(manifest, current, history),
+        job=(job.id if job else None) or _job(manifest, current, history),
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
@@ -113,7 +113,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
 
 def _job(manifest: Manifest, current: Attempt | None, history: list[Attempt]) -> str | None:
     newest = current or (history[-1] if history else None)
-    return newest.job if newest is not None and manifest.backend == "slurm" else None
+    return newest.job if newest is not None and backend_named(manifest.backend).has_queue else None
 
 
 def _state(
@@ -129,13 +129,13 @@ def _state(
     """A word, and what there is to say about it."""
     if result.get("status") == "done":
         return "done", f"student: {run / 'student'}"
-    if manifest.backend != "slurm":
+    if not backend_named(manifest.backend).has_queue:
         if is_locked(run):
             return "running", str(progress.get("phase", "starting"))
         if current is not None:
             return "stopped", "its launcher was killed, and the ranks with it"
         if history:
-            return _ended(run, history[-1])
+            return _ended(run, history[-1], manifest)
         # Earlier versions wrote no history of such runs.
         return ("stopped", "") if progress else ("not started", "")
     if jobs:
@@ -155,10 +155,10 @@ def _state(
         if jobs is None:
             return "queued", f"{why}; Slurm does not answer here"
         return "stopped", f"{why}; and was not requeued"
-    return _ended(run, history[-1])
+    return _ended(run, history[-1], manifest)
 
 
-def _ended(run: Path, last: Attempt) -> tuple[str, str]:
+def _ended(run: Path, last: Attempt, manifest: Manifest) -> tuple[str, str]:
     """Of a run whose last attempt has ended for good."""
     reason = last.reason or ""
     if reason in (Reason.CRASHED, Reason.BAD_INPUT):
@@ -168,7 +168,9 @@ def _ended(run: Path, last: Attempt) -> tuple[str, str]:
             return "failed", reason
         log = log_of_failure(run, last.failed_rank)
         return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
-    stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and last.job in ("local", "ssh"))
+    # Only a queue ends a run by SIGTERM without its user.
+    by_user = reason == Reason.TERMINATED and not backend_named(manifest.backend).has_queue
+    stopped = reason == Reason.STOPPED or by_user
     return ("stopped" if stopped else reason), f"at step {last.saved_step}"
 
 

@@ -13,6 +13,10 @@ from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
 from launcher.render.resources import resource_folder
 
+# The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then renders the
+# scripts of older run folders anew.
+SCRIPT_FORMAT = 2
+_MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` renders files of another format anew."
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -31,6 +35,7 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
         "srun_options": [shell_word(_text(*o)) for o in _srun_options(slurm, nodes, gpus_per_node)],
         "wrapper": [shell_word(word) for word in _wrapper(slurm.container)],
         "container_python": shell_word(slurm.container.python) if slurm.container.kind != "none" else None,
+        "mark": _MARK,
         "run": shell_word(str(run)),
         "python": shell_word(sys.executable),
         # An editable checkout is found by the interpreter; a plain one needs to be named.
@@ -45,6 +50,11 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
     }
     names = (JOB_SCRIPT, RANK_SCRIPT, ENVIRONMENT_SCRIPT)
     return {name: templates.get_template(f"{name}.j2").render(values) for name in names}
+
+
+def is_current(script: str) -> bool:
+    """Was this script rendered in today's format?"""
+    return _MARK in script.splitlines()
 
 
 Option = tuple[str, str | int | bool | None]

@@ -12,14 +12,30 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths, exit_name
-from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.exit_codes import failed_rank
+
+
+class Reason(StrEnum):
+    """Why an attempt ended, as ``attempts.jsonl`` records it."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    TIME_LIMIT = "time limit"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+    CRASHED = "crashed"
+    BAD_INPUT = "configuration error"
+    REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
+    NODE_LOST = "node lost"
+    LOST = "lost"  # killed before it could record why, though all its nodes are up: too short a grace, say
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,12 @@ def check_step(run: Path, step: int) -> None:
 
 
 @contextlib.contextmanager
-def gone_back(run: Path, step: int | None) -> Iterator[list[str]]:
-    """Let the next start go on from ``step`` (None: from the newest).
+def rollback_to(run: Path, step: int | None) -> Iterator[list[str]]:
+    """Make the next start resume from ``step`` (None: from the newest checkpoint).
 
-    Newer checkpoints stay under other names, which are given; renamed back by hand they count again. The
-    result of a finished run goes; the metrics rows after the step are cut by the start. All is taken back
-    when what follows fails.
+    Newer checkpoints are kept under the names that are yielded; renamed back by hand they count again. The
+    result of a finished run is removed; the start itself cuts the metrics rows after the step. Everything is
+    undone when the body raises.
     """
     moved = [] if step is None else _set_aside(run, step)
     result = RunPaths(run).result

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.local import rank_command
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
+from launcher.backends.watched import rank_command
 from tests import tiny
 
 

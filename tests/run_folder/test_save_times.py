@@ -12,6 +12,7 @@ from rich.console import Console
 
 from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds, stop_seconds
+from launcher.backends.slurm import backend as slurm
 from launcher.commands import control
 from tests import tiny
 from tests.checkpoint.killing import CPU_RANKS
@@ -93,8 +94,8 @@ def test_a_start_in_a_job_warns_by_what_was_measured(
     assert "1000 s ahead" in warning
     assert nothing == []
     # And so does whoever submits it.
-    monkeypatch.setattr(control, "submit", lambda _run, _options: "7")
-    monkeypatch.setattr(control, "hand_on", lambda _run, _job: None)
+    monkeypatch.setattr(slurm, "submit", lambda _run, _options: "7")
+    monkeypatch.setattr(slurm, "retarget_dependency", lambda _run, _job: None)
     console = Console(file=io.StringIO(), width=200)
     control.start_run(run, dataclasses.replace(CPU_RANKS, backend="slurm"), console)
     assert warning in console.file.getvalue()  # type: ignore[attr-defined]

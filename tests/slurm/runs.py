@@ -48,7 +48,7 @@ class Runs:
         slurm: Any = None,
         **plan: Any,
     ) -> Path:
-        """A run folder with the toy in the place of the training ranks; not submitted."""
+        """A run folder with the toy in place of the training ranks; not submitted."""
         site = self.site(slurm or {})
         place = self.folder / folder
         self.alignkd(
@@ -62,7 +62,7 @@ class Runs:
         return run
 
     def site(self, changes: dict[str, Any]) -> dict[str, Any]:
-        """Slurm settings that put the toy in the place of the training ranks."""
+        """Slurm settings that put the toy in place of the training ranks."""
         return {
             "gpu_option": "none",
             "activate": f"export PYTHON={shlex.quote(str(self._toy_python()))}",

@@ -201,7 +201,7 @@ def test_stop_and_cancel_reach_a_run_in_an_allocation(runs: Runs, cluster: Clust
     stopped = runs.json("stop", run)
     assert (stopped["job"], stopped["action"]) == (state["job"], "asked to save and stop")
     runs.wait_for_step(run, 5)  # of the second start
-    assert runs.json("cancel", run)["action"] == "asked the ranks to save and leave; the allocation stays"
+    assert runs.json("cancel", run)["action"] == "asked the ranks to save and exit; the allocation is kept"
     output = process.communicate(timeout=400)[0]
     assert [line for line in output.splitlines() if line.startswith("code ")] == ["code 85", "code 86"], (
         output

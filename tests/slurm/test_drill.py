@@ -15,8 +15,8 @@ PLAN = {"steps": 40, "seconds": 0.02, "every": 7, "failures": [], "hold": {"run-
 @pytest.mark.parametrize(
     ("options", "first", "reason"),
     [
-        ((), "a requeue by scontrol, in the place of a preemption (no --preempt-with): went on", "requeued"),
-        (("--preempt-with", "--partition=high --exclusive"), "a preemption: went on at step ", "preempted"),
+        ((), "a requeue by scontrol, in place of a preemption (no --preempt-with): resumed", "requeued"),
+        (("--preempt-with", "--partition=high --exclusive"), "a preemption: resumed at step ", "preempted"),
     ],
 )
 def test_a_site_that_grants_everything(runs: Runs, options: tuple[str, ...], first: str, reason: str) -> None:
@@ -29,8 +29,8 @@ def test_a_site_that_grants_everything(runs: Runs, options: tuple[str, ...], fir
         texts,
         [
             first,
-            "SIGUSR1, as before a time limit: went on at step ",
-            "one killed rank: went on at step ",
+            "SIGUSR1, as before a time limit: resumed at step ",
+            "one killed rank: resumed at step ",
             "2 of 2 ranks",
             "the losses of all 40",
         ],
@@ -49,7 +49,7 @@ def test_a_site_that_does_not_requeue(runs: Runs) -> None:
     (run.parent / "run-drill-whole").mkdir()  # of an earlier drill
     (run.parent / "toy.json").write_text(json.dumps({**PLAN, "hold": {"run-drill-2-cut": [5, 10]}}))
     findings = json.loads(runs.alignkd("drill", run, "--steps", 40, "--json", code=1))
-    assert "may not be requeued here; set slurm.requeue: false" in findings[0]["text"]
+    assert "this cluster does not requeue the job; set slurm.requeue: false" in findings[0]["text"]
     assert "refused by Slurm (scontrol requeue " in findings[1]["text"]
     assert [finding["ok"] for finding in findings] == [False, False, True, True, True, True]
     jobs = [attempt.job for attempt in runs.attempts(run.parent / "run-drill-2-cut")]

@@ -126,7 +126,7 @@ def test_a_node_that_does_not_see_the_run_folder(runs: Runs, cluster: Cluster) -
     assert cluster.job(job)["ExitCode"] == "2:0"
     (attempt,) = runs.attempts(run)
     assert (attempt.reason, attempt.bad_nodes) == ("configuration error", ("n2",))
-    assert f"{run} is not seen by n2: run.folder must lie on a shared file system" in runs.log(run)
+    assert f"n2 cannot see {run}: run.folder must be on a shared file system" in runs.log(run)
     state = runs.json("status", run)
     assert (state["state"], state["detail"]) == (
         "failed",
@@ -229,7 +229,7 @@ def test_a_stop_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) ->
     assert runs.wait_for_end(job) == "FAILED"
     wait_for(lambda: cluster.run("squeue", "-h") == "", "an empty queue")
     assert runs.reasons(run) == ["crashed"]
-    assert "which was to go on, is taken back" in runs.log(run)
+    assert "which was to continue the run, is cancelled" in runs.log(run)
     # A later start by hand is not stopped by it.
     assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
 

@@ -19,7 +19,7 @@ def test_all_problems_at_once(runs: Runs, cluster: Cluster) -> None:
     )
     for part in (
         *("missing.json: no such file", "/nowhere: no such folder", "over 64 ranks", "has 4 nodes"),
-        *("at most 5 minutes", "signal_seconds = 1170", "env.sh: bash cannot read it (slurm.activate?)"),
+        *("at most 5 minutes", "signal_seconds = 1170", "env.sh: bash cannot parse it (slurm.activate?)"),
     ):
         assert part in text
     assert not (runs.folder / "runs").exists()

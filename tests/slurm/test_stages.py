@@ -69,5 +69,5 @@ def test_stages_that_cannot_be(runs: Runs) -> None:
     runs.config.write_text(runs.config.read_text() + "stages: {a: {}, b: {}}\n")
     arguments = ("launch", runs.config, "--backend", "slurm", "--dry-run", "--stages")
     assert "have the same run.name" in runs.alignkd(*arguments, "a,b", code=2)
-    assert "--name is the name of one run" in runs.alignkd(*arguments, "a,b", "--name", "x", code=2)
+    assert "--name names a single run" in runs.alignkd(*arguments, "a,b", "--name", "x", code=2)
     assert "no such stage" in runs.alignkd(*arguments, "a,c", code=2)

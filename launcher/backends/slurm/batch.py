@@ -1,8 +1,8 @@
-"""``python -m launcher.backends.slurm.batch begin|end|chained RUN``: what ``job.sbatch`` asks on its node.
+"""``python -m launcher.backends.slurm.batch begin|end|chained RUN``: the decisions of ``job.sbatch``.
 
-``begin`` prints ``run ATTEMPT`` or ``exit CODE``, the latter also when a node does not see the run folder;
-``end`` prints ``restart 0``, ``wait SECONDS`` or ``exit CODE``; ``chained`` tells the stage that waits for
-this run which job to wait for now. Everything for people goes to stderr, which is the job's log.
+``begin`` prints ``run ATTEMPT``, or ``exit CODE`` (also when a node does not see the run folder); ``end``
+prints ``restart 0``, ``wait SECONDS`` or ``exit CODE``; ``chained`` makes the next stage wait for the new job
+of this run. Messages for people go to stderr, which is the job's log.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from pathlib import Path
 from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.client import ask, hostnames, is_running, job_state, lost_nodes, queue_seconds
-from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, Reason, decide
+from launcher.backends.slurm.client import (
+    hostnames,
+    is_running,
+    job_state,
+    lost_nodes,
+    queue_seconds,
+    retarget_dependency,
+    run_slurm_command,
+)
+from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, decide
 from launcher.backends.slurm.node_probe import nodes_that_see
-from launcher.backends.slurm.stages import hand_on
 from launcher.run.attempts import (
     Attempt,
+    Reason,
     begin,
     close,
     exit_codes,
@@ -32,7 +40,7 @@ from launcher.run.attempts import (
 )
 from launcher.run.exit_codes import failed_rank, failure_report
 
-LATE_SECONDS = 60.0
+LATE_SECONDS = 60.0  # until a shared file system shows what another node has written
 
 
 def begin_attempt(run: Path) -> str:
@@ -46,9 +54,9 @@ def begin_attempt(run: Path) -> str:
         return f"exit {EXIT_USER_ERROR}"
     if (asked := _asked(run)) is not None:
         RunPaths(run).stop.unlink(missing_ok=True)
-        if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another start
+        if job in asked or "SLURM_RESTART_COUNT" in os.environ:  # else it was meant for another job
             reason, code = _end_of(asked)
-            _say(f"{reason} before it started; go on with `alignkd resume`")
+            _say(f"{reason} before it started; continue with `alignkd resume`")
             return f"exit {code}"
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
     attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
@@ -56,15 +64,15 @@ def begin_attempt(run: Path) -> str:
     count = _node_count()
     blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
     if (asked := _asked(run)) is not None:
-        # The signal that came with it ended the steps that asked the nodes: nothing is known of them.
+        # The signal that came with the file has ended the probe, which says nothing about the nodes.
         reason, code = _end_of(asked)
         close(run, attempt, reason)
         RunPaths(run).stop.unlink(missing_ok=True)
-        _say(f"{reason} before the ranks were started; go on with `alignkd resume`")
+        _say(f"{reason} before the ranks were started; continue with `alignkd resume`")
         return f"exit {code}"
     if blind:
         close(run, attempt, Reason.BAD_INPUT, sorted(blind))
-        _say(f"{run} is not seen by {', '.join(sorted(blind))}: run.folder must lie on a shared file system")
+        _say(f"{', '.join(sorted(blind))} cannot see {run}: run.folder must be on a shared file system")
         return f"exit {EXIT_USER_ERROR}"
     return f"run {attempt.number}"
 
@@ -94,7 +102,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
     )
     closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
     if decision.action is Action.EXIT:
-        RunPaths(run).stop.unlink(missing_ok=True)  # else one that came just now is for the next start
+        RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
     _say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
@@ -103,15 +111,15 @@ def end_attempt(run: Path, srun_status: int) -> str:
     if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], RunPaths(run).log(failed)))
     if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
-        return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is not requeued, whoever ends it
+        return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is never requeued
     if decision.action is Action.RESTART and "ALIGNKD_RUN" in os.environ:
-        _say(f"this allocation is not requeued; go on with: alignkd resume {shlex.quote(str(run))}")
+        _say(f"this allocation is not requeued; continue with: alignkd resume {shlex.quote(str(run))}")
         return f"exit {EXIT_SAVED_ON_USR1}"
     return f"{decision.action} {decision.value}"
 
 
 def _asked(run: Path) -> list[str] | None:
-    """What `alignkd stop` or `cancel` wrote: USR1 or TERM, and the jobs that it is for; None: nothing."""
+    """What `alignkd stop` or `cancel` wrote: USR1 or TERM, then the jobs it is meant for; None: nothing."""
     try:
         return RunPaths(run).stop.read_text(encoding="utf-8").split()
     except OSError:
@@ -119,27 +127,25 @@ def _asked(run: Path) -> list[str] | None:
 
 
 def _end_of(asked: list[str]) -> tuple[Reason, int]:
-    """Why, and with which exit code, a job ends that has started no rank."""
+    """Reason and exit code of a job that ends before it has started a rank."""
     if "TERM" in asked:
         return Reason.CANCELLED, EXIT_SAVED_ON_TERM
     return Reason.STOPPED, EXIT_SAVED_ON_USR1
 
 
 def follow(run: Path, job: str) -> None:
-    """``job`` was submitted to go on with the run, where jobs are not requeued."""
-    if _asked(run) is None:  # one that comes after this finds the job in the queue
-        hand_on(run, job)
+    """``job`` was submitted to continue the run, on a cluster that does not requeue jobs."""
+    if _asked(run) is None:  # a stop that comes after this finds the job in the queue
+        retarget_dependency(run, job)
         return
-    write_text_atomic(
-        RunPaths(run).stop, f"USR1 {job}\n"
-    )  # should the next command fail, the job will read it
-    if ask("scancel", job) is not None:
+    write_text_atomic(RunPaths(run).stop, f"USR1 {job}\n")  # should scancel fail, the job reads it
+    if run_slurm_command("scancel", job) is not None:
         RunPaths(run).stop.unlink(missing_ok=True)
-    _say(f"job {job}, which was to go on, is taken back; go on with `alignkd resume`")
+    _say(f"job {job}, which was to continue the run, is cancelled; continue with `alignkd resume`")
 
 
 def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
-    """Exit codes of the ranks. A shared file system may show another node's files late."""
+    """Exit codes of the ranks, as far as they have been recorded."""
     ranks = _rank_count(run)
     end = time.monotonic() + LATE_SECONDS
     while len(codes := exit_codes(run)) < ranks and srun_status == 0 and time.monotonic() < end:
@@ -150,7 +156,7 @@ def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
 def _lost_nodes(
     run: Path, attempt: Attempt, codes: dict[int, int], srun_status: int, job: JobState
 ) -> tuple[str, ...]:
-    """Nodes that explain why the ranks failed, or why Slurm ends the job; empty for any other end."""
+    """Lost nodes that explain why the ranks failed, or why Slurm ends the job; empty for any other cause."""
     if job.being_ended:
         return tuple(lost_nodes(attempt.nodes, attempt.start))
     ranks, count = _rank_count(run), _node_count()
@@ -161,17 +167,17 @@ def _lost_nodes(
     ]
     if not silent or srun_status == 0 or count == 1:
         return ()
-    # No rank of a whole node has written down how it ended. Slurm takes minutes to notice that a node is gone
-    # (SlurmdTimeout), so the nodes are asked themselves. The order of the names is that of the ranks.
+    # No rank of some node has recorded how it ended. Slurm takes minutes to notice a lost node
+    # (SlurmdTimeout), so the nodes are probed. Their names come in the order of the ranks.
     names = hostnames(attempt.nodes)
     answers = nodes_that_see(run, count)
     if len(names) != count or not answers:
-        return ()  # Slurm does not answer: nothing is known of any node
+        return ()  # Slurm does not answer, so nothing is known about any node
     return tuple(names[node] for node in silent if names[node] not in answers)
 
 
 def _rank_count(run: Path) -> int:
-    """As the run was made: Slurm does not always say (SLURM_NTASKS)."""
+    """From the manifest: Slurm does not always set SLURM_NTASKS."""
     return int((read_json(RunPaths(run).manifest) or {}).get("world_size", 0))
 
 
@@ -198,5 +204,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the job script was killed; what matters is written down
+    with contextlib.suppress(BrokenPipeError):  # the job script was killed; what matters is in files
         main(sys.argv[1:])

@@ -1,4 +1,7 @@
-"""Questions to Slurm and jobs for it, through its own commands (``--json`` changes between versions)."""
+"""Queries and requests to Slurm through its own commands (the output of ``--json`` changes between versions).
+
+What follows from the answers is decided elsewhere: ``backend``, ``lifecycle``, ``batch``.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,33 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from alignkd.errors import AlignkdError, UserError
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.paths import JOB_SCRIPT, RunPaths
+from launcher.backends.base import QueuedJob
 from launcher.backends.slurm.lifecycle import JobState
 
-_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """One line of ``squeue``. ``start`` is when it started, or Slurm's estimate, or None."""
-
-    id: str
-    state: str
-    reason: str
-    start: str | None
-    script: str
+_SECONDS = 30  # until a command counts as not answering
 
 
 def in_allocation() -> bool:
-    """Is this the shell of a `salloc`? (Not a job or a step: those have a process id in the job.)"""
+    """Is this the shell of a `salloc`? A job or a step is not: they have a process id within the job."""
     interactive = os.environ.get("SLURM_STEP_ID") == "4294967290"  # salloc with use_interactive_step
     return "SLURM_JOB_ID" in os.environ and ("SLURM_PROCID" not in os.environ or interactive)
 
 
 def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Without what a surrounding job left: sbatch would take ``SLURM_*`` for options of the new job."""
-    left = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
-    return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(left)}
+    """The environment without the variables of a surrounding job: sbatch would read ``SLURM_*`` as options of
+    the new job."""
+    inherited = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
+    return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(inherited)}
 
 
-def ask(*command: str) -> str | None:
-    """What a Slurm command prints; None when it is not here, fails or does not answer."""
+def run_slurm_command(*command: str) -> str | None:
+    """What a Slurm command prints; None when it is not installed, fails or does not answer."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_SECONDS,
@@ -55,22 +49,22 @@ def ask(*command: str) -> str | None:
 
 def slurm_answers() -> bool:
     """Does a Slurm controller answer from here?"""
-    return shutil.which("sbatch") is not None and "UP" in (ask("scontrol", "ping") or "")
+    return shutil.which("sbatch") is not None and "UP" in (run_slurm_command("scontrol", "ping") or "")
 
 
 def _job_text(job: str) -> str | None:
-    return ask("scontrol", "show", "job", "--oneliner", job)
+    return run_slurm_command("scontrol", "show", "job", "--oneliner", job)
 
 
 def field_of(text: str, name: str) -> str | None:
     """A field of ``scontrol show``; None where it has no value."""
-    # The first one: free text (the command, the comment) comes after all fields that are read here.
+    # The first match: free text (the command, a comment) comes after all fields that are read here.
     found = re.search(rf"(?:^|\s){name}=(\S+)", text)
     return found[1] if found and found[1] not in ("None", "Unknown", "N/A", "(null)") else None
 
 
 def job_state(job: str) -> JobState:
-    """Of the job around this script. When Slurm does not answer: a job left in peace."""
+    """State of the job that this script belongs to. Without an answer: of a job that Slurm leaves alone."""
     text = _job_text(job)
     if text is None:
         return JobState()
@@ -84,12 +78,12 @@ def job_state(job: str) -> JobState:
 
 def hostnames(nodes: str) -> list[str]:
     """``n[1-2]`` as ``n1`` and ``n2``, in the order of the ranks."""
-    return (ask("scontrol", "show", "hostnames", nodes) or "").split()
+    return (run_slurm_command("scontrol", "show", "hostnames", nodes) or "").split()
 
 
 def lost_nodes(nodes: str, since: float) -> list[str]:
-    """Those of a list (``n[1-4]``) that Slurm cannot reach, or that booted after ``since`` (Unix time)."""
-    text = ask("scontrol", "show", "node", "--oneliner", nodes) if nodes else None
+    """Nodes of a list (``n[1-4]``) that Slurm cannot reach, or that booted after ``since`` (Unix time)."""
+    text = run_slurm_command("scontrol", "show", "node", "--oneliner", nodes) if nodes else None
     return [
         name
         for line in (text or "").splitlines()
@@ -99,7 +93,7 @@ def lost_nodes(nodes: str, since: float) -> list[str]:
 
 def _is_lost(line: str, since: float) -> bool:
     state = field_of(line, "State") or ""
-    # Older versions mark a silent node with a star, newer ones with a word.
+    # Older versions mark a node that does not respond with a star, newer ones with a word.
     if "DOWN" in state.replace("*", "").split("+") or "NOT_RESPONDING" in state or "*" in state:
         return True
     booted = field_of(line, "BootTime")
@@ -110,7 +104,7 @@ def _is_lost(line: str, since: float) -> bool:
 
 
 def queue_seconds(job: str) -> float | None:
-    """How long the job waited for this start."""
+    """How long the job waited in the queue for this start."""
     text = _job_text(job) or ""
     submitted, started = field_of(text, "SubmitTime"), field_of(text, "StartTime")
     if submitted is None or started is None:
@@ -122,32 +116,34 @@ def queue_seconds(job: str) -> float | None:
 
 
 def is_running(job: str) -> bool:
-    return (ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") or "").strip() == "RUNNING"
+    return (
+        run_slurm_command("squeue", "--noheader", f"--jobs={job}", "--format=%T") or ""
+    ).strip() == "RUNNING"
 
 
 def queued_jobs(run: Path) -> list[QueuedJob] | None:
-    """This user's jobs that wait or run for the run folder; None when Slurm does not answer.
+    """This user's pending and running jobs of the run folder; None when Slurm does not answer.
 
-    They are found by the script that they run, so those submitted by hand are there too, also through
-    another path to the same folder.
+    Jobs are found by their script, which includes those submitted by hand, and through another path to the
+    same folder.
     """
-    text = ask("squeue", "--noheader", "--me", "--format=%i|%T|%r|%S|%o")
+    text = run_slurm_command("squeue", "--noheader", "--me", "--format=%i|%T|%r|%S|%o")
     if text is None:
         return None
     jobs = []
     wanted = os.path.realpath(RunPaths(run).job_script)
     for line in text.splitlines():
         parts = line.split("|", 4)
-        if len(parts) == 5 and parts[4].endswith("/job.sbatch") and os.path.realpath(parts[4]) == wanted:
+        if len(parts) == 5 and parts[4].endswith(f"/{JOB_SCRIPT}") and os.path.realpath(parts[4]) == wanted:
             start = None if parts[3] == "N/A" else parts[3]
             jobs.append(QueuedJob(parts[0], parts[1], parts[2], start, parts[4]))
     return jobs
 
 
 def submit(run: Path, options: Sequence[str] = ()) -> str:
-    """Submit the run's job; returns the job id. Raises AlignkdError with what sbatch said."""
+    """Submit the run's job; returns the job id. Raises AlignkdError with sbatch's own message."""
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not on PATH: this is no Slurm login node; use --backend local")
+        raise UserError("sbatch is not on PATH: this is not a Slurm login node; use --backend local")
     script = RunPaths(run).job_script
     try:
         done = subprocess.run(
@@ -162,10 +158,22 @@ def submit(run: Path, options: Sequence[str] = ()) -> str:
 
 
 def signal_ranks(job: str, name: str) -> bool:
-    """A signal to the steps of a job, not to its batch script, or to one step (``JOB.STEP``)."""
-    return ask("scancel", f"--signal={name}", job) is not None
+    """Signal the steps of a job but not its batch script, or a single step (``JOB.STEP``)."""
+    return run_slurm_command("scancel", f"--signal={name}", job) is not None
 
 
 def cancel_job(job: str) -> None:
-    if ask("scancel", job) is None:
+    if run_slurm_command("scancel", job) is None:
         raise AlignkdError(f"scancel did not cancel job {job}")
+
+
+def may_be_requeued(job: str) -> bool:
+    return "Requeue=1" in (_job_text(job) or "").split()
+
+
+def retarget_dependency(run: Path, job: str) -> None:
+    """Make the stage that waits for ``run`` wait for ``job``: a resumed or chained job has a new id."""
+    following = (read_json(RunPaths(run).next_stage) or {}).get("run")
+    for waiting in (queued_jobs(Path(following)) or []) if following else []:
+        if waiting.state == "PENDING":
+            run_slurm_command("scontrol", "update", f"JobId={waiting.id}", f"Dependency=afterok:{job}")

@@ -1,12 +1,12 @@
-"""What a job does after its ranks have ended: a pure decision from what was found.
+"""What a job does after its ranks have ended: a pure decision from the evidence.
 
-The verdict comes from files first (result.json, committed checkpoints, each rank's exit code), and from what
-Slurm says of the job. Two rules carry the rest:
+Files count first (result.json, committed checkpoints, each rank's exit code), then what Slurm says about the
+job. Two rules carry the rest:
 
-- USR1 is a planned stop (the time limit is near): saved, so start again.
-- TERM means "go away": save, never start again from inside. Slurm requeues a preempted job by itself, and a
-  cancelled one must stay cancelled. The one exception is the time limit, where TERM comes too but nobody
-  else would start the job again.
+- USR1 is a planned stop (the time limit is near): save, then restart.
+- TERM means "leave": save, and never restart from inside. Slurm requeues a preempted job by itself, and a
+  cancelled one must stay cancelled. The one exception is the time limit, where TERM comes too but nothing
+  else would restart the job.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from launcher.run.attempts import Reason
 from launcher.run.exit_codes import failed_rank
 
 FOREVER_SECONDS = 24 * 3600
-WAIT_SECONDS = 120  # longer than any KillWait (30 s by default), in case nobody ends the script after all
+WAIT_SECONDS = 120  # longer than any KillWait (30 s by default), in case Slurm does not end the script
 
 
 class Action(StrEnum):
@@ -28,32 +29,15 @@ class Action(StrEnum):
     WAIT = "wait"  # at most `value` seconds, for Slurm to end the job
 
 
-class Reason(StrEnum):
-    """Why an attempt ended, as ``attempts.jsonl`` has it."""
-
-    DONE = "done"
-    STOPPED = "stopped"
-    TIME_LIMIT = "time limit"
-    PREEMPTED = "preempted"
-    CANCELLED = "cancelled"
-    TERMINATED = "terminated"
-    CRASHED = "crashed"
-    BAD_INPUT = "configuration error"
-    REQUEUED = "requeued"  # by Slurm or an administrator, and nothing says why
-    NODE_LOST = "node lost"
-    LOST = (
-        "lost"  # killed before it could write down why, on nodes that are all there: too short a grace, say
-    )
-
-
 @dataclass(frozen=True)
 class JobState:
-    """Of ``scontrol show job`` while the batch script still runs. The defaults are a job left in peace."""
+    """What ``scontrol show job`` says while the batch script runs. The defaults are those of a job that Slurm
+    leaves alone."""
 
     state: str = "RUNNING"
     reason: str = "None"
     preempted: bool = False
-    requeued: bool = False  # Slurm will start it again as soon as this start has ended
+    requeued: bool = False  # Slurm will restart it as soon as this start has ended
 
     @property
     def being_ended(self) -> bool:
@@ -62,16 +46,16 @@ class JobState:
 
 @dataclass(frozen=True)
 class Evidence:
-    codes: Mapping[int, int]  # rank -> exit code, in the order of their ends
+    codes: Mapping[int, int]  # rank -> exit code, in the order of the exits
     srun_status: int
     result: str | None  # status of a result.json of this attempt
     progressed: bool  # is there a newer checkpoint than at the start?
     stop_requested: bool
-    fruitless_before: int  # restarts in a row that brought no checkpoint
+    fruitless_before: int  # restarts in a row without a new checkpoint
     max_restarts: int
-    cancel_requested: bool = False  # of a run in an allocation, which itself is not cancelled
+    cancel_requested: bool = False  # for a run in an allocation, which is not cancelled itself
     job: JobState = field(default_factory=JobState)
-    lost_nodes: tuple[str, ...] = ()  # of the job, as far as Slurm or their silence tells
+    lost_nodes: tuple[str, ...] = ()  # of the job, according to Slurm or because they do not answer
 
 
 @dataclass(frozen=True)
@@ -98,34 +82,32 @@ def decide(found: Evidence) -> Decision:
     if found.job.reason == "TimeLimit":
         return _restart(found, Reason.TIME_LIMIT, "the time limit is reached")
     if found.job.preempted:
-        return Decision(
-            Action.WAIT, FOREVER_SECONDS, Reason.PREEMPTED, "Slurm requeues the job when it ends it"
-        )
+        return Decision(Action.WAIT, FOREVER_SECONDS, Reason.PREEMPTED, "Slurm ends the job and requeues it")
     if found.lost_nodes:
         return _after_a_lost_node(found)
     if found.job.requeued:
-        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.REQUEUED, "Slurm starts the job again")
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.REQUEUED, "Slurm restarts the job")
     if found.job.being_ended:
-        # Slurm has decided already; the end of the script changes nothing.
-        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "cancelled: it stays so")
+        # Slurm has decided already; how the script ends changes nothing.
+        return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "the job was cancelled")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
-        return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "told to go away by SIGTERM")
+        return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "ended by SIGTERM")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
     return _restart(found, Reason.CRASHED, "a rank failed")
 
 
 def _after_a_lost_node(found: Evidence) -> Decision:
-    """Not the run's fault, so it does not count towards ``max_restarts``."""
+    """Not the fault of the run, so it does not count towards ``max_restarts``."""
     why = f"lost: {', '.join(found.lost_nodes)}"
     if found.job.being_ended:
         return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.NODE_LOST, f"{why}; Slurm ends the job")
-    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run goes on without")
+    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run restarts on other nodes")
 
 
 def _restart(found: Evidence, reason: Reason, why: str) -> Decision:
     if found.progressed:
-        return Decision(Action.RESTART, 0, reason, f"{why}; the run goes on from its newest checkpoint")
+        return Decision(Action.RESTART, 0, reason, f"{why}; the run resumes from its newest checkpoint")
     if found.fruitless_before < found.max_restarts:
         number = f"{found.fruitless_before + 1} of {found.max_restarts}"
         return Decision(Action.RESTART, 0, reason, f"{why}; restart {number} without a new checkpoint")

@@ -1,4 +1,4 @@
-"""One short step on every node of a job: does it answer, and does it see the run folder?"""
+"""A short step on every node of a job: does the node respond, and does it see the run folder?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
-LATE_SECONDS = 15  # a shared file system may show a new file late
-_ANSWER_SECONDS = 90  # a node that is gone is given up by srun after its own time-outs
+LATE_SECONDS = 15  # a shared file system may take this long to show a new file
+_ANSWER_SECONDS = 90  # srun gives up on a lost node after time-outs of its own
 _SCRIPT = (
     f"for ((i = 0; i < {LATE_SECONDS}; i++)); do\n"
     '    read -r found <"$1" && [[ $found == "$2" ]] && echo "$SLURMD_NODENAME yes" && exit\n'
@@ -19,34 +19,34 @@ _SCRIPT = (
 
 
 def nodes_that_see(run: Path, count: int) -> dict[str, bool]:
-    """Does a node see a file that was written into the run folder just now? Nodes that do not answer are
-    left out; none do where no step can be started.
+    """Node names, and whether the node sees a file that has just been written into the run folder.
 
-    For the batch script: the ``count`` nodes are those of the job around it.
+    Nodes that do not respond are missing: all of them when no step can be started. For the batch script: the
+    ``count`` nodes are those of its own job.
     """
     token = uuid.uuid4().hex
-    path = run / f".token-{token}"  # a new name, which no cache of a file system has missed before
+    path = run / f".token-{token}"  # a new name: a client may have cached that an older one is missing
     path.write_text(token + "\n", encoding="utf-8")
     command = [
         *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
         *("--mem=0", "--mpi=none", "--export=ALL", "--chdir=/"),
         *("bash", "-c", _SCRIPT, "probe", str(path), token),
     ]
-    # What the job wants for a rank is no option of this step.
-    unwanted = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE")
-    environment = {key: value for key, value in os.environ.items() if key not in unwanted}
+    # The job's options for its ranks must not become options of this step.
+    of_ranks = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE")
+    environment = {key: value for key, value in os.environ.items() if key not in of_ranks}
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             text=True, timeout=LATE_SECONDS + _ANSWER_SECONDS, env=environment,
         )  # fmt: skip
-        said = done.stdout
+        output = done.stdout
     except subprocess.TimeoutExpired as error:
-        said = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
     except OSError:
-        said = ""
+        output = ""
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
-    answers = [line.split() for line in said.splitlines()]
+    answers = [line.split() for line in output.splitlines()]
     return {words[0]: words[1] == "yes" for words in answers if len(words) == 2}

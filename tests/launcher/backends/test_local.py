@@ -1,4 +1,4 @@
-"""The local back end with small programs in the place of the training ranks."""
+"""The local back end, with small programs in place of the training ranks."""
 
 import io
 import json
@@ -16,9 +16,10 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends import local
+from launcher.backends import local, watch
 from launcher.backends.local import choose_device, run_local
-from launcher.commands.control import ResumeRequest, resume_run, start_run
+from launcher.commands.control import start_run
+from launcher.commands.resume import ResumeRequest, resume_run
 from launcher.commands.status import inspect_run
 from launcher.run import attempts
 from launcher.run.logs import attempt_lines, first_error
@@ -43,7 +44,7 @@ if os.environ["RANK"] == "0":
 """
 
 
-def test_progress_is_shown_and_all_zero_is_zero(make_run, make_config) -> None:
+def test_progress_is_shown_and_the_exit_code_is_0_if_all_ranks_exit_with_0(make_run, make_config) -> None:
     folder = Path(make_config().run.folder) / "run"
     code, text, _ = run(make_run, PROGRESS.format(run=folder))
     assert code == 0
@@ -68,8 +69,8 @@ def test_a_dead_rank_ends_the_others_and_its_last_lines_are_shown(make_run, capf
     assert str(folder / "logs" / "rank-1.log") in shown
 
 
-def test_status_says_how_a_start_ended(make_run) -> None:
-    """And each start has its line in the log, the result of an earlier one does not speak for a crash."""
+def test_status_tells_how_each_start_ended(make_run) -> None:
+    """Each start has a line in the log, and an earlier result does not hide a crash."""
     folder, manifest = make_run()
     (folder / "result.json").write_text('{"status": "stopped"}')
     (folder / "progress.json").write_text('{"phase": "training", "step": 3}')
@@ -122,7 +123,7 @@ def test_status_of_a_run_whose_launcher_was_killed(make_run) -> None:
     assert state.next == f"alignkd resume {folder}"
 
 
-def test_a_users_error_of_a_rank_is_one_message(make_run, capfd) -> None:
+def test_a_user_error_of_a_rank_is_a_single_message(make_run, capfd) -> None:
     program = (
         "import sys\nfrom alignkd.errors import UserError, report_error\n"
         "sys.exit(report_error(UserError('sample a: no such image')))\n"
@@ -132,18 +133,18 @@ def test_a_users_error_of_a_rank_is_one_message(make_run, capfd) -> None:
     assert capfd.readouterr().err == "sample a: no such image\n"
 
 
-def test_ranks_that_saved_are_no_failure(make_run, capfd) -> None:
+def test_ranks_that_saved_have_not_failed(make_run, capfd) -> None:
     code, text, folder = run(make_run, "import sys; sys.exit(85)")
     assert code == 85
     assert f"alignkd resume {folder}" in text
     assert capfd.readouterr().err == ""
 
 
-def test_a_rank_that_stays_behind_after_the_save_is_ended(make_run, monkeypatch) -> None:
-    monkeypatch.setattr(local, "STOP_GRACE_SECONDS", 0.3)
+def test_a_rank_that_hangs_after_the_save_is_ended(make_run, monkeypatch) -> None:
+    monkeypatch.setattr(watch, "STOP_GRACE_SECONDS", 0.3)
     program = "import os, sys, time\nif os.environ['RANK'] == '0': sys.exit(86)\ntime.sleep(600)\n"
     code, text, _ = run(make_run, program)
-    assert "did not end after the save" in text
+    assert "did not exit after the save" in text
     assert code == 128 + signal.SIGTERM
 
 
@@ -161,7 +162,7 @@ IGNORES = (
 
 
 def send_when_ready(folder: Path, *numbers: int) -> threading.Thread:
-    """Signals to this process once both ranks have written; the second one after a while."""
+    """Signal this process once both ranks are ready; with a pause between signals."""
 
     def send() -> None:
         logs = [folder / "logs" / f"rank-{rank}.log" for rank in range(2)]
@@ -180,7 +181,7 @@ def send_when_ready(folder: Path, *numbers: int) -> threading.Thread:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 86), (signal.SIGTERM, 86), (signal.SIGUSR1, 85), (signal.SIGHUP, 86)]
 )
-def test_a_signal_lets_the_ranks_save(make_run, make_config, number: int, code: int) -> None:
+def test_a_signal_makes_the_ranks_save(make_run, make_config, number: int, code: int) -> None:
     before = signal.getsignal(signal.SIGINT)
     sender = send_when_ready(Path(make_config().run.folder) / "run", number)
     got, text, folder = run(make_run, SAVES)
@@ -192,8 +193,8 @@ def test_a_signal_lets_the_ranks_save(make_run, make_config, number: int, code: 
 
 
 @pytest.mark.parametrize("kind", ["terminal", "pipe"])
-def test_output_that_nobody_sees_any_more_costs_no_save(make_run, make_config, kind: str) -> None:
-    """The terminal is closed, or the reader of a pipe has ended: what is written fails from then on."""
+def test_ranks_save_after_the_terminal_or_pipe_was_closed(make_run, make_config, kind: str) -> None:
+    """Every write fails from then on."""
     folder, _ = make_run()
     program = (
         "import sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
@@ -222,8 +223,8 @@ def test_output_that_nobody_sees_any_more_costs_no_save(make_run, make_config, k
     assert [attempt.reason for attempt in attempts.read_history(folder)] == ["terminated"]
 
 
-def test_another_launcher_has_closed_the_attempt(make_run) -> None:
-    """Where the file system has no locks. The exit code of the ranks still counts."""
+def test_the_exit_code_counts_even_if_another_launcher_closed_the_attempt(make_run) -> None:
+    """Possible on a file system without locks."""
     folder, manifest = make_run()
     code = f"import pathlib; pathlib.Path({str(RunPaths(folder).open_attempt)!r}).unlink(missing_ok=True)"
     assert run_local(folder, manifest, Console(file=io.StringIO()), [sys.executable, "-c", code]) == 0
@@ -239,7 +240,7 @@ def test_the_second_ctrl_c_ends_them_at_once(make_run, make_config, capfd) -> No
     assert "before the ranks could save" in capfd.readouterr().err
 
 
-def test_two_launchers_do_not_share_a_run(make_run) -> None:
+def test_two_launchers_cannot_run_the_same_run(make_run) -> None:
     folder, manifest = make_run()
     holder = subprocess.Popen(
         [
@@ -262,19 +263,19 @@ def test_two_launchers_do_not_share_a_run(make_run) -> None:
         holder.wait()
 
 
-def test_a_run_for_gpus_is_not_moved_to_the_cpu_in_silence(make_run, monkeypatch) -> None:
+def test_a_run_for_gpus_is_never_moved_to_the_cpu_silently(make_run, monkeypatch) -> None:
     monkeypatch.setattr(local, "visible_gpus", lambda environment: ["0"])
     folder, manifest = make_run(device="auto")
     with pytest.raises(UserError, match="takes 2 GPUs and this machine has 1"):
         run_local(folder, manifest, Console(file=io.StringIO()), ["true"])
 
 
-def test_device_choice() -> None:
+def test_a_run_uses_gpus_only_if_every_rank_gets_one() -> None:
     assert choose_device(2, ["0", "1"]) == "auto"
     assert choose_device(3, ["0", "1"]) == "cpu"
 
 
-def test_environment_reaches_the_ranks(make_run) -> None:
+def test_ranks_get_their_environment(make_run) -> None:
     program = "import json, os; print(json.dumps(dict(os.environ)))"
     _, _, folder = run(make_run, program, nodes=2, gpus_per_node=1)
     ranks = [json.loads(attempt_lines(folder, rank, None)[1]) for rank in range(2)]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.ranks import free_port, log_path, rank_environments, start_ranks
+from alignkd.run_folder.paths import log_name
+from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
 SHOW = (
     "import os, json; print(json.dumps([os.environ['RANK'], os.getsid(0) == os.getpid(), "
@@ -59,7 +60,7 @@ def test_logs_are_appended_and_ranks_lead_their_session(tmp_path) -> None:
         finish(group)
         assert group.codes == {0: 0, 1: 0}
     for rank in range(2):
-        lines = log_path(tmp_path / "logs", rank).read_text().splitlines()
+        lines = (tmp_path / "logs" / log_name(rank)).read_text().splitlines()
         assert [line.startswith(f'["{rank}", true') for line in lines] == [True, True]
 
 
@@ -85,7 +86,7 @@ def test_stop_ends_ranks_that_ignore_sigterm_and_their_children(tmp_path) -> Non
         "time.sleep(600)\n"
     )
     group = start(program, tmp_path)
-    logs = [log_path(tmp_path / "logs", rank) for rank in range(2)]
+    logs = [(tmp_path / "logs" / log_name(rank)) for rank in range(2)]
     wait_for(lambda: all(log.read_text().endswith("\n") for log in logs))
     group.stop(grace_seconds=0.2)
     assert group.codes == {0: -signal.SIGKILL, 1: -signal.SIGKILL}
@@ -109,7 +110,7 @@ def test_ranks_die_with_a_launcher_that_is_killed(tmp_path) -> None:
     )
     root = Path(__file__).parents[3]
     process = subprocess.Popen([sys.executable, "-c", launcher], cwd=root)
-    logs = [log_path(tmp_path, rank) for rank in range(2)]
+    logs = [(tmp_path / log_name(rank)) for rank in range(2)]
     wait_for(lambda: all(log.exists() and log.read_text().endswith("\n") for log in logs))
     pids = [int(log.read_text()) for log in logs]
     assert all(map(is_alive, pids))

@@ -117,8 +117,8 @@ def test_missing_models_are_named(config_file) -> None:
     early = ("--set", "model.student=runs/first/student", "--set", "model.adapters=runs/first")
     done = alignkd("launch", config_file, "--backend", "local", "--dry-run", *early, cwd=config_file.parent)
     assert done.returncode == 2
-    assert "runs/first/student: no such folder; run first makes it at its end" in done.stderr
-    assert "runs/first: no such file or folder; run first makes it at its end" in done.stderr
+    assert "runs/first/student: no such folder; run first writes it when it ends" in done.stderr
+    assert "runs/first: no such file or folder; run first writes it when it ends" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
-"""The judgements of a drill; the real Slurm is drilled in tests/slurm."""
+"""How a drill judges what it sees; tests/slurm drills a real Slurm."""
 
 import pytest
 from rich.console import Console
 
 from alignkd.errors import UserError
+from launcher.backends.slurm.drill_events import _place
 from launcher.cli import runs as cli_runs
-from launcher.commands.drill import _folder_finding, _free_names, _loss_finding, _place, drill
+from launcher.commands.drill import _folder_finding, _free_names, _loss_finding, drill
 from launcher.run.manifest import read_manifest
 
 
-def test_losses() -> None:
+def test_losses_must_agree_step_by_step() -> None:
     whole = {1: 2.0, 2: 1.5}
     assert _loss_finding(whole, dict(whole)).ok
     assert _loss_finding(whole, {1: 2.0, 2: 1.5 + 1e-7}).ok
@@ -19,7 +20,7 @@ def test_losses() -> None:
     assert not _loss_finding(whole, {1: 2.0}).ok
 
 
-def test_a_folder_that_not_every_node_sees(make_run) -> None:
+def test_every_rank_must_have_written_to_the_run_folder(make_run) -> None:
     run, _ = make_run(nodes=2, gpus_per_node=1)
     (run / "attempts.jsonl").touch()
     (run / "logs" / "rank-0.log").touch()
@@ -30,31 +31,31 @@ def test_a_folder_that_not_every_node_sees(make_run) -> None:
     assert _folder_finding(run, read_manifest(run)).ok
 
 
-def test_it_is_for_slurm(make_run) -> None:
+def test_a_drill_of_another_back_end_is_refused(make_run) -> None:
     run, _ = make_run()
-    with pytest.raises(UserError, match="a drill is for a cluster"):
+    with pytest.raises(UserError, match="a drill needs a Slurm cluster"):
         next(drill(run, 8, Console()))
     assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 
-def test_options_that_no_shell_would_read(make_run) -> None:
+def test_options_that_a_shell_cannot_parse_are_refused(make_run) -> None:
     run, _ = make_run()
     with pytest.raises(UserError, match=r"--preempt-with .*No closing quotation"):
         cli_runs.drill(run, steps=8, preempt_with='--comment="x')
 
 
-def test_where_the_rank_to_kill_is(tmp_path) -> None:
+def test_the_rank_to_kill_is_found_in_its_log(tmp_path) -> None:
     log = tmp_path / "rank-1.log"
     assert _place(log, 1) is None
     log.write_text("=== attempt 1: job 5 on n2, process 71, now\n")
     assert _place(log, 1) == ("n2", "71")
-    assert _place(log, 2) is None  # another node's line may be seen late
+    assert _place(log, 2) is None  # a line from another node may become visible late
 
 
-def test_every_drill_has_folders_of_its_own(tmp_path) -> None:
+def test_every_drill_has_its_own_folders(tmp_path) -> None:
     run = tmp_path / "run"
     assert _free_names(run) == ("run-drill-whole", "run-drill-cut")
-    (tmp_path / "run-drill-cut").mkdir()  # one is enough: the two belong together
+    (tmp_path / "run-drill-cut").mkdir()  # one is enough to take both names
     assert _free_names(run) == ("run-drill-2-whole", "run-drill-2-cut")
     (tmp_path / "run-drill-2-whole").mkdir()
     assert _free_names(run) == ("run-drill-3-whole", "run-drill-3-cut")

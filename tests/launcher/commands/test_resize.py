@@ -1,4 +1,4 @@
-"""A run folder for another size: what changes in it, what is refused, and a rewrite that was cut off."""
+"""Resizing a run folder: what changes, what is refused, and a rewrite that was interrupted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends import backend_named, local
 from launcher.backends.hostfile import Host
-from launcher.backends.ssh import write_hosts
 from launcher.commands import resize
 from launcher.commands.resize import fit_run, memory_warnings
 from launcher.render.deepspeed import student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
-from launcher.run.checkpoints import check_step, gone_back
+from launcher.run.checkpoints import check_step, rollback_to
 from launcher.run.folder import create_run_folder
 from launcher.run.manifest import Manifest, make_manifest, read_manifest
 from tests.launcher.run.test_checkpoints import checkpoint
@@ -64,7 +64,7 @@ def snapshot(run: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_the_global_batch_stays_and_all_files_follow(run: Path) -> None:
+def test_a_resize_keeps_the_global_batch_and_updates_every_file(run: Path) -> None:
     before = read_manifest(run)
     after = fitted(run, 1, 2)
     assert (after.nodes, after.gpus_per_node, after.world_size, after.accumulation_steps) == (1, 2, 2, 2)
@@ -80,7 +80,7 @@ def test_the_global_batch_stays_and_all_files_follow(run: Path) -> None:
     assert not RunPaths(run).resize_journal.exists()
 
 
-def test_edits_of_the_environment_stay(run: Path) -> None:
+def test_edits_of_env_sh_are_kept(run: Path) -> None:
     with (run / "env.sh").open("a") as file:
         file.write("export NCCL_DEBUG=INFO\n")
     before = (run / "env.sh").read_text()
@@ -88,7 +88,7 @@ def test_edits_of_the_environment_stay(run: Path) -> None:
     assert (run / "env.sh").read_text() == before
 
 
-def test_nothing_is_touched_when_nothing_changes(run: Path) -> None:
+def test_an_unchanged_size_changes_no_file(run: Path) -> None:
     with (run / "job.sbatch").open("a") as file:
         file.write("# by hand\n")
     before = snapshot(run)
@@ -96,7 +96,7 @@ def test_nothing_is_touched_when_nothing_changes(run: Path) -> None:
     assert snapshot(run) == before
 
 
-def test_a_split_that_is_impossible_lists_the_possible_ones(run: Path) -> None:
+def test_an_impossible_split_lists_the_possible_ones(run: Path) -> None:
     before = snapshot(run)
     with pytest.raises(UserError, match=r"3 nodes x 1 ranks.*fit with 1 ranks each: 1, 2, 4"):
         fitted(run, 3)
@@ -117,7 +117,7 @@ def test_a_split_that_is_impossible_lists_the_possible_ones(run: Path) -> None:
         (0, 0, 2, "at student.zero_stage 0"),
     ],
 )
-def test_stages_that_deepspeed_converts(
+def test_only_zero_stages_that_deepspeed_converts_are_accepted(
     run: Path, saved: int, stage: int, nodes: int | None, problem: str | None
 ) -> None:
     manifest = checkpoint(run, 10) / "manifest.json"
@@ -136,7 +136,7 @@ def test_stages_that_deepspeed_converts(
 
 
 @pytest.mark.parametrize("cut_off_after", [1, 3, 5])
-def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
+def test_an_interrupted_rewrite_is_completed_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch, cut_off_after: int
 ) -> None:
     writes = []
@@ -154,7 +154,7 @@ def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
         fitted(run, 2)
     monkeypatch.undo()
     assert RunPaths(run).resize_journal.exists()
-    assert fitted(run).nodes == 2  # without being told again
+    assert fitted(run).nodes == 2  # without the option
     whole = snapshot(run)
     shutil.rmtree(run / "ds")
     (run / "ds").mkdir()
@@ -163,29 +163,29 @@ def test_a_rewrite_that_was_cut_off_is_finished_by_the_next(
     assert snapshot(run) == whole
 
 
-def test_hosts_of_the_ssh_back_end(make_config) -> None:
+def test_the_ssh_back_end_needs_enough_hosts_and_slots(make_config) -> None:
     run = make(make_config(), "ssh")
-    write_hosts(run, [Host(name, 2) for name in "abcd"])
+    backend_named("ssh").prepare(run, [Host(name, 2) for name in "abcd"])
     assert fitted(run, 2).world_size == 2
-    assert fitted(run, 4).world_size == 4  # the others are still known
+    assert fitted(run, 4).world_size == 4  # the other hosts are still known
     with pytest.raises(UserError, match="2 slots each"):
         fitted(run, 1, 4)
-    write_hosts(run, [Host("a", 2)])
+    backend_named("ssh").prepare(run, [Host("a", 2)])
     with pytest.raises(UserError, match=r"has 1 hosts; name more with --hostfile"):
         fitted(run, 2)
     assert fitted(run, 2, hosts=[Host("x", 1), Host("y", 1)]).nodes == 2
     assert [host["name"] for host in json.loads((run / "hosts.json").read_text())["hosts"]] == ["x", "y"]
 
 
-def test_gpus_that_are_not_here(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_back_end_needs_enough_gpus(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(make_config(), "local", "auto")
-    monkeypatch.setattr(resize, "visible_gpus", lambda _environment: ["0", "1"])
+    monkeypatch.setattr(local, "visible_gpus", lambda _environment: ["0", "1"])
     with pytest.raises(UserError, match="takes 4 GPUs and this machine has 2"):
         fitted(run, 2, 2)
     assert fitted(run, 2).world_size == 2
 
 
-def test_fewer_ranks_that_would_not_fit_are_warned_of(make_config) -> None:
+def test_fewer_ranks_that_would_not_fit_give_a_warning(make_config) -> None:
     run = make(make_config("slurm.gpu_memory=80G"), "slurm", "auto")
     assert memory_warnings(run, read_manifest(run)) == []
     small = make(make_config("slurm.gpu_memory=1M", "run.name=small"), "slurm", "auto")
@@ -193,24 +193,24 @@ def test_fewer_ranks_that_would_not_fit_are_warned_of(make_config) -> None:
     assert "alignkd plan" in warning
 
 
-def test_going_back_keeps_the_newer_checkpoints(run: Path) -> None:
+def test_a_rollback_sets_newer_checkpoints_aside(run: Path) -> None:
     for step in (10, 20, 30):
         checkpoint(run, step)
     checkpoint(run, 30, suffix=".universal")
     (run / "result.json").write_text("{}")
     check_step(run, 10)
-    with gone_back(run, 10) as kept:
+    with rollback_to(run, 10) as kept:
         assert kept == ["step-30.set-aside", "step-20.set-aside"]
     assert committed_steps(run) == [10]
     assert not (run / "result.json").exists()
     checkpoint(run, 20)
-    with gone_back(run, 10) as kept:
+    with rollback_to(run, 10) as kept:
         assert kept == ["step-20.set-aside-2"]
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"step-10", "step-20.set-aside", "step-20.set-aside-2", "step-30.set-aside"}
 
 
-def test_a_step_that_is_not_there_or_broken(run: Path) -> None:
+def test_a_rollback_to_a_missing_or_broken_step_is_refused(run: Path) -> None:
     (checkpoint(run, 10) / "shard.pt").write_bytes(b"weightz")
     checkpoint(run, 20)
     before = snapshot(run)
@@ -225,8 +225,8 @@ def test_a_step_that_is_not_there_or_broken(run: Path) -> None:
     assert snapshot(run) == before
 
 
-def test_what_sbatch_refuses_has_changed_nothing(make_config, tmp_path: Path) -> None:
-    """Neither the checkpoints that would have been put aside, nor the keys that would have been accepted."""
+def test_a_refused_submission_changes_nothing(make_config, tmp_path: Path) -> None:
+    """No checkpoint is set aside and no key is accepted."""
     run = make(make_config(), "slurm")
     for step in (10, 20):
         checkpoint(run, step)

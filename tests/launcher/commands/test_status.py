@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.client import QueuedJob
+from launcher.backends.base import QueuedJob
 from launcher.cli.tables import show_state, state_table
 from launcher.commands.status import _next, inspect_run
 from launcher.run.attempts import Attempt

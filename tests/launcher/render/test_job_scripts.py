@@ -1,10 +1,12 @@
-"""The rendered scripts: their lines, their look (golden files), and what bash and shellcheck say of them.
+"""The rendered scripts: their lines, the golden files, and the verdict of bash and shellcheck.
 
-The real Slurm runs them in tests/slurm.
+tests/slurm runs them on a real Slurm.
 """
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.render.job_scripts import render_scripts
+from launcher.render.job_scripts import is_current, render_scripts
 from tests.launcher.render.test_quoting import parse_directive
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -61,7 +63,7 @@ SETTINGS = {
 
 @pytest.fixture
 def render(make_config, monkeypatch):
-    """Scripts of a run at a fixed place, by an interpreter at a fixed place."""
+    """Scripts for fixed paths of the run and of the interpreter."""
 
     def make(settings, nodes=2, gpus_per_node=4, run=Path("/runs/run")):
         monkeypatch.setattr("sys.executable", "/venv/bin/python")
@@ -77,8 +79,8 @@ def directives(script: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_golden_files(render, name: str) -> None:
-    """To accept a change: ALIGNKD_WRITE_GOLDEN=1 pytest THIS_FILE, and read the diff."""
+def test_scripts_equal_the_golden_files(render, name: str) -> None:
+    """To accept a change, run `ALIGNKD_WRITE_GOLDEN=1 pytest THIS_FILE` and read the diff."""
     for script, text in render(SETTINGS[name]).items():
         path = GOLDEN / name / script
         if os.environ.get("ALIGNKD_WRITE_GOLDEN"):
@@ -92,7 +94,21 @@ def test_the_manual_shows_the_script() -> None:
     assert (GOLDEN / "plain" / "job.sbatch").read_text() in manual
 
 
-def test_directives(render) -> None:
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_module_that_a_script_calls_exists(render, name: str) -> None:
+    called = {module for text in render(SETTINGS[name]).values() for module in re.findall(r"-m (\S+)", text)}
+    assert called == {"launcher.backends.slurm.batch", "alignkd.train"}
+    assert all(importlib.util.find_spec(module) is not None for module in called)
+
+
+def test_scripts_carry_their_format(render) -> None:
+    scripts = render({})
+    assert is_current(scripts["job.sbatch"])
+    assert is_current(scripts["rank.sh"])
+    assert not is_current(scripts["job.sbatch"].replace("Script format 2", "Script format 1"))
+
+
+def test_settings_become_sbatch_directives(render) -> None:
     values = directives(render(EVERYTHING)["job.sbatch"])
     assert values["account"] == "a #b"
     assert values["constraint"] == "x&y"
@@ -100,7 +116,7 @@ def test_directives(render) -> None:
     assert (values["nodes"], values["ntasks-per-node"]) == ("2", "4")
     assert values["signal"] == "USR1@120"
     assert values["licenses"] == "scratch"
-    assert "mem" not in values  # `false` takes an option of ours away
+    assert "mem" not in values  # `false` removes an option of ours
     assert {"exclusive", "contiguous", "no-requeue"} <= values.keys()
     plain = directives(render({})["job.sbatch"])
     assert plain["gpus-per-node"] == "4"
@@ -108,7 +124,7 @@ def test_directives(render) -> None:
     assert "account" not in plain
 
 
-def test_no_secret_is_written(render, monkeypatch) -> None:
+def test_secrets_are_never_stored(render, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     scripts = render({"secrets": ["HF_TOKEN"]})
     assert "HF_TOKEN" in scripts["env.sh"]
@@ -123,7 +139,7 @@ def shellcheck() -> str:
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("run", ["/runs/run", '/a $(touch x)/it\'s "q" \\ `b`/run'])
-def test_bash_and_shellcheck_have_no_complaint(render, tmp_path, name: str, run: str) -> None:
+def test_bash_and_shellcheck_accept_the_scripts(render, tmp_path, name: str, run: str) -> None:
     program = shellcheck()
     (tmp_path / "scripts").mkdir()
     for script, text in render(SETTINGS[name], run=Path(run)).items():
@@ -131,7 +147,7 @@ def test_bash_and_shellcheck_have_no_complaint(render, tmp_path, name: str, run:
         path.write_text(text)
         parsed = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
         assert (parsed.returncode, parsed.stderr) == (0, "")
-    # SC2016: what looks like an expansion is a name, and must not be expanded.
+    # SC2016: what looks like an expansion is a folder name, and must not be expanded.
     done = subprocess.run(
         [program, "--exclude=SC2016", *(tmp_path / "scripts").iterdir()], capture_output=True, text=True
     )

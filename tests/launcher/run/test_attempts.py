@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.lifecycle import Reason
 from launcher.run.attempts import (
     Attempt,
+    Reason,
     begin,
     close,
     exit_codes,

@@ -6,8 +6,7 @@ import pytest
 
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.lifecycle import Reason
-from launcher.run.attempts import Attempt, begin, close
+from launcher.run.attempts import Attempt, Reason, begin, close
 from launcher.run.lock import only_launcher
 from launcher.run.logs import attempt_lines, first_error, follow, is_over
 

@@ -8,8 +8,9 @@ import pytest
 
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.slurm import batch
-from launcher.backends.slurm.lifecycle import Action, Decision, JobState, Reason
+from launcher.backends.slurm.lifecycle import Action, Decision, JobState
 from launcher.run import attempts
+from launcher.run.attempts import Reason
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
     run: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(batch, "ask", lambda *words: asked.append(words) or "")
+    monkeypatch.setattr(batch, "run_slurm_command", lambda *words: asked.append(words) or "")
     RunPaths(run).stop.write_text(f"{name} 7\n")
     batch.follow(run, "9")
     assert asked == [("scancel", "9")]

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.backends.slurm.lifecycle import WAIT_SECONDS, Action, Evidence, JobState, Reason, decide
+from launcher.backends.slurm.lifecycle import WAIT_SECONDS, Action, Evidence, JobState, decide
+from launcher.run.attempts import Reason
 
 PEACE = Evidence(
     codes={0: 0, 1: 0},

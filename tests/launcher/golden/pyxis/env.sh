@@ -1,14 +1,14 @@
-# The environment of the run: job.sbatch reads it on the first node, the ranks inherit it. To be edited by hand.
+# The environment of the run: job.sbatch sources it on the first node, the ranks inherit it. You may edit this file.
 # shellcheck shell=bash
 
 export PYTHON=/venv/bin/python
-# Where alignkd is, for an interpreter that it was not installed into; last, so that it hides nothing.
+# Finds alignkd if it is not installed for this interpreter; comes last, so that it hides nothing.
 export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}/checkout
-# The folder that the job was submitted from must not be searched for modules.
+# Modules must not be imported from the folder that the job was submitted from.
 export PYTHONSAFEPATH=1
-# A log has every line of a rank that is killed.
+# The log keeps every line of a rank that is killed.
 export PYTHONUNBUFFERED=1
-# DeepSpeed lets these replace a configuration that was passed explicitly.
+# DeepSpeed lets these override a configuration that was passed explicitly.
 unset "${!DEEPSPEED_CONFIG@}"
-# Restarts without a new checkpoint in between before the run is given up.
+# The run is given up after this many restarts in a row without a new checkpoint.
 export ALIGNKD_MAX_RESTARTS=3

@@ -8,14 +8,12 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from launcher.backends import local
-from launcher.backends.slurm import stages
-from launcher.backends.slurm.client import QueuedJob
-from launcher.backends.slurm.stages import check_runs, hand_on, link, stage_names
-from launcher.commands.control import ResumeRequest, resume_run
 from launcher.commands.launch import LaunchRequest, launch
+from launcher.commands.resume import ResumeRequest, resume_run
+from launcher.commands.stages import check_runs, link, stage_names
 
 
-def test_names() -> None:
+def test_stage_names_come_from_either_option() -> None:
     assert stage_names(None, None, None) == [None]
     assert stage_names("a", None, "x") == ["a"]
     assert stage_names(None, "a, b", None) == ["a", "b"]
@@ -24,28 +22,20 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     "arguments", [("a", "a,b", None), (None, "a,b", "x"), (None, ",", None), (None, "a,a", None)]
 )
-def test_what_does_not_fit(arguments) -> None:
+def test_options_that_contradict_each_other_are_refused(arguments) -> None:
     with pytest.raises(UserError, match="stage"):
         stage_names(*arguments)
 
 
-def test_one_folder_for_two_stages() -> None:
+def test_two_stages_may_not_share_a_run_folder() -> None:
     check_runs(["a", "b"], [Path("/r/a"), Path("/r/b")])
     with pytest.raises(UserError, match="stages a and c have the same run"):
         check_runs(["a", "b", "c"], [Path("/r/a"), Path("/r/b"), Path("/r/a")])
 
 
-def test_only_a_stage_that_waits_is_told(tmp_path, monkeypatch) -> None:
-    told = []
-    monkeypatch.setattr(stages, "ask", lambda *words: told.append(words))
-    jobs = [QueuedJob("7", "PENDING", "Dependency", None, ""), QueuedJob("8", "RUNNING", "None", None, "")]
-    monkeypatch.setattr(stages, "queued_jobs", lambda run: jobs if run == Path("/r/b") else [])
-    hand_on(tmp_path, "9")
-    assert told == []
+def test_the_next_stage_is_recorded_in_the_run_folder(tmp_path) -> None:
     link(tmp_path, Path("/r/b"))
     assert json.loads((tmp_path / "next.json").read_text()) == {"run": "/r/b"}
-    hand_on(tmp_path, "9")
-    assert told == [("scontrol", "update", "JobId=7", "Dependency=afterok:9")]
 
 
 RANK = """
@@ -57,7 +47,7 @@ sys.exit(int((run.parent / f"code-{run.name}").read_text()))
 """
 
 
-def test_on_the_local_back_end_a_failed_stage_holds_the_next(config_file, monkeypatch) -> None:
+def test_on_the_local_back_end_a_failed_stage_keeps_the_next_from_starting(config_file, monkeypatch) -> None:
     stages = "".join(f"  {n}: {{run: {{name: {n}}}}}\n" for n in ("a", "b", "c"))
     config_file.write_text(config_file.read_text() + "stages:\n" + stages)
     runs = config_file.parent / "runs"

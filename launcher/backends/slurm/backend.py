@@ -1,0 +1,162 @@
+"""The Slurm back end: a run is a job, or its batch script inside an allocation that the user holds."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from alignkd.config import Config, load_run_config
+from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import write_json, write_text_atomic
+from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
+from launcher.backends.base import QueuedJob, Started, Stopped, refuse_hostfile
+from launcher.backends.hostfile import Host
+from launcher.backends.slurm.client import (
+    cancel_job,
+    in_allocation,
+    is_running,
+    queued_jobs,
+    retarget_dependency,
+    signal_ranks,
+    submit,
+)
+from launcher.plan.workload import Cluster
+from launcher.run.attempts import open_attempt, read_history, slurm_step
+from launcher.run.console import say
+from launcher.run.manifest import Manifest
+
+
+class SlurmBackend:
+    has_queue = True
+
+    def hosts(self, hostfile: Path | None, nodes: int | None, gpus_per_node: int | None) -> tuple[Host, ...]:
+        refuse_hostfile(hostfile)
+        return ()
+
+    def device(self, config: Config, cluster: Cluster) -> str:
+        return "cpu" if config.slurm.gpu_option == "none" else "auto"
+
+    def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
+        if in_allocation():
+            return [], []
+        from launcher.backends.slurm.preflight import slurm_problems, slurm_warnings
+
+        problems = slurm_problems(config, cluster.nodes, cluster.gpus_per_node)
+        return problems, slurm_warnings(config, cluster.nodes)
+
+    def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
+        """Everything that a job needs is in its scripts."""
+
+    def resize_problems(
+        self, run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]
+    ) -> list[str]:
+        return self.preflight(config, Cluster(wanted.nodes, wanted.gpus_per_node))[0]
+
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        return f"would run: sbatch {shlex.quote(str(RunPaths(run).job_script))}"
+
+    def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
+        signal_seconds = load_run_config(RunPaths(run).config).slurm.signal_seconds
+        if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
+            say(console, f"warning: {warning}")
+        if in_allocation():
+            return _start_in_allocation(run, console)
+        job = submit(run, [f"--dependency=afterok:{after}"] if after else [])
+        _record_submission(run, job)
+        retarget_dependency(run, job)
+        return Started(0, job)
+
+    def check_idle(self, run: Path) -> None:
+        own = os.environ["SLURM_JOB_ID"] if in_allocation() else None
+        jobs = queued_jobs(run)
+        if jobs:
+            raise UserError(
+                f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`"
+            )
+        attempt = open_attempt(run)  # of an allocation, whose script in the queue is not the run's
+        if attempt is not None and attempt.job != own and is_running(attempt.job):
+            raise UserError(f"{run}: job {attempt.job} is training it")
+
+    def live_jobs(self, run: Path) -> list[QueuedJob] | None:
+        jobs, attempt = queued_jobs(run), open_attempt(run)
+        if jobs == [] and attempt is not None and is_running(attempt.job):
+            return [QueuedJob(attempt.job, "RUNNING", "None", None, "")]
+        return jobs
+
+    def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
+        # The file comes first: it tells the batch script that this USR1 is not a time limit, and ranks that
+        # are about to start that they should not.
+        _request_stop(run, "USR1", jobs)
+        # The queue is read again: a script that has just submitted the run's next job looks for the file
+        # afterwards.
+        jobs = self.live_jobs(run) or jobs
+        running = [job for job in jobs if job.state != "PENDING"]
+        for job in jobs:
+            if job.state == "PENDING":
+                cancel_job(job.id)
+        if not running:
+            RunPaths(run).stop.unlink(missing_ok=True)
+            return Stopped(jobs[0].id, "taken out of the queue")
+        for job in running:
+            _signal(run, job, "USR1")
+        return Stopped(running[0].id, "asked to save and stop")
+
+    def cancel(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
+        # The file comes first: scancel is too late for a script that has just decided to restart, which
+        # requeues the job or submits the next one all the same. The next start reads the file.
+        _request_stop(run, "TERM", jobs)
+        jobs = self.live_jobs(run) or jobs
+        for job in jobs:
+            if job.script:
+                cancel_job(job.id)
+            else:  # an allocation belongs to the user
+                _signal(run, job, "TERM")
+        if all(job.state == "PENDING" for job in jobs):
+            RunPaths(run).stop.unlink(missing_ok=True)
+        own = all(job.script for job in jobs)
+        return Stopped(
+            jobs[0].id,
+            "cancelled" if own else "asked the ranks to save and exit; the allocation is kept",
+        )
+
+
+def _start_in_allocation(run: Path, console: Console) -> Started:
+    """Run the batch script here: the same ranks and the same decision at the end, but no requeue."""
+    say(console, f"using the allocation {os.environ['SLURM_JOB_ID']}")
+    _record_submission(run, os.environ["SLURM_JOB_ID"])
+    environment = {**os.environ, "ALIGNKD_RUN": str(run)}
+    # Ctrl-C is meant for srun, which shares the terminal. If this process died of it, the script would die
+    # too: the ranks would keep training, and nothing would record how they end.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(["bash", str(RunPaths(run).job_script)], env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return Started(done.returncode, None)
+
+
+def _record_submission(run: Path, job: str) -> None:
+    """Failures before this moment do not count towards slurm.max_restarts."""
+    values = {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))}
+    write_json(RunPaths(run).job, values)
+
+
+def _request_stop(run: Path, name: str, jobs: Sequence[QueuedJob]) -> None:
+    write_text_atomic(RunPaths(run).stop, " ".join([name, *(job.id for job in jobs)]) + "\n")
+
+
+def _signal(run: Path, job: QueuedJob, name: str) -> None:
+    """Signal the ranks only. In an allocation they are one step of several; the user's shell is another."""
+    if job.state in ("COMPLETING", "CONFIGURING"):
+        return  # no process can receive it, and scancel fails; the next start reads the file
+    step = job.id if job.script else slurm_step(run)
+    if step is not None and not signal_ranks(step, name):  # None: they have yet to start, and read the file
+        raise AlignkdError(f"scancel could not signal job {step}")

@@ -1,0 +1,156 @@
+"""Watch the ranks of a run until all have ended: for back ends whose launcher stays while the run trains."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from alignkd.errors import EXIT_SAVED_ON_USR1
+from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.paths import RunPaths
+from launcher.backends.ranks import RankGroup
+from launcher.backends.slurm.lifecycle import Evidence, decide
+from launcher.run import attempts
+from launcher.run.attempts import Reason
+from launcher.run.console import say
+from launcher.run.exit_codes import ended_by, exit_code, failed_rank, failure_report, is_failure
+from launcher.run.logs import log_of_failure
+from launcher.run.progress import GONE, LastingView, Pace, Snapshot, View, make_view, read_snapshot
+
+POLL_SECONDS = 0.25
+FAILURE_GRACE_SECONDS = 10.0  # the other ranks cannot save without the dead one
+STOP_GRACE_SECONDS = 120.0  # ranks exit together after a save; one that stays behind hangs
+
+
+def watch_ranks(run: Path, start: Callable[[], RankGroup], console: Console) -> int:
+    """Show the progress of the ranks that ``start`` starts until all have ended; returns the exit code.
+
+    ``start`` opens an attempt of the run, which is closed here. Signals to this process are passed on to the
+    ranks, and when one rank fails the others are ended. The caller holds the run's lock.
+    """
+    with _Stops() as stops:
+        started = time.time()
+        group = start()
+        view = LastingView(lambda: make_view(console))
+        try:
+            _watch(group, run, started, view, stops)
+        finally:
+            group.kill()
+            view.close()
+        try:
+            _close_attempt(run, group, stopped=bool(stops.received))
+        except OSError as error:  # the ranks have ended as they have, whether or not it can be recorded
+            print(f"{RunPaths(run).attempts}: {error.strerror}", file=sys.stderr)
+    with contextlib.suppress(*GONE):  # nobody may be reading, but the exit code may still count
+        _report_end(group, run, console, stopped=bool(stops.received))
+    return exit_code(group.codes)
+
+
+def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
+    attempt = attempts.open_attempt(run)
+    if attempt is None:  # where files cannot be locked, another launcher may have started and closed it
+        return
+    # With ssh, rank.sh records the exit codes: ssh's own codes say less.
+    codes = attempts.exit_codes(run) or group.codes
+    code, rank = exit_code(codes), failed_rank(codes)
+    evidence = Evidence(
+        codes=codes,
+        srun_status=exit_code(group.codes),
+        result=(read_json(RunPaths(run).result) or {}).get("status"),
+        progressed=attempts.newest_step(run) > attempt.first_step,
+        stop_requested=code == EXIT_SAVED_ON_USR1,  # nothing else sends USR1 here
+        fruitless_before=0,
+        max_restarts=0,
+    )
+    cut_short = stopped and rank is not None and _ended_by_stop(codes[rank])
+    attempts.close(run, attempt, Reason.TERMINATED if cut_short else decide(evidence).reason, codes=codes)
+
+
+def _ended_by_stop(code: int) -> bool:
+    """Was the rank ended by a signal that stops runs, before it could save?"""
+    return ended_by(code) in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL)
+
+
+@dataclass
+class _Stops:
+    """Signals that this process received; the watching loop acts on them. The handlers only record."""
+
+    received: list[int] = field(default_factory=list)
+    _before: dict[int, object] = field(default_factory=dict)
+
+    def __enter__(self) -> _Stops:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _record(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+
+
+def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stops) -> None:
+    pace, seen, deadline = Pace(), 0, None
+    view.show(Snapshot(), None)
+    while group.running:
+        ended = group.next_exit(POLL_SECONDS)
+        if (now := read_snapshot(RunPaths(run).progress, started)) is not None:
+            view.show(now, pace.seconds_left(now))
+        _read_stop_file(run, stops)
+        for number in stops.received[seen:]:
+            _forward(group, number, first=seen == 0, view=view)
+            seen += 1
+        if ended is None:
+            pass
+        elif is_failure(ended.code):
+            if group.running:
+                view.note(f"rank {ended.rank} failed; ending the others")
+                group.stop(FAILURE_GRACE_SECONDS)
+        elif ended.code != 0:
+            deadline = deadline or time.monotonic() + STOP_GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            view.note("a rank did not exit after the save; ending it")
+            group.stop(FAILURE_GRACE_SECONDS)
+
+
+def _read_stop_file(run: Path, stops: _Stops) -> None:
+    """`alignkd stop` and `alignkd cancel` run in another terminal; they leave a file."""
+    path = RunPaths(run).stop
+    if path.exists():
+        planned = path.read_text(encoding="utf-8").startswith("USR1")
+        stops.received.append(signal.SIGUSR1 if planned else signal.SIGTERM)
+        path.unlink(missing_ok=True)
+
+
+def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:
+    if first:
+        planned = number == signal.SIGUSR1
+        group.signal(signal.SIGUSR1 if planned else signal.SIGTERM)
+        view.note("stopping: the ranks save first (a second Ctrl-C ends them at once)")
+    elif number == signal.SIGUSR1:
+        pass  # they are stopping already
+    else:
+        view.note("ending the ranks at once")
+        group.kill()
+
+
+def _report_end(group: RankGroup, run: Path, console: Console, stopped: bool) -> None:
+    rank = failed_rank(group.codes)
+    if rank is None:
+        if exit_code(group.codes) != 0:
+            say(console, f"stopped and saved; resume with: alignkd resume {shlex.quote(str(run))}")
+    elif stopped and _ended_by_stop(group.codes[rank]):
+        print(f"{run}: ended before the ranks could save; earlier checkpoints are kept", file=sys.stderr)
+    else:
+        print(failure_report(rank, group.codes[rank], log_of_failure(run, rank)), file=sys.stderr)

@@ -1,0 +1,45 @@
+"""What the local and the ssh back end share: the launcher stays until the run ends, so there is no job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignkd.config import Config
+from alignkd.config.combinations import counted
+from alignkd.run_folder.atomic_files import write_text_atomic
+from alignkd.run_folder.paths import RunPaths
+from launcher.backends.base import QueuedJob, Stopped
+from launcher.plan.workload import Cluster
+from launcher.run.lock import is_locked
+from launcher.run.manifest import Manifest
+
+
+def rank_command(run: Path) -> list[str]:
+    return [sys.executable, "-m", "alignkd.train", str(run)]
+
+
+class WatchedBackend:
+    has_queue = False
+
+    def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
+        return [], []
+
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
+
+    def check_idle(self, run: Path) -> None:
+        """The run's lock is all there is to check, and whoever starts a run takes it."""
+
+    def live_jobs(self, run: Path) -> list[QueuedJob] | None:
+        return [QueuedJob("", "RUNNING", "None", None, "")] if is_locked(run) else []
+
+    def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
+        write_text_atomic(RunPaths(run).stop, "USR1\n")
+        return Stopped(None, "asked its launcher to save and stop")
+
+    def cancel(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
+        write_text_atomic(RunPaths(run).stop, "TERM\n")
+        return Stopped(None, "cancelled")

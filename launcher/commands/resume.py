@@ -1,0 +1,77 @@
+"""``alignkd resume``: continue a run from a checkpoint, optionally at another size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from alignkd.config import load_run_config
+from alignkd.config.combinations import counted
+from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.paths import RunPaths
+from launcher.backends import backend_named
+from launcher.backends.base import Started
+from launcher.commands.resize import fit_run, memory_warnings, renew_scripts
+from launcher.render.deepspeed import batch_split
+from launcher.run.checkpoints import changes_allowed, check_changes, check_step, rollback_to
+from launcher.run.console import say
+from launcher.run.lock import only_launcher
+from launcher.run.manifest import read_manifest
+
+
+@dataclass(frozen=True)
+class ResumeRequest:
+    """None and empty keep what the run has."""
+
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    hostfile: Path | None = None  # other hosts for the ssh back end
+    step: int | None = None  # checkpoint to roll back to
+    allowed_changes: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
+
+
+def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str, Any]:
+    """Resume a run from its newest checkpoint or a given one, optionally at another size.
+
+    Raises UserError when it cannot be resumed or is running; the run folder is unchanged then. When sbatch
+    refuses the job, only a resize has taken effect.
+    """
+    run = Path(os.path.abspath(run))
+    read_manifest(run)  # refuses any other folder
+    check_changes(run, request.allowed_changes)
+    result = read_json(RunPaths(run).result) or {}
+    if request.step is not None:
+        check_step(run, request.step)
+    elif result.get("status") == "done":
+        say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
+        return {"run": str(run), "state": "done", "code": 0, "job": None}
+    with only_launcher(run):  # before any file changes: the command may have been typed twice
+        code, job = _restart(run, request, console)
+    return {"run": str(run), "state": "queued" if job else "ended", "code": code, "job": job}
+
+
+def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
+    manifest = read_manifest(run)
+    backend = backend_named(manifest.backend)
+    backend.check_idle(run)
+    hosts = backend.hosts(request.hostfile, request.nodes, request.gpus_per_node) if request.hostfile else ()
+    RunPaths(run).stop.unlink(missing_ok=True)  # meant for an earlier start
+    before = manifest.world_size
+    manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, hosts, request.step)
+    if manifest.world_size != before:
+        split = batch_split(load_run_config(RunPaths(run).config).training, manifest.world_size)
+        say(console, f"resized from {before} to {counted(manifest.world_size, 'rank')}; {split}")
+        for warning in memory_warnings(run, manifest):
+            say(console, f"warning: {warning}")
+    if renew_scripts(run, manifest):
+        say(console, "the job scripts were written by another version of alignkd and have been rendered anew")
+    # Both are undone when the start is refused (by sbatch, say).
+    with changes_allowed(run, request.allowed_changes), rollback_to(run, request.step) as set_aside:
+        for name in set_aside:
+            say(console, f"set aside: {name}")
+        say(console, f"resuming {run} on {counted(manifest.world_size, 'rank')} ({manifest.backend})")
+        return backend.start(run, manifest, console)

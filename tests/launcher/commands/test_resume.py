@@ -1,0 +1,171 @@
+"""Resuming a run: what prevents it, what is undone, and run folders of earlier versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
+from launcher.backends.base import QueuedJob, Started
+from launcher.backends.slurm import backend as slurm
+from launcher.commands import resume
+from launcher.commands.launch import write_run
+from launcher.commands.resume import ResumeRequest, resume_run
+from launcher.plan.workload import Cluster
+from launcher.run.attempts import Attempt
+from launcher.run.manifest import Manifest
+
+
+def test_a_resume_is_refused_while_a_job_of_the_run_is_queued(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = slurm_run
+    queued = [QueuedJob("7", "RUNNING", "None", None, str(run / "job.sbatch"))]
+    monkeypatch.setattr(slurm, "queued_jobs", lambda _run: queued)
+    before = (run / "manifest.json").read_text()
+    with pytest.raises(UserError, match="job 7 is running already"):
+        resume_run(run, ResumeRequest(nodes=2), Console(quiet=True))
+    assert (run / "manifest.json").read_text() == before
+
+
+def test_a_resume_is_refused_while_an_allocation_trains_the_run(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = slurm_run
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
+    with pytest.raises(UserError, match="job 7 is training it"):
+        resume_run(run, ResumeRequest(), Console(quiet=True))
+    monkeypatch.setattr(slurm, "is_running", lambda _job: False)  # it was killed
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+
+
+def test_an_attempt_that_was_killed_in_this_allocation_does_not_prevent_a_resume(slurm_run: Path) -> None:
+    run = slurm_run
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "8", "n1", 0.0, 0)))
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+
+
+def test_the_second_of_two_resumes_is_refused_before_it_changes_anything(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second starts while the first is about to rewrite the run's files."""
+    run = slurm_run
+    seen: list[str] = []
+
+    def fit(folder: Path, manifest: Manifest, *_: object) -> Manifest:
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match="another launcher runs it"):
+            resume_run(
+                folder, ResumeRequest(allowed_changes=("training.learning_rate",)), Console(quiet=True)
+            )
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        seen.append("refused")
+        return manifest
+
+    monkeypatch.setattr(resume, "fit_run", fit)
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+    assert seen == ["refused"]
+
+
+def checkpoint(run: Path, step: int) -> None:
+    folder = run / "checkpoints" / f"step-{step}"
+    folder.mkdir(parents=True)
+    (folder / "COMMITTED").touch()
+
+
+def test_a_start_that_sbatch_refuses_leaves_the_run_unchanged(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = slurm_run
+    for step in (10, 20, 30):
+        checkpoint(run, step)
+    write_json(run / "result.json", {"status": "done"})
+    write_json(run / "allowed_changes.json", ["data.seed"])
+    monkeypatch.setattr(resume, "check_step", lambda *_: None)
+    monkeypatch.setattr(resume, "check_changes", lambda *_: None)
+    request = ResumeRequest(step=10, allowed_changes=("training.learning_rate",))
+
+    def refuse(*_: object) -> tuple[int, None]:
+        assert committed_steps(run) == [10]  # the start would have resumed from there
+        assert "training.learning_rate" in (run / "allowed_changes.json").read_text()
+        raise AlignkdError("sbatch refused it: no such account")
+
+    def state() -> dict[str, bytes | None]:
+        return {
+            str(path): path.read_bytes() if path.is_file() else None
+            for path in run.rglob("*")
+            if path.name != ".lock"
+        }
+
+    before = state()
+    monkeypatch.setattr(slurm.SlurmBackend, "start", refuse)
+    with pytest.raises(AlignkdError, match="no such account"):
+        resume_run(run, request, Console(quiet=True))
+    assert state() == before
+    monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, None))
+    resume_run(run, request, Console(quiet=True))
+    assert committed_steps(run) == [10]
+    assert json.loads((run / "allowed_changes.json").read_text()) == ["data.seed", "training.learning_rate"]
+    assert not (run / "result.json").exists()
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A login node with an sbatch that writes the script it gets to this path, and nothing else of Slurm."""
+    copy = tmp_path / "submitted.sbatch"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(f'#!/bin/bash\n/bin/cp "${{@: -1}}" {copy}\necho 42\n')
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    return copy
+
+
+def alignkd_resume(run: Path, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "resume", str(run), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_job_scripts_of_an_earlier_version_are_rendered_anew(make_config, submitted: Path) -> None:
+    """They call modules that have moved: ``launcher.batch`` and ``launcher.operators``."""
+    _, run = write_run(make_config("slurm.gpu_option=none"), Cluster(2, 2), "slurm")
+    paths = RunPaths(run)
+    current = {path: path.read_text() for path in (paths.job_script, paths.rank_script)}
+    for path, text in current.items():
+        lines = [line for line in text.splitlines() if not line.startswith("# Script format ")]
+        assert len(lines) == len(text.splitlines()) - 1
+        path.write_text("\n".join(lines).replace("launcher.backends.slurm.batch", "launcher.batch") + "\n")
+    build = 'TORCH_EXTENSIONS_DIR=$("$PYTHON" -m launcher.operators) || exit\n'
+    paths.rank_script.write_text(paths.rank_script.read_text() + build)
+    with paths.environment_script.open("a") as file:
+        file.write("export NCCL_DEBUG=INFO\n")
+    environment = paths.environment_script.read_text()
+
+    assert "submitted job 42" in (output := alignkd_resume(run))
+    assert "written by another version of alignkd" in output
+    assert {path: path.read_text() for path in current} == current
+    assert submitted.read_text() == current[paths.job_script]
+    assert os.access(paths.job_script, os.X_OK)
+    assert paths.environment_script.read_text() == environment
+
+
+def test_edits_of_current_job_scripts_are_kept(make_config, submitted: Path) -> None:
+    _, run = write_run(make_config(), Cluster(1, 1), "slurm")
+    with RunPaths(run).job_script.open("a") as file:
+        file.write("# edited by hand\n")
+    assert "another version" not in alignkd_resume(run)
+    assert submitted.read_text().endswith("# edited by hand\n")
