@@ -24,7 +24,7 @@ from alignkd.run_folder.checkpoints import (
 from alignkd.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
-CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # of a parameter group, not from its checkpoint
+CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
 
 
