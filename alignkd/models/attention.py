@@ -11,16 +11,20 @@ neighbouring samples of equal length.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from alignkd.data.batch import Batch
+
 ATTENTION_NAME = "alignkd_sdpa"
+FIRST_ATTENTION_NAME = "alignkd_first_sdpa"
 LENGTH_STEP = 128  # the kernel's longest length is rounded up, so that compiled guards see few of them
 CAUSAL = (-1, 0)  # keys to the left and to the right of a query: all, none
 
@@ -57,36 +61,67 @@ class FirstLayerCapture:
         return attention
 
 
+class Packing(NamedTuple):
+    """Several samples in the only row: what attention needs to keep them apart."""
+
+    lengths: tuple[int, ...]  # of the samples, for the loop
+    bounds: torch.Tensor  # int32 [samples + 1]: columns at which they begin, and the end; for the kernel
+    longest: int  # rounded up, so that compiled layers see few different values
+
+
+def packing_of(batch: Batch) -> Packing | None:
+    """None where plain causal attention does: padded rows, or a single sample."""
+    if len(batch.segments) < 2:
+        return None
+    assert batch.segment_bounds is not None, "a packed batch has bounds"
+    longest = -(-max(batch.segments) // LENGTH_STEP) * LENGTH_STEP
+    return Packing(batch.segments, batch.segment_bounds, longest)
+
+
 def attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    first_layer: FirstLayerCapture | None = None,
-    segments: tuple[int, ...] = (),
-    segment_bounds: torch.Tensor | None = None,
+    packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA as transformers runs it, within each of the ``segments`` of the only row if there are any.
-
-    ``segment_bounds`` says the same on the device (see ``data/batch.py``).
-    """
-    if first_layer is not None and module.layer_idx == 0:
-        first_layer.offer(FirstLayerAttention(query, key, float(kwargs["scaling"])))
-    if len(segments) < 2:
+    """SDPA as transformers runs it, within each of the samples of a packed row."""
+    if packing is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **kwargs
         )
         return result
-    if segment_bounds is not None and has_varlen_kernel(query):
-        longest = -(-max(segments) // LENGTH_STEP) * LENGTH_STEP
-        return _varlen(query, key, value, segment_bounds, longest, float(kwargs["scaling"])), None
+    if has_varlen_kernel(query):
+        return _varlen(query, key, value, packing, float(kwargs["scaling"])), None
     outputs = []
-    for parts in _runs((query, key, value), segments):
+    for parts in _runs((query, key, value), packing.lengths):
         output_nSHE, _ = sdpa_attention_forward(module, *parts, None, **kwargs)
         outputs.append(output_nSHE.flatten(0, 1)[None])
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+def first_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *arguments: Any,
+    first_layer: FirstLayerCapture | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """:func:`attention` of layer 0. A function of its own, so that the other layers need not ask which one
+    they are: compiled, they are one graph."""
+    if first_layer is not None:
+        first_layer.offer(FirstLayerAttention(query, key, float(kwargs["scaling"])))
+    return attention(module, query, key, *arguments, **kwargs)
+
+
+def capture_first_layer(model: LlamaModel) -> None:
+    """Give layer 0 its own attention function."""
+    own = copy.copy(model.layers[0].self_attn.config)
+    own._attn_implementation = FIRST_ATTENTION_NAME
+    model.layers[0].self_attn.config = own
 
 
 def has_varlen_kernel(query: torch.Tensor) -> bool:
@@ -98,8 +133,7 @@ def _varlen(
     query_1HLE: torch.Tensor,
     key_1GLE: torch.Tensor,
     value_1GLE: torch.Tensor,
-    bounds: torch.Tensor,
-    longest: int,
+    packing: Packing,
     scaling: float,
 ) -> torch.Tensor:
     """[1, L, H, E]. One kernel for all samples, where a loop would launch some for each."""
@@ -107,6 +141,7 @@ def _varlen(
     if shared > 1:  # `enable_gqa` came after torch 2.11
         key_1GLE, value_1GLE = (x.repeat_interleave(shared, dim=1) for x in (key_1GLE, value_1GLE))
     query_LHE, key_LHE, value_LHE = (x[0].transpose(0, 1) for x in (query_1HLE, key_1GLE, value_1GLE))
+    bounds, longest = packing.bounds, packing.longest
     output_LHE = varlen_attn(
         query_LHE, key_LHE, value_LHE, bounds, bounds, longest, longest, scale=scaling, window_size=CAUSAL
     )
@@ -125,6 +160,7 @@ def _runs(tensors: Sequence[torch.Tensor], segments: tuple[int, ...]) -> Iterato
         yield tuple(piece.unflatten(2, (count, length))[0].transpose(0, 1) for piece in of_run)
 
 
-# No mask function is registered with it: without one transformers builds no mask, and does not look for
+# No mask functions are registered with them: without one transformers builds no mask, and does not look for
 # packed sequences in the positions either, for which the host would wait for the device.
 AttentionInterface.register(ATTENTION_NAME, attention)
+AttentionInterface.register(FIRST_ATTENTION_NAME, first_attention)

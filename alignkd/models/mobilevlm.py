@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
 
 from alignkd.data.batch import Batch
-from alignkd.models.attention import ATTENTION_NAME, FirstLayerAttention, FirstLayerCapture
+from alignkd.models.attention import (
+    ATTENTION_NAME,
+    FirstLayerAttention,
+    FirstLayerCapture,
+    capture_first_layer,
+    packing_of,
+)
 from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.projector import LDPv2Projector
 
@@ -57,6 +63,7 @@ class MobileVLM(nn.Module):
         )
         self.projector = new_projector(config)
         self.language_model = LlamaModel(llama_config(config))
+        capture_first_layer(self.language_model)
         self.head = LanguageModelHead(config.hidden_size, config.vocab_size)
         self.train_vision_tower = False
         self.freeze_vision_tower()
@@ -95,8 +102,7 @@ class MobileVLM(nn.Module):
             position_ids=batch.position_ids_BL,
             use_cache=False,
             first_layer=first_layer,
-            segments=batch.segments,
-            segment_bounds=batch.segment_bounds,
+            packing=packing_of(batch),
         )
         return ModelOutputs(output.last_hidden_state, vision_tokens_IVD, patches_IPC, first_layer.take())
 

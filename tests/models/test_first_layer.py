@@ -47,6 +47,7 @@ def test_queries_and_keys_give_the_attention_map_of_layer_0(student: MobileVLM) 
     ours = scores.masked_fill(~causal, float("-inf")).softmax(dim=-1)
     eager = load_model(tiny.STUDENT, BuildOptions(torch.float32))
     eager.language_model.config._attn_implementation = "eager"
+    eager.language_model.layers[0].self_attn.config = eager.language_model.config
     embeddings = eager.embed(batch, eager.vision_tokens(batch.pixel_values))
     maps = eager.language_model(inputs_embeds=embeddings, output_attentions=True).attentions
     assert torch.allclose(ours, maps[0], atol=1e-6)
