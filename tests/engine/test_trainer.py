@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
+from tests.engine.test_training_run import StopAfter
 from tests.ranks import RankPool
 
 
@@ -116,6 +118,20 @@ def test_a_save_is_committed_before_the_next_step_once_all_ranks_have_written_it
     committed, nothing = two_ranks.run(train_with_a_commit_log, str(run))
     assert committed == {"step-3": 3, "step-6": 6, "step-8": 8}
     assert nothing == {}  # rank 0 commits
+
+
+def stop_after_two_steps(ranks: Ranks, run: str) -> int:
+    progress = Progress(Path(run), writes=ranks.is_first)
+    return Trainer(prepare(Path(run), ranks, progress), StopAfter(2, "usr1"), progress).train()
+
+
+def test_a_step_whose_save_is_in_flight_at_a_stop_is_not_saved_again(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=2)
+    assert two_ranks.run(stop_after_two_steps, str(run)) == [85, 85]
+    assert {path.name for path in RunPaths(run).checkpoints.iterdir()} == {"step-2", "latest"}
+    assert json.loads(RunPaths(run).result.read_text())["saves"]["committed"] == 1
 
 
 RATES = {"learning_rate": 1e-3, "projector_learning_rate": 2e-3, "adapter_learning_rate": 4e-3}
