@@ -1,4 +1,4 @@
-"""The way from a configuration and an index to the windows that an optimizer step consumes."""
+"""From a configuration and an index to the windows of micro-batches that optimizer steps consume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alignkd.errors import FileSystemError, TrainingError, UserError
 
 
 class ModelFacts(Protocol):
-    """What the data needs to know of the models (``MobileVLMConfig`` has it)."""
+    """What the data pipeline needs to know about the models (``MobileVLMConfig`` provides it)."""
 
     @property
     def vision_tokens(self) -> int: ...
@@ -37,7 +37,7 @@ class ModelFacts(Protocol):
 
 
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
-    """Ask it for ``total_steps(config.training.epochs, config.training.max_steps)``."""
+    """The sampler; it computes the number of steps from ``config.training.epochs`` and ``max_steps``."""
     training = config.training
     return GlobalBatchSampler(
         index,
@@ -61,8 +61,8 @@ def build_loader(
     *,
     pin_memory: bool = False,
 ) -> WindowLoader:
-    """This rank's windows from ``start_step`` (0: the run's beginning) to the last step of the run.
-    ``pin_memory``: they will be copied to an accelerator."""
+    """This rank's windows from ``start_step`` to the last step of the run. ``pin_memory`` speeds up copies
+    to an accelerator."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
     processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
@@ -81,7 +81,7 @@ def build_loader(
 
 
 class WindowLoader:
-    """Yields, per optimizer step, the list of its micro-batches; goes through once.
+    """Yields the list of micro-batches of each optimizer step; can be iterated once.
 
     Use it as a context manager, or call :meth:`close`: workers ignore the signals that would end them.
     """
