@@ -45,7 +45,7 @@ def _text(details: ErrorDetails) -> str:
         if name in RENAMED:
             return f"{name} = {_shown(details['input'])}: has been renamed; valid: {RENAMED[name]}"
         if name in REMOVED:
-            return f"{name} = {_shown(details['input'])}: has been removed; delete this line"
+            return f"{name} = {_shown(details['input'])}: has been removed; delete this key"
         close = nearest(keys)
         if close:
             meant = " or ".join(f"{key.name}: {key.valid}" for key in close)

@@ -145,16 +145,6 @@ class DistillationSection(Section):
     logit_positions: Literal["supervised", "all_text"] = Field(
         "supervised", description="positions that the logit term compares"
     )
-    fused_head: bool = Field(
-        True,
-        description="cross-entropy and logit term take the logits in chunks of positions; false makes and "
-        "keeps those of all positions at once",
-    )
-    fused_attention: bool = Field(
-        True,
-        description="the attention term without the student's block; false leaves it to autograd, which "
-        "keeps whole rows of attention for backward",
-    )
     share_vision_tower: bool = Field(
         True, description="run one frozen vision tower for both models when their weights are equal"
     )
