@@ -1,4 +1,4 @@
-"""Settings that are each valid but not together (errors), or that have no effect (warnings)."""
+"""Settings that are valid alone but not together (errors), or that have no effect (warnings)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str
     if distillation.enabled and model.teacher is None:
         return [
             "model.teacher is missing: distillation.enabled = true needs it; valid: the teacher's folder, "
-            "or `distillation.enabled: false` to train on the labels alone"
+            "or `distillation.enabled: false` to train on the labels only"
         ]
     return []
 
@@ -30,8 +30,9 @@ def _weights(distillation: DistillationSection) -> list[str]:
     weights = distillation.weights
     if distillation.enabled and not (weights.attention or weights.vision or weights.logits):
         return [
-            "distillation.weights are all 0 though distillation.enabled = true; valid: at least one weight "
-            "more than 0, or `distillation.enabled: false`"
+            "distillation.weights are all 0 although distillation.enabled = "
+            "true; valid: at least one positive "
+            "weight, or `distillation.enabled: false`"
         ]
     return []
 
@@ -43,7 +44,11 @@ def _scratch(model: ModelSection) -> list[str]:
         f"model.{key} is missing: model.student = scratch needs it; valid: {valid}"
         for key, value, valid in (
             ("student_config", model.student_config, "a folder with config.json and tokenizer.model"),
-            ("vision_tower", model.vision_tower, "a CLIP folder, or a MobileVLM folder whose tower is taken"),
+            (
+                "vision_tower",
+                model.vision_tower,
+                "a CLIP folder, or a MobileVLM folder to take the tower from",
+            ),
         )
         if value is None
     ]
@@ -71,20 +76,20 @@ def _batches(training: TrainingSection) -> list[str]:
 
 def _offload(student: StudentSection) -> list[str]:
     if student.offload and student.zero_stage == 0:
-        return ["student.offload = true needs sharded optimizer states; valid: student.zero_stage 1, 2 or 3"]
-    return []
-
-
-def _half_without_zero(student: StudentSection, training: TrainingSection) -> list[str]:
-    if student.zero_stage == 0 and training.precision == "fp16":
-        # DeepSpeed 0.19.8 scales the loss for ZeRO optimizers only, but divides the gradients here, too.
         return [
-            "training.precision = fp16 does not train with student.zero_stage = 0; valid: stage 1, 2 or 3"
+            "student.offload = true requires sharded optimizer states; valid: student.zero_stage 1, 2 or 3"
         ]
     return []
 
 
-def _signal(slurm: SlurmSection) -> list[str]:
+def _fp16_without_zero(student: StudentSection, training: TrainingSection) -> list[str]:
+    if student.zero_stage == 0 and training.precision == "fp16":
+        # DeepSpeed 0.19.8 scales the loss for ZeRO optimizers only, but always divides the gradients.
+        return ["training.precision = fp16 does not work with student.zero_stage = 0; valid: stage 1, 2 or 3"]
+    return []
+
+
+def _signal_lead(slurm: SlurmSection) -> list[str]:
     if slurm.time_limit is None:
         return []
     seconds = time_limit_seconds(slurm.time_limit)
@@ -92,7 +97,7 @@ def _signal(slurm: SlurmSection) -> list[str]:
         return []
     return [
         f"slurm.signal_seconds = {slurm.signal_seconds} is not shorter than slurm.time_limit = "
-        f"{slurm.time_limit} ({seconds} s): the run would be stopped as soon as it starts"
+        f"{slurm.time_limit} ({seconds} s): the run would be told to stop as soon as it starts"
     ]
 
 
@@ -103,14 +108,14 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
-    (_half_without_zero, ("student", "training")),
-    (_signal, ("slurm",)),
+    (_fp16_without_zero, ("student", "training")),
+    (_signal_lead, ("slurm",)),
 ]
 
 
 def combination_problems(sections: Mapping[str, Section]) -> list[str]:
-    """Problems between keys. ``sections`` holds the sections that are valid on their own; checks that need
-    another one are left out."""
+    """Conflicts between keys. ``sections`` holds the sections that are valid on their own; checks that need
+    any other section are skipped."""
     problems = []
     for check, names in _CHECKS:
         if all(name in sections for name in names):
@@ -119,7 +124,7 @@ def combination_problems(sections: Mapping[str, Section]) -> list[str]:
 
 
 def warnings_of(config: Config) -> list[str]:
-    """Settings of a valid configuration that have no effect, or surely not the one that is meant."""
+    """Settings of a valid configuration that have no effect, or almost certainly not the intended one."""
     distillation, model = config.distillation, config.model
     found = []
     if not distillation.enabled:
@@ -139,22 +144,25 @@ def warnings_of(config: Config) -> list[str]:
     if config.training.max_steps is not None and config.checkpoint.every > config.training.max_steps:
         found.append(
             f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
-            f"{config.training.max_steps}: nothing is saved before the end"
+            f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
     training = config.training
     tokens, longest = training.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         found.append(
-            f"training.tokens_per_micro_batch = {tokens} is less than data.max_length = {longest}: a longer "
-            "sample still gets a micro-batch of its own"
+            f"training.tokens_per_micro_batch = {tokens} is less than data.max_length = {longest}: a sample "
+            "longer than the budget still gets a micro-batch of its own"
         )
     if config.student.zero_stage == 0 and training.precision == "bf16":
         found.append(
-            "student.zero_stage = 0 with bf16 adds up micro-batches in bf16, and all fp32 states are on each "
-            "rank; 2 is better in both"
+            "student.zero_stage = 0 with bf16 accumulates gradients in bf16 "
+            "and keeps all fp32 states on every "
+            "rank; stage 2 avoids both"
         )
     if config.student.zero_stage == 1 and training.precision != "fp32":
-        found.append(f"student.zero_stage = 1 adds up micro-batches in {training.precision}, 2 and 3 in fp32")
+        found.append(
+            f"student.zero_stage = 1 accumulates gradients in {training.precision}, stages 2 and 3 in fp32"
+        )
     for source in config.data.sources:
         if source.template == "plain" and source.image_folder is None:
             found.append(f"data.sources: {source.file} uses the template `plain` but has no image_folder")
@@ -182,14 +190,14 @@ def _weight_warnings(config: Config) -> list[str]:
     elif distillation.vision_focus_weight == 0 and "top_k" in _changed(distillation):
         found.append("distillation.top_k has no effect: distillation.vision_focus_weight = 0")
     if weights.attention == 0 and weights.vision == 0 and config.training.adapter_learning_rate is not None:
-        found.append("training.adapter_learning_rate has no effect: no term with an adapter has a weight")
+        found.append("training.adapter_learning_rate has no effect: all terms with an adapter have weight 0")
     if config.model.teacher == config.model.student:
-        found.append("model.teacher and model.student are the same folder: nothing to distil")
+        found.append("model.teacher and model.student are the same folder: there is nothing to distil")
     return found
 
 
 def _changed(section: Section) -> list[str]:
-    """Keys that are not at their default (a saved configuration gives all, so "given" says nothing)."""
+    """Keys that differ from their default: a saved configuration sets them all."""
     return [
         name
         for name, field in type(section).model_fields.items()
@@ -203,7 +211,7 @@ def divisors(number: int) -> list[int]:
 
 
 def listed(values: list[Any]) -> str:
-    """As a message names them: `1, 2, 4`."""
+    """For messages: `1, 2, 4`."""
     return ", ".join(str(value) for value in values)
 
 
@@ -214,7 +222,7 @@ def counted(number: int, word: str) -> str:
 
 
 def time_limit_seconds(text: str) -> int:
-    """Seconds of a Slurm time: m, m:s, h:m:s, days-h[:m[:s]]."""
+    """Seconds of a Slurm time limit: m, m:s, h:m:s or days-h[:m[:s]]."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:

@@ -1,4 +1,4 @@
-"""What the schema says about a key, in words, and the nearest valid name of a wrong one."""
+"""Describes the keys of the schema in words, and finds the valid key nearest to an unknown one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the schema: its dotted name and what a valid value is."""
+    """One key of the schema: its dotted name and a description of its valid values."""
 
     name: str
     valid: str
@@ -45,7 +45,7 @@ def number(value: Any) -> str:
 
 
 def _unpack(annotation: Any) -> tuple[Any, list[Any], bool]:
-    """(type, constraints, may be null) of an annotation such as ``Annotated[float, Gt(0)] | None``."""
+    """(type, constraints, nullable) of an annotation such as ``Annotated[float, Gt(0)] | None``."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         kind, more, nullable = _unpack(inner)
@@ -63,7 +63,7 @@ def _flatten(metadata: list[Any]) -> Iterator[Any]:
 
 
 def describe(field: FieldInfo) -> str:
-    """What is valid at a key: ``a number, more than 0 (default 4e-05; what it is for)``."""
+    """The valid values of a key: ``a number, more than 0 (default 4e-05; what it is for)``."""
     kind, inner, nullable = _unpack(field.annotation)
     metadata = list(_flatten([*field.metadata, *inner]))
     if get_origin(kind) is Literal:
@@ -95,7 +95,7 @@ def describe(field: FieldInfo) -> str:
 
 
 def _element(annotation: Any) -> type[Section] | None:
-    """The section class behind an annotation: a section, or a list of sections."""
+    """The section class of an annotation that is a section or a list of sections; None for any other."""
     kind, _, _ = _unpack(annotation)
     if get_origin(kind) is list:
         kind = get_args(kind)[0]
@@ -103,7 +103,7 @@ def _element(annotation: Any) -> type[Section] | None:
 
 
 def find_field(keys: tuple[str | int, ...]) -> FieldInfo | None:
-    """The schema's field at a location such as ("data", "sources", 0, "file"); None when unknown."""
+    """The schema's field at a location such as ("data", "sources", 0, "file"); None if there is none."""
     section: type[Section] | None = Config
     field = None
     for key in keys:
@@ -130,9 +130,9 @@ def all_keys(section: type[Section] = Config, prefix: str = "") -> list[Key]:
 
 
 def nearest(keys: tuple[str | int, ...]) -> list[Key]:
-    """The valid keys that a user may have meant by an unknown one, best first, at most three.
+    """Up to three valid keys that the user may have meant by an unknown one, best first.
 
-    The same name in another section comes first, then a similar one in this section, then elsewhere.
+    The same name in another section is preferred, then a similar name in this section, then one elsewhere.
     """
     word = str(keys[-1])
     here = _section_name(keys)
@@ -149,7 +149,7 @@ def nearest(keys: tuple[str | int, ...]) -> list[Key]:
 
 
 def siblings(keys: tuple[str | int, ...]) -> list[str]:
-    """The names that are valid where the unknown key stands."""
+    """The valid names in the section of an unknown key."""
     here = _section_name(keys)
     return [_last(key) for key in all_keys() if _parent(key) == here]
 

@@ -1,4 +1,4 @@
-"""From a YAML file, a stage and overrides to one checked ``Config``. All problems are shown at once."""
+"""Turns a YAML file, a stage and overrides into one validated ``Config``, reporting all problems at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkd.config.section import Section
 from alignkd.config.yaml_reader import YamlError, dump_yaml, parse_yaml, read_yaml
 from alignkd.errors import ConfigError
 
-# Text at these keys is a path. `scratch` is the one word that is none.
+# Values of these keys are paths, except for the word `scratch`.
 PATH_KEYS = {
     ("model", "teacher"),
     ("model", "student"),
@@ -38,24 +38,24 @@ def load_config(
     stage: str | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read, merge and check a configuration.
+    """Read, merge and validate a configuration.
 
-    ``defaults`` is a document without paths that lies under the file (a site profile). ``overrides`` are
-    ``a.b=value`` with a YAML scalar or list as the value; they win over the stage, which wins over the file.
-    Relative paths of the file start at the file's folder, those of an override at the
-    current one. Raises ConfigError with every problem, UserError when the file cannot be read.
+    ``defaults`` (a site profile) is a document without paths that the file overrides. ``overrides`` are
+    ``a.b=value`` with a YAML scalar or list as the value; they take precedence over the stage, which takes
+    precedence over the file. Relative paths in the file are relative to its folder, those in an override to
+    the current folder. Raises ConfigError with every problem, UserError when the file cannot be read.
     """
     path = Path(path)
-    return _checked(path, read_yaml(path), overrides, stage, defaults)
+    return _resolve(path, read_yaml(path), overrides, stage, defaults)
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The resolved configuration of a run folder, which an older version may have written."""
     document = read_yaml(path)
-    return _checked(path, migrate(document) if isinstance(document, dict) else document, overrides)
+    return _resolve(path, migrate(document) if isinstance(document, dict) else document, overrides)
 
 
-def _checked(
+def _resolve(
     path: Path,
     document: Any,
     overrides: Sequence[str],
@@ -68,7 +68,7 @@ def _checked(
         raise ConfigError(str(path), ["the file must be a mapping of sections (`model: ...`, `data: ...`)"])
     folder = Path(os.path.abspath(path)).parent
     document = _resolve_paths(document, (), folder)
-    if isinstance(document.get("run", {}), dict):  # the default is a relative path too
+    if isinstance(document.get("run", {}), dict):  # the default is relative to the file, too
         document.setdefault("run", {}).setdefault("folder", str(folder / "runs"))
     problems: list[str] = []
     stages = document.pop("stages", None) or {}
@@ -97,12 +97,12 @@ def _checked(
 
 
 def dump_config(config: Config) -> str:
-    """The whole configuration as YAML; ``load_config`` reads it back equal."""
+    """The whole configuration as YAML; reading it back gives an equal ``Config``."""
     return dump_yaml(config.model_dump(exclude={"stages"}))
 
 
 def _resolve_paths(value: Any, keys: tuple[str, ...], folder: Path) -> Any:
-    """A copy of ``value`` (found at ``keys``) in which relative paths have become absolute."""
+    """A copy of ``value``, which stands at ``keys``, with absolute paths."""
     if isinstance(value, dict):
         return {key: _resolve_paths(item, (*keys, key), folder) for key, item in value.items()}
     if isinstance(value, list):
@@ -114,18 +114,20 @@ def _resolve_paths(value: Any, keys: tuple[str, ...], folder: Path) -> Any:
 
 def _stage_problems(stages: Mapping[str, Any], stage: str | None) -> list[str]:
     names = ", ".join(stages)
-    problems = [f"stages.{name}.stages: a stage has no stages" for name in stages if "stages" in stages[name]]
+    problems = [
+        f"stages.{name}.stages: a stage cannot contain stages" for name in stages if "stages" in stages[name]
+    ]
     if stage is None and stages:
-        problems.append(f"this file has stages and none was chosen; valid: --stage with one of: {names}")
+        problems.append(f"this file has stages but none was chosen; valid: --stage with one of: {names}")
     elif stage is not None and not stages:
-        problems.append(f"--stage {stage}: this file has no stages; leave --stage out")
+        problems.append(f"--stage {stage}: this file has no stages; omit --stage")
     elif stage is not None and stage not in stages:
         problems.append(f"--stage {stage}: no such stage; valid: {names}{did_you_mean(stage, stages)}")
     return problems
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """``over`` on top of ``base``: sections key by key, everything else (lists too) is replaced."""
+    """``base`` overridden by ``over``: sections are merged key by key, anything else is replaced."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {
             **base,
@@ -139,19 +141,17 @@ def _merge(base: Any, over: Any) -> Any:
 
 
 def _override(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Write ``a.b=value`` into ``document``. Returns the overrides that cannot be read."""
+    """Write each ``a.b=value`` into ``document``; returns the problems."""
     problems = []
     for override in overrides:
         name, equals, text = override.partition("=")
         keys = split_key(name.strip())
         if not equals or "" in keys:
-            problems.append(
-                f"--set {override}: not of the form key=value, such as training.learning_rate=2e-5"
-            )
+            problems.append(f"--set {override}: expected key=value, such as training.learning_rate=2e-5")
             continue
         if keys[0] == "stages":
             problems.append(
-                f"--set {override}: write the key without `stages.NAME`; it changes the chosen stage"
+                f"--set {override}: write the key without `stages.NAME`; it applies to the chosen stage"
             )
             continue
         try:
@@ -161,12 +161,12 @@ def _override(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
             continue
         words = tuple(key for key in keys if isinstance(key, str))
         if not set_value(document, keys, _resolve_paths(value, words, Path.cwd())):
-            problems.append(f"--set {override}: there is nothing at this place that could hold the key")
+            problems.append(f"--set {override}: no section or list there can hold this key")
     return problems
 
 
 def _valid_sections(document: Mapping[str, Any]) -> dict[str, Section]:
-    """The sections that are valid on their own; unknown ones and those with problems are left out."""
+    """The sections that are valid on their own, without unknown ones and those with problems."""
     valid = {}
     for name, field in Config.model_fields.items():
         if name == "stages":

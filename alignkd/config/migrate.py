@@ -13,7 +13,7 @@ RENAMED = {
     "distillation.rows": "distillation.attention_rows",
     "distillation.positions": "distillation.logit_positions",
 }
-REMOVED: tuple[str, ...] = ()
+REMOVED = ("distillation.fused_head", "distillation.fused_attention")
 
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the schema refuses, in words: the key, its value, what would be valid, and the nearest known name."""
+"""Describes what the schema refuses: the key, its value, what would be valid, and the nearest known key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def schema_problems(merged: Mapping[str, Any], stages: Mapping[str, Any]) -> lis
                 prefix = f"stages.{name}." if in_stage else ""
                 stages_of.setdefault(prefix + _text(details), []).append(name)
     return [
-        # a key that only some stages lack is only their problem
+        # A key may be missing in some stages only.
         text
         if len(names) == len(merged) or text.startswith("stages.")
         else f"{text} [stage {', '.join(names)}]"
@@ -38,14 +38,14 @@ def schema_problems(merged: Mapping[str, Any], stages: Mapping[str, Any]) -> lis
 
 
 def _text(details: ErrorDetails) -> str:
-    """One problem: key, value, what would be valid, and the nearest name of an unknown key."""
+    """One problem: key, value, what would be valid, and for an unknown key the nearest one."""
     keys: Keys = details["loc"]
     name = join_keys(keys)
     if details["type"] == "extra_forbidden":
         if name in RENAMED:
             return f"{name} = {_shown(details['input'])}: has been renamed; valid: {RENAMED[name]}"
         if name in REMOVED:
-            return f"{name} = {_shown(details['input'])}: is no setting any more; remove it"
+            return f"{name} = {_shown(details['input'])}: has been removed; delete this key"
         close = nearest(keys)
         if close:
             meant = " or ".join(f"{key.name}: {key.valid}" for key in close)
@@ -61,7 +61,7 @@ def _text(details: ErrorDetails) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as the file writes it, shortened."""
+    """A value as a file would write it, shortened."""
     if isinstance(value, dict | list):
         text = "{...}" if isinstance(value, dict) else "[...]"
         return text if value else str(value)

@@ -1,6 +1,6 @@
-"""The typed schema of ``alignkd.yaml``. Every key has its unit, its default and its limits here.
+"""The typed schema of ``alignkd.yaml``. It defines every key with its unit, default and limits.
 
-The sections are frozen: a run's configuration does not change once it is resolved.
+Sections are frozen: the configuration of a run does not change once it is resolved.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class ModelSection(Section):
     )
     vision_tower: PathText | None = Field(
         None,
-        description="where the tower of a plain-LLaMA or `scratch` student comes from: a CLIP folder, or a "
-        "MobileVLM folder whose tower is taken",
+        description="vision tower of a plain-LLaMA or `scratch` student: a CLIP folder, or a "
+        "MobileVLM folder to take it from",
     )
     adapters: PathText | None = Field(
         None,
-        description="P_attn and P_V to start from: an earlier run's folder, or its adapters.safetensors; "
+        description="initial P_attn and P_V: an earlier run's folder, or its adapters.safetensors; "
         "default: random",
     )
 
@@ -47,60 +47,68 @@ class ModelSection(Section):
 class DataSource(Section):
     file: PathText = Field(description="LLaVA-style JSON list")
     image_folder: PathText | None = Field(
-        None, description="image paths are relative to it and may not leave it"
+        None, description="image paths are relative to this folder and may not leave it"
     )
     template: Literal["plain", "v1"] = "v1"
     image_aspect_ratio: Literal["pad", "square"] = Field(
         "pad", description="`pad` pads to a square first (finetuning), `square` crops (pretraining)"
     )
     weight: float = Field(
-        1.0, gt=0, le=1000, description="how often a sample comes per epoch; a fraction draws a seeded part"
+        1.0,
+        gt=0,
+        le=1000,
+        description="repetitions of each sample per epoch; a fraction selects a seeded subset",
     )
 
 
 class DataSection(Section):
     sources: list[DataSource] = Field(min_length=1)
     max_length: int = Field(
-        2048, ge=8, description="longest sample in embedding tokens, image included; longer ones are removed"
+        2048,
+        ge=8,
+        description="maximum sample length in embedding tokens, images included; longer samples are removed",
     )
     on_bad_sample: Literal["error", "skip"] = "error"
-    max_image_pixels: int = Field(DEFAULT_MAX_IMAGE_PIXELS, ge=1, description="larger images are refused")
+    max_image_pixels: int = Field(
+        DEFAULT_MAX_IMAGE_PIXELS, ge=1, description="larger images count as bad samples"
+    )
     workers: int = Field(2, ge=0, le=256, description="loader processes per rank")
 
 
 class TrainingSection(Section):
     epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="stop after so many optimizer steps")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     global_batch_size: int = Field(
         128, ge=1, le=2**20, description="samples per optimizer step, over all ranks"
     )
     micro_batch_size: PositiveInt = Field(4, description="samples per rank and forward pass")
     tokens_per_micro_batch: PositiveInt | None = Field(
         None,
-        description="most tokens per rank and forward pass; decides the split of the global batch instead of "
-        "micro_batch_size, step by step",
+        description="token budget per rank and forward pass; splits each global batch instead of "
+        "micro_batch_size",
     )
     packing: bool = Field(
-        True, description="a micro-batch is one row of all its samples; false pads each to the longest"
+        True,
+        description="concatenate the samples of a micro-batch into one row; false pads them to the longest",
     )
     learning_rate: PositiveRate = 4e-5
     projector_learning_rate: PositiveRate | None = Field(None, description="default: learning_rate")
     adapter_learning_rate: PositiveRate | None = Field(
-        None, description="of P_attn and P_V; default: the projector's"
+        None, description="learning rate of P_attn and P_V; default: that of the projector"
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     weight_decay: NonNegative = 0.0
-    max_gradient_norm: NonNegative = Field(1.0, description="0 turns clipping off")
+    max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
-    max_skipped_steps: PositiveInt = Field(20, description="overflowing steps in a row that stop the run")
-    train_vision_tower: bool = Field(False, description="false keeps it frozen, as in the paper")
+    max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
+    train_vision_tower: bool = Field(False, description="false freezes it, as in the paper")
     seed: int = Field(0, ge=0, lt=2**31)
 
 
 class StudentSection(Section):
     zero_stage: int = Field(
-        2, ge=0, le=3, description="0 shards nothing, 3 optimizer states, gradients and weights"
+        2, ge=0, le=3, description="0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights"
     )
     offload: bool = Field(False, description="optimizer states (and stage-3 parameters) in host memory")
 
@@ -108,11 +116,12 @@ class StudentSection(Section):
 class TeacherSection(Section):
     placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated"] = Field(
         "zero3",
-        description="where its weights lie: sharded over all ranks, over the ranks of a node (gathers stay "
-        "inside), over all ranks in host memory, or whole on every rank",
+        description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
+        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank",
     )
     lookahead: PositiveInt | None = Field(
-        None, description="micro-batches that one teacher forward serves; default: all of an optimizer step"
+        None,
+        description="micro-batches served by one teacher forward pass; default: all of an optimizer step",
     )
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
 
@@ -124,47 +133,41 @@ class DistillationWeights(Section):
 
 
 class DistillationSection(Section):
-    enabled: bool = Field(True, description="false trains the student alone, on the labels")
+    enabled: bool = Field(True, description="false trains the student on the labels only")
     weights: DistillationWeights = Field(default_factory=DistillationWeights)
     vision_focus_weight: NonNegative = Field(0.1, description="lambda of equation 5")
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
     divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"
     attention_rows: Literal["all_text", "prompt_only"] = Field(
-        "all_text", description="text rows of the attention term"
+        "all_text", description="text rows that the attention term compares"
     )
     logit_positions: Literal["supervised", "all_text"] = Field(
-        "supervised", description="positions of the logit term"
-    )
-    fused_head: bool = Field(
-        True,
-        description="cross-entropy and logit term take the logits in chunks of positions; false makes and "
-        "keeps those of all positions at once",
-    )
-    fused_attention: bool = Field(
-        True,
-        description="the attention term without the student's block; false leaves it to autograd, which "
-        "keeps whole rows of attention for backward",
+        "supervised", description="positions that the logit term compares"
     )
     share_vision_tower: bool = Field(
-        True, description="the teacher's frozen tower runs for both where the student's is the same"
+        True, description="run one frozen vision tower for both models when their weights are equal"
     )
 
 
 class CheckpointSection(Section):
-    every: PositiveInt = Field(500, description="optimizer steps between two checkpoints")
-    keep_last: PositiveInt | None = Field(3, description="checkpoints to keep; null keeps all")
-    keep_every: PositiveInt | None = Field(None, description="also keep the multiples of so many steps")
-    max_failures: PositiveInt = Field(3, description="failed saves in a row that stop the run")
+    every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
+    keep_last: PositiveInt | None = Field(
+        3, description="number of latest checkpoints to keep; null keeps all"
+    )
+    keep_every: PositiveInt | None = Field(
+        None, description="also keep checkpoints at multiples of this many steps"
+    )
+    max_failures: PositiveInt = Field(3, description="consecutive failed saves that stop the run")
     asynchronous: bool = Field(
         True,
-        description="train on while files are written from a copy in host memory, as large as the rank's "
-        "files; without room for it, or with false, training waits",
+        description="continue training while files are written from a copy in host memory, which takes as "
+        "much memory as the rank's files; training waits if there is not enough, or if false",
     )
 
 
 class Config(Section):
-    """One run. ``stages`` is gone once a stage has been chosen (see ``loading``)."""
+    """One run. ``stages`` is empty once a stage has been chosen (see ``loading``)."""
 
     run: RunSection = Field(default_factory=RunSection)
     model: ModelSection

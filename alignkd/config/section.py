@@ -1,4 +1,4 @@
-"""What all sections of the configuration share."""
+"""The base class and the field types of all configuration sections."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveRate = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
-# No control characters: a path ends up in scripts, logs and `#SBATCH` lines.
+# Without control characters: paths end up in scripts, logs and `#SBATCH` lines.
 PathText = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class Section(BaseModel):
-    """Unknown keys and implicit conversions are errors. Validators are built when the first one is needed."""
+    """Rejects unknown keys and implicit conversions. Its validator is built when it is first needed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)

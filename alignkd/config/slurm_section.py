@@ -16,7 +16,9 @@ def _open_name(name: str) -> str:
     if any(
         word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "APIKEY", "CREDENTIAL")
     ):
-        raise ValueError(f"{name} looks like a secret, which is never written down; name it in slurm.secrets")
+        raise ValueError(
+            f"{name} looks like a secret, which must not be written to a file; list its name in slurm.secrets"
+        )
     return name
 
 
@@ -25,18 +27,20 @@ OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
 
 class ContainerSection(Section):
-    """The life cycle (saving, requeueing) stays outside; only the ranks run in the container."""
+    """Only the ranks run in the container; the job script, which saves and requeues, stays outside."""
 
     kind: Literal["none", "pyxis", "apptainer"] = "none"
-    image: SlurmText | None = Field(None, description="what pyxis or apptainer takes as an image")
+    image: SlurmText | None = Field(None, description="image, in the form that pyxis or apptainer takes")
     mounts: list[SlurmText] = Field(
-        default_factory=list, description="SOURCE:TARGET; the run folder, data, models"
+        default_factory=list, description="SOURCE:TARGET of every mount: run folder, data, models"
     )
-    python: SlurmText = Field("python3", description="interpreter inside, with alignkd installed")
+    python: SlurmText = Field(
+        "python3", description="Python interpreter in the container, with alignkd installed"
+    )
 
 
 class SlurmSection(Section):
-    """What a site wants of a job; also read from ``~/.config/alignkd/site.yaml``."""
+    """Site-specific job settings; also read from ``~/.config/alignkd/site.yaml``."""
 
     account: SlurmText | None = None
     partition: SlurmText | None = None
@@ -44,18 +48,20 @@ class SlurmSection(Section):
     constraint: SlurmText | None = None
     reservation: SlurmText | None = None
     nodelist: SlurmText | None = None
-    exclude: SlurmText | None = Field(None, description="nodes to stay away from")
+    exclude: SlurmText | None = Field(None, description="nodes to avoid")
     gpu_option: Literal["gpus-per-node", "gres", "none"] = Field(
-        "gpus-per-node", description="how this site asks for GPUs; `none` trains on CPUs (gloo)"
+        "gpus-per-node", description="how this site requests GPUs; `none` trains on CPUs (gloo)"
     )
-    gpu_type: SlurmText | None = Field(None, description="a100, say: asks for gpu:a100:N")
+    gpu_type: SlurmText | None = Field(None, description="GPU type: a100 requests gpu:a100:N")
     gpu_memory: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)?[MGT]$",
-        description="of one GPU, 80G say; lets launch refuse what cannot fit",
+        description="memory of one GPU, such as 80G; lets launch refuse runs that cannot fit",
     )
     cpus_per_task: PositiveInt | None = Field(None, description="CPUs per rank")
-    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$", description="per node; 0 takes all")
+    memory: str | None = Field(
+        None, pattern=r"^\d+[KMGT]?$", description="host memory per node; 0 requests all of it"
+    )
     exclusive: bool = False
     time_limit: str | None = Field(
         None,
@@ -63,30 +69,36 @@ class SlurmSection(Section):
         description="[days-]hours:minutes:seconds, as Slurm writes it",
     )
     signal_seconds: int = Field(
-        300, ge=10, le=65535, description="lead of SIGUSR1 before the time limit: a step and a save must fit"
+        300,
+        ge=10,
+        le=65535,
+        description="seconds between SIGUSR1 and the time limit; must be enough for a step and a save",
     )
     requeue: bool = Field(
-        True, description="false where jobs may not be requeued: a chained job follows instead"
+        True, description="false submits a dependent job instead, for sites that do not allow requeueing"
     )
-    max_restarts: int = Field(3, ge=0, le=1000, description="restarts without a new checkpoint in between")
+    max_restarts: int = Field(3, ge=0, le=1000, description="consecutive restarts without a new checkpoint")
     mail_user: SlurmText | None = None
     mail_type: list[SlurmText] = Field(default_factory=list, description="BEGIN, END, FAIL, REQUEUE, ...")
     modules: list[SlurmText] = Field(default_factory=list, description="`module load` of these, in order")
-    activate: SlurmText | None = Field(None, description="shell line that makes the environment ready")
+    activate: SlurmText | None = Field(None, description="shell command that activates the environment")
     export: dict[OpenName, SlurmText] = Field(
         default_factory=dict,
-        description="variables for the ranks (NCCL_..., proxies); secrets go to `secrets`",
+        description="environment variables of the ranks (NCCL_..., proxies); secrets belong in `secrets`",
     )
     secrets: list[VariableName] = Field(
         default_factory=list,
-        description="names of variables that the submitting shell must have; never written",
+        description="names of environment variables that must be set at submission; "
+        "their values are never written",
     )
-    network_interface: SlurmText | None = Field(None, description="for NCCL and gloo; default: they choose")
+    network_interface: SlurmText | None = Field(
+        None, description="network interface for NCCL and gloo; default: their own choice"
+    )
     container: ContainerSection = Field(default_factory=ContainerSection)
     sbatch_options: dict[OptionName, SlurmText | int | bool] = Field(
         default_factory=dict,
-        description="any other option of sbatch, without the dashes; wins over ours, `false` removes one",
+        description="other sbatch options, without the dashes; they override ours, and `false` removes one",
     )
     srun_options: dict[OptionName, SlurmText | int | bool] = Field(
-        default_factory=dict, description="the same for srun"
+        default_factory=dict, description="other srun options, as in sbatch_options"
     )

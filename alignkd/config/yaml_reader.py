@@ -23,16 +23,16 @@ MAX_DEPTH = 32
 
 
 class YamlError(UserError):
-    """Text that is not the plain YAML that we read, with its line."""
+    """Text that is not plain YAML; the message has the line."""
 
 
 class _Constructor(SafeConstructor):
-    """Dates stay text: a run may be named after one."""
+    """Leaves dates as text: a run may be named after one."""
 
 
 class _Representer(SafeRepresenter):
     def ignore_aliases(self, data: Any) -> bool:
-        return True  # a value that is used twice is written twice
+        return True  # a value that occurs twice is written twice
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -47,7 +47,7 @@ def _yaml() -> YAML:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Plain data of one YAML document; raises YamlError with the line."""
+    """The data of one YAML document; raises YamlError."""
     try:
         _check_events(text)
         data = _yaml().load(text)
@@ -63,7 +63,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def _check_events(text: str | bytes) -> None:
-    """Refuses, before anything is built, aliases (which can expand without end) and deep nesting."""
+    """Refuse aliases, which can expand exponentially, and deep nesting, before anything is built."""
     depth = 0
     for event in _yaml().parse(text):
         if isinstance(event, AliasEvent):
@@ -87,7 +87,7 @@ def _line(mark: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain data of the file ``path``; raises UserError when it cannot be read."""
+    """The data of a YAML file; raises UserError when it cannot be read."""
     if not path.exists():
         raise UserError(f"{path}: no such file; `alignkd init --preset sample` writes one to start from")
     if not path.is_file():
@@ -106,12 +106,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def dump_yaml(data: Any) -> str:
-    """YAML text of plain data, keys in their order; ``parse_yaml`` reads it back equal."""
+    """YAML text of plain data, with keys in their order; ``parse_yaml`` reads it back equal."""
     text = io.StringIO()
     _yaml().dump(data, text)
     return text.getvalue()
 
 
 def dump_scalar(value: Any) -> str:
-    """A single value as a file would write it."""
+    """One value as a YAML file would write it."""
     return dump_yaml(value).removesuffix("...\n").strip()

@@ -1,11 +1,12 @@
-"""One collated micro-batch, and what of it every loss term counts.
+"""One collated micro-batch, and the counts that normalise each loss term.
 
-Two layouts. **Padded**: a sample is a row, B rows filled up on the right to the longest, L. **Packed**: all
-samples stand one after another in the only row (B = 1, L = their sum), positions start again at 0 for each,
-and ``segments`` has their lengths. A column counts from the left of its row in both.
+There are two layouts. **Padded**: each sample is a row; the B rows are padded on the right to the longest
+length L. **Packed**: all samples are concatenated into a single row (B = 1, L is the sum of their lengths);
+position ids restart at 0 for each sample, and ``segments`` holds their lengths. In both layouts columns are
+counted from the start of the row.
 
-Shapes: B rows, L columns, I images (real ones first, at least one), V vision tokens of an image, M most text
-rows of an image, N logit positions.
+Shapes: B rows, L columns, I images (real ones first, at least one), V vision tokens per image, M text rows of
+the image that has most, N logit positions.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-IGNORE_INDEX = -100  # labels that are not supervised
-IMAGE_TOKEN_ID = -200  # stands V times where an image's vision tokens go
+IGNORE_INDEX = -100  # label of an unsupervised token
+IMAGE_TOKEN_ID = -200  # V of them mark the place of an image's vision tokens
 PADDING_ID = 0
-NO_ROW = -1  # fills ``text_rows_IM`` up
+NO_ROW = -1  # padding of ``text_rows_IM``
 
 
 @dataclass(frozen=True)
 class TermCounts:
-    """Model-independent counts; they add up over micro-batches and ranks."""
+    """Counts that do not depend on the model; they are summed over micro-batches and ranks."""
 
     supervised: int = 0  # positions of L_Sup
     logits: int = 0  # positions of the logit divergence
     attention_rows: int = 0  # valid (image, text row) pairs
     images: int = 0
-    focus_images: int = 0  # images with at least one text row after them
-    tokens: int = 0  # non-padding tokens, vision tokens included
+    focus_images: int = 0  # images followed by at least one text row
+    tokens: int = 0  # tokens without padding, vision tokens included
     samples: int = 0
-    skipped: int = 0  # bad samples left out (data.on_bad_sample: skip)
+    skipped: int = 0  # bad samples that were skipped (data.on_bad_sample: skip)
     slots: int = 0  # positions computed, padding included
 
     def as_list(self) -> list[int]:
@@ -48,17 +49,17 @@ class TermCounts:
 
 
 class ImagePlace(NamedTuple):
-    """Where an image and its text rows are, for the host: loops over images must not wait for the device."""
+    """Position of an image and its text rows, on the host: loops over images must not wait for the device."""
 
     sample: int  # row of a padded batch, segment of a packed one
-    start: int  # first vision token, counted from the beginning of its sample
-    rows: int  # how many of the image's ``text_rows_IM`` are no NO_ROW
+    start: int  # first vision token, counted from the start of its sample
+    rows: int  # number of the image's ``text_rows_IM`` that are not NO_ROW
 
 
 @dataclass(frozen=True)
 class Batch:
-    input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, PADDING_ID on the right
-    pixel_values: torch.Tensor  # float32 [I, 3, H, W]; a zero image when the batch has none
+    input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, PADDING_ID as padding
+    pixel_values: torch.Tensor  # float32 [I, 3, H, W]; a zero image if the batch has none
     image_count: int  # real images: the first of ``pixel_values``
     image_samples: torch.Tensor  # int64 [image_count], row of the batch
     image_starts: torch.Tensor  # int64 [image_count], column of the first vision token
@@ -83,7 +84,7 @@ class Batch:
         return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """Called by the loader when it is asked for pinned memory."""
+        """Called by the loader if it was created with ``pin_memory``."""
         return self._mapped(lambda value: value.pin_memory())
 
     def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:

@@ -1,6 +1,6 @@
-"""Encoded samples -> one ``Batch``: images expanded, padded or packed, every position and count listed.
+"""Collates encoded samples into one ``Batch``: expands images, pads or packs, and lists positions and counts.
 
-Rows of the attention term follow the token itself, positions of the logit term the token after it.
+The attention term selects text rows by the token itself, the logit term selects positions by the next token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNSUPERVISED_BOS_ID = 1  # the one token of a micro-batch without samples
 
 @dataclass(frozen=True)
 class Example:
-    """A sample ready to be collated: one IMAGE_TOKEN_ID in ``ids`` per image."""
+    """An encoded sample; ``ids`` has one IMAGE_TOKEN_ID per image."""
 
     ids: list[int]
     labels: list[int]  # not shifted, IGNORE_INDEX where unsupervised
@@ -40,24 +40,24 @@ class Example:
 
 @dataclass(frozen=True)
 class CollateSettings:
-    vision_tokens: int  # V, embedding tokens of one image
+    vision_tokens: int  # V, embedding tokens per image
     image_shape: tuple[int, int, int]  # [3, H, W]
     attention_rows: AttentionRows = "all_text"
     logit_positions: LogitPositions = "supervised"
-    packing: bool = False  # one row of all samples instead of a padded row for each
+    packing: bool = False  # concatenate all samples into one row instead of padding each
 
 
 def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int = 0) -> Batch:
-    """No example gives an all-masked batch of one token, so that a rank without samples runs all the same.
+    """Without examples the batch is one masked token, so that a rank without samples still runs.
 
-    ``skipped``: bad samples that were left out of this micro-batch; only counted.
+    ``skipped``: the number of bad samples that were left out of this micro-batch.
     """
     expanded = [_expand(example, settings.vision_tokens) for example in examples]
     samples = expanded or [(np.array([UNSUPERVISED_BOS_ID]), np.array([IGNORE_INDEX]))]
     lengths_B = np.array([len(ids) for ids, _ in samples], dtype=np.int64)
     ids = [ids for ids, _ in samples]
     ids_BL = np.concatenate(ids)[None] if settings.packing else _padded(ids, PADDING_ID)
-    # Where a sample begins: in the one row, or in its own.
+    # The first column of each sample: in the packed row, or in its own.
     starts_B = np.cumsum(lengths_B) - lengths_B if settings.packing else np.zeros_like(lengths_B)
     rows_B = np.zeros_like(starts_B) if settings.packing else np.arange(len(samples))
 
@@ -67,7 +67,7 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
     text_rows = [rows + starts_B[place.sample] for rows, place in zip(text_rows, places, strict=True)]
     positions_N, next_labels_N = _logit_positions(samples, rows_B * ids_BL.shape[1] + starts_B, settings)
     images = [image for example in examples for image in example.images]
-    assert len(images) == len(places), "as many images as markers"
+    assert len(images) == len(places), "one image per marker"
 
     counts = TermCounts(
         supervised=int((next_labels_N != IGNORE_INDEX).sum()),
@@ -100,7 +100,7 @@ def collate(examples: Sequence[Example], settings: CollateSettings, skipped: int
 
 
 def _expand(example: Example, vision_tokens: int) -> tuple[IntArray, IntArray]:
-    """ids and labels with every image marker repeated ``vision_tokens`` times."""
+    """ids and labels, with each image marker repeated ``vision_tokens`` times."""
     ids = np.array(example.ids, dtype=np.int64)
     repeats = np.where(ids == IMAGE_TOKEN_ID, vision_tokens, 1)
     return np.repeat(ids, repeats), np.repeat(np.array(example.labels, dtype=np.int64), repeats)
@@ -109,14 +109,14 @@ def _expand(example: Example, vision_tokens: int) -> tuple[IntArray, IntArray]:
 def _images_and_rows(
     expanded: Sequence[tuple[IntArray, IntArray]], settings: CollateSettings
 ) -> tuple[list[ImagePlace], list[IntArray]]:
-    """Per image its place, and the columns of its text rows counted from the beginning of its sample."""
+    """The place of each image, and the columns of its text rows, counted from the start of its sample."""
     places, rows = [], []
     for sample, (ids, labels) in enumerate(expanded):
         is_row = ids != IMAGE_TOKEN_ID
         if settings.attention_rows == "prompt_only":
             is_row &= labels == IGNORE_INDEX
         columns = np.flatnonzero(is_row)
-        # Images may stand side by side: every V-th vision token begins one.
+        # Images may be adjacent: every V-th vision token starts one.
         for start in np.flatnonzero(ids == IMAGE_TOKEN_ID)[:: settings.vision_tokens]:
             after = columns[columns > start]
             places.append(ImagePlace(sample, int(start), len(after)))
@@ -125,7 +125,7 @@ def _images_and_rows(
 
 
 def _padded(rows: Sequence[IntArray], filler: int) -> IntArray:
-    """One row each, filled up on the right to the longest; [0, 0] without rows."""
+    """[rows, length of the longest], each row filled up on the right; [0, 0] without rows."""
     padded = np.full((len(rows), max(map(len, rows), default=0)), filler, dtype=np.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = row
@@ -135,8 +135,9 @@ def _padded(rows: Sequence[IntArray], filler: int) -> IntArray:
 def _logit_positions(
     samples: Sequence[tuple[IntArray, IntArray]], offsets_B: IntArray, settings: CollateSettings
 ) -> tuple[IntArray, IntArray]:
-    """Flat positions whose next token counts, and the next token's label. ``offsets_B``: flat position of
-    each sample's first token. The last token of a sample has no next one, whatever stands behind it."""
+    """Flat positions whose next token is selected, and the label of that token. ``offsets_B``: flat
+    position of each sample's first token. The last token of a sample has no next one, even if another
+    sample follows."""
     positions, next_labels = [], []
     for (ids, labels), offset in zip(samples, offsets_B, strict=True):
         wanted = labels != IGNORE_INDEX if settings.logit_positions == "supervised" else ids != IMAGE_TOKEN_ID

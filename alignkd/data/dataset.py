@@ -1,4 +1,4 @@
-"""Micro-batches of one rank as a map-style dataset: a list of samples in, a ``Batch`` out."""
+"""The micro-batches of a rank as a map-style dataset: from a list of samples to a ``Batch``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from alignkd.errors import AlignkdError, FileSystemError
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way out of a loader worker, where exceptions lose their type and message."""
+    """An error on its way out of a loader worker; an exception would lose its type and message."""
 
     message: str
-    passing: bool  # the file system's failure, not the sample's
+    passing: bool  # the file system failed, not the sample; a retry may succeed
 
 
 class MicroBatchDataset(Dataset[Batch | Failure]):
-    """Keys are lists of samples (elements of the index); an empty list gives the all-masked batch."""
+    """A key is a list of samples (elements of the index); an empty list gives the masked batch."""
 
     def __init__(
         self, read_example: Callable[[int], Example], settings: CollateSettings, skip_bad: bool
@@ -47,9 +47,9 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
 
 @dataclass(frozen=True)
 class RankMicroBatches:
-    """Sample lists of one rank in the order of training, from ``start_step`` to the end of the run.
+    """The sample lists of one rank in training order, from ``start_step`` to the end of the run.
 
-    ``accumulation``: micro-batches of a step where no token budget decides.
+    ``accumulation``: micro-batches per step, unless a token budget decides.
     """
 
     sampler: GlobalBatchSampler

@@ -1,4 +1,4 @@
-"""A checked sample -> what is collated: ids, labels and pixel values."""
+"""Reads a sample of the index: ids, labels and pixel values, ready to be collated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignkd.errors import UserError, raise_if_passing
 
 
 class ExampleReader:
-    """Reads the samples of an index, one at a time, in any process."""
+    """Reads one sample at a time; can be sent to loader workers."""
 
     def __init__(
         self, data: DataSection, index: Index, tokenizer: SentencePieceTokenizer, processor: ImageProcessor
@@ -29,7 +29,7 @@ class ExampleReader:
         self._processor = processor
 
     def __call__(self, number: int) -> Example:
-        """Element ``number`` of the index; raises BadSample for an image that cannot be used."""
+        """Element ``number`` of the index; raises BadSample for an unusable image."""
         index = self._index
         source = int(index.source[number])
         settings, file = self._sources[source], self._files[source]
@@ -39,7 +39,7 @@ class ExampleReader:
         except OSError as error:
             raise_if_passing(error, settings.file)
             raise
-        except UserError as error:  # it was fine when the index was built
+        except UserError as error:  # it was valid when the index was built
             raise UserError(f"{error} (has the file changed since the run began?)") from error
         encoded = encode(sample.turns, settings.template, self._tokenizer)
         images = _read_images(sample, settings, self._processor)

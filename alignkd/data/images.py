@@ -1,4 +1,5 @@
-"""Image files -> pixel values. Paths, headers and contents come from strangers, so each is checked first."""
+"""Turns image files into pixel values. Paths, headers and contents are untrusted, so each is checked
+first."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ from alignkd.errors import raise_if_passing
 
 AspectRatio = Literal["pad", "square"]
 
-# Formats of photographs and drawings whose decoders run inside Pillow (EPS, say, would start Ghostscript).
+# Formats that Pillow decodes itself (EPS, for example, would start Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-# A crop scales the short edge first: a thin strip would become a huge picture on the way.
+# CLIP's crop first scales the short edge: a thin strip would become a huge intermediate image.
 LARGEST_ASPECT_RATIO = 100
 
 
 class BadImage(Exception):
-    """An image that cannot be used. ``reason`` is a short class of problems, to count by."""
+    """An unusable image. ``reason`` is a short category, used for counting."""
 
     def __init__(self, reason: str, path: str, detail: str = "") -> None:
         self.reason = reason
@@ -31,11 +32,11 @@ class BadImage(Exception):
 
 
 class ImageProcessor:
-    """CLIP's preprocessing with one fixed back end (Pillow), the same for teacher and student."""
+    """CLIP's preprocessing with a fixed back end (Pillow), shared by teacher and student."""
 
     def __init__(self, preprocessor_config: dict[str, Any], max_image_pixels: int) -> None:
         """``preprocessor_config``: contents of the tower's ``preprocessor_config.json``."""
-        # Seconds to import: here, before the loader's workers start, so that they share it.
+        # Takes seconds to import: here, before the loader's workers are forked, which then share it.
         from transformers import CLIPImageProcessorPil
 
         known = {key: value for key, value in preprocessor_config.items() if key != "image_processor_type"}
@@ -49,10 +50,10 @@ class ImageProcessor:
         return 3, int(size["height"]), int(size["width"])
 
     def read(self, folder: str | Path, path: str, aspect_ratio: AspectRatio) -> torch.Tensor:
-        """``path`` below ``folder`` -> float32 [3, H, W]; raises :class:`BadImage`, or FileSystemError,
-        which says nothing about the image.
+        """The pixel values of ``path`` below ``folder``, float32 [3, H, W]. Raises BadImage, or
+        FileSystemError, which says nothing about the image.
 
-        ``pad`` first pads to a square with the mean colour, ``square`` leaves the cut to CLIP's centre crop.
+        ``pad`` pads the image to a square with the mean colour; ``square`` relies on CLIP's centre crop.
         """
         image = self._decode(resolve_below(folder, path), path, aspect_ratio)
         if aspect_ratio == "pad":
@@ -67,18 +68,20 @@ class ImageProcessor:
 
     def _decode(self, file: Path, path: str, aspect_ratio: AspectRatio) -> Image.Image:
         try:
-            # Opening reads the header only; pixels are decoded after the size is known to be fine.
+            # Opening reads the header only; pixels are decoded once the size has been checked.
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is checked next
+                warnings.simplefilter(
+                    "ignore", Image.DecompressionBombWarning
+                )  # our own limit is checked next
                 image = Image.open(file, formats=FORMATS)
             with image:
                 self._check_size(image.size, path, aspect_ratio)
-                return image.convert("RGB")  # the first frame of several
+                return image.convert("RGB")  # of an animation, the first frame
         except BadImage:
             raise
         except Image.DecompressionBombError as error:
             raise BadImage("image too large", path, str(error)) from error
-        except Exception as error:  # decoders of foreign bytes raise nearly anything
+        except Exception as error:  # decoders raise nearly anything on corrupt bytes
             raise_if_passing(error, file)
             raise BadImage("broken image", path, f"{type(error).__name__}: {error}") from error
 
@@ -96,7 +99,7 @@ class ImageProcessor:
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    """Centres an RGB image on a square of its longer edge, as the authors do."""
+    """Centre an RGB image on a square with the side of its longer edge, as the authors do."""
     width, height = image.size
     if width == height:
         return image
@@ -107,18 +110,18 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
 
 
 def resolve_below(folder: str | Path, path: str) -> Path:
-    """The regular file that ``path`` names, links followed; it must lie below ``folder``."""
+    """The regular file at ``path``, with links resolved; it must be inside ``folder``."""
     try:
         root = Path(folder).resolve(strict=True)
         file = (root / path).resolve(strict=True)
         if not file.is_relative_to(root):
             raise BadImage("image path leaves the image folder", path)
-        # A pipe or a device would block or never end.
+        # A pipe or a device could block, or never end.
         if not stat.S_ISREG(file.stat().st_mode):
             raise BadImage("image is not a regular file", path)
     except (FileNotFoundError, NotADirectoryError):
         raise BadImage("missing image", path, f"looked in {folder}") from None
-    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL byte, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL byte, a cycle of links
         raise_if_passing(error, Path(folder) / path)
         raise BadImage("unreadable image", path, str(error)) from error
     return file

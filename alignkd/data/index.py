@@ -1,6 +1,6 @@
-"""What a run trains on: every usable sample of all sources, as arrays.
+"""The index of a run: every usable sample of all sources, as arrays.
 
-Built once (on rank 0) and sent to the other ranks; an ``Index`` is picklable and holds no per-sample objects.
+Rank 0 builds it; an ``Index`` is picklable and holds no objects per sample.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 Progress = Callable[[int, int], None]  # bytes read so far, bytes of all files
 
 ARRAYS = ("source", *COLUMNS)
-TASK_BYTES = 256 << 10  # that a process takes at a time; what it makes of them fits the processor's cache
-PARALLEL_BYTES = 8 << 20  # smaller files are not worth the processes
+TASK_BYTES = 256 << 10  # per task; what a task allocates fits into the processor's cache
+PARALLEL_BYTES = 8 << 20  # less data is not worth the start of processes
 MOST_PROCESSES = 32
 
 
 class Task(NamedTuple):
-    """Neighbouring entries of a file, for one process to go through."""
+    """Consecutive entries of a file, indexed by one process at a time."""
 
     source: int
     first: int  # number of the first entry
@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What became of the entries of one source."""
+    """How many entries of a source were kept, and why others were removed."""
 
     file: str
     entries: int
@@ -66,18 +66,18 @@ class Index:
     entry: IntArray  # number of the entry in its file, from 0
     start: IntArray  # byte range of the entry in its file
     stop: IntArray
-    length: IntArray  # embedding tokens, V for each image
+    length: IntArray  # embedding tokens, V per image
     image_count: IntArray
     weights: tuple[float, ...]  # per source
     reports: tuple[SourceReport, ...]  # per source
     max_length: int
-    fingerprint: str  # of everything that decides which samples there are and how they are encoded
+    fingerprint: str  # of everything that determines the samples and their encoding
 
     def __len__(self) -> int:
         return len(self.source)
 
     def summary(self) -> str:
-        """For the log: how many samples there are, and how many were removed and why."""
+        """For the log: the number of samples, and how many were removed and why."""
         lines = [f"{report.file}: {self._describe(report)}" for report in self.reports]
         if len(lines) > 1:
             total: Counter[str] = Counter()
@@ -105,8 +105,8 @@ def build_index(
     progress: Progress | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Index:
-    """Reads, checks and measures all sources, on all cores when they are big; raises UserError when nothing
-    is left or an entry is bad. ``hashes``: sha256 of the files where they are known."""
+    """Parse, check and measure all entries, using all cores if there are many. Raises UserError if an entry
+    is bad (unless bad ones are skipped) or no sample is left. ``hashes``: sha256 of the files, if known."""
     for number, source in enumerate(data.sources):
         _check_image_folder(source, number)
     files = [JsonListFile(source.file) for source in data.sources]
@@ -152,7 +152,7 @@ def build_index(
 
 
 def _tasks(files: Sequence[JsonListFile]) -> Iterator[Task]:
-    """All entries of all files, about :data:`TASK_BYTES` at a time."""
+    """All entries of all files, in tasks of about :data:`TASK_BYTES`."""
     for source, file in enumerate(files):
         first, ranges = 0, list[tuple[int, int]]()
         for start, stop in file.ranges():
@@ -175,7 +175,7 @@ def data_fingerprint(
     vision_tokens: int,
     hashes: Sequence[str] | None = None,
 ) -> str:
-    """sha256 over contents and settings, free of paths: a moved data set stays the same."""
+    """sha256 over contents and settings, without paths: a data set that was moved stays the same."""
     if hashes is None:
         hashes = [JsonListFile(source.file).sha256() for source in data.sources]
     sources = [

@@ -1,5 +1,5 @@
-"""The index of a run, kept in its folder and, for other runs on the same data, in the user's cache: lengths
-are computed once, not at every start."""
+"""Caches the index in the run folder and, for other runs on the same data, in the user's cache folder, so
+that lengths are computed only once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from alignkd.data.json_list import JsonListFile
 from alignkd.data.tokenizer import SentencePieceTokenizer
 
 CACHE_VARIABLE = "ALIGNKD_CACHE"
-KEPT = 8  # indices in the user's cache; the ones that were used last
-_SETTLED_NS = 2_000_000_000  # a file changed twice within the clock's granularity shows the same times
+KEPT = 8  # most recently used indices in the user's cache
+_SETTLED_NS = 2_000_000_000  # two changes within the clock's granularity leave the same time stamps
 
 
 def cache_folder() -> Path:
-    """``$ALIGNKD_CACHE``, else ``alignkd`` in the user's cache folder."""
+    """``$ALIGNKD_CACHE``, or ``alignkd`` in the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignkd"
@@ -34,12 +34,11 @@ def cached_index(
     vision_tokens: int,
     progress: Progress | None = None,
 ) -> Index:
-    """The index in ``path`` if it belongs to these data and settings, else one from the user's cache, else a
-    new one, which is then written to both. A damaged file counts as none; a file that cannot be written is no
-    error.
+    """The index in ``path`` if it belongs to these data and settings, otherwise one from the user's cache,
+    otherwise a new one, which is written to both. A damaged file is ignored, and so is a failure to write.
 
-    Contents count, not names: a data file is hashed, unless it is the one that was hashed for ``path`` and
-    has not been touched since.
+    Data files are compared by content: each is hashed, unless it is the file that was hashed for ``path`` and
+    has not changed since.
     """
     own = read_index(path)
     states = _file_states(data, own)
@@ -49,7 +48,7 @@ def cached_index(
         if own.files != states:
             _write(path, StoredIndex(own.index, states))
         return own.index
-    # Of this release: another one may check and measure entries in another way. A run keeps the one it has.
+    # Per release: another one may check and measure entries differently. A run keeps the index it has.
     shared = cache_folder() / "index" / f"{fingerprint}-{__version__}.index"
     found = read_index(shared)
     if found is not None and found.index.fingerprint == fingerprint:
@@ -74,7 +73,7 @@ def _file_states(data: DataSection, own: StoredIndex | None) -> tuple[FileState,
         key = (before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
         if key not in known:
             sha256 = file.sha256()
-            # A time of change that is too young says nothing: the hash is kept for this start only.
+            # A time stamp that is too recent is not reliable: the hash is used for this start only.
             settled = time.time_ns() - before.st_ctime_ns > _SETTLED_NS
             known[key] = FileState(sha256, *(key if settled else (-1, -1, -1, -1)))
         states.append(known[key])
@@ -82,7 +81,7 @@ def _file_states(data: DataSection, own: StoredIndex | None) -> tuple[FileState,
 
 
 def _write(path: Path, stored: StoredIndex) -> Index:
-    """The index as it lies in the file, mapped; the one in memory if it could not be written."""
+    """The index mapped from the file; the one in memory if it could not be written."""
     try:
         write_index(path, stored)
     except OSError:

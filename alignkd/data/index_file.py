@@ -1,7 +1,7 @@
-"""An index in a file that is mapped into memory, not read: one copy for all processes of a node.
+"""The file format of an index. It is mapped into memory, so that all processes of a node share one copy.
 
-First line: sha256 of all that follows, so a torn or damaged file is known. Second line: JSON with the facts
-and the place of each array. Then the arrays.
+The first line is the sha256 of everything after it, which reveals torn and damaged files. The second line is
+JSON with the metadata. The arrays follow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HASH_LINE = 65  # 64 digits and a newline
 
 @dataclass(frozen=True)
 class FileState:
-    """A data file as it was when it was hashed. Whoever changes it changes these (its ctime at least)."""
+    """A data file when it was hashed. Any change to it changes at least its ctime."""
 
     sha256: str
     size: int
@@ -40,10 +40,10 @@ class StoredIndex:
 
 
 def write_index(path: Path, stored: StoredIndex) -> None:
-    """Replaces ``path`` at once; raises OSError."""
+    """Replace ``path`` atomically; raises OSError."""
     index = stored.index
     arrays: list[Any] = [np.ascontiguousarray(getattr(index, name), dtype="<i8") for name in ARRAYS]
-    facts = {
+    metadata = {
         "rows": len(index),
         "weights": index.weights,
         "reports": [asdict(report) for report in index.reports],
@@ -51,7 +51,7 @@ def write_index(path: Path, stored: StoredIndex) -> None:
         "fingerprint": index.fingerprint,
         "files": [asdict(state) for state in stored.files],
     }
-    line = json.dumps(facts).encode()
+    line = json.dumps(metadata).encode()
     line += b" " * (-(_HASH_LINE + len(line) + 1) % _ALIGNMENT) + b"\n"
     digest = hashlib.sha256(line)
     for array in arrays:
@@ -63,7 +63,7 @@ def write_index(path: Path, stored: StoredIndex) -> None:
 
 
 def read_index(path: Path) -> StoredIndex | None:
-    """None when there is no such file, or it is damaged. The arrays are views of the mapped file."""
+    """The index in ``path``, with views of the mapped file as arrays; None if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -71,19 +71,19 @@ def read_index(path: Path) -> StoredIndex | None:
         if hashlib.sha256(view[_HASH_LINE:]).hexdigest().encode() + b"\n" != view[:_HASH_LINE]:
             return None
         mapped.seek(_HASH_LINE)
-        facts = json.loads(mapped.readline())
-        rows, start = int(facts["rows"]), mapped.tell()
+        metadata = json.loads(mapped.readline())
+        rows, start = int(metadata["rows"]), mapped.tell()
         arrays: dict[str, Any] = {
             name: np.frombuffer(mapped, dtype="<i8", count=rows, offset=start + 8 * rows * number)
             for number, name in enumerate(ARRAYS)
         }
         index = Index(
             **arrays,
-            weights=tuple(facts["weights"]),
-            reports=tuple(SourceReport(**report) for report in facts["reports"]),
-            max_length=facts["max_length"],
-            fingerprint=facts["fingerprint"],
+            weights=tuple(metadata["weights"]),
+            reports=tuple(SourceReport(**report) for report in metadata["reports"]),
+            max_length=metadata["max_length"],
+            fingerprint=metadata["fingerprint"],
         )
-        return StoredIndex(index, tuple(FileState(**state) for state in facts["files"]))
+        return StoredIndex(index, tuple(FileState(**state) for state in metadata["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

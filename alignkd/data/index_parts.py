@@ -1,4 +1,4 @@
-"""A run of neighbouring entries of one source: parsed, checked, measured. The unit of parallel indexing."""
+"""Parses, checks and measures consecutive entries of one source: the unit of parallel indexing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PartSettings:
 
 @dataclass(frozen=True)
 class IndexPart:
-    """What became of some entries; ``columns`` [len(COLUMNS), kept]."""
+    """The index of some entries; ``columns`` [len(COLUMNS), kept], int64."""
 
     columns: IntArray
     removed: Counter[str]
@@ -40,8 +40,8 @@ class IndexPart:
 def index_part(
     file: JsonListFile, first: int, ranges_E2: IntArray, settings: PartSettings, counter: TokenCounter
 ) -> IndexPart:
-    """Entries from number ``first`` on, which lie in these byte ranges. Raises UserError, or BadSample for an
-    entry that must not be skipped."""
+    """Index the entries in these byte ranges, numbered from ``first``. Raises UserError, or BadSample for a
+    bad entry that must not be skipped."""
     begin = int(ranges_E2[0, 0])
     raw = file.read(begin, int(ranges_E2[-1, 1]))
     usable: list[tuple[int, int, int, int]] = []  # entry, start, stop, images
@@ -67,12 +67,12 @@ def index_part(
 
 
 def checked_sample(value: Any, source: DataSource, number: int, entry: int) -> Sample:
-    """One entry of ``source``, checked against the source's settings too; raises BadSample."""
+    """One entry of ``source``, checked against the settings of the source, too; raises BadSample."""
     sample = parse_sample(value, source.file, number, entry)
     if problem := template_problem(sample.turns, source.template):
         raise BadSample(source.file, entry, sample.id, "does not fit the template", problem)
     if sample.images and source.image_folder is None:
-        # Not a matter of one sample: skipping would silently drop every image of the source.
+        # Not a bad sample: skipping would silently drop every image of the source.
         raise UserError(
             f"data.sources[{number}].image_folder is not set, but entry {entry} of {source.file} has an image"
         )

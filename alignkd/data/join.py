@@ -1,6 +1,6 @@
-"""Several micro-batches as one ``Batch``, on the device they are on, without asking it for anything.
+"""Joins micro-batches into one ``Batch`` on their device, without synchronising with it.
 
-The teacher looks ahead with it: one forward over a whole accumulation window.
+This is how the teacher looks ahead: it runs one forward pass over several micro-batches.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from alignkd.data.batch import NO_ROW, PADDING_ID, Batch, TermCounts
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """All packed (then the result is one row) or all padded (then its rows are theirs, in order).
+    """Join batches that are all packed, into one row, or all padded, row by row.
 
-    Real images come in order; images that only fill a text-only batch up are left out if there are others.
+    Real images keep their order; the zero images of text-only batches are dropped if there are real ones.
     """
     if len(batches) == 1:
         return batches[0]
@@ -27,7 +27,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     assert all(bool(batch.segments) == packed for batch in batches), "all packed or all padded"
     columns = [batch.input_ids_BL.shape[1] for batch in batches]
     samples_before = _before([batch.sample_count for batch in batches])
-    # What is added to a row, and to a column.
+    # Offsets of rows and of columns.
     rows = [0] * len(batches) if packed else _before([len(batch.input_ids_BL) for batch in batches])
     shifts = _before(columns) if packed else [0] * len(batches)
     width = sum(columns) if packed else max(columns)
@@ -78,7 +78,7 @@ def _joined_bounds(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.Ten
 
 
 def _before(sizes: Sequence[int]) -> list[int]:
-    """Sum of the sizes before each one."""
+    """The sum of the sizes before each one."""
     return [0, *accumulate(sizes)][:-1]
 
 
@@ -101,5 +101,6 @@ def _joined_text_rows(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.
 def _moved_positions(
     positions_N: torch.Tensor, columns: int, width: int, row: int, shift: int
 ) -> torch.Tensor:
-    """row * ``columns`` + column -> the same place in rows of ``width`` columns."""
+    """Flat positions in rows of ``columns`` columns, moved to the same places in rows of ``width``
+    columns."""
     return (positions_N // columns + row) * width + positions_N % columns + shift

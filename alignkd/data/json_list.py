@@ -1,7 +1,8 @@
-"""A big JSON list, read entry by entry.
+"""Reads a large JSON list entry by entry.
 
-Real files have millions of entries and over a gigabyte. They are parsed once, window by window, to find where
-every entry lies; after that an entry is read and parsed when it is needed, so no process holds the file.
+Real files have millions of entries and more than a gigabyte. They are parsed once, window by window, to
+find the byte range of every entry. Later an entry is read and parsed when it is needed, so no process holds
+the file.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Any
 
 from alignkd.errors import UserError, raise_if_passing
 
-WINDOW = 1 << 20  # bytes that are read in one go
+WINDOW = 1 << 20  # bytes per read
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_WORD = 16  # characters before the end of a window that may belong to a word that is cut there
 
 
 class JsonListFile:
-    """Entries of a JSON list by byte range. Opens the file at its first use, in each process."""
+    """Entries of a JSON list by byte range. Each process opens the file at its first use."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
@@ -36,7 +37,7 @@ class JsonListFile:
     def _open(self) -> FileIO:
         if self._file is None:
             try:
-                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - stays open
+                self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 - it stays open
             except OSError as error:
                 raise_if_passing(error, self.path)
                 raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
@@ -55,12 +56,12 @@ class JsonListFile:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
     def entry(self, start: int, stop: int) -> Any:
-        """The value in bytes [start, stop); the file is UTF-8."""
+        """The value in bytes [start, stop) of the file, which is UTF-8."""
         return self.parsed(self.read(start, stop), start, stop)
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), fewer at the end of the file."""
-        # Reading at a place of its own: loader workers that share the open file do not disturb each other.
+        # Without a shared file position: loader workers that inherit the open file do not disturb each other.
         descriptor, parts = self._open().fileno(), []
         try:
             while start < stop and (part := os.pread(descriptor, stop - start, start)):
@@ -72,15 +73,15 @@ class JsonListFile:
         return b"".join(parts)
 
     def parsed(self, raw: bytes, start: int, stop: int) -> Any:
-        """The value in ``raw``, which are bytes [start, stop)."""
+        """The value in ``raw``, the bytes [start, stop) of the file."""
         try:
             return json.loads(raw.decode())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path}: bytes {start} to {stop}: not JSON in UTF-8 ({error})") from error
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Byte range of each entry, in the file's order. Raises UserError, with line and column, for what is
-        not a JSON list; whether its texts are UTF-8 is only known when an entry is parsed."""
+        """The byte range of each entry, in order. Raises UserError with line and column if this is not a JSON
+        list. Whether texts are UTF-8 is only known once an entry is parsed."""
         window = _Window(self)
         if window.next_character() != "[":
             begin = window.text[window.at : window.at + 20]
@@ -100,10 +101,11 @@ class JsonListFile:
 
 
 class _Window:
-    """A part of a file that moves on as it is read.
+    """A part of a file that moves forward as it is read.
 
-    ``text`` has one character per byte, so that places in it are places in the file: texts with other letters
-    than ASCII come out wrong here, and are only skipped. ``at`` is the next character.
+    ``text`` has one character per byte, so that positions in it are positions in the file. Texts that are
+    not ASCII are decoded wrongly, which does not matter, since they are only skipped. ``at`` is the next
+    character.
     """
 
     def __init__(self, file: JsonListFile) -> None:
@@ -114,7 +116,7 @@ class _Window:
         self.at = 0
 
     def next_character(self) -> str:
-        """The next one that is not a space, which stays unread; empty at the end of the file."""
+        """The next character that is not white space, without consuming it; empty at the end of the file."""
         while True:
             match = _SPACE.match(self.text, self.at)
             assert match is not None
@@ -123,7 +125,7 @@ class _Window:
                 return self.text[self.at : self.at + 1]
 
     def take_value(self) -> tuple[int, int]:
-        """Byte range of the JSON value that begins here."""
+        """The byte range of the JSON value that starts here."""
         while True:
             try:
                 _, stop = self._scan(self.text, self.at)
@@ -132,16 +134,16 @@ class _Window:
                 if is_cut and self._grow():
                     continue
                 raise self.broken(error.msg, error.pos) from error
-            except (ValueError, RecursionError) as error:  # a number, or nesting, beyond Python's limits
+            except (ValueError, RecursionError) as error:  # a number or nesting beyond Python's limits
                 raise self.broken(str(error), self.at) from error
             if stop > len(self.text) - _LONGEST_WORD and self._grow():
-                continue  # a number may go on: 2.5 is one, and so is 2.5e-3
+                continue  # a number may continue: 2.5 is one, and so is 2.5e-3
             found = self._start + self.at, self._start + stop
             self.at = stop
             return found
 
     def _grow(self) -> bool:
-        """Drop what has been read, and read at least as much as is left; False at the end of the file."""
+        """Drop what has been consumed, and read at least as much as is left; False at the end of the file."""
         rest = self.text[self.at :]
         begin = self._start + len(self.text)
         more = self._file.read(begin, begin + max(WINDOW, len(rest)))
@@ -151,7 +153,7 @@ class _Window:
         return bool(more)
 
     def broken(self, message: str, at: int) -> UserError:
-        """``at``: a place in ``text``."""
+        """The error at position ``at`` of ``text``."""
         place = self._start + at
         line, line_start = 1, 0
         for begin in range(0, place, WINDOW):

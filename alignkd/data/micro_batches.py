@@ -1,8 +1,8 @@
-"""How a global batch becomes micro-batches of similar cost, before ranks come in.
+"""Splits a global batch into micro-batches of similar cost, independently of ranks.
 
-A padded micro-batch costs its longest sample times its samples, so neighbours in length belong together. A
-packed one costs the sum, whatever is in it, so each gets its share of long and short samples: ranks that run
-side by side are then done at the same time.
+A padded micro-batch costs its longest sample times its number of samples, so samples of similar length belong
+together. A packed one costs the sum of its lengths, so each gets its share of long and short samples: ranks
+that run in parallel then finish at the same time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Parts = list[list[int]]  # positions in ``lengths``, ascending; no part is empty
 
 
 def split_by_samples(lengths: Sequence[int], size: int, packed: bool) -> Parts:
-    """``size`` samples at most in each of as few parts as that takes.
+    """As few parts as possible of at most ``size`` samples each.
 
-    ``lengths`` are tokens: ascending where packed; padded, in the order in which samples may be neighbours.
+    ``lengths`` in tokens: ascending if packed; if padded, in the order in which samples may be grouped.
     """
     samples = range(len(lengths))
     if packed:
@@ -25,17 +25,17 @@ def split_by_samples(lengths: Sequence[int], size: int, packed: bool) -> Parts:
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int, packed: bool, ranks: int) -> Parts:
-    """Parts that cost at most ``budget`` tokens (a longer sample gets one of its own): as few as it allows,
-    rounded up to a multiple of ``ranks``. ``lengths`` as for :func:`split_by_samples`.
+    """As few parts as possible of at most ``budget`` tokens each, rounded up to a multiple of ``ranks``; a
+    sample longer than the budget gets a part of its own. ``lengths`` as for :func:`split_by_samples`.
 
-    As many parts as the ranks will run anyway cost less each than fewer and some empty ones.
+    Rounding up costs nothing, since ranks without a part would run an empty one, and makes parts smaller.
     """
     return _packed_within(lengths, budget, ranks) if packed else _padded_within(lengths, budget, ranks)
 
 
 def _packed_within(lengths: Sequence[int], budget: int, ranks: int) -> Parts:
     needed = sum(min(length, budget) for length in lengths)
-    parts = _up_to_a_multiple(-(-needed // budget), ranks)
+    parts = _round_up(-(-needed // budget), ranks)
     while True:
         found = _spread(lengths, parts, len(lengths))
         if all(len(part) == 1 or sum(lengths[i] for i in part) <= budget for part in found):
@@ -44,8 +44,8 @@ def _packed_within(lengths: Sequence[int], budget: int, ranks: int) -> Parts:
 
 
 def _spread(lengths: Sequence[int], parts: int, most: int) -> Parts:
-    """The longest sample first, each into the part that has the fewest tokens and less than ``most`` samples;
-    then the parts by their tokens, so that those of about one cost run at the same time."""
+    """Longest sample first, assign each to the part with the fewest tokens that has less than ``most``
+    samples. Parts are sorted by tokens, so that those of similar cost run at the same time."""
     found: Parts = [[] for _ in range(parts)]
     open_parts = [(0, part) for part in range(parts)]  # a heap
     totals = [0] * parts
@@ -62,8 +62,8 @@ def _spread(lengths: Sequence[int], parts: int, most: int) -> Parts:
 
 
 def _padded_within(lengths: Sequence[int], budget: int, ranks: int) -> Parts:
-    wanted = _up_to_a_multiple(len(_neighbours(lengths, budget)), ranks)
-    # The smallest limit that needs no more parts; filling each part is the fewest for every limit.
+    wanted = _round_up(len(_neighbours(lengths, budget)), ranks)
+    # Binary search for the smallest limit that needs no more parts; greedy filling is optimal for any limit.
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
@@ -75,7 +75,7 @@ def _padded_within(lengths: Sequence[int], budget: int, ranks: int) -> Parts:
 
 
 def _neighbours(lengths: Sequence[int], limit: int) -> Parts:
-    """From the left, each part as long as ``limit`` allows, one sample at least."""
+    """Greedily from the left: each part as long as ``limit`` allows, with at least one sample."""
     parts: Parts = []
     longest = 0
     for sample, length in enumerate(lengths):
@@ -88,5 +88,5 @@ def _neighbours(lengths: Sequence[int], limit: int) -> Parts:
     return parts
 
 
-def _up_to_a_multiple(number: int, of: int) -> int:
+def _round_up(number: int, of: int) -> int:
     return -(-number // of) * of

@@ -1,4 +1,4 @@
-"""A function mapped over tasks by several processes, with results in order."""
+"""Maps a function over tasks in several processes, with results in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from alignkd.errors import TrainingError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AHEAD = 4  # tasks per process that may be under way
+AHEAD = 4  # tasks per process that are submitted ahead of the result that is needed next
 
 _function: Callable[[Any], Any]  # of a worker
 
@@ -26,16 +26,16 @@ _function: Callable[[Any], Any]  # of a worker
 def map_in_order(
     function: Callable[[Task], Result], tasks: Iterable[Task], processes: int
 ) -> Generator[Result, None, None]:
-    """``map(function, tasks)`` by so many processes; in this process if that is 1.
+    """``map(function, tasks)`` in this many worker processes; in this process if it is 1.
 
-    Tasks are taken as they are needed. They, results and exceptions must be picklable. An exception of
-    ``function`` is raised here, after the results before it; TrainingError when a process is killed.
+    Tasks are consumed as they are needed. Tasks, results and exceptions must be picklable. An exception of
+    ``function`` is raised here, after the results before it; TrainingError if a worker is killed.
     """
     if processes == 1:
         yield from map(function, tasks)
         return
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("fork")  # workers inherit the function and all that it reads
+    context = multiprocessing.get_context("fork")  # workers inherit the function and everything it refers to
     pool = ProcessPoolExecutor(processes, context, _start_worker, (function,))
     pending: deque[Future[Result]] = deque()
     try:
@@ -47,10 +47,11 @@ def map_in_order(
             yield pending.popleft().result()
     except BrokenProcessPool:
         for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()  # the pool sends SIGTERM, which they ignore, and would wait for ever
+            worker.kill()  # the pool sends SIGTERM, which they ignore, and waits for them
         raise TrainingError(
-            "a process that indexes the data was killed, most often because memory ran out; ask for more "
-            "(slurm.memory), or for fewer CPUs, each of which indexes"
+            "a process that was indexing the data was killed, most likely "
+            "because memory ran out; request more "
+            "(slurm.memory), or fewer CPUs, since each of them runs such a process"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -59,15 +60,15 @@ def map_in_order(
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    gc.disable()  # collections would walk everything that was inherited, and find nothing to free
-    # A signal that tells the rank to save or to stop reaches its workers too; the rank ends them.
+    gc.disable()  # collections would traverse all inherited objects and find nothing to free
+    # A signal that tells the rank to save or stop reaches its workers, too; the rank ends them.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """An idle worker would wait for ever for the next task of a parent that was killed."""
+    """Otherwise an idle worker would wait forever for a parent that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,7 @@
-"""One entry of a LLaVA-style JSON list -> a checked ``Sample``.
+"""Turns an entry of a LLaVA-style JSON list into a checked ``Sample``.
 
 An entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from", "value"}]}``,
-``from`` being ``human`` or ``gpt``. Files are written by others, so nothing in an entry is trusted.
+where ``from`` is ``human`` or ``gpt``. Files come from others, so nothing in an entry is trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Speaker = Literal["human", "gpt"]
 _SPEAKERS = ("human", "gpt")
 
 
-# Named tuples here and in ``templates``: millions are made, and a frozen dataclass takes twice as long.
+# Named tuples here and in ``templates``: millions are created, and frozen dataclasses take twice as long.
 class Turn(NamedTuple):
     speaker: Speaker
     text: str
@@ -27,11 +27,11 @@ class Sample(NamedTuple):
     entry: int  # number of the entry in its file, from 0
     id: str
     images: tuple[str, ...]  # relative to the source's image folder
-    turns: tuple[Turn, ...]  # human and gpt in turn, beginning with human
+    turns: tuple[Turn, ...]  # human and gpt alternate, starting with human
 
 
 class BadSample(UserError):
-    """A sample that cannot be used. ``reason`` is a short class of problems, to count by."""
+    """An unusable sample. ``reason`` is a short category, used for counting."""
 
     def __init__(self, file: str, entry: int, sample_id: str | None, reason: str, detail: str = "") -> None:
         self.reason = reason
@@ -40,7 +40,7 @@ class BadSample(UserError):
         super().__init__(f"{file}: {name}: {reason}" + (f": {detail}" if detail else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._given  # else it would not come back from another process
+        return type(self), self._given  # so that it can be raised in another process
 
 
 class _Problem(Exception):
@@ -49,7 +49,7 @@ class _Problem(Exception):
 
 
 def parse_sample(value: Any, file: str, source: int, entry: int) -> Sample:
-    """Checks one entry of ``file``; raises :class:`BadSample`."""
+    """Check one entry of ``file``; raises :class:`BadSample`."""
     sample_id = _id_of(value, entry)
     try:
         if not isinstance(value, dict):
@@ -120,7 +120,7 @@ def _turn_of(value: Any, number: int) -> Turn:
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can write lone surrogates, which no tokenizer or file system takes."""
+    """JSON can contain lone surrogates, which no tokenizer or file system accepts."""
     if text.isascii():
         return True
     try:

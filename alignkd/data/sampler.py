@@ -1,7 +1,8 @@
-"""Which samples belong to which optimizer step, micro-batch and rank.
+"""Assigns samples to optimizer steps, micro-batches and ranks.
 
-The samples of a step are a pure function of (index, seed, step), their split of that and the number of ranks:
-nothing depends on loader workers, nor on what was drawn before, so a run resumes anywhere and at any size.
+The samples of a step are a pure function of (index, seed, step), and their split also of the number of
+ranks. Nothing depends on loader workers or on earlier draws, so a run can resume at any step and on any
+number of ranks.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class GlobalBatchSampler:
-    """Steps count from 0 over all epochs; samples are numbers of elements of the index.
+    """Steps are counted from 0 across epochs; a sample is the number of an element of the index.
 
-    Without ``token_budget`` it is ``micro_batch_size`` that splits a global batch. ``packed``: a micro-batch
-    is one row, without padding.
+    Global batches are split by ``token_budget``, or by ``micro_batch_size`` if it is None. ``packed``: a
+    micro-batch is one row without padding.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class GlobalBatchSampler:
         self._members = [np.flatnonzero(index.source == source) for source in range(len(index.weights))]
         self._cached: dict[int, IntArray] = {}
         if self.samples_per_epoch == 0:
-            raise UserError(f"data.sources[].weight: {index.weights} of few samples leave none in an epoch")
+            raise UserError(
+                f"data.sources[].weight: with the weights {index.weights}, an epoch has no samples"
+            )
 
     @property
     def samples_per_epoch(self) -> int:
@@ -53,7 +56,7 @@ class GlobalBatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The last global batch of an epoch is smaller when the samples do not divide."""
+        """Rounded up: the last global batch of an epoch may be smaller."""
         return -(-self.samples_per_epoch // self._global_batch_size)
 
     def total_steps(self, epochs: int, max_steps: int | None) -> int:
@@ -61,31 +64,33 @@ class GlobalBatchSampler:
         return steps if max_steps is None else min(steps, max_steps)
 
     def samples_before(self, step: int) -> int:
-        """Samples that training has consumed when it stands before ``step``."""
+        """The number of samples that training has consumed before ``step``."""
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.samples_per_epoch + steps * self._global_batch_size
 
     def samples_of_step(self, step: int) -> list[int]:
-        """The global batch of an optimizer step, in the epoch's order."""
+        """The global batch of an optimizer step, in the order of the epoch."""
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self._global_batch_size
         batch: list[int] = self._order(epoch)[start : start + self._global_batch_size].tolist()
         return batch
 
     def micro_batches(self, step: int, rank: int, world_size: int, accumulation: int) -> list[list[int]]:
-        """This rank's micro-batches of a step, as many as every other rank's; some are empty where samples
-        are few. Without a token budget there are ``accumulation`` of them.
+        """This rank's micro-batches of a step. Every rank has the same number of them, some of which may be
+        empty. Without a token budget there are ``accumulation``.
 
-        The batch is cut before ranks come in: micro-batch j is the j // world_size-th of rank j % world_size.
-        What ranks run at the same time is therefore of similar cost.
+        The batch is split independently of ranks: micro-batch j is number j // world_size of rank
+        j % world_size. The micro-batches that ranks run in parallel therefore have similar costs.
         """
-        # Padded, text keeps to itself (LLaVA's grouping by modality and length).
+        # Padded batches group samples by modality and length, as LLaVA does.
         order = self._length if self._packed else self._modality_and_length
         batch = sorted(self.samples_of_step(step), key=order)
         lengths = [int(self._index.length[sample]) for sample in batch]
         if self._token_budget is None:
             size = self._micro_batch_size
-            assert self._global_batch_size <= world_size * accumulation * size, "the batch fits the ranks"
+            assert self._global_batch_size <= world_size * accumulation * size, (
+                "the ranks have room for the batch"
+            )
             parts = split_by_samples(lengths, size, self._packed)
         else:
             parts = split_by_tokens(lengths, self._token_budget, self._packed, world_size)
@@ -102,13 +107,13 @@ class GlobalBatchSampler:
 
     def _order(self, epoch: int) -> IntArray:
         if epoch not in self._cached:
-            # The epoch before it stays: a loader that fetches ahead asks for both in turn.
+            # The previous epoch is kept: a loader that prefetches needs both.
             self._cached = {old: order for old, order in self._cached.items() if old == epoch - 1}
             self._cached[epoch] = self._draw(epoch)
         return self._cached[epoch]
 
     def _draw(self, epoch: int) -> IntArray:
-        """Every sample as often as its source's weight says, shuffled."""
+        """Every sample, repeated according to the weight of its source, shuffled."""
         pool: list[IntArray] = []
         for source, (weight, members) in enumerate(zip(self._index.weights, self._members, strict=True)):
             pool += [members] * int(weight)
@@ -120,11 +125,11 @@ class GlobalBatchSampler:
 
 
 def _fraction(weight: float, size: int) -> int:
-    """How many samples of a source come once more than the others, for the part after the point."""
+    """The number of samples that the fractional part of a weight adds."""
     return round((weight - int(weight)) * size)
 
 
 def _shuffle(size: int, seed: int, epoch: int, stream: int) -> IntArray:
-    """A permutation that no release of numpy may change: raw bits of a seed sequence are guaranteed."""
+    """A permutation that is the same in every numpy release, which guarantees raw bits but not shuffles."""
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch, stream])).random_raw(size)
     return np.argsort(bits, kind="stable").astype(np.int64)

@@ -1,12 +1,12 @@
-"""Conversation templates: turns -> ids and labels, as the authors' preprocessing makes them.
+"""Conversation templates: encode turns as ids and labels, exactly as the authors' preprocessing does.
 
-``plain`` (pretraining): ``<s>``, the image, the caption and a newline; all after the image is supervised.
-``v1`` (finetuning): ``<s>``, the system sentence, then ``USER: `` question `` ASSISTANT: `` answer ``</s>``
-per round; answers and their ``</s>`` are supervised.
+``plain`` (pretraining): ``<s>``, the image, the caption and a newline; everything after the image is
+supervised. ``v1`` (finetuning): ``<s>``, the system sentence, then ``USER: `` question `` ASSISTANT: ``
+answer ``</s>`` per round; answers and their ``</s>`` are supervised.
 
-A template makes a list of parts: images, ends of an answer (``</s>``), and chunks of text between them. Each
-chunk is encoded on its own (see ``tokenizer``). Only the marker ``<image>`` in a human turn is an image;
-everything else that a user wrote, special tokens and an ``<image>`` inside an answer included, stays text.
+A template produces a list of parts: images, ends of answers (``</s>``), and the chunks of text between them.
+Each chunk is encoded on its own (see ``tokenizer``). Only the marker ``<image>`` in a human turn becomes an
+image; anything else in the data, including special tokens and an ``<image>`` in an answer, stays text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Mark(Enum):
 
 
 class Chunk(NamedTuple):
-    """Text that is encoded in one go: what was asked, and what is to be learnt."""
+    """Text that is encoded as one string: an unsupervised prompt and a supervised answer."""
 
     prompt: str
     answer: str = ""
@@ -55,16 +55,16 @@ class Encoded:
 
 
 def encode(turns: Sequence[Turn], template: TemplateName, tokenizer: SentencePieceTokenizer) -> Encoded:
-    """A conversation that ends with an answer -> ids and labels."""
+    """The ids and labels of a conversation that ends with an answer."""
     return _encode_parts(conversation_parts(turns, template), tokenizer)
 
 
 def encode_prompt(
     turns: Sequence[Turn], template: TemplateName, tokenizer: SentencePieceTokenizer
 ) -> list[int]:
-    """A conversation that ends with a question -> ids to generate from; v1 ends in `` ASSISTANT:``.
+    """The ids to generate from, for a conversation that ends with a question; v1 ends in `` ASSISTANT:``.
 
-    The space after the colon belongs to the answer's first piece, which is the model's to write.
+    The space after the colon belongs to the first piece of the answer, which the model generates.
     """
     if template == "plain":
         parts: list[Part] = [Mark.IMAGE] * turns[0].text.count(IMAGE_MARKER)
@@ -74,12 +74,12 @@ def encode_prompt(
 
 
 def conversation_parts(turns: Sequence[Turn], template: TemplateName) -> list[Part]:
-    """What a sample is made of, before any text is encoded (``<s>`` comes first and is not listed)."""
+    """The parts of a sample before encoding, without the initial ``<s>``."""
     return _TEMPLATES[template](turns)
 
 
 def template_problem(turns: Sequence[Turn], template: TemplateName) -> str | None:
-    """Why a checked sample does not fit a template, or None."""
+    """Why a sample does not fit a template, or None."""
     if template == "plain":
         if len(turns) != 2:
             return f"template plain takes one question and one answer, found {len(turns)} turns"
@@ -89,14 +89,14 @@ def template_problem(turns: Sequence[Turn], template: TemplateName) -> str | Non
 
 
 def _plain_parts(turns: Sequence[Turn]) -> list[Part]:
-    # The question is dropped, its images stay: the authors train captions on the image alone.
+    # The question is dropped except for its images: the authors train captions on images only.
     question, caption = turns
     return [Mark.IMAGE] * question.text.count(IMAGE_MARKER) + [Chunk("", caption.text + "\n")]
 
 
 def _v1_parts(turns: Sequence[Turn]) -> list[Part]:
     parts: list[Part] = []
-    start = SYSTEM_SENTENCE + " "  # after </s> the next round follows without a space
+    start = SYSTEM_SENTENCE + " "  # the next round follows </s> without a space
     for number in range(0, len(turns), 2):
         question = _front_marker(turns[number].text)
         *before, last = f"{start}USER: {question} ASSISTANT:".split(IMAGE_MARKER)
@@ -111,7 +111,7 @@ def _v1_parts(turns: Sequence[Turn]) -> list[Part]:
 
 
 def _front_marker(text: str) -> str:
-    """The only marker of a turn moves to its front, followed by a newline; several stay where they are."""
+    """Move the marker to the front, followed by a newline, if there is only one; leave several in place."""
     if text.count(IMAGE_MARKER) != 1:
         return text
     return f"{IMAGE_MARKER}\n{text.replace(IMAGE_MARKER, '').strip()}".strip()
@@ -132,7 +132,7 @@ def _encode_parts(parts: Sequence[Part], tokenizer: SentencePieceTokenizer) -> E
         else:
             assert isinstance(part, Chunk)
             chunk = tokenizer.encode(part.prompt + part.answer)
-            # The answer starts at a space, and no piece spans one: so the prompt alone has the same ids.
+            # The answer starts with a space, which no piece spans: the prompt alone has the same ids.
             asked = len(tokenizer.encode(part.prompt)) if part.answer else len(chunk)
             ids += chunk
             labels += [IGNORE_INDEX] * asked + chunk[asked:]
@@ -142,7 +142,7 @@ def _encode_parts(parts: Sequence[Part], tokenizer: SentencePieceTokenizer) -> E
 def embedded_lengths(
     conversations: Sequence[Sequence[Part]], counter: TokenCounter, vision_tokens: int
 ) -> IntArray:
-    """Length of each conversation in embedding tokens, an image being ``vision_tokens`` of them."""
+    """The length of each conversation in embedding tokens, ``vision_tokens`` per image; int64."""
     lengths: list[int] = []
     texts: list[str] = []
     of_conversation: list[int] = []

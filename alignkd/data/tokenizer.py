@@ -1,8 +1,9 @@
-"""LLaMA's sentencepiece tokenizer, chunk by chunk.
+"""LLaMA's sentencepiece tokenizer, applied to one chunk of text at a time.
 
-The authors tokenise with transformers' slow ``LlamaTokenizer`` in its *legacy* behaviour: text is split at
-special tokens and every chunk is encoded anew, with its own leading-space piece. Calling sentencepiece on
-each chunk gives the same ids, in every version of transformers. Imports neither torch nor transformers.
+The authors tokenise with transformers' slow ``LlamaTokenizer`` in its *legacy* mode: text is split at
+special tokens, and every chunk is encoded separately, with its own leading-space piece. Calling
+sentencepiece for each chunk gives the same ids, whatever the version of transformers. Imports neither torch
+nor transformers.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ MODEL_FILE = "tokenizer.model"
 
 
 class SentencePieceTokenizer:
-    """Text to ids and back. Ordinary text never becomes a special id.
+    """Converts text to ids and back. Ordinary text never becomes a special id.
 
-    A literal ``</s>``, ``<s>`` or ``<unk>`` inside a text is encoded as its characters: only templates put
-    special ids into a sequence. (The authors' tokenizer would turn such text into the special token.)
+    A literal ``</s>``, ``<s>`` or ``<unk>`` in a text is encoded character by character: only templates
+    insert special ids. (The authors' tokenizer would turn such text into the special token.)
     """
 
     def __init__(self, model: bytes, where: str) -> None:
-        """``model``: the bytes of a ``tokenizer.model``; ``where`` is its name in errors."""
+        """``model``: the bytes of a ``tokenizer.model``; ``where``: its name in error messages."""
         self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -34,17 +35,19 @@ class SentencePieceTokenizer:
             raise UserError(f"{where}: not a sentencepiece model ({error})") from error
         for name, token_id in (("<s>", self.bos_id), ("</s>", self.eos_id), ("<unk>", self.unk_id)):
             if token_id < 0:
-                raise UserError(f"{where}: has no {name} token; a LLaMA tokenizer has <unk>, <s> and </s>")
+                raise UserError(f"{where}: has no {name} token; a LLaMA tokenizer needs <unk>, <s> and </s>")
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> SentencePieceTokenizer:
-        """Reads ``tokenizer.model`` of a model folder."""
+        """Read ``tokenizer.model`` from a model folder."""
         path = Path(folder) / MODEL_FILE
         try:
             model = path.read_bytes()
         except OSError as error:
             raise_if_passing(error, path)
-            raise UserError(f"{path}: cannot be read ({error.strerror}); a model folder needs it") from error
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); every model folder needs one"
+            ) from error
         return cls(model, str(path))
 
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str]]:
@@ -66,22 +69,22 @@ class SentencePieceTokenizer:
         return int(self._processor.unk_id())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one chunk of text, without ``<s>``; an empty chunk has none."""
+        """The ids of one chunk of text, without ``<s>``; none for an empty chunk."""
         ids: list[int] = self._processor.encode(text)
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many chunks."""
-        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)  # its default: all cores
+        """The ids of many chunks."""
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=1)  # the default is all cores
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids; special ids and those outside the vocabulary (an image's, say) are left out."""
+        """The text of ids, without special ids and those outside the vocabulary (such as an image's)."""
         special = {self.bos_id, self.eos_id, self.unk_id}
         known = [int(i) for i in ids if 0 <= int(i) < len(self) and int(i) not in special]
         text: str = self._processor.decode(known)
         return text
 
     def fingerprint(self) -> str:
-        """sha256 of the model file: equal for a teacher and a student that may be distilled."""
+        """sha256 of the model file; it must be equal for teacher and student."""
         return hashlib.sha256(self.model).hexdigest()

@@ -1,6 +1,6 @@
-"""Numbers of words, looked up a hundred thousand words at a time: a hash table made of arrays.
+"""A hash table from words to numbers, made of arrays, which looks up a hundred thousand words at a time.
 
-A dict needs a string for each word, and three misses of the processor's cache to find it among many.
+A dict would need a string object per word, and about three cache misses per look-up.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ KeyArray = np.ndarray[Any, np.dtype[np.uint64]]
 
 SLOT_BITS = 19  # 10 MB
 KEY_BYTES = 16
-LONGEST = KEY_BYTES - 1  # bytes of a word; the last one of its key is how many it has
-_KEY = f"V{KEY_BYTES}"  # bytes without a type: they may begin anywhere, and numpy moves them in one piece
+LONGEST = KEY_BYTES - 1  # bytes of a word; the last byte of its key is its length
+_KEY = f"V{KEY_BYTES}"  # raw bytes: they may start anywhere, and numpy copies them as one item
 _MASKS = np.array([b"\xff" * length for length in range(KEY_BYTES)], dtype=f"S{KEY_BYTES}").view(_KEY)
 _FACTORS = tuple(np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F))
 
 
 @dataclass(frozen=True)
 class Words:
-    """Texts cut at every space, W words; neighbouring spaces have an empty word between them."""
+    """Texts split at every space into W words; between consecutive spaces there is an empty word."""
 
-    raw: bytes  # the texts, a space behind each, and padding
+    raw: bytes  # the texts, each followed by a space, and padding
     start_W: IntArray
     length_W: IntArray  # bytes
     first_T: IntArray  # first word of each text
@@ -47,14 +47,14 @@ def words_of(texts: Sequence[str]) -> Words:
 
 
 class WordTable:
-    """Word -> a number that is not 0. A word that is too long, or whose slot is taken, is not kept."""
+    """Maps words to numbers other than 0. A word that is too long, or whose slot is taken, is not stored."""
 
     def __init__(self) -> None:
         self._keys = np.zeros(1 << SLOT_BITS, dtype=_KEY)
         self._numbers = np.zeros(1 << SLOT_BITS, dtype=np.int64)
 
     def find(self, words: Words) -> IntArray:
-        """[W], 0 for words that are not there."""
+        """The numbers [W] of the words, 0 for those that are not stored."""
         keys_W2, slots_W = _keys_and_slots(words)
         differs_W2 = self._keys[slots_W].view("<u8").reshape(-1, 2) ^ keys_W2
         is_there_W = (differs_W2[:, 0] | differs_W2[:, 1]) == 0
@@ -70,7 +70,7 @@ class WordTable:
 
 
 def _keys_and_slots(words: Words) -> tuple[KeyArray, IntArray]:
-    """Keys [W, 2] of words that are not too long (of others: any), and where they may lie [W]."""
+    """The keys [W, 2] (arbitrary for words that are too long) and slots [W] of the words."""
     at_every_byte = np.ndarray((len(words.raw) - LONGEST,), _KEY, words.raw, strides=(1,))
     length_W = np.minimum(words.length_W, LONGEST)
     masks_W2 = _MASKS[length_W].view("<u8").reshape(-1, 2)

@@ -1,1 +1,1 @@
-"""The demonstration behind `make demo`."""
+"""The program behind `make demo`."""

@@ -1,7 +1,7 @@
-"""``python -m alignkd.demo``: from nothing to a distilled student, by the commands that a user would type.
+"""``python -m alignkd.demo``: distils a student from scratch with the commands that a user would type.
 
-Every part is skipped when its result is already there and an interrupted run goes on from its checkpoint, so
-the demo can be stopped and started at will. Delete its folder to begin again.
+A part whose result exists is skipped, and an interrupted run resumes from its checkpoint, so the demo can be
+stopped and restarted at any time. Delete its folder to start over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONSOLE = Console()
 
 @dataclass(frozen=True)
 class Part:
-    """One command and the file that it leaves when it is done."""
+    """One command, and the file that exists once it is done."""
 
     title: str
     command: list[str]
@@ -41,7 +41,8 @@ class Part:
 
 
 def run_demo(out: Path, *, baseline: bool) -> None:
-    """All parts in ``out``, then the tables. ``baseline`` adds the same student without a teacher."""
+    """Run all parts in ``out``, then print the tables. ``baseline`` adds the same student without a
+    teacher."""
     out.mkdir(parents=True, exist_ok=True)
     configuration, data = out / "alignkd.yaml", out / "sample"
     _run(
@@ -55,7 +56,7 @@ def run_demo(out: Path, *, baseline: bool) -> None:
     sample_data += ["--samples", str(SAMPLES), "--seed", str(SEED)]
     _run(Part("data: real handwritten digits, and questions about them", sample_data, data / "test.json"))
     titles = {
-        "teacher": "teacher: trained from nothing, with its vision tower",
+        "teacher": "teacher: trained from scratch, with its vision tower",
         "student": "student: distilled from the teacher",
     }
     if baseline:
@@ -77,7 +78,7 @@ def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
 
 
 def _evaluate(stage: str, run: Path, data: Path) -> TrainedModel:
-    """Accuracy by greedy generation on the test questions, kept beside the run."""
+    """Measure accuracy by greedy generation on the test questions, and store it beside the run."""
     kept = run.parent.parent / f"accuracy_{stage}.json"
     command = [sys.executable, "-m", "alignkd.evaluate", str(RunPaths(run).student)]
     command += ["--data", str(data / "test.json"), "--image-folder", str(data / "images"), "--out", str(kept)]
@@ -89,7 +90,7 @@ def _evaluate(stage: str, run: Path, data: Path) -> TrainedModel:
 def _run(part: Part) -> None:
     CONSOLE.print(Rule(part.title, align="left"))
     if part.result.exists():
-        CONSOLE.print(f"already there: {part.result}", style="dim", markup=False, soft_wrap=True)
+        CONSOLE.print(f"already done: {part.result}", style="dim", markup=False, soft_wrap=True)
         return
     CONSOLE.print(f"$ {_as_typed(part.command)}", style="bold", markup=False, soft_wrap=True)
     started = time.monotonic()
@@ -100,7 +101,7 @@ def _run(part: Part) -> None:
 
 
 def _executable(command: Sequence[str]) -> list[str]:
-    """``alignkd`` of this environment, whether it is activated or not."""
+    """``alignkd`` of this environment, even if it is not activated."""
     if command[0] == "alignkd":
         return [str(Path(sys.executable).parent / "alignkd"), *command[1:]]
     return list(command)
@@ -112,18 +113,18 @@ def _as_typed(command: Sequence[str]) -> str:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Train the same student without a teacher, too.")
+        bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
     ] = False,
 ) -> None:
-    """Train a tiny teacher, distil it into a student, and show what both can do."""
+    """Train a tiny teacher, distil it into a student, and compare them."""
     try:
         run_demo(out, baseline=baseline)
     except AlignkdError as error:
         raise typer.Exit(report_error(error)) from None
     except KeyboardInterrupt:
-        CONSOLE.print("stopped; the same command goes on from here")
+        CONSOLE.print("stopped; run the same command again to resume")
         raise typer.Exit(130) from None
 
 

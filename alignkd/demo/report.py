@@ -1,4 +1,4 @@
-"""The tables at the end of the demo: what the models can do, what the losses did, what it cost."""
+"""The tables at the end of the demo: accuracy, losses and cost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
 TERMS = ("loss", "ce", "reverse_kl", "attention", "vision_all", "vision_focus")
-AVERAGED_STEPS = 10  # one step's loss is too noisy to compare
+AVERAGED_STEPS = 10  # the loss of a single step is too noisy to compare
 MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """One finished run and the answers of its model."""
+    """A finished run and the accuracy of its model."""
 
     name: str
     accuracy: dict[str, Any]  # `Accuracy.as_dict()`
@@ -37,7 +37,7 @@ class TrainedModel:
 
 
 def accuracy_table(models: Sequence[TrainedModel]) -> Table:
-    """One row per kind of question, one column per model, beside the majority baseline."""
+    """One row per kind of question, with the accuracy of each model and of the majority baseline."""
     table = Table(title="exact answers to unseen digits, by greedy generation")
     table.add_column("kind of question")
     for model in models:
@@ -55,7 +55,7 @@ def accuracy_table(models: Sequence[TrainedModel]) -> Table:
 
 
 def loss_table(models: Sequence[TrainedModel]) -> Table:
-    """Mean of each term over the first and the last steps of each run."""
+    """The mean of each term over the first and the last steps of each run."""
     table = Table(title=f"losses, first {AVERAGED_STEPS} steps -> last {AVERAGED_STEPS}")
     table.add_column("term")
     for model in models:
@@ -89,7 +89,7 @@ def print_report(models: Sequence[TrainedModel], console: Console) -> None:
 
 
 def _first_and_last(rows: Sequence[dict[str, Any]], term: str) -> str:
-    """Empty for a term that the run did not have."""
+    """Empty for a term that is not part of the run."""
     first, last = (_mean(part, term) for part in (rows[:AVERAGED_STEPS], rows[-AVERAGED_STEPS:]))
     if first == last == 0.0:
         return ""

@@ -1,1 +1,1 @@
-"""Accuracy of a model folder by greedy generation."""
+"""Measures the accuracy of a model folder by greedy generation."""

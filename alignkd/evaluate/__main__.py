@@ -20,14 +20,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    model: Annotated[Path, typer.Argument(help="folder in the MobileVLM V2 format")],
-    data: Annotated[Path, typer.Option(help="LLaVA-style JSON list; the last turn is the expected answer")],
-    image_folder: Annotated[Path | None, typer.Option(help="image paths are relative to it")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
-    out: Annotated[Path | None, typer.Option(help="write the JSON to this file, too")] = None,
+    model: Annotated[Path, typer.Argument(help="Model folder in the MobileVLM V2 format.")],
+    data: Annotated[
+        Path, typer.Option(help="LLaVA-style JSON list; the last turn of an entry is the expected answer.")
+    ],
+    image_folder: Annotated[
+        Path | None, typer.Option(help="Folder that image paths are relative to.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
 ) -> None:
-    """Accuracy per kind of question, by greedy generation on the CPU."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported, below the folder module
+    """Measure accuracy per kind of question, by greedy generation on the CPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the folder module imports deepspeed
     from alignkd.evaluate.folder import evaluate_folder
 
     try:
@@ -50,7 +54,7 @@ def main(
         return
     try:
         out.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:  # shown it is already: it may have taken hours
+    except OSError as error:  # the result, which may have taken hours, was printed
         raise typer.Exit(report_error(UserError(f"--out {out}: cannot be written ({error})"))) from None
 
 

@@ -1,4 +1,4 @@
-"""Exact-match accuracy per kind of question, beside what a blind guess of the most frequent answer gets."""
+"""Exact-match accuracy per kind of question, compared with always guessing the most frequent answer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ ALL_KINDS = "all"
 
 @dataclass(frozen=True)
 class KindAccuracy:
-    accuracy: float  # share of answers that match exactly
-    baseline: float  # share that the kind's most frequent answer would match
+    accuracy: float  # share of exact matches
+    baseline: float  # share of questions with the most frequent answer
     count: int  # questions
 
 
 @dataclass(frozen=True)
 class Accuracy:
     kinds: dict[str, KindAccuracy]  # most frequent kind first
-    overall: KindAccuracy  # its baseline guesses per kind
+    overall: KindAccuracy  # its baseline guesses separately for each kind
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def score(kinds: Sequence[str], expected: Sequence[str], answered: Sequence[str]) -> Accuracy:
-    """Compare answers after stripping white space around them. The three sequences go together."""
+    """Compare answers, ignoring surrounding white space. The three sequences have equal lengths."""
     rows = [
         (kind, right.strip(), given.strip())
         for kind, right, given in zip(kinds, expected, answered, strict=True)

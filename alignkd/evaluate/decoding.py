@@ -1,4 +1,4 @@
-"""Greedy decoding with a KV cache, for prompts of equal length (so that no padding mask is needed)."""
+"""Greedy decoding with a KV cache, for prompts of equal length, which need no padding mask."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from alignkd.models.mobilevlm import MobileVLM
 
 @torch.inference_mode()
 def greedy_decode(model: MobileVLM, batch: Batch, eos_id: int, max_new_tokens: int) -> list[list[int]]:
-    """The most likely token again and again, per sample until ``eos_id`` (left out) or ``max_new_tokens``.
+    """Per sample the most likely tokens, up to ``eos_id`` (not included) or ``max_new_tokens``.
 
-    The batch's prompts must have one length. The image is encoded once; every new token costs one position.
+    All prompts must have the same length. Images are encoded once; each new token costs one position.
     """
-    assert batch.counts.tokens == batch.input_ids_BL.numel(), "prompts of one batch have equal length"
+    assert batch.counts.tokens == batch.input_ids_BL.numel(), "prompts of a batch have equal length"
     cache = DynamicCache()
     embeddings = model.embed(batch, model.vision_tokens(batch.pixel_values))
     answers: list[list[int]] = [[] for _ in range(batch.sample_count)]

@@ -1,4 +1,4 @@
-"""Ask a model folder every question of a LLaVA-style file and score its answers."""
+"""Answers every question of a LLaVA-style file with the model in a folder, and scores the answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Question:
-    """``ids`` is the prompt with one IMAGE_TOKEN_ID per image; ``answer`` is what the file says."""
+    """``ids``: the prompt, with one IMAGE_TOKEN_ID per image; ``answer``: the expected one."""
 
     sample: Sample
     kind: str
@@ -38,7 +38,7 @@ class Question:
     answer: str
 
     def length(self, vision_tokens: int) -> int:
-        """Embedding tokens of the prompt."""
+        """The length of the prompt in embedding tokens."""
         return len(self.ids) + self.ids.count(IMAGE_TOKEN_ID) * (vision_tokens - 1)
 
 
@@ -53,14 +53,13 @@ def evaluate_folder(
 ) -> Accuracy:
     """Accuracy by greedy generation in fp32 on the CPU, with the `v1` template.
 
-    ``data``: records whose last turn is the expected answer; an optional ``kind`` groups them. ``progress``
-    is called with (questions answered, all questions). Raises UserError for a file or an image that cannot be
-    used.
+    ``data``: records whose last turn is the expected answer, grouped by an optional ``kind``. ``progress`` is
+    called with (questions answered, all questions). Raises UserError for an unusable file or image.
     """
     tokenizer = SentencePieceTokenizer.from_folder(model_folder)
     questions = read_questions(data, tokenizer)
     if image_folder is None and any(question.sample.images for question in questions):
-        raise UserError(f"{data}: has images; name their folder with --image-folder")
+        raise UserError(f"{data}: contains images; give their folder with --image-folder")
     model = load_model(model_folder, BuildOptions(torch.float32)).eval()
     processor = ImageProcessor(model.config.preprocessor_config, DEFAULT_MAX_IMAGE_PIXELS)
     aspect_ratio = cast(AspectRatio, model.config.image_aspect_ratio)
@@ -84,14 +83,14 @@ def evaluate_folder(
 
 
 def read_questions(data: Path, tokenizer: SentencePieceTokenizer) -> list[Question]:
-    """Check every record of a LLaVA-style file and encode its prompt."""
+    """Check every record of a LLaVA-style file, and encode its prompt."""
     try:
         records = json.loads(data.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise_if_passing(error, data)
         raise UserError(f"{data}: cannot be read as JSON ({error})") from None
     if not isinstance(records, list) or not records:
-        raise UserError(f"{data}: must hold a JSON list with at least one record")
+        raise UserError(f"{data}: must be a JSON list with at least one record")
     return [_question(record, number, data, tokenizer) for number, record in enumerate(records)]
 
 
@@ -99,7 +98,7 @@ def _question(record: Any, number: int, data: Path, tokenizer: SentencePieceToke
     sample = parse_sample(record, str(data), 0, number)
     kind = record.get("kind", DEFAULT_KIND)
     if not isinstance(kind, str):
-        raise UserError(f"{data}: record {number}: `kind` must be a text, found {kind!r:.80}")
+        raise UserError(f"{data}: record {number}: `kind` must be text, found {kind!r:.80}")
     *asked, answer = sample.turns
     return Question(sample, kind, encode_prompt(asked, "v1", tokenizer), answer.text)
 

@@ -22,8 +22,6 @@ MAY_CHANGE = (
     "model.",
     "teacher.placement",
     "teacher.lookahead",
-    "distillation.fused_head",
-    "distillation.fused_attention",
     "distillation.share_vision_tower",
     "training.packing",
     "training.tokens_per_micro_batch",

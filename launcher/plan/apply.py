@@ -1,6 +1,6 @@
-"""Write advised values into a configuration file; comments, order and quotes stay.
+"""Writes values into a configuration file, keeping comments, order and quotes.
 
-The result is read back and compared before it takes the file's place; the old text stays beside it.
+The result is read back and compared before it replaces the file; the old text is kept beside it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ BACKUP_SUFFIX = ".bak"
 
 
 def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> list[str]:
-    """Set dotted keys, those of a stage in that stage; returns what was done, line by line.
+    """Set dotted keys, in the section of ``stage`` if there is one; returns lines that say what was changed.
 
-    Raises UserError, with the lines to change by hand, when the file cannot be edited that way.
+    Raises UserError, with the lines to change by hand, when the file cannot be edited.
     """
     document = read_yaml(path)
     prefix = ("stages", stage) if stage else ()
@@ -35,7 +35,7 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
     wanted = {keys: value for keys, value in wanted.items() if not _is_set(document, keys, value)}
     if not wanted:
         return [f"{path}: already set, nothing was written"]
-    old = path.read_bytes().decode("utf-8")  # its line ends stay
+    old = path.read_bytes().decode("utf-8")  # line endings as they are
     if not all(set_value(document, keys, value) for keys, value in wanted.items()) or (
         parse_yaml(new := edited(old, wanted)) != document
     ):
@@ -43,7 +43,7 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
         where = f" below stages.{stage}" if stage else ""
         raise UserError(f"{path}: cannot be edited without losing something; change by hand{where}\n{lines}")
     backup = path.with_name(path.name + BACKUP_SUFFIX)
-    target = path.resolve()  # a link stays one
+    target = path.resolve()  # a symbolic link stays one
     mode = stat.S_IMODE(target.stat().st_mode)
     write_text_atomic(backup, old, mode=mode)
     write_text_atomic(target, new, mode=mode)
@@ -52,7 +52,7 @@ def apply_changes(path: Path, stage: str | None, values: Mapping[str, Any]) -> l
 
 
 def edited(text: str, changes: Mapping[Keys, Any]) -> str:
-    """``text`` with these values; missing sections are created."""
+    """``text`` with these values set; missing sections are created."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes, yaml.width = True, len(text) + 100  # no line is wrapped
     yaml.representer.add_representer(type(None), _represent_null)
@@ -76,8 +76,8 @@ def _set(document: Any, keys: Keys, value: Any) -> None:
 
 
 def _put(section: Any, key: str | int, value: Any) -> None:
-    """A new key becomes the first of its section: behind the last one, it would stand below the blank lines
-    and comments that lead to the next section."""
+    """A new key becomes the first of its section: after the last one, it would follow the blank lines and
+    comments that belong to the next section."""
     if isinstance(section, CommentedMap) and key not in section:
         section.insert(0, key, value)
     else:

@@ -21,7 +21,7 @@ from .conftest import BASE
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
 )
-def test_impossible_together(write, overrides: list[str], message: str) -> None:
+def test_conflicting_settings_are_errors(write, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(BASE), overrides)
     assert any(message in problem for problem in caught.value.problems)
@@ -44,7 +44,7 @@ def test_impossible_together(write, overrides: list[str], message: str) -> None:
         ["training.micro_batch_size=7", "training.tokens_per_micro_batch=4096"],
     ],
 )
-def test_possible_together(write, overrides: list[str]) -> None:
+def test_compatible_settings_are_accepted(write, overrides: list[str]) -> None:
     load_config(write(BASE), overrides)
 
 
@@ -66,7 +66,7 @@ def test_possible_together(write, overrides: list[str]) -> None:
         ),
         (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
         (["model.student_config=c"], "model.student_config has no effect"),
-        (["training.max_steps=10"], "nothing is saved before the end"),
+        (["training.max_steps=10"], "no checkpoint is saved before the end"),
         (["model.student=x", "model.teacher=x"], "same folder"),
     ],
 )
@@ -74,11 +74,11 @@ def test_settings_without_effect_warn(write, overrides: list[str], message: str)
     assert any(message in warning for warning in warnings_of(load_config(write(BASE), overrides)))
 
 
-def test_nothing_to_warn_about(write) -> None:
+def test_defaults_give_no_warning(write) -> None:
     assert warnings_of(load_config(write(BASE))) == []
 
 
-def test_divisors() -> None:
+def test_divisors_are_complete_and_ascending() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
     assert divisors(1) == [1]
 
@@ -87,14 +87,14 @@ def test_divisors() -> None:
     ("text", "seconds"),
     [("5", 300), ("5:30", 330), ("1:00:01", 3601), ("2-3", 183600), ("1-0:30", 88200), ("1-0:0:1", 86401)],
 )
-def test_times_of_slurm(text: str, seconds: int) -> None:
+def test_slurm_time_limits_are_read_in_every_form(text: str, seconds: int) -> None:
     assert time_limit_seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
-    ("stage", "text"), [(0, "adds up micro-batches in bf16"), (1, "adds up micro-batches in bf16"), (2, None)]
+    ("stage", "text"), [(0, "accumulates gradients in bf16"), (1, "accumulates gradients in bf16"), (2, None)]
 )
-def test_half_precision_that_loses_digits_is_warned_about(write, stage: int, text: str | None) -> None:
+def test_accumulating_gradients_in_half_precision_warns(write, stage: int, text: str | None) -> None:
     warnings = [
         w for w in warnings_of(load_config(write(BASE), [f"student.zero_stage={stage}"])) if "bf16" in w
     ]

@@ -25,11 +25,11 @@ ISSUED_KEYS = {
 }
 
 
-def test_key_names_that_users_rely_on() -> None:
+def test_documented_keys_exist() -> None:
     assert {key.name for key in all_keys()} >= ISSUED_KEYS
 
 
-def test_nearest_looks_across_sections_and_then_here_first() -> None:
+def test_nearest_prefers_the_same_name_elsewhere_then_similar_names_nearby() -> None:
     assert [key.name for key in nearest(("learning_rate",))] == ["training.learning_rate"]
     assert [key.name for key in nearest(("precision",))] == ["training.precision", "teacher.precision"]
     assert [key.name for key in nearest(("distillation", "topk"))] == ["distillation.top_k"]

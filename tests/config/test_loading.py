@@ -42,7 +42,7 @@ def test_defaults_and_paths_relative_to_the_file(write, tmp_path, monkeypatch) -
     assert config.stages == {}
 
 
-def test_scratch_and_absolute_paths_stay(write) -> None:
+def test_scratch_and_absolute_paths_are_left_alone(write) -> None:
     text = "model: {teacher: /t, student: scratch, student_config: /c, vision_tower: ../v}\n"
     config = load_config(write(text + "data: {sources: [{file: /d/../a.json}]}"))
     assert (config.model.student, config.model.teacher) == ("scratch", "/t")
@@ -84,17 +84,17 @@ def test_paths_of_overrides_are_relative_to_the_current_folder(write, tmp_path, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training", "not of the form key=value"),
-        ("=3", "not of the form key=value"),
-        ("training..seed=3", "not of the form key=value"),
+        ("training", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("training..seed=3", "expected key=value"),
         ("training.seed=[1", "not valid YAML"),
-        ("data.sources.7.weight=1", "nothing at this place"),
-        ("model.student.deeper=1", "nothing at this place"),
+        ("data.sources.7.weight=1", "no section or list there"),
+        ("model.student.deeper=1", "no section or list there"),
         ("stages.pretrain.training.seed=1", "without `stages.NAME`"),
         ("training.lerning_rate=1", "did you mean training.learning_rate"),
     ],
 )
-def test_bad_overrides(write, override: str, message: str) -> None:
+def test_a_bad_override_is_reported(write, override: str, message: str) -> None:
     assert any(message in problem for problem in problems_of(write(BASE), [override]))
 
 
@@ -105,19 +105,19 @@ def test_stage_is_merged_section_by_section_and_lists_are_replaced(write, tmp_pa
     assert load_config(write(STAGED), (), "finetune").training.learning_rate == 1e-3
 
 
-def test_stage_names(write) -> None:
+def test_a_missing_or_unknown_stage_lists_the_valid_ones(write) -> None:
     assert problems_of(write(STAGED)) == [
-        "this file has stages and none was chosen; valid: --stage with one of: pretrain, finetune"
+        "this file has stages but none was chosen; valid: --stage with one of: pretrain, finetune"
     ]
     (problem,) = problems_of(write(STAGED), (), "pretrian")
     assert "valid: pretrain, finetune" in problem
     assert "did you mean pretrain" in problem
     assert problems_of(write(BASE), (), "pretrain") == [
-        "--stage pretrain: this file has no stages; leave --stage out"
+        "--stage pretrain: this file has no stages; omit --stage"
     ]
 
 
-def test_a_stage_that_is_not_chosen_is_checked_too(write) -> None:
+def test_stages_that_were_not_chosen_are_validated_too(write) -> None:
     text = STAGED + "  other: {training: {epoch: 3}, data: {max_length: x}, stages: {}}\n"
     problems = problems_of(write(text), (), "finetune")
     assert len(problems) == 3
@@ -126,14 +126,14 @@ def test_a_stage_that_is_not_chosen_is_checked_too(write) -> None:
     assert any(problem.startswith("stages.other.stages") for problem in problems)
 
 
-def test_a_key_that_one_stage_lacks_names_the_stage(write) -> None:
+def test_a_key_missing_in_one_stage_names_the_stage(write) -> None:
     text = "data: {sources: [{file: a.json}]}\nmodel: {teacher: t}\nstages: {a: {model: {student: s}}, b: {}}"
     (problem,) = problems_of(write(text), (), "b")
     assert problem.startswith("model.student is missing")
     assert problem.endswith("[stage b]")
 
 
-def test_all_problems_at_once_with_value_limits_and_nearest_name(write) -> None:
+def test_all_problems_are_reported_at_once_with_value_limits_and_nearest_key(write) -> None:
     text = """
 learning_rate: 1e-4
 model: {student: scratch, teacher: t}
@@ -175,22 +175,22 @@ foo: 2
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just text", "3"])
-def test_a_file_that_is_no_mapping(write, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(write, text: str) -> None:
     assert problems_of(write(text)) == ["the file must be a mapping of sections (`model: ...`, `data: ...`)"]
 
 
-def test_an_empty_file_misses_what_has_no_default(write) -> None:
+def test_an_empty_file_reports_the_sections_without_defaults(write) -> None:
     problems = problems_of(write(""))
     assert [problem.partition(" ")[0] for problem in problems] == ["model", "data"]
 
 
 @pytest.mark.parametrize("stages", ["3", "[a]", "{a: 3}"])
-def test_stages_of_another_shape(write, stages: str) -> None:
+def test_stages_that_are_not_sections_are_refused(write, stages: str) -> None:
     assert any("section of sections" in text for text in problems_of(write(BASE + f"stages: {stages}")))
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "-x", "a\\nb"])
-def test_run_names_stay_in_their_folder(write, name: str) -> None:
+def test_run_names_cannot_leave_their_folder(write, name: str) -> None:
     assert any("run.name" in text for text in problems_of(write(BASE + f'run: {{name: "{name}"}}')))
 
 

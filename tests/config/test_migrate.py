@@ -6,14 +6,23 @@ from pathlib import Path
 import pytest
 
 from alignkd.config import dump_config, load_config, load_run_config
-from alignkd.config.migrate import RENAMED, migrate
+from alignkd.config.migrate import REMOVED, RENAMED, migrate
 from alignkd.errors import ConfigError
 
 from .conftest import BASE
 
 
-def test_old_keys_get_their_new_names_and_the_original_stays() -> None:
-    old = {"distillation": {"rows": "prompt_only", "positions": "all_text", "top_k": 3}, "run": {"name": "x"}}
+def test_old_keys_are_renamed_or_dropped_in_a_copy() -> None:
+    old = {
+        "distillation": {
+            "rows": "prompt_only",
+            "positions": "all_text",
+            "top_k": 3,
+            "fused_head": False,
+            "fused_attention": True,
+        },
+        "run": {"name": "x"},
+    }
     before = copy.deepcopy(old)
     assert migrate(old) == {
         "distillation": {"attention_rows": "prompt_only", "logit_positions": "all_text", "top_k": 3},
@@ -51,3 +60,10 @@ def test_a_users_file_with_an_old_key_is_told_the_new_one(write, old: str, new: 
     with pytest.raises(ConfigError) as caught:
         load_config(write(BASE), [f"{old}=all_text"])
     assert caught.value.problems == [f"{old} = all_text: has been renamed; valid: {new}"]
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_users_file_with_a_removed_key_is_told_to_delete_it(write, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(BASE), [f"{key}=false"])
+    assert caught.value.problems == [f"{key} = false: has been removed; delete this key"]

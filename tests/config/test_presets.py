@@ -12,7 +12,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize(("name", "stage"), [(name, stage) for name in PRESETS for stage in STAGES[name]])
-def test_every_stage_is_valid_and_warns_of_nothing(tmp_path, name: str, stage: str) -> None:
+def test_every_stage_is_valid_without_warnings(tmp_path, name: str, stage: str) -> None:
     write_preset(name, tmp_path / "alignkd.yaml")
     config = load_config(tmp_path / "alignkd.yaml", (), stage)
     assert warnings_of(config) == []
@@ -20,7 +20,7 @@ def test_every_stage_is_valid_and_warns_of_nothing(tmp_path, name: str, stage: s
 
 
 @pytest.mark.parametrize(("name", "length"), [("short", 512), ("long", 2048)])
-def test_hyper_parameters_of_the_paper(tmp_path, name: str, length: int) -> None:
+def test_presets_have_the_hyper_parameters_of_the_paper(tmp_path, name: str, length: int) -> None:
     write_preset(name, tmp_path / "a.yaml")
     first = load_config(tmp_path / "a.yaml", (), "pretrain")
     second = load_config(tmp_path / "a.yaml", (), "finetune")
@@ -41,17 +41,17 @@ def test_hyper_parameters_of_the_paper(tmp_path, name: str, length: int) -> None
     assert second.model.student == f"{first.run.folder}/{first.run.name}/student"
 
 
-def test_an_existing_file_is_kept(tmp_path) -> None:
+def test_an_existing_file_is_kept_unless_forced(tmp_path) -> None:
     out = tmp_path / "a.yaml"
     out.write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_preset("sample", out)
     assert out.read_text() == "mine"
     write_preset("sample", out, force=True)
     assert out.read_text() == preset_text("sample")
 
 
-def test_refused_names_and_places(tmp_path) -> None:
+def test_an_unknown_preset_and_an_unwritable_place_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"valid: sample .*short .*long"):
         preset_text("../sample")
     with pytest.raises(UserError, match="cannot be written"):

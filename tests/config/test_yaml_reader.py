@@ -30,13 +30,13 @@ from alignkd.errors import UserError
         ("[1, 2e-1]", [1, 0.2]),
     ],
 )
-def test_scalars_of_yaml_1_2(text: str, value: object) -> None:
+def test_scalars_are_read_as_yaml_1_2(text: str, value: object) -> None:
     parsed = parse_yaml(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
 
-def test_infinity_and_nan() -> None:
+def test_infinity_and_nan_are_read() -> None:
     assert parse_yaml("-.inf") == -math.inf
     assert math.isnan(parse_yaml(".nan"))
 
@@ -58,23 +58,23 @@ def test_infinity_and_nan() -> None:
         ("a: \x00", "not readable"),
     ],
 )
-def test_refused(text: str, message: str) -> None:
+def test_unsafe_or_broken_text_is_refused_with_its_place(text: str, message: str) -> None:
     with pytest.raises(YamlError, match=message):
         parse_yaml(text)
 
 
-def test_alias_bomb_is_refused_before_it_grows() -> None:
+def test_an_alias_bomb_is_refused_before_it_expands() -> None:
     rows = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
     with pytest.raises(YamlError, match="aliases"):
         parse_yaml("\n".join(rows))
 
 
-def test_bytes_that_are_no_text() -> None:
+def test_bytes_that_are_not_text_are_refused() -> None:
     with pytest.raises(YamlError, match="not readable as UTF-8"):
         parse_yaml(b"\xff\x80 a: 1")
 
 
-def test_files_that_are_refused(tmp_path) -> None:
+def test_unusable_files_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(UserError, match="alignkd init"):
         read_yaml(tmp_path / "missing.yaml")
     with pytest.raises(UserError, match="not a file"):
@@ -89,14 +89,14 @@ def test_files_that_are_refused(tmp_path) -> None:
         read_yaml(broken)
 
 
-def test_dump_reads_back_equal_with_this_reader() -> None:
+def test_dumped_data_reads_back_equal() -> None:
     nasty = ["1e-4", "0x1f", "yes", "no", "null", "~", "", " a ", "a: b", "#x", "12:30:00", "true", "-", "*a"]
     data = {"texts": nasty, "numbers": [1, -2.5, 1e-4, 2e-5, 1e300], "none": None, "flags": [True, False]}
     assert parse_yaml(dump_yaml(data)) == data
     assert [type(item) for item in parse_yaml(dump_yaml(nasty))] == [str] * len(nasty)
 
 
-def test_a_value_that_is_used_twice_is_written_twice() -> None:
+def test_a_value_that_occurs_twice_is_written_twice() -> None:
     shared = {"a": 1}
     assert "&" not in dump_yaml([shared, shared])
 

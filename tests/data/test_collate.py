@@ -39,7 +39,7 @@ TEXT = example([1, 5, 6, 2], [N, N, 6, 2])
 I = IMAGE_TOKEN_ID  # noqa: E741
 
 
-def test_a_ragged_batch_by_hand():
+def test_a_padded_batch_equals_one_worked_out_by_hand():
     batch = collate([ONE, TEXT, TWO], SETTINGS)
     assert batch.input_ids_BL.tolist() == [
         [1, 5, I, I, I, 6, 7, 2, 0, 0, 0, 0, 0],
@@ -62,7 +62,7 @@ def test_a_ragged_batch_by_hand():
 PACKED = collate([ONE, TEXT, TWO], replace(SETTINGS, packing=True))
 
 
-def test_a_packed_batch_by_hand():
+def test_a_packed_batch_equals_one_worked_out_by_hand():
     padded = collate([ONE, TEXT, TWO], SETTINGS)
     assert PACKED.input_ids_BL.tolist() == [
         [1, 5, I, I, I, 6, 7, 2, 1, 5, 6, 2, 1, I, I, I, I, I, I, 8, I, I, I, 9, 2]
@@ -103,7 +103,7 @@ def test_a_batch_moves_with_all_of_its_tensors():
     assert moved.counts == PACKED.counts
 
 
-def test_rows_of_the_prompt_only():
+def test_prompt_only_rows_leave_supervised_tokens_out():
     batch = collate([ONE, TWO], CollateSettings(V, SHAPE, attention_rows="prompt_only"))
     assert batch.text_rows_IM.tolist() == [[5], [7], [7], [NO_ROW]]
     assert (batch.counts.attention_rows, batch.counts.images, batch.counts.focus_images) == (3, 4, 3)

@@ -19,7 +19,7 @@ def source_of(file, folder, **more):
     return DataSource(file=file, image_folder=str(folder), **more)
 
 
-def test_from_png_and_text_to_the_counts_of_the_fixture(
+def test_images_and_texts_give_the_counts_of_the_fixture(
     cases, fixture_folder, write_json, tokenizer, processor
 ):
     sources = [
@@ -67,7 +67,7 @@ def test_a_file_that_changed_after_indexing_is_noticed(write_json, tmp_path, tok
         read(1)
 
 
-def test_the_source_decides_on_padding(cases, fixture_folder, write_json, tokenizer, processor):
+def test_each_source_chooses_its_padding(cases, fixture_folder, write_json, tokenizer, processor):
     file = write_json([cases["v1"]["record"]])
     sources = [source_of(file, fixture_folder, image_aspect_ratio=ratio) for ratio in ("pad", "square")]
     data = DataSection(sources=sources)

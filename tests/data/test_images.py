@@ -34,7 +34,7 @@ def save(path, size=(20, 10), mode="RGB", **options):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_pixels_are_the_authors(number, processor, expected, fixture_folder):
+def test_pixels_equal_those_of_the_authors(number, processor, expected, fixture_folder):
     pixels = processor.read(fixture_folder, f"image_{number}.png", "pad")
     assert pixels.shape == processor.shape == (3, 336, 336)
     assert pixels.dtype.is_floating_point
@@ -42,7 +42,7 @@ def test_pixels_are_the_authors(number, processor, expected, fixture_folder):
     assert difference.max() <= 1e-5
 
 
-def test_square_crops_the_centre_instead(processor, fixture_folder):
+def test_square_crops_the_centre_instead_of_padding(processor, fixture_folder):
     padded = processor.read(fixture_folder, "image_0.png", "pad")
     cropped = processor.read(fixture_folder, "image_0.png", "square")
     assert cropped.shape == padded.shape
@@ -64,7 +64,7 @@ def test_other_colour_modes_become_rgb(processor, tmp_path, mode):
     assert processor.read(tmp_path, name, "pad").shape == (3, 336, 336)
 
 
-def test_the_first_of_several_frames_counts(processor, tmp_path):
+def test_the_first_frame_of_an_animation_is_used(processor, tmp_path):
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     red.save(tmp_path / "two.gif", save_all=True, append_images=[blue])
     red.save(tmp_path / "one.png")
@@ -84,7 +84,7 @@ def test_paths_may_not_leave_the_folder(tmp_path):
             resolve_below(folder, path)
 
 
-def test_a_link_inside_the_folder_and_a_linked_folder_are_fine(tmp_path):
+def test_a_link_inside_the_folder_and_a_linked_folder_are_allowed(tmp_path):
     (tmp_path / "images").mkdir()
     save(tmp_path / "images" / "a.png")
     (tmp_path / "images" / "b.png").symlink_to("a.png")
@@ -108,7 +108,7 @@ def test_a_missing_image_is_named(processor, tmp_path, path):
     assert path in str(caught.value)
 
 
-def test_a_loop_of_links_is_an_error(tmp_path):
+def test_a_cycle_of_links_is_an_error(tmp_path):
     (tmp_path / "a.png").symlink_to("b.png")
     (tmp_path / "b.png").symlink_to("a.png")
     with pytest.raises(BadImage, match="unreadable image"):
@@ -124,7 +124,7 @@ def test_a_truncated_image_is_broken(processor, tmp_path):
             processor.read(tmp_path, "cut.png", "pad")
 
 
-def test_foreign_formats_are_not_decoded(processor, tmp_path):
+def test_other_formats_are_not_decoded(processor, tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     with pytest.raises(BadImage, match="broken image"):
         processor.read(tmp_path, "a.png", "pad")
@@ -144,7 +144,7 @@ def test_the_limit_is_the_number_of_pixels(preprocessor_config, tmp_path):
         ImageProcessor(preprocessor_config, 399).read(tmp_path, "a.png", "pad")
 
 
-def test_strips_that_would_grow_on_the_way_are_refused(processor, tmp_path):
+def test_strips_that_would_grow_during_preprocessing_are_refused(processor, tmp_path):
     (tmp_path / "strip.png").write_bytes(png_with_header_only(500_000, 1))
     with pytest.raises(BadImage, match=r"image too large.*500000 x 500000 padded"):
         processor.read(tmp_path, "strip.png", "pad")

@@ -27,7 +27,7 @@ def with_images(file: str, tmp_path: Path, **more) -> DataSource:
     return DataSource(file=file, image_folder=str(tmp_path), **more)
 
 
-def test_lengths_are_those_of_the_fixture(cases, expected, write_json, tmp_path, tokenizer):
+def test_lengths_equal_those_of_the_fixture(cases, expected, write_json, tmp_path, tokenizer):
     records = [cases[name]["record"] for name in ("v1", "rounds", "text")]
     index = build_index(section(with_images(write_json(records), tmp_path)), tokenizer, vision_tokens=144)
     ids = [expected[f"{name}.input_ids"][0] for name in ("v1", "rounds", "text")]
@@ -37,7 +37,7 @@ def test_lengths_are_those_of_the_fixture(cases, expected, write_json, tmp_path,
     assert index.summary().endswith("data.json: 3 of 3 samples")
 
 
-def test_over_long_samples_are_removed_and_counted_by_source(write_json, tmp_path, tokenizer):
+def test_samples_that_are_too_long_are_removed_and_counted_by_source(write_json, tmp_path, tokenizer):
     short, long = entry("q", "a"), entry("q", "a " * 60)
     image = entry("<image>", "a", image="a.png")
     sources = [
@@ -82,7 +82,7 @@ def test_a_sample_that_does_not_fit_its_template_is_bad(write_json, tokenizer):
         build_index(section(DataSource(file=file, template="plain")), tokenizer, vision_tokens=9)
 
 
-def test_nothing_left_is_an_error_that_says_why(write_json, tokenizer):
+def test_an_empty_index_is_an_error_with_the_reasons(write_json, tokenizer):
     file = write_json([entry(), entry(), BAD])
     data = section(DataSource(file=file), max_length=8, on_bad_sample="skip")
     with pytest.raises(
@@ -93,7 +93,7 @@ def test_nothing_left_is_an_error_that_says_why(write_json, tokenizer):
         build_index(section(DataSource(file=write_json([]))), tokenizer, vision_tokens=9)
 
 
-def test_a_forgotten_image_folder_is_never_skipped(write_json, tokenizer):
+def test_a_missing_image_folder_setting_is_never_skipped(write_json, tokenizer):
     file = write_json([entry("<image>", image="a.png")])
     data = section(DataSource(file=file), on_bad_sample="skip")
     with pytest.raises(UserError, match=r"data\.sources\[0\]\.image_folder is not set"):
@@ -106,7 +106,7 @@ def test_a_missing_image_folder_is_named(write_json, tokenizer, tmp_path):
         build_index(section(source), tokenizer, vision_tokens=9)
 
 
-def test_it_can_be_sent_to_the_other_ranks(write_json, tokenizer):
+def test_an_index_can_be_sent_to_other_ranks(write_json, tokenizer):
     index = build_index(section(DataSource(file=write_json([entry()] * 3))), tokenizer, vision_tokens=9)
     copy = pickle.loads(pickle.dumps(index))
     assert copy.fingerprint == index.fingerprint
@@ -114,7 +114,7 @@ def test_it_can_be_sent_to_the_other_ranks(write_json, tokenizer):
         np.testing.assert_array_equal(getattr(copy, name), getattr(index, name))
 
 
-def test_the_fingerprint_follows_contents_and_settings_not_paths(write_json, tokenizer):
+def test_the_fingerprint_depends_on_contents_and_settings_not_on_paths(write_json, tokenizer):
     def fingerprint(entries, name="a.json", vision_tokens=9, template="v1", **more):
         source = DataSource(file=write_json(entries, name), template=template, image_folder="/")
         return build_index(section(source, **more), tokenizer, vision_tokens).fingerprint
@@ -142,7 +142,7 @@ def test_progress_ends_at_the_size_of_the_files(write_json, tokenizer):
     assert seen[-1] == (total, total)
 
 
-def test_many_processes_make_the_index_of_one(write_json, tmp_path, tokenizer, monkeypatch):
+def test_many_processes_build_the_same_index_as_one(write_json, tmp_path, tokenizer, monkeypatch):
     """Two sources, several tasks of each, bad and over-long entries in between."""
     kinds = [entry(), BAD, entry("<image>", "b " * 40, image="a.png"), entry("q", "long " * 90), "text"]
     sources = [
@@ -169,7 +169,7 @@ def test_many_processes_make_the_index_of_one(write_json, tmp_path, tokenizer, m
         build_index(section(*sources), tokenizer, vision_tokens=9)
 
 
-def test_an_entry_that_is_no_json_is_named_with_line_and_column(tmp_path, tokenizer):
+def test_invalid_json_is_reported_with_line_and_column(tmp_path, tokenizer):
     (tmp_path / "data.json").write_text('[{"id": "a"},\n {"id": }]')
     data = section(DataSource(file=str(tmp_path / "data.json")), on_bad_sample="skip")
     with pytest.raises(UserError, match="line 2, column 9: Expecting value"):

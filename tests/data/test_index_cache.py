@@ -62,7 +62,7 @@ def same(first, second) -> bool:
     return arrays and (first.fingerprint, first.reports) == (second.fingerprint, second.reports)
 
 
-def test_the_second_start_maps_what_the_first_has_built(
+def test_the_second_start_maps_the_index_of_the_first(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, builds: list[None]
 ) -> None:
     first, second = (cached_index(tmp_path / "index.bin", data, tokenizer, 16) for _ in range(2))
@@ -84,7 +84,7 @@ def test_another_run_on_the_same_data_builds_nothing(
     assert read_index(tmp_path / "b.bin") is not None  # a run's own does not depend on the cache
 
 
-def test_another_release_builds_anew_for_a_new_run_and_keeps_a_run_as_it_is(
+def test_another_release_rebuilds_the_index_for_new_runs_only(
     tmp_path: Path,
     data: DataSection,
     tokenizer: SentencePieceTokenizer,
@@ -99,7 +99,7 @@ def test_another_release_builds_anew_for_a_new_run_and_keeps_a_run_as_it_is(
     assert len(builds) == 2
 
 
-def test_other_data_settings_or_damage_build_anew(
+def test_changed_data_or_settings_and_damage_rebuild_the_index(
     tmp_path: Path,
     data: DataSection,
     tokenizer: SentencePieceTokenizer,
@@ -126,7 +126,7 @@ def test_other_data_settings_or_damage_build_anew(
         assert read_index(path) is not None
 
 
-def test_a_file_is_hashed_again_only_when_it_was_touched(
+def test_a_file_is_hashed_again_only_if_it_has_changed(
     tmp_path: Path,
     data: DataSection,
     tokenizer: SentencePieceTokenizer,
@@ -156,7 +156,7 @@ def test_a_file_is_hashed_again_only_when_it_was_touched(
     assert (len(hashed), len(builds)) == (5, 2)
 
 
-def test_the_cache_keeps_what_was_used_last(
+def test_the_cache_keeps_the_most_recently_used(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, own_cache: Path
 ) -> None:
     kept = []
@@ -168,7 +168,7 @@ def test_the_cache_keeps_what_was_used_last(
     assert {path.name for path in own_cache.iterdir()} == {*map(name_in_cache, kept[-KEPT:])}
 
 
-def test_folders_that_cannot_be_written_are_no_error(
+def test_folders_that_cannot_be_written_are_not_an_error(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -18,7 +18,7 @@ ENTRIES = [{"id": "Größe, 大 😀", "b": [1, 2, {"c": "]},{"}]}, 'text \\ " ,
 @pytest.mark.parametrize("ascii_only", [True, False])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_entries_are_found_by_their_bytes(tmp_path, ascii_only, indent, mark):
+def test_entries_are_found_by_byte_range(tmp_path, ascii_only, indent, mark):
     path = tmp_path / "data.json"
     path.write_bytes(mark + json.dumps(ENTRIES, ensure_ascii=ascii_only, indent=indent).encode() + b"\n ")
     file = JsonListFile(path)

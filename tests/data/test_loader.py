@@ -147,7 +147,7 @@ def test_a_run_stops_after_max_steps(data_set, write_json, tmp_path, tokenizer, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_image_stops_the_run_with_a_users_error(
+def test_a_bad_image_stops_the_run_with_a_user_error(
     data_set, write_json, tmp_path, tokenizer, facts, workers
 ):
     (tmp_path / "3.png").unlink()
@@ -193,14 +193,14 @@ def test_a_failing_file_system_skips_no_sample(
     assert caught.value.exit_code == EXIT_FAILED  # a launcher tries again
 
 
-def test_the_runs_own_random_state_is_left_alone(data_set, write_json, tmp_path, tokenizer, facts):
+def test_the_random_state_of_the_run_is_not_touched(data_set, write_json, tmp_path, tokenizer, facts):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     windows(configure(write_json, tmp_path, data_set, workers=1), tokenizer, facts)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_workers_ignore_the_signals_of_a_stop(data_set, write_json, tmp_path, tokenizer, facts):
+def test_workers_ignore_the_signals_that_stop_a_run(data_set, write_json, tmp_path, tokenizer, facts):
     config = configure(write_json, tmp_path, data_set, workers=2)
     wanted = windows(configure(write_json, tmp_path, data_set), tokenizer, facts)
     index = build_index(config.data, tokenizer, facts.vision_tokens)
@@ -214,7 +214,7 @@ def test_workers_ignore_the_signals_of_a_stop(data_set, write_json, tmp_path, to
     assert same(found, wanted)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_the_next_batch(
+def test_a_killed_worker_is_an_error_at_the_next_batch(
     data_set, write_json, tmp_path, tokenizer, facts, monkeypatch
 ):
     """And of nothing that this process does in between."""
@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_is_an_error_of_the_next_batch(
         signal.signal(signal.SIGCHLD, before)
 
 
-def test_closing_in_the_middle_ends_the_workers(data_set, write_json, tmp_path, tokenizer, facts):
+def test_closing_early_ends_the_workers(data_set, write_json, tmp_path, tokenizer, facts):
     config = configure(write_json, tmp_path, data_set, workers=2)
     index = build_index(config.data, tokenizer, facts.vision_tokens)
     loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
@@ -247,7 +247,7 @@ def test_closing_in_the_middle_ends_the_workers(data_set, write_json, tmp_path, 
     assert not loader_workers()
 
 
-def test_python_ends_although_a_loader_is_still_open(data_set, write_json, tmp_path, fixture_folder):
+def test_python_exits_although_a_loader_is_still_open(data_set, write_json, tmp_path, fixture_folder):
     script = f"""
         from types import SimpleNamespace
         from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection

@@ -9,13 +9,13 @@ from alignkd.data.micro_batches import split_by_samples, split_by_tokens
 LENGTHS = [1, 3, 3, 4, 20]
 
 
-def test_by_samples():
+def test_splitting_by_samples_uses_as_few_parts_as_possible():
     assert split_by_samples(LENGTHS, 2, packed=False) == [[0, 1], [2, 3], [4]]
     assert split_by_samples(LENGTHS, 2, packed=True) == [[0, 3], [1, 2], [4]]  # 5, 6 and 20 tokens
     assert split_by_samples([], 2, packed=False) == split_by_samples([], 2, packed=True) == []
 
 
-def test_padded_by_tokens():
+def test_padded_parts_stay_within_the_token_budget():
     def split(lengths: list[int], ranks: int) -> list[list[int]]:
         return split_by_tokens(lengths, 10, packed=False, ranks=ranks)
 
@@ -27,7 +27,7 @@ def test_padded_by_tokens():
     assert split([], 4) == []
 
 
-def test_packed_by_tokens():
+def test_packed_parts_stay_within_the_token_budget():
     def split(lengths: list[int], ranks: int) -> list[list[int]]:
         return split_by_tokens(lengths, 10, packed=True, ranks=ranks)
 

@@ -25,7 +25,7 @@ def own_children() -> list[BaseProcess]:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
-def test_results_come_in_order_from_so_many_processes(processes: int) -> None:
+def test_results_come_in_order_from_all_processes(processes: int) -> None:
     all_take_one = multiprocessing.get_context("fork").Barrier(processes)
 
     def double(number: int) -> tuple[int, int]:
@@ -41,7 +41,7 @@ def test_results_come_in_order_from_so_many_processes(processes: int) -> None:
     assert own_children() == []
 
 
-def test_who_stops_listening_leaves_no_process(tmp_path: Path) -> None:
+def test_closing_early_leaves_no_process(tmp_path: Path) -> None:
     results = map_in_order(lambda _: b"x" * 1_000_000, range(100), 3)  # more than a pipe holds
     next(results)
     assert len(own_children()) == 3

@@ -10,7 +10,7 @@ HUMAN = {"from": "human", "value": "q"}
 GPT = {"from": "gpt", "value": "a"}
 
 
-def test_a_good_entry():
+def test_a_valid_entry_is_parsed():
     value = entry("<image>\nleft, <image> right?", image=["a.png", "sub/b.png"], id=7)
     assert parse_sample(value, "f.json", 2, 5) == Sample(
         source=2,
@@ -21,7 +21,7 @@ def test_a_good_entry():
     )
 
 
-def test_without_an_id_the_number_of_the_entry_names_it():
+def test_an_entry_without_an_id_is_named_by_its_number():
     assert parse_sample({"conversations": [HUMAN, GPT]}, "f", 0, 12).id == "12"
 
 
@@ -73,5 +73,5 @@ def test_the_id_is_in_the_message():
         parse_sample(entry("<image>", id="abc"), "f", 0, 3)
 
 
-def test_dots_that_stay_inside_the_folder_are_fine():
+def test_dots_that_stay_inside_the_folder_are_allowed():
     assert parse_sample(entry("<image>", image="sub/../a..png"), "f", 0, 0).images == ("sub/../a..png",)

@@ -37,7 +37,7 @@ def epoch_of(sampler: GlobalBatchSampler, epoch: int) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 100])
-def test_every_sample_comes_once_per_epoch(size):
+def test_every_sample_occurs_once_per_epoch(size):
     sampler = GlobalBatchSampler(index_of((size,)), 32, 4, seed=3)
     assert sampler.steps_per_epoch == -(-size // 32)
     for epoch in (0, 1, 5):
@@ -45,7 +45,7 @@ def test_every_sample_comes_once_per_epoch(size):
     assert len(sampler.samples_of_step(sampler.steps_per_epoch - 1)) == (size - 1) % 32 + 1
 
 
-def test_epochs_and_seeds_differ_and_nothing_else_does():
+def test_the_order_depends_on_epoch_and_seed_only():
     index = index_of()
     first, again = (GlobalBatchSampler(index, 32, 4, seed=3) for _ in range(2))
     assert epoch_of(first, 0) != epoch_of(first, 1)
@@ -57,7 +57,7 @@ def test_epochs_and_seeds_differ_and_nothing_else_does():
     assert [first.samples_of_step(step) for step in range(12)] == [drawn[step] for step in range(12)]
 
 
-def test_the_order_is_frozen():
+def test_the_order_equals_the_recorded_one():
     """A resumed run has to find its place with any later release of numpy."""
     assert GlobalBatchSampler(index_of((8,)), 8, 4, seed=1).samples_of_step(0) == [2, 4, 7, 5, 0, 6, 3, 1]
 
@@ -99,7 +99,7 @@ def test_padded_micro_batches_are_grouped_by_modality_and_length():
     assert mixed <= 1
 
 
-def test_packed_micro_batches_are_of_similar_cost():
+def test_packed_micro_batches_have_similar_costs():
     index = index_of((128,))
     spread = {}
     for packed in (False, True):
@@ -135,7 +135,7 @@ def test_a_token_budget_splits_every_step_within_it(world_size, tokens, padded):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_micro_batches_of_a_budget_are_of_similar_cost(padded):
+def test_micro_batches_of_a_budget_have_similar_costs(padded):
     """Just above one micro-batch per rank: two for each, all half full, not one full and most empty."""
     index = index_of((64,))
     sampler = GlobalBatchSampler(index, 64, 4, 0, 10**6, not padded)
@@ -150,7 +150,7 @@ def test_micro_batches_of_a_budget_are_of_similar_cost(padded):
     assert max(costs) - min(costs) < 2 * 60  # the longest sample has 60 tokens
 
 
-def test_weights_repeat_samples_and_draw_a_seeded_part():
+def test_weights_repeat_samples_and_select_a_seeded_subset():
     sampler = GlobalBatchSampler(index_of((20, 10, 10), (1.0, 2.5, 0.3)), 16, 4, seed=0)
     assert sampler.samples_per_epoch == 20 + 25 + 3
     epochs = [Counter(epoch_of(sampler, epoch)) for epoch in range(2)]
@@ -161,7 +161,7 @@ def test_weights_repeat_samples_and_draw_a_seeded_part():
     assert epochs[0] != epochs[1]
 
 
-def test_total_steps():
+def test_total_steps_round_up_per_epoch_and_obey_max_steps():
     sampler = GlobalBatchSampler(index_of((100,)), 32, 4, seed=0)
     assert sampler.total_steps(3, None) == 12
     assert sampler.total_steps(3, 5) == 5

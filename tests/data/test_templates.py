@@ -22,14 +22,14 @@ def turns(*texts: str) -> list[Turn]:
 
 
 @pytest.mark.parametrize("name", ["plain", "v1", "rounds", "text"])
-def test_ids_and_labels_are_the_authors(name, cases, expected, tokenizer):
+def test_ids_and_labels_equal_those_of_the_authors(name, cases, expected, tokenizer):
     sample = parse_sample(cases[name]["record"], "cases.json", 0, 0)
     encoded = encode(sample.turns, cases[name]["template"], tokenizer)
     assert encoded.ids == expected[f"{name}.input_ids"][0].tolist()
     assert encoded.labels == expected[f"{name}.labels"][0].tolist()
 
 
-def test_the_fixture_spells_the_system_sentence(expected, tokenizer):
+def test_the_system_sentence_equals_that_of_the_fixture(expected, tokenizer):
     ids = expected["text.input_ids"][0].tolist()
     assert tokenizer.decode(ids).startswith(SYSTEM_SENTENCE + " USER: how many are there? ASSISTANT: three")
 
@@ -71,7 +71,7 @@ def test_only_answers_and_their_end_are_supervised_in_every_round(tokenizer):
     )
 
 
-def test_plain_drops_the_question_and_supervises_all_after_the_image(tokenizer):
+def test_plain_drops_the_question_and_supervises_everything_after_the_image(tokenizer):
     encoded = encode(turns("describe it: <image>", "a red circle"), "plain", tokenizer)
     caption = tokenizer.encode("a red circle\n")
     assert encoded.ids == [tokenizer.bos_id, IMAGE_TOKEN_ID, *caption]
@@ -85,7 +85,7 @@ def test_plain_needs_an_image_and_one_round():
     assert template_problem(turns("what?", "a", "b", "c"), "v1") is None
 
 
-def test_a_prompt_is_what_comes_before_the_answer(cases, expected, tokenizer):
+def test_a_prompt_is_everything_before_the_answer(cases, expected, tokenizer):
     for name in ("v1", "text", "rounds"):
         sample = parse_sample(cases[name]["record"], "cases.json", 0, 0)
         prompt = encode_prompt(sample.turns[:-1], "v1", tokenizer)
@@ -97,7 +97,7 @@ def test_a_prompt_is_what_comes_before_the_answer(cases, expected, tokenizer):
     assert encode_prompt(turns("<image> what?"), "plain", tokenizer) == [tokenizer.bos_id, IMAGE_TOKEN_ID]
 
 
-def test_lengths_and_masks_of_random_conversations(tokenizer):
+def test_lengths_and_masks_hold_for_random_conversations(tokenizer):
     pick = random.Random(0)
     words = ["red", "circle", "<image>", "\n", "  ", "</s>", "ASSISTANT:", "Größe", "?", "123", "x" * 30]
     for _ in range(200):

@@ -69,7 +69,7 @@ def random_texts(seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("slot_bits", [3, 19])
-def test_random_texts_in_several_calls(
+def test_random_texts_are_counted_exactly_over_several_calls(
     tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch, slot_bits: int
 ) -> None:
     monkeypatch.setattr(word_table, "SLOT_BITS", slot_bits)

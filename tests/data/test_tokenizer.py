@@ -24,7 +24,7 @@ def test_text_never_becomes_a_special_id(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_encoding_many_chunks_is_encoding_each(tokenizer):
+def test_encoding_many_chunks_equals_encoding_each(tokenizer):
     texts = ["", "a red circle", "\n", "Größe, 大", "a\0b"] * 20
     assert tokenizer.encode_many(texts) == [tokenizer.encode(text) for text in texts]
     assert tokenizer.encode_many([]) == []
@@ -35,13 +35,13 @@ def test_decoding_leaves_special_ids_out(tokenizer):
     assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id, tokenizer.unk_id, -200, 600]) == "two"
 
 
-def test_ids_and_fingerprint(tokenizer, fixture_folder):
+def test_special_ids_and_fingerprint_are_those_of_the_file(tokenizer, fixture_folder):
     assert (tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id, len(tokenizer)) == (0, 1, 2, 600)
     model = (fixture_folder / "student" / "tokenizer.model").read_bytes()
     assert tokenizer.fingerprint() == hashlib.sha256(model).hexdigest()
 
 
-def test_it_can_be_sent_to_another_process(tokenizer):
+def test_a_tokenizer_can_be_sent_to_another_process(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("a red circle") == tokenizer.encode("a red circle")
 

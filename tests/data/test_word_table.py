@@ -18,7 +18,7 @@ def random_words(seed: int, count: int) -> list[str]:
     return ["".join(pick.choices(LETTERS, k=pick.randrange(1, 18))) for _ in range(count)]
 
 
-def test_texts_are_cut_at_every_space() -> None:
+def test_texts_are_split_at_every_space() -> None:
     texts = ["one two", "", " 大  x ", "a\nb"]
     words = words_of(texts)
     cut = [word for text in texts for word in text.split(" ")]
@@ -44,7 +44,7 @@ def test_a_word_has_its_own_number_or_none(monkeypatch: pytest.MonkeyPatch, slot
         assert kept > 0.9 * len(short) if slot_bits == 12 else 1 <= kept <= 1 << slot_bits
 
 
-def test_a_word_that_is_there_keeps_its_number() -> None:
+def test_a_stored_word_keeps_its_number() -> None:
     table = WordTable()
     for number in (3, 4):
         table.add(words_of(["word", "word"]), np.array([number, number]))

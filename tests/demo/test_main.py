@@ -61,7 +61,7 @@ def start(monkeypatch):
     return run
 
 
-def test_a_fresh_demo_runs_every_part_in_order(tmp_path, start):
+def test_a_new_demo_runs_every_part_in_order(tmp_path, start):
     done = start(tmp_path / "demo")
     assert done.names() == ["init", "sample-data", "launch", "evaluate", "launch", "evaluate"]
     assert [model.name for model in done.reports[-1]] == ["teacher", "student"]

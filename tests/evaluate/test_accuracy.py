@@ -3,7 +3,7 @@ import pytest
 from alignkd.evaluate.accuracy import KindAccuracy, score
 
 
-def test_scores_worked_out_by_hand():
+def test_scores_equal_those_worked_out_by_hand():
     accuracy = score(
         ["position", "position", "position", "position", "row"],
         ["3", "3", "5", "7", "top"],
@@ -21,7 +21,7 @@ def test_most_frequent_kind_comes_first():
     assert list(accuracy.kinds) == ["b", "a"]
 
 
-def test_only_white_space_around_an_answer_is_forgiven():
+def test_only_surrounding_white_space_is_ignored():
     accuracy = score(["k"] * 3, ["3", "3", "top left"], [" 3\n", "3.", "topleft"])
     assert accuracy.overall.accuracy == pytest.approx(1 / 3)
 

@@ -50,7 +50,7 @@ def decode_without_cache(model, example, steps):
     return ids[len(example.ids) :]
 
 
-def test_cached_batch_equals_the_whole_sequence_again_and_again(model):
+def test_decoding_with_a_cache_equals_decoding_without(model):
     drawn = examples(3, torch.Generator().manual_seed(0))
     together = greedy_decode(model, collate(drawn, settings(model)), NO_TOKEN, 5)
     assert together == [decode_without_cache(model, example, 5) for example in drawn]
@@ -69,7 +69,7 @@ def test_each_answer_ends_before_its_own_end_token(model):
         assert answer == without_end[:length]
 
 
-def test_text_only_prompts(model):
+def test_prompts_without_images_are_decoded(model):
     ids = [1, 5, 6, 7]
     example = Example(ids, [IGNORE_INDEX] * 4, ())
     answer = greedy_decode(model, collate([example], settings(model)), NO_TOKEN, 3)

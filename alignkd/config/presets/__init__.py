@@ -1,4 +1,4 @@
-"""Configurations to start from: commented YAML files beside this module."""
+"""Example configurations: commented YAML files beside this module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from alignkd.errors import UserError
 
 PRESETS = {
-    "sample": "the small task of `alignkd sample-data`: a teacher from nothing, then its student",
+    "sample": "the small task of `alignkd sample-data`: a teacher trained from scratch, then its student",
     "short": "the paper's two stages, samples of at most 512 tokens",
     "long": "the paper's two stages, samples of at most 2048 tokens",
 }
@@ -29,6 +29,8 @@ def write_preset(name: str, out: Path, force: bool = False) -> None:
         with out.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UserError(f"{out} exists already; name another file (--out) or replace it (--force)") from None
+        raise UserError(
+            f"{out} already exists; choose another file (--out) or replace it (--force)"
+        ) from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error

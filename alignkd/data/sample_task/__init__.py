@@ -1,4 +1,4 @@
-"""A small real task that trains in minutes on a CPU, written without any download.
+"""A small but real task that trains in minutes on a CPU and needs no download.
 
 Images hold four real handwritten digits in a 2 x 2 grid; the questions can only be answered by looking.
 """

@@ -1,4 +1,4 @@
-"""Real handwritten digits (scikit-learn's copy of the UCI set), split by image, and their 2 x 2 grids."""
+"""Handwritten digits (scikit-learn's copy of the UCI data set), split by image, and 2 x 2 grids of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from alignkd.errors import UserError
 
 DIGIT_SIDE = 8  # pixels of a digit in the set
-SCALE = 2  # every pixel is drawn as SCALE x SCALE
+SCALE = 2  # every pixel becomes SCALE x SCALE pixels
 IMAGE_SIDE = 2 * DIGIT_SIDE * SCALE
 TEST_PART = 0.25
 
@@ -20,7 +20,7 @@ GridPixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class DigitSet:
-    """Some digit images: ``pixels`` uint8 [N, 8, 8], 0 to 255, and their ``labels`` [N], 0 to 9."""
+    """Digit images: ``pixels`` uint8 [N, 8, 8], 0 to 255, and their ``labels`` [N], 0 to 9."""
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
@@ -35,12 +35,12 @@ class Grid:
 
 
 def load_digit_sets(seed: int) -> tuple[DigitSet, DigitSet]:
-    """Training and test digits; no digit image is in both, every digit is in both in like shares."""
+    """Training and test digits: disjoint sets of images, with the same share of every digit."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UserError(
-            "the sample task needs scikit-learn's digits: pip install 'alignkd[sample]'"
+            "the sample task needs the digits of scikit-learn: pip install 'alignkd[sample]'"
         ) from error
     data = load_digits()
     pixels = np.round(data.images / 16.0 * 255.0).astype(np.uint8)
@@ -63,5 +63,5 @@ def draw_grid(digits: DigitSet, random: np.random.Generator) -> Grid:
 
 
 def to_image(grid: Grid) -> Image.Image:
-    """A grey image, black ink on white like a scan."""
+    """A greyscale image, black on white like a scan."""
     return Image.fromarray(255 - grid.pixels)

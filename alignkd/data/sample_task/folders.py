@@ -14,9 +14,9 @@ from alignkd.data.sample_task.digits import IMAGE_SIDE
 from alignkd.data.sample_task.tokenizer import VOCABULARY
 from alignkd.models.tower import default_preprocessor
 
-TOWER = "tower"  # named by the models' `mm_vision_tower`, found beside their folders
+TOWER = "tower"  # `mm_vision_tower` of the models; a folder beside theirs
 TOWER_WIDTH = 96
-TOWER_LAYERS = 4  # the last one is never used: MobileVLM reads hidden state -2
+TOWER_LAYERS = 4  # the last one is not used: MobileVLM reads hidden state -2
 PATCH = 4  # pixels; 8 x 8 patches, which the projector pools to 4 x 4 vision tokens
 
 TOWER_CONFIG: dict[str, Any] = {
@@ -87,14 +87,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_model_folder(folder: Path, config: dict[str, Any], tokenizer: bytes) -> None:
-    """``config.json`` and ``tokenizer.model``: enough to start a model from scratch."""
+    """Write ``config.json`` and ``tokenizer.model``, all that a model trained from scratch needs."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
     (folder / "tokenizer.model").write_bytes(tokenizer)
 
 
 def write_tower_folder(folder: Path, seed: int) -> None:
-    """A CLIP vision tower with seeded random weights, initialised as CLIP is."""
+    """Write a CLIP vision tower with seeded random weights, initialised as in CLIP."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", TOWER_CONFIG)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR_CONFIG)
@@ -104,7 +104,7 @@ def write_tower_folder(folder: Path, seed: int) -> None:
 def _tower_weights(seed: int) -> dict[str, npt.NDArray[np.float32]]:
     random = np.random.default_rng([seed, 1])
     width, inner = TOWER_WIDTH, 2 * TOWER_WIDTH
-    narrow = width**-0.5 * (2 * TOWER_LAYERS) ** -0.5  # keeps the residual stream's size over the depth
+    narrow = width**-0.5 * (2 * TOWER_LAYERS) ** -0.5  # keeps the residual stream's scale over the depth
     weights: dict[str, npt.NDArray[np.float32]] = {}
 
     def normal(name: str, shape: tuple[int, ...], deviation: float) -> None:

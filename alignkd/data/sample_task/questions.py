@@ -1,7 +1,7 @@
 """The texts of the sample task: captions, and questions with one short answer.
 
-Every text comes from the word lists here, so that a tokenizer can be trained on all of them
-(:func:`all_texts`) before a single sample is drawn.
+Every text is made from the word lists here, so that a tokenizer can be trained on all of them
+(:func:`all_texts`) before any sample is drawn.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ COLUMN_QUESTION = "Which column has the larger sum?"
 LARGEST_QUESTION = "What is the largest digit?"
 TWO_IMAGES_QUESTION = "Which digit is {position} in the {which} image?"
 TEXT_QUESTION = "What is {first} plus {second}?"
-LARGEST_SUMMAND = 4  # few enough sums to be learnt by heart from a few hundred questions
+LARGEST_SUMMAND = 4  # few enough sums to be memorised from a few hundred questions
 WHICH = ("first", "second")
 SIDES = {"row": ("top", "bottom"), "column": ("left", "right")}
 EQUAL = "equal"
 
-# Shares of the kinds among the questions. Position is the kind that is learnt within minutes.
+# The share of each kind of question. The position is what a model learns within minutes.
 KINDS = {
     "position": 0.7,
     "count": 0.06,
@@ -39,7 +39,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Question:
-    """``text`` without image markers; ``answer`` is all that a model has to say."""
+    """``text`` has no image markers; ``answer`` is the complete answer."""
 
     kind: str
     text: str
@@ -47,15 +47,15 @@ class Question:
 
 
 def caption(grid: Grid) -> str:
-    """Names every cell, always in reading order; grounding is learnt from it.
+    """Names every cell in reading order; this is what grounding is learnt from.
 
-    In a random order the same model was still guessing when the fixed order was nearly learnt.
+    With a random order, the same model was still guessing when the fixed order was almost learnt.
     """
     return " ".join(f"{position} {digit}" for position, digit in zip(POSITIONS, grid.digits, strict=True))
 
 
 def images_of(kind: str) -> int:
-    """How many images a question of ``kind`` is about."""
+    """The number of images that a question of ``kind`` is about."""
     return {"two_images": 2, "text": 0}.get(kind, 1)
 
 
@@ -64,7 +64,7 @@ def draw_kind(random: np.random.Generator) -> str:
 
 
 def draw_question(kind: str, grids: list[Grid], random: np.random.Generator) -> Question:
-    """One question of ``kind`` about ``grids``, of which there are as many as the kind has images."""
+    """A question of ``kind`` about ``grids``, one per image of the kind."""
     if kind == "text":
         first, second = (int(number) for number in random.integers(LARGEST_SUMMAND + 1, size=2))
         return Question(kind, TEXT_QUESTION.format(first=first, second=second), str(first + second))
@@ -77,7 +77,7 @@ def draw_question(kind: str, grids: list[Grid], random: np.random.Generator) -> 
         cell = int(random.integers(4))
         return Question(kind, POSITION_QUESTION.format(position=POSITIONS[cell]), str(grid.digits[cell]))
     if kind == "count":
-        # Half the time a digit that is there: else nearly every answer would be 0.
+        # Half of the time a digit that is present: otherwise nearly every answer would be 0.
         present = random.random() < 0.5
         digit = grid.digits[int(random.integers(4))] if present else int(random.integers(10))
         return Question(kind, COUNT_QUESTION.format(digit=digit), str(grid.digits.count(digit)))
@@ -90,7 +90,7 @@ def draw_question(kind: str, grids: list[Grid], random: np.random.Generator) -> 
 
 
 def all_texts() -> list[str]:
-    """Every sentence pattern with every word that can fill it."""
+    """Every sentence pattern with every word that can occur in it."""
     numbers = " ".join(str(number) for number in range(10))
     return [
         *POSITIONS,

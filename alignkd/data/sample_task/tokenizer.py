@@ -13,14 +13,14 @@ from alignkd.data.templates import SYSTEM_SENTENCE
 VOCABULARY = 640
 ROLES = ("USER:", "ASSISTANT:")
 _DELIMITER = "\t"
-_SPACE = "\u2581"  # sentencepiece's sign for a space
+_SPACE = "\u2581"  # sentencepiece's symbol for a space
 
 
 def train_tokenizer() -> bytes:
     """The bytes of ``tokenizer.model``: BPE with byte fallback, unk 0, bos 1, eos 2, no pad."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        # The trainer wants pairs to come up more than once.
+        # The trainer only merges pairs that occur more than once.
         sentence_iterator=iter(_training_lines() * 20),
         model_writer=model,
         model_type="bpe",
@@ -33,7 +33,7 @@ def train_tokenizer() -> bytes:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         character_coverage=1.0,
-        # Pieces may hold several words, but only where the training text has no delimiter.
+        # Pieces may contain several words, but only where the training text has no delimiter.
         split_by_whitespace=False,
         split_by_unicode_script=False,
         max_sentencepiece_length=200,
@@ -47,9 +47,9 @@ def train_tokenizer() -> bytes:
 def _training_lines() -> list[str]:
     """One line per text, with the delimiter between words and before punctuation.
 
-    The system sentence of `v1` has none: it carries nothing here, and as one piece it costs one position of
-    attention instead of two dozen. Nor have the positions ("top left"): to find a cell by one token is learnt
-    within minutes, by two together it often is not.
+    The system sentence of `v1` has none: it carries no information here, and as one piece it takes up one
+    position instead of two dozen. Neither have the positions ("top left"): a model learns within minutes
+    to find a cell by one token, but often fails to by two.
     """
     return [SYSTEM_SENTENCE, *ROLES, *(_delimited(text) for text in all_texts())]
 

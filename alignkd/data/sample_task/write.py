@@ -1,4 +1,4 @@
-"""Writes the sample task: images, LLaVA-style JSON, a tokenizer, and folders of tiny models."""
+"""Writes the sample task: images, LLaVA-style JSON files, a tokenizer, and folders of tiny models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignkd.errors import UserError
 
 MINIMUM_SAMPLES = 16
 TRAIN_PER_TEST = 16  # training samples per test question ...
-MINIMUM_TEST = 64  # ... but at least so many
+MINIMUM_TEST = 64  # ... but at least this many
 
 Progress = Callable[[int, int], None]
 
@@ -25,20 +25,20 @@ Progress = Callable[[int, int], None]
 def write_sample_data(out: Path, samples: int, seed: int, progress: Progress | None = None) -> None:
     """Write ``samples`` training samples, half captions and half questions, and a test set to ``out``.
 
-    ``out`` gets ``train_captions.json`` (for the `plain` template), ``train_questions.json`` and
-    ``test.json`` (for `v1`; each record has a ``kind``), ``images/``, and the model folders ``teacher/``,
-    ``student/`` and ``tower/``. The same ``samples`` and ``seed`` give the same bytes. ``progress`` is
-    called with (images written, all images). Raises :class:`UserError` for a folder that already holds
-    something, too few samples, or a missing scikit-learn.
+    ``out`` will contain ``train_captions.json`` (for the `plain` template), ``train_questions.json`` and
+    ``test.json`` (for `v1`; each test record has a ``kind``), ``images/``, and the model folders
+    ``teacher/``, ``student/`` and ``tower/``. The same ``samples`` and ``seed`` give the same bytes.
+    ``progress`` is called with (images written, all images). Raises UserError if the folder is not empty,
+    if there are too few samples, or if scikit-learn is missing.
     """
     if samples < MINIMUM_SAMPLES:
-        raise UserError(f"--samples {samples}: at least {MINIMUM_SAMPLES} are needed")
+        raise UserError(f"--samples {samples}: must be at least {MINIMUM_SAMPLES}")
     if seed < 0:
         raise UserError(f"--seed {seed}: must not be negative")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is not an empty folder; remove it or name another one")
+        raise UserError(f"--out {out}: not an empty folder; remove it or choose another one")
     train_digits, test_digits = load_digit_sets(seed)
-    # The folder appears whole or not at all.
+    # The folder appears complete or not at all.
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     _write(partial, samples, seed, train_digits, test_digits, progress or (lambda done, total: None))
@@ -68,7 +68,7 @@ def _write(
 
 
 class _SplitWriter:
-    """Draws the images of one split, then texts about them."""
+    """Draws the images of a split, then texts about them."""
 
     def __init__(self, folder: Path, split: str, digits: DigitSet, random: np.random.Generator) -> None:
         self.folder, self.split, self.digits, self.random = folder, split, digits, random
@@ -92,7 +92,7 @@ class _SplitWriter:
         ]
 
     def questions(self, count: int, *, with_kind: bool = False) -> list[dict[str, Any]]:
-        """One question per image, in the images' order; a second image is the next one."""
+        """One question per image, in order; a question about two images also shows the next one."""
         records = []
         for index in range(count):
             kind = draw_kind(self.random)

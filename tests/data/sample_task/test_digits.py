@@ -18,7 +18,7 @@ def test_no_digit_image_is_in_both_splits():
     assert not train_images & test_images
 
 
-def test_every_digit_is_in_both_splits_in_like_shares():
+def test_every_digit_has_the_same_share_in_both_splits():
     train, test = load_digit_sets(seed=0)
     shares = np.bincount(test.labels, minlength=10) / (
         np.bincount(train.labels, minlength=10) + np.bincount(test.labels, minlength=10)

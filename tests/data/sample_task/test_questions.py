@@ -72,7 +72,7 @@ def test_caption_names_every_cell():
     assert caption(FIRST) == "top left 3 top right 5 bottom left 5 bottom right 9"
 
 
-def test_kinds_come_in_their_shares():
+def test_kinds_are_drawn_in_their_shares():
     random = np.random.default_rng(0)
     counts = Counter(draw_kind(random) for _ in range(4000))
     for kind, share in KINDS.items():

@@ -25,7 +25,7 @@ def test_system_sentence_is_one_token(tokenizer):
     assert len(tokenizer.encode(SYSTEM_SENTENCE)) == 1
 
 
-def test_foreign_text_survives(tokenizer):
+def test_unseen_text_survives_encoding_and_decoding(tokenizer):
     text = "Übermut? 12 #\n\u4f60"
     assert tokenizer.encode(text).count(tokenizer.unk_id) == 0
     assert tokenizer.decode(tokenizer.encode(text)) == text

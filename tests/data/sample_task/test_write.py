@@ -40,7 +40,7 @@ def test_same_seed_writes_the_same_bytes(tmp_path):
     assert first[Path("images/train_000000.png")] != other[Path("images/train_000000.png")]
 
 
-def test_half_captions_half_questions(written):
+def test_half_of_the_samples_are_captions_and_half_questions(written):
     assert len(read(written, "train_captions.json")) == 300
     assert len(read(written, "train_questions.json")) == 300
     assert len(read(written, "test.json")) == 64
@@ -89,14 +89,14 @@ def test_progress_ends_at_its_total(tmp_path):
     assert {total for _, total in calls} == {len(calls)}
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
         write_sample_data(tmp_path, 20, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
-def test_an_interrupted_writing_leaves_no_folder_and_can_be_repeated(tmp_path):
+def test_interrupted_writing_leaves_no_folder_and_can_be_repeated(tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
 

@@ -69,7 +69,7 @@ def test_init(tmp_path) -> None:
     assert "stages:" in (tmp_path / "alignkd.yaml").read_text()
     again = alignkd("init", "--preset", "sample", cwd=tmp_path)
     assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert alignkd("init", "--preset", "sample", "--force", cwd=tmp_path).returncode == 0
 
 

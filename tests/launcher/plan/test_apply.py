@@ -1,4 +1,4 @@
-"""Advised values in a file that people wrote."""
+"""Edits of a file that people wrote."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ stages:
         ("stages.pretrain.data.workers", 0, "    training:", "    data:\n      workers: 0\n    training:"),
     ],
 )
-def test_nothing_else_changes(keys: str, value: Any, old: str, new: str) -> None:
+def test_nothing_but_the_value_changes(keys: str, value: Any, old: str, new: str) -> None:
     assert FILE.count(old) == 1
     text = edited(FILE, {tuple(keys.split(".")): value})
     assert text == FILE.replace(old, new)
@@ -58,7 +58,7 @@ def test_nothing_else_changes(keys: str, value: Any, old: str, new: str) -> None
     assert parse_yaml(text) == expected
 
 
-def test_a_link_line_ends_and_rights_stay(tmp_path: Path) -> None:
+def test_a_link_line_endings_and_permissions_are_kept(tmp_path: Path) -> None:
     target, link = tmp_path / "shared.yaml", tmp_path / "a.yaml"
     target.write_bytes(b"training:  # how\r\n  micro_batch_size: 8\r\n")
     target.chmod(0o600)
@@ -69,7 +69,7 @@ def test_a_link_line_ends_and_rights_stay(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in (target, tmp_path / "a.yaml.bak")] == [0o600, 0o600]
 
 
-def test_the_old_file_stays_beside(tmp_path: Path) -> None:
+def test_the_old_file_is_kept_as_a_backup(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(FILE)
     lines = apply_changes(path, "pretrain", {"training.micro_batch_size": 1, "student.zero_stage": 3})
