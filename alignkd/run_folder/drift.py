@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "distillation.fused_attention",
     "distillation.share_vision_tower",
     "training.packing",
+    "training.compile_layers",
     "training.tokens_per_micro_batch",
     "training.max_skipped_steps",
 )
