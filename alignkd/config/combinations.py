@@ -11,6 +11,7 @@ from alignkd.config.schema import (
     DistillationSection,
     ModelSection,
     StudentSection,
+    TeacherSection,
     TrainingSection,
 )
 from alignkd.config.section import Section
@@ -82,6 +83,21 @@ def _offload(student: StudentSection) -> list[str]:
     return []
 
 
+def _compiled_layers(
+    training: TrainingSection,
+    student: StudentSection,
+    teacher: TeacherSection,
+    distillation: DistillationSection,
+) -> list[str]:
+    whole_teacher = distillation.enabled and teacher.placement == "replicated"
+    if training.compile_layers and student.zero_stage == 3 and not whole_teacher:
+        return [
+            "training.compile_layers = true compiles no layer that ZeRO-3 shards, and here it shards all; "
+            "valid: student.zero_stage 0, 1 or 2, or teacher.placement = replicated, or compile_layers = false"
+        ]
+    return []
+
+
 def _fp16_without_zero(student: StudentSection, training: TrainingSection) -> list[str]:
     if student.zero_stage == 0 and training.precision == "fp16":
         # DeepSpeed 0.19.8 scales the loss for ZeRO optimizers only, but always divides the gradients.
@@ -108,6 +124,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
+    (_compiled_layers, ("training", "student", "teacher", "distillation")),
     (_fp16_without_zero, ("student", "training")),
     (_signal_lead, ("slurm",)),
 ]

@@ -101,6 +101,11 @@ class TrainingSection(Section):
     max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
+    compile_layers: bool = Field(
+        False,
+        description="compile the decoder layers of every model that ZeRO-3 does not shard, on a GPU; the "
+        "first step takes longer, and the nodes need a C compiler",
+    )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
     train_vision_tower: bool = Field(False, description="false freezes it, as in the paper")
     seed: int = Field(0, ge=0, lt=2**31)

@@ -113,6 +113,9 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
     # products: rotary angles, whose positions TF32 would cut to 11 bits.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    # cuDNN's attention plans every new shape (111 ms each, forward and backward, on an H200), and batches
+    # differ in length and number of images all the time. Flash attention takes as long and plans nothing.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if accelerator.device_name() != "cpu":
         # A cluster may show each rank only its own device. DeepSpeed reads the variable too.
         index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)

@@ -13,6 +13,7 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
+from alignkd.models.compiling import compile_layers
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import DTYPES, BuildOptions, load_student, restore_buffers
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
@@ -27,7 +28,10 @@ def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Rank
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
     if config.teacher.placement == "replicated":
-        return ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
+        teacher = ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
+        if config.training.compile_layers:
+            compile_layers(teacher.model.model, ranks.device)
+        return teacher
     assert ds_teacher is not None, "read_deepspeed_files reads it for a sharded teacher"
     group = node_group(ranks) if config.teacher.placement == "zero3_node" else None
     return ShardedTeacher(folder, top_k, BuildOptions(dtype, ranks.device, ds_teacher, group))
@@ -45,6 +49,8 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
         student.unfreeze_vision_tower()
     if config.training.gradient_checkpointing:
         student.enable_gradient_checkpointing()
+    if config.training.compile_layers and not sharded:
+        compile_layers(student, ranks.device)
     adapters = None
     if config.distillation.enabled and config.model.teacher is not None:
         teacher = read_model_config(config.model.teacher)

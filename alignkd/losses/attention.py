@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from alignkd.losses.precision import at_least_fp32
 
-ROWS_PER_CHUNK = 128
+ROWS_PER_CHUNK = 512
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "teacher.lookahead",
     "distillation.share_vision_tower",
     "training.packing",
+    "training.compile_layers",
     "training.tokens_per_micro_batch",
     "training.max_skipped_steps",
 )

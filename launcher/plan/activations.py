@@ -12,7 +12,7 @@ from launcher.plan.workload import Workload
 
 FP32 = 4
 POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_logits, which needs torch; a test compares them
-ROWS_PER_CHUNK = 128  # as in alignkd.losses.attention
+ROWS_PER_CHUNK = 512  # as in alignkd.losses.attention
 # [positions, vocabulary] matrices of fp32 alive at once in a chunk (js, or a temperature, takes one more).
 CHUNK_MATRICES = 3
 
@@ -81,10 +81,11 @@ def head_gradient_bytes(config: MobileVLMConfig) -> int:
     return config.vocab_size * config.hidden_size * FP32
 
 
-def block_workspace(config: MobileVLMConfig, work: Workload) -> int:
-    """One chunk of full attention rows of the first layer: scores, masked scores, their gradient."""
+def block_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
+    """One chunk of full attention rows of the first layer: scores as they are computed, and in fp32 those, the
+    masked ones and their gradient."""
     rows = min(work.text_rows, ROWS_PER_CHUNK)
-    return 3 * config.num_attention_heads * rows * work.length * FP32
+    return config.num_attention_heads * rows * work.length * (3 * FP32 + (size if size < FP32 else 0))
 
 
 def pixel_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
@@ -103,7 +104,7 @@ def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, sha
     first_layer = first_layer_bytes(config, tokens, size)
     in_a_layer = vision + first_layer + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
     block = images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(config, work)
+    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(config, work, size)
     at_the_end = (block if half else 0) + target_bytes(config, work, size, shares_tower=shares_tower)
     side_by_side = pixel_bytes(config, images, FP32) if work.window > 1 else 0
     return side_by_side + int(max(in_tower, in_a_layer, in_the_block, at_the_end))

@@ -146,7 +146,7 @@ def _student_work(
     workspace = max(
         of_layer,
         activations.logits_workspace(student.config, work),
-        activations.block_workspace(student.config, work),
+        activations.block_workspace(student.config, work, size),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [

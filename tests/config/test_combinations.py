@@ -17,6 +17,7 @@ from .conftest import BASE
         (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
         (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
+        (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
@@ -33,6 +34,8 @@ def test_conflicting_settings_are_errors(write, overrides: list[str], message: s
         ["distillation.enabled=false", "model.teacher="],
         ["model.student=scratch", "model.student_config=c", "model.vision_tower=v"],
         ["distillation.attention_rows=prompt_only"],
+        ["training.compile_layers=true"],
+        ["training.compile_layers=true", "student.zero_stage=3", "teacher.placement=replicated"],
         [
             "distillation.attention_rows=prompt_only",
             "data.sources.0.template=plain",

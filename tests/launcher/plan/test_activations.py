@@ -102,7 +102,7 @@ def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkp
     return max(
         activations.layer_workspace(config, work, size, checkpointing=checkpointing),
         activations.logits_workspace(config, work),
-        activations.block_workspace(config, work),
+        activations.block_workspace(config, work, size),
     )
 
 
