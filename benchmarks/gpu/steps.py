@@ -1,0 +1,69 @@
+"""A whole step of the product against its floor: time, memory, kernels, and who waits for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from alignkd.data.batch import Batch
+from benchmarks import chips
+from benchmarks.batches import Shape, random_window
+from benchmarks.gpu.ceilings import cudnn_attention
+from benchmarks.gpu.rows import Row
+from benchmarks.gpu.sizes import Sizes
+from benchmarks.gpu.timing import Timed, first_call_ms, kernels, median_of, once
+from benchmarks.measure import step_memory
+from benchmarks.methods import METHODS
+from benchmarks.models import random_pair
+from benchmarks.setting import Setting, new_setting
+
+# (method of benchmarks.methods, whether attention may choose cuDNN)
+WAYS = (("floor", False), ("ours", False), ("ours", True))
+
+
+def measure(sizes: Sizes) -> Iterator[Row]:
+    setting = new_setting(*random_pair(sizes.pair, sizes.dtype, sizes.device), sizes.device)
+    if sizes.checkpointing:
+        setting.student.enable_gradient_checkpointing()
+    for shape in sizes.shapes:
+        yield from _rows(setting, shape, sizes)
+
+
+def _rows(setting: Setting, shape: Shape, sizes: Sizes) -> Iterator[Row]:
+    device = sizes.device
+    steps = {
+        way: partial(_step, setting, random_window(shape, METHODS[way[0]].packing, False, device), way)
+        for way in WAYS
+    }
+    first = {way: first_call_ms(step, device) for way, step in steps.items()}
+    times: dict[tuple[str, bool], list[Timed]] = {way: [] for way in WAYS}
+    for number in range(sizes.rounds):
+        for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:  # no way always comes first
+            times[way].append(once(steps[way], device))
+    floor = median_of(times[WAYS[0]]).device_ms
+    apart = random_window(Shape(shape.name, shape.lengths, accumulate=True), False, False, device)
+    flops = sum(chips.step_flops(sizes.pair, sample) for sample in apart)  # of padding: none
+    for way, step in steps.items():
+        taken = median_of(times[way])
+        memory = step_memory(step, setting.edge, device)
+        found = kernels(step, device)
+        yield {
+            "what": f"{shape.name}, {way[0]}, cuDNN attention {'on' if way[1] else 'off'}",
+            "ms": taken.device_ms,
+            "x floor": taken.device_ms / floor,
+            "host ms": taken.host_ms,
+            "kernels": found.count,
+            "kernels' ms": found.busy_ms,
+            "first call ms": first[way],
+            "kept MiB": memory.kept / 2**20,
+            "peak MiB": memory.peak / 2**20,
+            "tokens/s": round(1e3 * sum(shape.lengths) / taken.device_ms),
+            "TFLOP/s": flops / taken.device_ms / 1e9,
+        }
+
+
+def _step(setting: Setting, window: list[Batch], way: tuple[str, bool]) -> None:
+    method, cudnn = way
+    setting.forget_gradients()
+    with cudnn_attention(cudnn):
+        METHODS[method].step(setting, window)
