@@ -49,10 +49,11 @@ def _attention(sizes: Sizes, cudnn: bool) -> Iterator[Row]:
 
     def attend(length: int) -> None:
         shape = (1, heads, length, width)
-        inputs = [
+        query, key, value = (
             torch.randn(shape, device=sizes.device, dtype=sizes.dtype, requires_grad=True) for _ in range(3)
-        ]
-        F.scaled_dot_product_attention(*inputs, is_causal=True).sum().backward()
+        )
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        output.sum().backward()  # type: ignore[no-untyped-call]
 
     with cudnn_attention(cudnn):
         attend(SHORTEST - 1)  # libraries load here
@@ -71,7 +72,7 @@ def _attention(sizes: Sizes, cudnn: bool) -> Iterator[Row]:
 @contextmanager
 def cudnn_attention(enabled: bool) -> Iterator[None]:
     """Whether ``scaled_dot_product_attention`` may choose cuDNN."""
-    usual = torch.backends.cuda.cudnn_sdp_enabled()
+    usual = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(enabled)
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import varlen
 from transformers import AttentionInterface
 
 from alignkd.models.attention import ATTENTION_NAME
@@ -60,27 +60,21 @@ def variable_length(
 ) -> tuple[torch.Tensor, None]:
     """[1, H, L, D] each -> [1, L, H, D], by torch's variable-length flash attention. Elsewhere, where that
     does not run, a mask says the same."""
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
+    if has_kernel(query):
+        attend: Any = varlen.varlen_attn
         tokens = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        output = varlen_attn(*tokens, starts, starts, longest, longest, scale=scaling, **CAUSAL)
-        return output[None], None
+        # The window: all tokens before, none after.
+        return attend(*tokens, starts, starts, longest, longest, scale=scaling, window_size=(-1, 0))[
+            None
+        ], None
     columns = torch.arange(query.shape[2], device=query.device)
     samples = torch.bucketize(columns, starts, right=True)
     seen = (samples[:, None] == samples) & (columns[:, None] >= columns)
     return F.scaled_dot_product_attention(query, key, value, seen, scale=scaling).transpose(1, 2), None
 
 
-def _causal() -> dict[str, Any]:
-    """Renamed between torch 2.10 and 2.11."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return {}
-    named = "window_size" in inspect.signature(varlen_attn).parameters
-    return {"window_size": (-1, 0)} if named else {"is_causal": True}
+def has_kernel(query: torch.Tensor) -> bool:
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
-CAUSAL = _causal()
 AttentionInterface.register(VARIABLE, variable_length)

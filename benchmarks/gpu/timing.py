@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
@@ -36,7 +36,7 @@ def once(call: Call, device: torch.device) -> Timed:
         call()
         taken = 1e3 * (time.perf_counter() - start)
         return Timed(taken, taken)
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     first.record()
     call()
     last.record()
