@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.gpu.packed import attending
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import first_call_ms, kernels, timed
@@ -55,7 +55,7 @@ def _attention(sizes: Sizes, cudnn: bool) -> Iterator[Row]:
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         output.sum().backward()  # type: ignore[no-untyped-call]
 
-    with cudnn_attention(cudnn):
+    with attending(loop=False, cudnn=cudnn):
         attend(SHORTEST - 1)  # libraries load here
         found = kernels(partial(attend, SHORTEST - 1), sizes.device).names
         chosen = [name for name in found if any(word in name.lower() for word in ATTENTION_KERNELS)]
@@ -67,14 +67,3 @@ def _attention(sizes: Sizes, cudnn: bool) -> Iterator[Row]:
     what = f"first forward and backward at a new length, {setting}"
     yield {"what": f"{what}: median of {len(times)}", "value": statistics.median(times), "unit": "ms"}
     yield {"what": f"{what}: all", "value": sum(times), "unit": "ms"}
-
-
-@contextmanager
-def cudnn_attention(enabled: bool) -> Iterator[None]:
-    """Whether ``scaled_dot_product_attention`` may choose cuDNN."""
-    usual = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    torch.backends.cuda.enable_cudnn_sdp(enabled)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(usual)

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.gpu.packed import LOOP, VARIABLE, Packing, random_packing
+from alignkd.models.attention import Packing
+from benchmarks.gpu.packed import attending, random_packing
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.sizes import TINY_PAIR, Sizes
 from benchmarks.gpu.timing import kernels, timed, wait
 from benchmarks.models import Decoder, model_config, random_model
 
-# The loop last: a graph for every packing takes long to compile.
-WAYS = ((VARIABLE, False), (LOOP, False), (VARIABLE, True), (LOOP, True))
+# (loop, compiled); last what takes longest: a graph for every packing.
+WAYS = ((False, False), (True, False), (False, True), (True, True))
 
 
 def measure(sizes: Sizes) -> Iterator[Row]:
@@ -26,27 +27,26 @@ def measure(sizes: Sizes) -> Iterator[Row]:
     # Token budgets are not met exactly: no two rows are of one length.
     packings = [random_packing(tokens - 3 * number, sizes, seed=number) for number in range(sizes.packings)]
     sides = (("teacher", sizes.shallow.teacher, False), ("student", sizes.shallow.student, True))
-    for name, compiled in WAYS:
+    for loop, compiled in WAYS:
         for side, decoder, trains in sides:
-            way = f"{'loop' if name == LOOP else 'variable length'}, {'compiled' if compiled else 'eager'}"
+            way = f"{'loop' if loop else 'variable length'}, {'compiled' if compiled else 'eager'}"
             what = f"{side}, {decoder.layers} layers, {tokens} tokens, {way}"
             try:
-                yield {"what": what, **_measured(sizes, decoder, name, compiled, trains, packings)}
+                with attending(loop):
+                    yield {"what": what, **_measured(sizes, decoder, compiled, trains, packings)}
             except Exception as error:  # of a compiler, say: the other ways still count
                 yield {"what": what, "error": f"{type(error).__name__}: {error}"[:300]}
 
 
-def _measured(
-    sizes: Sizes, decoder: Decoder, name: str, compiled: bool, trains: bool, packings: list[Packing]
-) -> Row:
+def _measured(sizes: Sizes, decoder: Decoder, compiled: bool, trains: bool, packings: list[Packing]) -> Row:
     torch._dynamo.reset()
     counters.clear()
     model = random_model(model_config(decoder, TINY_PAIR.tower), sizes.dtype, sizes.device, 0).language_model
-    model.requires_grad_(trains).config._attn_implementation = name
+    model.requires_grad_(trains)
     if compiled:
-        for layer in model.layers:
+        for layer in model.layers[1:]:  # the first one has an attention function of its own
             layer.compile(backend=sizes.compiler, dynamic=True)
-    calls = [_call(model, name, packing, trains, sizes) for packing in packings]
+    calls = [_call(model, packing, trains, sizes) for packing in packings]
     started = time.perf_counter()
     graphs = []
     for call in calls:
@@ -66,16 +66,16 @@ def _measured(
     }
 
 
-def _call(model: Any, name: str, packing: Packing, trains: bool, sizes: Sizes) -> Callable[[], None]:
-    tokens = sum(packing.segments)
+def _call(model: Any, packing: Packing, trains: bool, sizes: Sizes) -> Callable[[], None]:
+    tokens = sum(packing.lengths)
     embeddings = torch.randn(1, tokens, model.config.hidden_size, device=sizes.device, dtype=sizes.dtype)
-    positions = torch.cat([torch.arange(length, device=sizes.device) for length in packing.segments])[None]
+    positions = torch.cat([torch.arange(length, device=sizes.device) for length in packing.lengths])[None]
     run = partial(
         model,
         inputs_embeds=embeddings,
         position_ids=positions,
         use_cache=False,
-        **packing.arguments(name),
+        packing=packing,
     )
 
     def call() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from alignkd.data.batch import Batch
 from benchmarks.batches import random_window
-from benchmarks.gpu.ceilings import cudnn_attention
+from benchmarks.gpu.packed import WAYS, attending
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import timed
@@ -29,11 +29,11 @@ def measure(sizes: Sizes) -> Iterator[Row]:
         setting.student.enable_gradient_checkpointing()
     shape = sizes.shapes[-1]
     window = random_window(shape, True, False, sizes.device)
-    for cudnn in (False, True):
+    for way, loop, cudnn in WAYS:
         for deterministic in (False, True):
-            setting_of_run = f"cuDNN attention {'on' if cudnn else 'off'}"
-            what = f"{shape.name}, {sizes.shallow.name}, {setting_of_run}, deterministic {deterministic}"
-            with cudnn_attention(cudnn), _determinism(deterministic):
+            mode = "deterministic algorithms" if deterministic else "usual algorithms"
+            what = f"{shape.name}, {sizes.shallow.name}, {way}, {mode}"
+            with attending(loop, cudnn), _determinism(deterministic):
                 try:
                     yield {"what": what, **_compared(setting, window, sizes)}
                 except RuntimeError as error:  # an operation without a deterministic form

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from alignkd.data.batch import Batch
 from benchmarks import chips
 from benchmarks.batches import Shape, random_window
-from benchmarks.gpu.ceilings import cudnn_attention
+from benchmarks.gpu.packed import attending
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.sizes import Sizes
 from benchmarks.gpu.timing import Timed, first_call_ms, kernels, median_of, once
@@ -17,8 +18,23 @@ from benchmarks.methods import METHODS
 from benchmarks.models import random_pair
 from benchmarks.setting import Setting, new_setting
 
-# (method of benchmarks.methods, whether attention may choose cuDNN)
-WAYS = (("floor", False), ("ours", False), ("ours", True))
+
+@dataclass(frozen=True)
+class Way:
+    name: str
+    method: str  # of benchmarks.methods
+    loop: bool = False  # over packed samples
+    cudnn: bool = False  # whether attention may choose it
+
+
+FLOOR = Way("floor", "floor")
+WAYS = (
+    FLOOR,
+    Way("ours", "ours"),
+    Way("ours, loop", "ours", loop=True),
+    Way("floor, cuDNN", "floor", cudnn=True),
+    Way("ours, loop, cuDNN", "ours", loop=True, cudnn=True),
+)
 
 
 def measure(sizes: Sizes) -> Iterator[Row]:
@@ -31,16 +47,16 @@ def measure(sizes: Sizes) -> Iterator[Row]:
 
 def _rows(setting: Setting, shape: Shape, sizes: Sizes) -> Iterator[Row]:
     device = sizes.device
+    packed, padded = (random_window(shape, packing, False, device) for packing in (True, False))
     steps = {
-        way: partial(_step, setting, random_window(shape, METHODS[way[0]].packing, False, device), way)
-        for way in WAYS
+        way: partial(_step, setting, packed if METHODS[way.method].packing else padded, way) for way in WAYS
     }
     first = {way: first_call_ms(step, device) for way, step in steps.items()}
-    times: dict[tuple[str, bool], list[Timed]] = {way: [] for way in WAYS}
+    times: dict[Way, list[Timed]] = {way: [] for way in WAYS}
     for number in range(sizes.rounds):
         for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:  # no way always comes first
             times[way].append(once(steps[way], device))
-    floor = median_of(times[WAYS[0]]).device_ms
+    floor = median_of(times[FLOOR]).device_ms
     apart = random_window(Shape(shape.name, shape.lengths, accumulate=True), False, False, device)
     flops = sum(chips.step_flops(sizes.pair, sample) for sample in apart)  # of padding: none
     for way, step in steps.items():
@@ -48,7 +64,7 @@ def _rows(setting: Setting, shape: Shape, sizes: Sizes) -> Iterator[Row]:
         memory = step_memory(step, setting.edge, device)
         found = kernels(step, device)
         yield {
-            "what": f"{shape.name}, {way[0]}, cuDNN attention {'on' if way[1] else 'off'}",
+            "what": f"{shape.name}, {way.name}",
             "ms": taken.device_ms,
             "x floor": taken.device_ms / floor,
             "host ms": taken.host_ms,
@@ -62,8 +78,7 @@ def _rows(setting: Setting, shape: Shape, sizes: Sizes) -> Iterator[Row]:
         }
 
 
-def _step(setting: Setting, window: list[Batch], way: tuple[str, bool]) -> None:
-    method, cudnn = way
+def _step(setting: Setting, window: list[Batch], way: Way) -> None:
     setting.forget_gradients()
-    with cudnn_attention(cudnn):
-        METHODS[method].step(setting, window)
+    with attending(way.loop, way.cudnn):
+        METHODS[way.method].step(setting, window)

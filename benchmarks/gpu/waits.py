@@ -18,7 +18,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from alignkd.engine.ranks import start_ranks
+from alignkd.distributed.ranks import start_ranks
 from benchmarks import report
 from benchmarks.batches import random_window
 from benchmarks.gpu.rows import Row

@@ -1,4 +1,4 @@
-"""The program around the parts of the GPU check: parts that fail, hang or have no time, and what it writes."""
+"""The program around the parts of the GPU check: parts that fail, hang or have no time, and its output."""
 
 from __future__ import annotations
 
