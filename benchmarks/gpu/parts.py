@@ -61,8 +61,9 @@ def part_command(part: Part, tiny: bool) -> list[str]:
 
 
 def allowed_seconds(parts: Sequence[Part], number: int, total: float, spent: float) -> float:
-    """For part ``number``: until the shares up to its own are over, at most until all are."""
-    return min(sum(part.share for part in parts[: number + 1]), 1.0) * total - spent
+    """For part ``number`` of the chosen ones: until the shares up to its own are over."""
+    until = sum(part.share for part in parts[: number + 1]) / sum(part.share for part in parts)
+    return until * total - spent
 
 
 def run_part(part: Part, command: Sequence[str], allowed: float, folder: Path) -> Outcome:

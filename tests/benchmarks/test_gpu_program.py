@@ -56,6 +56,8 @@ def test_parts_share_the_time_and_inherit_what_is_left() -> None:
     assert allowed_seconds(parts, 0, 100, spent=2) == 48
     assert allowed_seconds(parts, 1, 100, spent=10) == pytest.approx(70)
     assert allowed_seconds(parts, 2, 100, spent=99) == pytest.approx(1)
+    assert allowed_seconds(parts[1:], 0, 100, spent=0) == pytest.approx(60)  # of a choice of parts
+    assert allowed_seconds(parts[2:], 0, 100, spent=0) == pytest.approx(100)
 
 
 @pytest.fixture
