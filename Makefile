@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .PHONY: demo demo-baseline install test test-slurm chaos lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
-	benchmark-save
+	benchmark-save gpu-check
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -46,7 +46,7 @@ KILLS ?= 100
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
-# Measurements, on a quiet machine; all but the last write their tables into docs/performance.md.
+# Measurements, on a quiet machine; all but benchmark-save write their tables into docs/performance.md.
 benchmarks: benchmark-step benchmark-scale benchmark-data
 
 benchmark-step: $(INSTALLED)
@@ -60,6 +60,11 @@ benchmark-data: $(INSTALLED)
 
 benchmark-save: $(INSTALLED)
 	$(BIN)/python -m benchmarks.save
+
+# The first minutes on a GPU: make gpu-check MINUTES=5
+MINUTES ?= 9
+gpu-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES) --publish
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache

@@ -18,17 +18,18 @@ from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.logits import plain_logit_losses
+from alignkd.losses.total import TERMS
 from alignkd.models.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.references import floor, stand_in
-from benchmarks.setting import DISTILLATION, Losses, Setting, total_counts
+from benchmarks.setting import DISTILLATION, Setting, Sums, total_counts
 
 
 @dataclass(frozen=True)
 class Method:
-    """``step`` runs one optimizer step on a window and returns the losses."""
+    """``step`` runs one optimizer step on a window and returns the terms' sums."""
 
-    step: Callable[[Setting, Sequence[Batch]], Losses]
+    step: Callable[[Setting, Sequence[Batch]], Sums]
     packing: bool = True
     token_budget: bool = False
 
@@ -78,13 +79,18 @@ class ResidentTeacher:
 
 
 def ours(
-    setting: Setting, window: Sequence[Batch], shares_tower: bool = True, lookahead: int | None = None
-) -> Losses:
-    """The product's optimizer step. ``shares_tower`` is ``distillation.share_vision_tower``."""
+    setting: Setting,
+    window: Sequence[Batch],
+    shares_tower: bool = True,
+    lookahead: int | None = None,
+    engine: Any = None,
+) -> Sums:
+    """The product's optimizer step. ``shares_tower`` is ``distillation.share_vision_tower``; ``engine`` is
+    DeepSpeed's around ``setting.module``, or None."""
     info = StepInfo(total_counts(window), setting.elements(window), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
-        PlainEngine(setting),
+        engine or PlainEngine(setting),
         ResidentTeacher(setting.teacher, shares_tower),
         list(window),
         info,
@@ -93,13 +99,13 @@ def ours(
         Stopwatch(),
         lookahead,
     )
-    return setting.means(sums.terms.tolist(), window)
+    return dict(zip(TERMS, sums.terms, strict=True))
 
 
 def _with_plain(fused: str, plain: Callable[..., Any]) -> Method:
     """The product's step with one of its fused losses replaced by the plain form, left to autograd."""
 
-    def step(setting: Setting, window: Sequence[Batch]) -> Losses:
+    def step(setting: Setting, window: Sequence[Batch]) -> Sums:
         with patch.object(student_step, fused, plain):
             return ours(setting, window)
 

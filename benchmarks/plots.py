@@ -21,6 +21,7 @@ ROW, GAP = 1.0, 0.9  # heights, of a bar and between shapes
 
 def plot_steps(results: Sequence[Result], path: Path) -> None:
     """Time, and tensors kept for backward, of each method over the floor's: a bar each, grouped by shape."""
+    results = [result for result in results if not result.out_of_time]
     floors = {result.shape: result for result in results if result.method == "floor"}
     shown = [result for result in results if result.method != "floor" and result.shape in floors]
     heights, names, shapes = _places(shown)

@@ -24,17 +24,17 @@ from alignkd.losses.logits import LogitTargets, divergence_sum
 from alignkd.losses.total import TERMS, term_scales
 from alignkd.losses.vision import focus_indices, vision_loss_sums
 from alignkd.models.mobilevlm import MobileVLM
-from benchmarks.setting import DISTILLATION, Losses, Setting
+from benchmarks.setting import DISTILLATION, Setting, Sums
 
 Terms = dict[str, torch.Tensor]
 Scales = dict[str, float]
 
 
-def floor(setting: Setting, window: Sequence[Batch]) -> Losses:
+def floor(setting: Setting, window: Sequence[Batch]) -> Sums:
     return _step(setting, window, _floor_terms)
 
 
-def stand_in(setting: Setting, window: Sequence[Batch]) -> Losses:
+def stand_in(setting: Setting, window: Sequence[Batch]) -> Sums:
     return _step(setting, window, _stand_in_terms)
 
 
@@ -42,7 +42,7 @@ def _step(
     setting: Setting,
     window: Sequence[Batch],
     terms_of: Callable[[Setting, Batch, Scales], tuple[torch.Tensor, Terms, Any]],
-) -> Losses:
+) -> Sums:
     """``terms_of`` returns of a micro-batch: the loss, the terms' sums, and whatever stays alive until its
     backward is done."""
     scales = term_scales(setting.elements(window), term_weights(DISTILLATION), 1.0)
@@ -56,7 +56,7 @@ def _step(
         loss.backward()  # type: ignore[no-untyped-call]
         sums += torch.stack([terms[name].detach() if name in terms else zero for name in TERMS])
         del results
-    return {name: value for name, value in setting.means(sums.tolist(), window).items() if name in terms}
+    return {name: value for name, value in zip(TERMS, sums, strict=True) if name in terms}
 
 
 def _floor_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[torch.Tensor, Terms, None]:

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+import alignkd
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 FOLDER = ROOT / "docs" / "performance"
-PACKAGES = ("alignkd", "torch", "deepspeed", "transformers", "numpy", "sentencepiece", "pillow")
+PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "pillow")
 
 
 def facts(arguments: Sequence[str]) -> dict[str, Any]:
@@ -30,9 +32,15 @@ def facts(arguments: Sequence[str]) -> dict[str, Any]:
         "commit": _commit(),
         "machine": _machine(),
         "load": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
+        "versions": _versions(),
         "command": " ".join(["python", "-m", name, *arguments]),
     }
+
+
+def _versions() -> dict[str, str]:
+    # Not from alignkd's metadata: a checkout on PYTHONPATH has none.
+    own = {"python": platform.python_version(), "alignkd": alignkd.__version__}
+    return own | {package: metadata.version(package) for package in PACKAGES}
 
 
 def _commit() -> str:
@@ -77,11 +85,14 @@ def section(name: str, measured: dict[str, Any], body: str) -> str:
     )
 
 
+def as_json(measured: dict[str, Any], results: Any) -> str:
+    return json.dumps({"measured": measured, "results": results}, indent=1) + "\n"
+
+
 def publish(name: str, measured: dict[str, Any], body: str, results: Any) -> None:
     """Write ``docs/performance/NAME.json`` and replace the section NAME of docs/performance.md."""
     FOLDER.mkdir(exist_ok=True)
-    document = {"measured": measured, "results": results}
-    (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    (FOLDER / f"{name}.json").write_text(as_json(measured, results), encoding="utf-8")
     replace_section(DOCUMENT, name, section(name, measured, body))
 
 

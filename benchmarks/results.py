@@ -24,6 +24,11 @@ class Result:
     padding: float = 0.0  # share of the positions that are computed
     micro_batches: int = 1
 
+    @property
+    def out_of_time(self) -> bool:
+        """The benchmark's time was over before a step of this method was timed."""
+        return self.fits and not self.seconds
+
 
 def time_ratio(result: Result, base: Result) -> float:
     """Median over the rounds that both took part in."""
@@ -44,9 +49,19 @@ def table_rows(results: Sequence[Result], peak: float | None) -> list[list[str]]
 
 def _row(result: Result, base: Result | None, peak: float | None) -> list[str]:
     names = [result.shape, result.method, f"{result.padding:.0%}"]
-    if not result.fits or result.memory is None:
+    if not result.fits or result.out_of_time or result.memory is None:
         about = "" if result.predicted_peak is None else f"about {result.predicted_peak / 2**20:.0f}"
-        return [*names, "does not fit", "", "", "", "", about, "", *([""] if peak is not None else [])]
+        return [
+            *names,
+            "no time left" if result.out_of_time else "does not fit",
+            "",
+            "",
+            "",
+            "",
+            about,
+            "",
+            *([""] if peak is not None else []),
+        ]
     median, ratios = statistics.median(result.seconds), ["", "", ""]
     if base is not None and base.memory is not None and base.seconds:
         kept, highest = result.memory.kept / base.memory.kept, result.memory.peak / base.memory.peak

@@ -10,13 +10,14 @@ import torch
 from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.total import TERMS, element_counts
+from alignkd.losses.total import element_counts
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.mobilevlm import MobileVLM
 from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
 Losses = dict[str, float]
+Sums = dict[str, torch.Tensor]  # terms over a window: 0-dimensional, detached, still on the device
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class Setting:
         """Divisors of the sums of an optimizer step."""
         return element_counts(total_counts(window), self.module.sizes())
 
-    def means(self, sums: Sequence[float], window: Sequence[Batch]) -> Losses:
-        """``sums`` in the order of TERMS."""
+    def means(self, sums: Sums, window: Sequence[Batch]) -> Losses:
+        """The losses of a step. Waits for the device, which no method does by itself."""
         elements = self.elements(window)
-        return {name: value / max(elements[name], 1) for name, value in zip(TERMS, sums, strict=True)}
+        values = torch.stack(list(sums.values())).tolist()
+        return {name: value / max(elements[name], 1) for name, value in zip(sums, values, strict=True)}
 
 
 def new_setting(teacher: MobileVLM, student: MobileVLM, device: torch.device) -> Setting:

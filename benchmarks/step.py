@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -23,12 +24,12 @@ from alignkd.data.batch import Batch
 from alignkd.models.loading import DTYPES
 from benchmarks import chips, report
 from benchmarks.batches import Shape, random_window
-from benchmarks.measure import seconds, step_memory
+from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.memory import limit_memory, predicted_peak, usable_memory
 from benchmarks.methods import METHODS
 from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
-from benchmarks.setting import Losses, Setting, new_setting, padding_share
+from benchmarks.setting import Losses, Setting, Sums, new_setting, padding_share
 
 MIXED = (240, 330, 560, 1200)  # lengths of a batch as a shuffled file gives it
 PRINCIPAL = ("floor", "ours")
@@ -72,20 +73,27 @@ def methods_of(shape: Shape, everything: bool) -> list[str]:
 
 
 def measure_shape(
-    setting: Setting, shape: Shape, results: list[Result], budget: float, precision: str
+    setting: Setting,
+    shape: Shape,
+    results: list[Result],
+    budget: float,
+    precision: str,
+    deadline: float = math.inf,
 ) -> None:
     """Fills ``results``, one per method, the floor first: :data:`LEAST_ROUNDS`, and more until ``budget``
-    seconds are over."""
+    seconds are over. No step begins after ``deadline``, by the monotonic clock."""
     windows = {}
     reference: Losses = {}
     for result in results:
+        if time.monotonic() > deadline:
+            return
         method = METHODS[result.method]
         layout = (method.packing, method.token_budget)
         if layout not in windows:
             windows[layout] = random_window(shape, *layout, setting.device)
         window = windows[layout]
         result.padding, result.micro_batches = padding_share(window), len(window)
-        memory = _fitting(setting, window, result, partial(_losses_and_memory, setting))
+        memory = _fitting(setting, window, result, partial(_losses_and_memory, setting, window))
         if memory is not None:
             losses, result.memory = memory
             _check(result.method, losses, reference, TOLERANCES[precision])
@@ -95,6 +103,8 @@ def measure_shape(
         for result in results[number % len(results) :] + results[: number % len(results)]:
             if number >= _rounds(result.method):
                 continue
+            if time.monotonic() > deadline:
+                return
             method = METHODS[result.method]
             window = windows[method.packing, method.token_budget]
             taken = _fitting(setting, window, result, lambda step: seconds(step, setting.device))
@@ -110,10 +120,12 @@ def _rounds(method: str) -> int:
     return STAND_IN_ROUNDS if method == "stand-in" else LEAST_ROUNDS
 
 
-def _losses_and_memory(setting: Setting, step: Any) -> tuple[Losses, Any]:
-    losses: Losses = {}
-    memory = step_memory(lambda: losses.update(step()), setting.edge, setting.device)
-    return losses, memory
+def _losses_and_memory(
+    setting: Setting, window: list[Batch], step: Callable[[], Sums]
+) -> tuple[Losses, Memory]:
+    sums: Sums = {}
+    memory = step_memory(lambda: sums.update(step()), setting.edge, setting.device)
+    return setting.means(sums, window), memory
 
 
 def _fitting(setting: Setting, window: list[Batch], result: Result, measure: Any) -> Any:
@@ -163,15 +175,13 @@ def main(arguments: list[str]) -> None:
         "--budget", type=float, default=40.0, help="least seconds per shape; three rounds in any case"
     )
     parser.add_argument(
-        "--minutes",
-        type=float,
-        default=None if on_gpu else 17.0,
-        help="start no shape after so many minutes",
+        "--minutes", type=float, default=8.0 if on_gpu else 30.0, help="start no step after so many minutes"
     )
     # Threads that wait for one another make noise; one thread leaves the other cores to other processes.
     parser.add_argument("--threads", type=int, default=torch.get_num_threads() if on_gpu else 1)
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * options.minutes
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(options.threads)
     measured = report.facts(arguments)
@@ -199,8 +209,7 @@ def main(arguments: list[str]) -> None:
             lines.append(f"\nThe bf16 peak of {torch.cuda.get_device_name()} is not known here.")
         return "\n".join(lines)
 
-    started = time.monotonic()
-    while left and (options.minutes is None or time.monotonic() - started < 60 * options.minutes):
+    while left and time.monotonic() < deadline:
         shape = left.pop(0)
         flops = sum(chips.step_flops(pair, batch) for batch in random_window(shape, False, False, device))
         shown = [name for name in methods_of(shape, on_gpu or options.everything) if name in options.methods]
@@ -209,7 +218,7 @@ def main(arguments: list[str]) -> None:
             result.predicted_peak = predicted_peak(result, results)
             if usable is not None and (result.predicted_peak or 0) > usable:
                 result.fits = False
-        measure_shape(setting, shape, of_shape, options.budget, options.precision)
+        measure_shape(setting, shape, of_shape, options.budget, options.precision, deadline)
         results += of_shape
         print(*(" | ".join(row) for row in table_rows(of_shape, None)), sep="\n", flush=True)
         if options.publish:

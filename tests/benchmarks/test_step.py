@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import torch
 
 from benchmarks import step
 from benchmarks.batches import Shape, random_window
+from benchmarks.gpu.sizes import TINY_PAIR as TINY
 from benchmarks.measure import Memory
 from benchmarks.memory import predicted_peak
 from benchmarks.methods import METHODS
-from benchmarks.models import PAIRS, SMALL, Decoder, Pair, random_pair
+from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
 from benchmarks.setting import new_setting, padding_share
 
-TOWER = {**SMALL.tower, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
-TINY = Pair("tiny", Decoder(64, 128, 2, 4), Decoder(32, 64, 2, 2), TOWER)
 CPU = torch.device("cpu")
 MIXED = Shape("mixed", (190, 230, 400))
 
@@ -66,12 +66,13 @@ def test_a_window_is_one_teacher_forward_or_several(monkeypatch: pytest.MonkeyPa
     forwards: list[int] = []
     setting.teacher.register_forward_hook(lambda *_: forwards.append(1))
     window = random_window(Shape("", (190,) * 3, accumulate=True), True, False, CPU)
-    together = METHODS["ours"].step(setting, window)
+    together = setting.means(METHODS["ours"].step(setting, window), window)
     assert len(forwards) == 1
-    apart = METHODS["ours, look-ahead 1"].step(setting, window)
+    apart = setting.means(METHODS["ours, look-ahead 1"].step(setting, window), window)
     assert len(forwards) == 1 + 3
     assert together == pytest.approx(apart, rel=1e-5)
-    assert METHODS["floor"].step(setting, window)["ce"] == pytest.approx(together["ce"], rel=1e-5)
+    floor = setting.means(METHODS["floor"].step(setting, window), window)
+    assert floor == pytest.approx({name: together[name] for name in ("ce", "divergence")}, rel=1e-5)
 
 
 def test_methods_that_disagree_are_not_timed() -> None:
@@ -96,6 +97,26 @@ def test_what_is_predicted_not_to_fit_is_not_run() -> None:
     assert row[3] == "does not fit"
     assert "about 1024" in row
     assert len(row) == len(table_head(None))
+
+
+def test_no_step_begins_after_the_deadline() -> None:
+    setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
+    results = results_of(MIXED, "floor", "ours")
+    step.measure_shape(setting, MIXED, results, budget=60, precision="fp32", deadline=time.monotonic() - 1)
+    assert [(result.seconds, result.memory) for result in results] == [([], None), ([], None)]
+    rows = table_rows(results, peak=1e12)
+    assert [row[3] for row in rows] == ["no time left", "no time left"]
+    assert {len(row) for row in rows} == {len(table_head(1e12))}
+
+
+def test_the_deadline_ends_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
+    results = results_of(MIXED, "floor", "ours")
+    clock = iter(range(100))
+    monkeypatch.setattr(step.time, "monotonic", lambda: float(next(clock)))
+    # A reading before each method's memory, one at the start of the rounds, one before each step.
+    step.measure_shape(setting, MIXED, results, budget=60, precision="fp32", deadline=5.0)
+    assert [len(result.seconds) for result in results] == [1, 2]
 
 
 def test_a_run_that_is_ended_keeps_the_shapes_before(
@@ -127,7 +148,9 @@ def test_the_plot_is_drawn(tmp_path: Path, measured: dict[str, Result]) -> None:
     from benchmarks.plots import plot_steps
 
     missing = Result("mixed", MIXED.lengths, "unfit", fits=False)
-    plot_steps([*measured.values(), missing], tmp_path / "docs" / "steps.svg")
+    late = Result("mixed", MIXED.lengths, "too late")
+    plot_steps([*measured.values(), missing, late], tmp_path / "docs" / "steps.svg")
     drawn = (tmp_path / "docs" / "steps.svg").read_text()
     for words in ("stand-in", "does not fit", "further left is better"):
         assert f"<!-- {words}" in drawn or words in drawn
+    assert "too late" not in drawn
