@@ -196,8 +196,8 @@ def _is_yes(question: _Asked, text: str, labels: dict[str, Row]) -> bool:
         )
         raise UserError(
             f"{question.where}: {text!r:.120} about {question.image!r:.80} does not agree with the labels "
-            f"of the {question.split} split ({found}); the labels must be those of {_LABELS}, later ones are to "
-            "other questions"
+            f"of the {question.split} split ({found}); the labels must be those of {_LABELS}, "
+            "later ones are to other questions"
         )
     answer = label.text("label")
     if answer not in ("yes", "no"):
