@@ -14,6 +14,7 @@ from alignkd.evaluate.tasks.vqa_accuracy import normalised, vqa_accuracy
         # Punctuation beside a space is deleted everywhere, else it becomes a space.
         ("t-shirt", "t shirt"),
         ("t-shirt - red", "tshirt red"),
+        ("x -y t-shirt", "x y tshirt"),
         ("(new) york", "new york"),
         ("(new)", "new"),
         ("a/c", "c"),
