@@ -45,12 +45,11 @@ class Layout:
 
     def root(self, data: Path) -> Path:
         """The task's folder: one of ``folders``, or ``data`` itself if the task's files lie there."""
-        candidates = [data / folder for folder in self.folders] + [data]
-        for folder in candidates:
-            # Folders like "images" have names that other benchmarks use, too.
-            if any(_first_existing(folder, needed) for needed in self.needed if not needed.is_folder):
+        named = [data / folder for folder in self.folders]
+        for folder in named:
+            if any(_first_existing(folder, needed) for needed in self.needed):
                 return folder
-        return candidates[0]
+        return data if any(_tells(data, needed) for needed in self.needed) else named[0]
 
     def missing(self, data: Path, *, scoring_only: bool) -> list[Needed]:
         root = self.root(data)
@@ -83,6 +82,13 @@ def require(layouts: Sequence[Layout], data: Path, *, scoring_only: bool) -> Non
     ]
     if missing:
         raise MissingData(data, missing)
+
+
+def _tells(data: Path, needed: Needed) -> bool:
+    """Whether ``data`` itself is the task's folder: "images" in it may be another benchmark's."""
+    if needed.is_folder:
+        return needed.for_scoring and (data / needed.places[0]).is_dir()
+    return _first_existing(data, needed) is not None
 
 
 def _first_existing(root: Path, needed: Needed) -> Path | None:

@@ -36,8 +36,22 @@ def test_first_place_goes_before_others(tmp_path):
 
 def test_another_benchmarks_folder_of_images_is_not_taken(tmp_path):
     (tmp_path / "images").mkdir()
+    assert LAYOUT.find(tmp_path, "images") is None
+    touch(tmp_path / "labels.json")
+    assert LAYOUT.find(tmp_path, "images") == tmp_path / "images"
     touch(tmp_path / "Demo" / "labels.json")
     assert LAYOUT.find(tmp_path, "images") is None
+
+
+def test_folder_of_labels_is_found_without_any_file_beside_it(tmp_path):
+    labels = Needed("labels", ("Release", "images"), "the web", is_folder=True)
+    layout = Layout("demo", ("Demo", "demo"), (labels,))
+    (tmp_path / "images").mkdir()
+    assert layout.find(tmp_path, "labels") is None
+    (tmp_path / "Release").mkdir()
+    assert layout.find(tmp_path, "labels") == tmp_path / "Release"
+    (tmp_path / "demo" / "images").mkdir(parents=True)
+    assert layout.find(tmp_path, "labels") == tmp_path / "demo" / "images"
 
 
 def test_folder_is_no_file_and_a_file_no_folder(tmp_path):

@@ -110,9 +110,11 @@ def test_score_worked_out_by_hand(data, tmp_path):
     assert found.notes == ("10 questions; the published file has 8,910",)
 
 
-def test_yes_ratio_counts_answers_not_labels(data, tmp_path):
+def test_yes_ratio_counts_answers_not_labels_and_precision_is_not_recall(data, tmp_path):
     found = score(data, answers(tmp_path, given(["Yes"] * 4 + ["Yes", "No"] + ["No", "No", "No", "Yes"])))
     assert [row["yes_ratio"] for row in table(found).values()] == [100, 50, 25]
+    assert [row["precision"] for row in table(found).values()] == [50, 100, 100]
+    assert [row["recall"] for row in table(found).values()] == [100, 100, 50]
     assert found.overall.estimates["yes_ratio"].value == 60
 
 

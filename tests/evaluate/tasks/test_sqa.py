@@ -44,7 +44,7 @@ def test_score_is_over_questions_with_an_image(data, tmp_path):
 
 
 def test_missing_answers_are_wrong_as_in_the_official_script_and_a_note_says_so(data, tmp_path):
-    found = score(data, answers(tmp_path, rows(q4="A", q7="A")))
+    found = score(data, answers(tmp_path, rows(q5="B", q7="A")))
     assert found.score.value == pytest.approx(100 / 3)
     assert found.notes[1] == "2 questions with an image have no answer and count as wrong"
 

@@ -15,6 +15,7 @@ from alignkd.evaluate.tasks.vqa_accuracy import normalised, vqa_accuracy
         ("t-shirt", "t shirt"),
         ("t-shirt - red", "tshirt red"),
         ("x -y t-shirt", "x y tshirt"),
+        ("x-/y c-d", "x y c d"),  # a space that stood for another mark does not count
         ("(new) york", "new york"),
         ("(new)", "new"),
         ("a/c", "c"),
