@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -33,6 +34,12 @@ def test_file_is_scored_from_the_data_folder_or_the_tasks_own(data, tmp_path):
     file = answers(tmp_path, [("1", TEXT, "Yes")]).path
     for folder in (data, data / "gqa"):
         assert score_file(BENCHMARKS["gqa"], file, folder).score.value == 100
+
+
+def test_scoring_needs_neither_questions_nor_pictures(data, tmp_path):
+    (data / "gqa" / "llava_gqa_testdev_balanced.jsonl").unlink()
+    shutil.rmtree(data / "gqa" / "data" / "images")
+    assert score_file(BENCHMARKS["gqa"], answers(tmp_path, [("1", TEXT, "No")]).path, data).score.value == 0
 
 
 def test_missing_labels_are_named_before_the_answers_are_read(tmp_path):
