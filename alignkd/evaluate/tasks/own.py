@@ -1,0 +1,144 @@
+"""Anyone's own questions: a LLaVA-style JSON whose last turns are the expected answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alignkd.config.dotted import did_you_mean
+from alignkd.data.records import IMAGE_MARKER, Sample, parse_sample
+from alignkd.errors import UserError
+from alignkd.evaluate.answers import AnswerFile, match_all
+from alignkd.evaluate.files import read_json
+from alignkd.evaluate.task_score import Graded, TaskScore, mean_score
+from alignkd.evaluate.tasks.layout import Layout, Needed
+from alignkd.evaluate.tasks.letters import scienceqa_letter
+from alignkd.evaluate.tasks.mme import yes_or_no
+from alignkd.evaluate.tasks.pictures import picture_file
+from alignkd.evaluate.tasks.task import SHORT_ANSWER_TOKENS, Question, Task
+from alignkd.evaluate.tasks.vqa_accuracy import PEOPLE, vqa_accuracy
+
+_DEFAULT_KIND = "question"
+
+
+class _Record(NamedTuple):
+    sample: Sample
+    kind: str
+    expected: tuple[str, ...]  # one answer, or ten people's
+    where: str
+
+
+Rule = Callable[[str, tuple[str, ...]], float]
+
+
+def _exact(text: str, expected: tuple[str, ...]) -> float:
+    return float(text.strip() == expected[0].strip())
+
+
+def _vqa(text: str, expected: tuple[str, ...]) -> float:
+    """One expected answer stands for ten equal ones."""
+    return vqa_accuracy(text, expected if len(expected) == PEOPLE else expected * PEOPLE)
+
+
+def _letter(text: str, expected: tuple[str, ...]) -> float:
+    return float(scienceqa_letter(text.strip()) == expected[0].strip())
+
+
+def _yes_no(text: str, expected: tuple[str, ...]) -> float:
+    return float(yes_or_no(text.strip()) is (expected[0].strip().lower() == "yes"))
+
+
+# Metric -> its rule and what an expected answer must be.
+METRICS: dict[str, tuple[Rule, str, Callable[[str], bool]]] = {
+    "exact": (_exact, "a text", lambda label: True),
+    "vqa": (_vqa, "a text", lambda label: True),
+    "letter": (_letter, "an option letter, A to E", lambda label: label in tuple("ABCDE")),
+    "yes-no": (_yes_no, "yes or no", lambda label: label.lower() in ("yes", "no")),
+}
+
+
+def own_task(file: Path, image_folder: Path | None, metric: str) -> Task:
+    """The task that ``file`` is. ``image_folder``: the file's own folder if None.
+
+    A record is {"id", "image", "conversations"}; `kind` names its row of the table per kind, `answers` may
+    hold ten people's answers for ``vqa``. Raises UserError for an unknown metric; problems of the file are
+    raised when it is read.
+    """
+    if metric not in METRICS:
+        raise UserError(
+            f"metric {metric!r:.80} is unknown; valid: {', '.join(METRICS)}{did_you_mean(metric, METRICS)}"
+        )
+    images = image_folder if image_folder is not None else file.parent
+    layout = Layout("own", (".",), (Needed("questions", (file.name,), "your own file"),))
+    return Task(
+        "own",
+        "own",
+        layout,
+        SHORT_ANSWER_TOKENS,
+        lambda _: [_question(record, images) for record in _records(file, metric)],
+        lambda _, answers: _score(file, answers, metric),
+    )
+
+
+def _question(record: _Record, images: Path) -> Question:
+    *earlier, asked, _ = record.sample.turns
+    pictures = tuple(picture_file(images, path, record.where) for path in record.sample.images)
+    row_prompt = asked.text.replace(IMAGE_MARKER, "").strip()
+    return Question(record.sample.id, asked.text, row_prompt, pictures, record.kind, tuple(earlier))
+
+
+def _score(file: Path, answers: AnswerFile, metric: str) -> TaskScore:
+    records = _records(file, metric)
+    found = match_all(answers, [(record.sample.id,) for record in records], "own")
+    rule = METRICS[metric][0]
+    graded = [
+        Graded(
+            record.sample.id,
+            record.sample.images[0] if record.sample.images else f"id {record.sample.id}",
+            rule(answer.text, record.expected),
+            (record.kind,),
+        )
+        for record, answer in zip(records, found, strict=True)
+    ]
+    settings = {"metric": metric} | answers.settings()
+    return mean_score("own", graded, ("kind",), partly_right=metric == "vqa", settings=settings)
+
+
+def _records(file: Path, metric: str) -> list[_Record]:
+    found = read_json(file)
+    if not isinstance(found, list) or not found:
+        raise UserError(f"{file}: must be a JSON list with at least one record")
+    records: dict[str, _Record] = {}
+    for number, value in enumerate(found):
+        record = _record(value, number, file, metric)
+        if record.sample.id in records:
+            raise UserError(
+                f"{record.where}: id {record.sample.id!r:.80} is there twice; answers need distinct ids"
+            )
+        records[record.sample.id] = record
+    return list(records.values())
+
+
+def _record(value: Any, number: int, file: Path, metric: str) -> _Record:
+    sample = parse_sample(value, str(file), 0, number)
+    where = f"{file}: entry {number}"
+    kind = value.get("kind", _DEFAULT_KIND)
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: `kind` must be a text, found {kind!r:.80}")
+    _, described, is_valid = METRICS[metric]
+    label = sample.turns[-1].text.strip()
+    if not is_valid(label):
+        raise UserError(
+            f"{where}: for the metric {metric} the answer must be {described}, found {label!r:.80}"
+        )
+    people = value.get("answers")
+    if people is None or metric != "vqa":
+        return _Record(sample, kind, (label,), where)
+    if (
+        not isinstance(people, list)
+        or len(people) != PEOPLE
+        or not all(isinstance(answer, str) for answer in people)
+    ):
+        raise UserError(f"{where}: `answers` must be {PEOPLE} texts, one of each person")
+    return _Record(sample, kind, tuple(people), where)
