@@ -20,6 +20,7 @@ from rich.console import Console
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths, log_name
 from launcher.backends import backend_named
 from launcher.backends.slurm.client import may_be_requeued, queued_jobs, run_slurm_command
@@ -181,8 +182,7 @@ def _folder_finding(run: Path, manifest: Manifest) -> Finding:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row["loss"] for row in iter_rows(RunPaths(run).metrics)}
 
 
 def _loss_finding(whole: dict[int, float], cut: dict[int, float]) -> Finding:
