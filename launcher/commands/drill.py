@@ -95,7 +95,7 @@ def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")
     cluster = Cluster(manifest.nodes, manifest.gpus_per_node)
-    _, short = write_run(load_run_config(RunPaths(run).config, overrides), cluster, manifest.backend)
+    short = write_run(load_run_config(RunPaths(run).config, overrides), cluster, manifest.backend)
     # It may have been edited by hand.
     shutil.copy(RunPaths(run).environment_script, RunPaths(short).environment_script)
     return short

@@ -89,6 +89,17 @@ def test_problems_of_all_stages_are_listed_by_stage_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_back_end_can_refuse_a_launch_and_add_warnings(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm.SlurmBackend, "preflight", lambda *_: (["no such partition"], ["a slow disk"]))
+    text = io.StringIO()
+    with pytest.raises(ConfigError, match="no such partition"):
+        launch(LaunchRequest(config_file, 1, 1, "slurm"), Console(file=text, width=300))
+    assert "warning: a slow disk" in text.getvalue()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_dry_run_shows_what_the_back_end_would_run(
     config_file: Path, tmp_path: Path, allocation: list[tuple[Path, str | None]]
 ) -> None:
