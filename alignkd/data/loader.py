@@ -116,16 +116,16 @@ class WindowLoader:
             yield [self._next() for _ in self._order.of_step(step)]
 
     def _start(self) -> None:
-        assert self._iterator is None, "a loader is gone through once"
+        assert self._iterator is None, "a loader can be iterated only once"
         before = set(multiprocessing.active_children())
         before_torch = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(self._loader)
         if signal.getsignal(signal.SIGCHLD) is not before_torch:
-            # Torch's handler raises wherever this rank happens to be when a worker dies: on the way into a
-            # collective, or in a save. Whoever asks for the next batch hears of it all the same.
+            # torch's handler would raise wherever this rank happens to be when a worker dies, for example in
+            # a collective or a save. The next request for a batch reports the death anyway.
             signal.signal(signal.SIGCHLD, before_torch)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
-        # multiprocessing ends its children by SIGTERM when Python exits, and would wait for ours for ever.
+        # At exit, multiprocessing sends SIGTERM to its children, which ours ignore, and would wait forever.
         atexit.register(self.close)
 
     def _next(self) -> Batch:
