@@ -93,7 +93,7 @@ def _compiled_layers(
     if training.compile_layers and student.zero_stage == 3 and not whole_teacher:
         return [
             "training.compile_layers = true compiles no layer that ZeRO-3 shards, and here it shards all; "
-            "valid: student.zero_stage 0, 1 or 2, or teacher.placement = replicated, or compile_layers = false"
+            "valid: compile_layers = false, student.zero_stage 0, 1 or 2, teacher.placement = replicated"
         ]
     return []
 

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from alignkd import __version__
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.config.schema import Config
 from alignkd.data.loader import WindowLoader
@@ -60,4 +61,6 @@ class TrainingState:
 
 
 def library_versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("alignkd", "torch", "deepspeed", "transformers")}
+    """Those that decide how a checkpoint is read. A checkout on PYTHONPATH has no metadata of its own."""
+    libraries = {name: metadata.version(name) for name in ("torch", "deepspeed", "transformers")}
+    return {"alignkd": __version__, **libraries}

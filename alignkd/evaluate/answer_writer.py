@@ -12,7 +12,7 @@ from typing import Any
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.evaluate.files import Row, read_json_lines
 from alignkd.evaluate.tasks.task import Question
-from alignkd.run_folder.durable_files import flush_to_disk, replace_text
+from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 
 
 class AnswerWriter:
@@ -115,7 +115,7 @@ def merge_answers(parts: Sequence[Path], questions: int, out: Path) -> None:
             "run the evaluation again, it resumes"
         )
     try:
-        replace_text(out, "".join(json.dumps(rows[number]) + "\n" for number in range(questions)))
+        write_text_atomic(out, "".join(json.dumps(rows[number]) + "\n" for number in range(questions)))
     except OSError as error:
         raise_if_passing(error, out)
         raise UserError(f"{out}: cannot be written ({error})") from None

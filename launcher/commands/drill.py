@@ -19,6 +19,7 @@ from rich.console import Console
 
 from alignkd.config import load_run_config
 from alignkd.errors import AlignkdError, UserError
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths, log_name
 from alignkd.run_folder.progress import read_snapshot
 from alignkd.run_folder.result import result_status
@@ -95,7 +96,7 @@ def _short_run(run: Path, manifest: Manifest, name: str, steps: int) -> Path:
     overrides = [f'run.name="{name}"', f"run.folder={folder}", f"training.max_steps={steps}"]
     overrides.append(f"checkpoint.every={max(1, steps // 8)}")
     cluster = Cluster(manifest.nodes, manifest.gpus_per_node)
-    _, short = write_run(load_run_config(RunPaths(run).config, overrides), cluster, manifest.backend)
+    short = write_run(load_run_config(RunPaths(run).config, overrides), cluster, manifest.backend)
     # It may have been edited by hand.
     shutil.copy(RunPaths(run).environment_script, RunPaths(short).environment_script)
     return short
@@ -182,8 +183,7 @@ def _folder_finding(run: Path, manifest: Manifest) -> Finding:
 
 
 def _losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in RunPaths(run).metrics.read_text(encoding="utf-8").splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row["loss"] for row in iter_rows(RunPaths(run).metrics)}
 
 
 def _loss_finding(whole: dict[int, float], cut: dict[int, float]) -> Finding:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from alignkd.errors import ConfigError
 from launcher.backends import backend_named, resolve_choice
 from launcher.backends.base import BackendChoice
 from launcher.commands.control import start_run
-from launcher.commands.launch_report import say_files, say_plan, say_result
+from launcher.commands.launch_report import say_files, say_plan, say_started
 from launcher.commands.preflight import MemoryCheck, check_stages
 from launcher.commands.stages import check_runs, link, stage_names
 from launcher.plan.workload import Cluster
@@ -23,7 +23,7 @@ from launcher.render.deepspeed import accumulation_steps, student_config, teache
 from launcher.render.job_scripts import render_scripts
 from launcher.run.console import say
 from launcher.run.folder import create_run_folder, run_path
-from launcher.run.manifest import Manifest, make_manifest
+from launcher.run.manifest import make_manifest, read_manifest
 from launcher.run.site import read_site
 
 
@@ -59,22 +59,25 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
         say(console, f"warning: {warning}")
     if problems:
         raise ConfigError(str(request.config), problems)
-    runs: list[tuple[Manifest, Path]] = []
+    runs: list[Path] = []
     for _, config in stages:
-        manifest, run = write_run(config, cluster, backend_name)
-        say_plan(config, manifest, run, console)
-        backend.prepare(run, hosts)
-        if runs:
-            link(runs[-1][1], run)
-        runs.append((manifest, run))
+        runs.append(write_run(config, cluster, backend_name))
+        backend.prepare(runs[-1], hosts)
+        say_plan(config, runs[-1], console)
+    for run, following in pairwise(runs):
+        link(run, following)
     results: list[dict[str, Any]] = []
-    for manifest, run in runs:
+    for run in runs:
+        manifest = read_manifest(run)
         if request.dry_run:
             say_files(run, manifest, console)
             results.append({"run": str(run), "job": None, "code": 0})
             continue
-        results.append(_start(run, manifest, results[-1]["job"] if results else None, console))
-        if results[-1]["code"] != 0:
+        previous = results[-1]["job"] if results else None
+        started = start_run(run, manifest, console, previous)
+        say_started(run, started, previous, console)
+        results.append({"run": str(run), "job": started.job, "code": started.code})
+        if started.code != 0:
             break
     return results[0] if len(stages) == 1 else {"stages": results, "code": results[-1]["code"]}
 
@@ -91,27 +94,15 @@ def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:
     return list(zip(names, configs, strict=True))
 
 
-def _start(run: Path, manifest: Manifest, after: str | None, console: Console) -> dict[str, Any]:
-    """``after`` is the job of the previous stage, which must end well first."""
-    code, job = start_run(run, manifest, console, after)
-    if job is not None:
-        waits = f" (waits for job {after})" if after else ""
-        say(console, f"submitted job {job}{waits}; next: alignkd status {shlex.quote(str(run))}")
-    elif code == 0:
-        say_result(run, console)
-    return {"run": str(run), "job": job, "code": code}
-
-
-def write_run(config: Config, cluster: Cluster, backend: str) -> tuple[Manifest, Path]:
-    """Create the run folder. Raises UserError when that fails."""
+def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
+    """Create the run folder and return it. Raises UserError when that fails."""
     device = backend_named(backend).device(config, cluster)
     accumulation = accumulation_steps(config.training, cluster.ranks)
     manifest = make_manifest(config, cluster.nodes, cluster.gpus_per_node, accumulation, backend, device)
-    run = create_run_folder(
+    return create_run_folder(
         config,
         manifest,
         student_config(config, cluster.ranks, device),
         teacher_config(config, device),
         render_scripts(config, run_path(config), cluster.nodes, cluster.gpus_per_node),
     )
-    return manifest, run

@@ -13,14 +13,16 @@ from alignkd.config.combinations import counted
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
+from launcher.backends.base import Started
 from launcher.backends.devices import visible_gpus
 from launcher.render.deepspeed import batch_split
 from launcher.run.console import say
-from launcher.run.manifest import Manifest
+from launcher.run.manifest import Manifest, read_manifest
 from launcher.run.progress import duration
 
 
-def say_plan(config: Config, manifest: Manifest, run: Path, console: Console) -> None:
+def say_plan(config: Config, run: Path, console: Console) -> None:
+    manifest = read_manifest(run)
     training, ranks = config.training, counted(manifest.world_size, "rank")
     say(console, f"run {run}")
     say(
@@ -44,8 +46,16 @@ def say_files(run: Path, manifest: Manifest, console: Console) -> None:
     say(console, f"nothing was started; start it with: alignkd resume {shlex.quote(str(run))}")
 
 
-def say_result(run: Path, console: Console) -> None:
-    """For a run that has ended well."""
+def say_started(run: Path, started: Started, previous: str | None, console: Console) -> None:
+    """``previous`` is the job of the previous stage. How a run failed was reported when it ended."""
+    if started.job is not None:
+        waits = f" (waits for job {previous})" if previous else ""
+        say(console, f"submitted job {started.job}{waits}; next: alignkd status {shlex.quote(str(run))}")
+    elif started.code == 0:
+        _say_result(run, console)
+
+
+def _say_result(run: Path, console: Console) -> None:
     paths = RunPaths(run)
     result = read_json(paths.result)
     if result is None:

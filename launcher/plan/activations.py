@@ -82,8 +82,8 @@ def head_gradient_bytes(config: MobileVLMConfig) -> int:
 
 
 def block_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
-    """One chunk of full attention rows of the first layer: scores as they are computed, and in fp32 those, the
-    masked ones and their gradient."""
+    """One chunk of full attention rows of the first layer: scores as they are computed, and in fp32 those,
+    the masked ones and their gradient."""
     rows = min(work.text_rows, ROWS_PER_CHUNK)
     return config.num_attention_heads * rows * work.length * (3 * FP32 + (size if size < FP32 else 0))
 

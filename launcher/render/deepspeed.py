@@ -1,6 +1,6 @@
-"""The two DeepSpeed files of a run, from the bases in ``ds_configs`` and the run's values. Pure functions.
+"""The two DeepSpeed files of a run, from the base files in ``ds_configs`` and its configuration. Pure.
 
-Optimizer and schedule are not in them: the engine passes its own. Nothing is left to DeepSpeed's ``auto``.
+They hold neither optimizer nor schedule: the engine passes its own. Nothing is left to DeepSpeed's ``auto``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from launcher.render.resources import resource_folder
 
 
 def accumulation_steps(training: TrainingSection, world_size: int) -> int:
-    """Micro-batches of a rank per optimizer step; UserError with what would fit when not whole.
+    """Micro-batches per rank and optimizer step. Raises UserError, with splits that work, for a fraction.
 
-    With a token budget a rank may have any number of samples, and each step its own number of micro-batches.
-    DeepSpeed wants a fixed one all the same: what micro_batch_size would come to, rounded up. It only divides
-    by it, which the engine undoes.
+    With a token budget, a rank may get any number of samples, and the number of micro-batches varies from
+    step to step. DeepSpeed requires a fixed number all the same: the one that micro_batch_size gives, rounded
+    up. It only divides by it, which the engine undoes.
     """
     whole, micro = training.global_batch_size, training.micro_batch_size
     if training.tokens_per_micro_batch is not None:
@@ -47,7 +47,7 @@ def accumulation_steps(training: TrainingSection, world_size: int) -> int:
 
 
 def batch_split(training: TrainingSection, world_size: int) -> str:
-    """How an optimizer step's samples are split, for people. A token budget splits each step anew."""
+    """How the samples of an optimizer step are split, in words. With a token budget every step differs."""
     whole, micro, tokens = (
         training.global_batch_size,
         training.micro_batch_size,
@@ -61,12 +61,12 @@ def batch_split(training: TrainingSection, world_size: int) -> str:
 
 
 def student_config(config: Config, world_size: int, device: str = "auto") -> dict[str, Any]:
-    """What the student's engine is started with. ``device`` "cpu" turns pinned host memory off."""
+    """DeepSpeed's configuration of the student. ``device`` "cpu" turns pinned host memory off."""
     training, stage = config.training, config.student.zero_stage
     values = _base(f"student_stage{stage}.json", stage)
     accumulation = accumulation_steps(training, world_size)
     values |= {
-        # The global batch size; more where a token budget decides and these do not divide it.
+        # The global batch size; larger with a token budget when the factors do not divide it.
         "train_batch_size": training.micro_batch_size * world_size * accumulation,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation,
@@ -82,16 +82,16 @@ def student_config(config: Config, world_size: int, device: str = "auto") -> dic
 
 
 def teacher_config(config: Config, device: str = "auto") -> dict[str, Any] | None:
-    """ZeRO-3 inference without an optimizer; None when no teacher is sharded.
+    """DeepSpeed's configuration of a sharded teacher: ZeRO-3 without an optimizer. None for other teachers.
 
-    Over which ranks the shards lie is not in it: the engine passes the group.
+    It does not say which ranks hold the shards: the engine passes their group.
     """
     placement = config.teacher.placement
     if not config.distillation.enabled or placement == "replicated":
         return None
     values = _base("teacher_zero3.json", 3)
     values |= {
-        # required though the teacher never trains
+        # required, although the teacher never trains
         "train_micro_batch_size_per_gpu": config.training.micro_batch_size,
         **_precision(config.teacher.precision or config.training.precision, values),
     }
@@ -122,7 +122,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _precision(precision: str, base: dict[str, Any]) -> dict[str, Any]:
-    """The section of this precision with the base's fine tuning; fp32 has none, the other one is dropped."""
+    """The section of this precision with the settings of the base file; fp32 has none. Others are dropped."""
     sections = {name: base.pop(name, {}) for name in ("bf16", "fp16")}
     return {} if precision == "fp32" else {precision: {**sections[precision], "enabled": True}}
 

@@ -1,4 +1,4 @@
-"""Which keys a DeepSpeed file of ours may hold: DeepSpeed ignores misspelt and dotted keys in silence.
+"""The keys that a DeepSpeed file of ours may hold: DeepSpeed silently ignores misspelt and dotted keys.
 
 The names are those of DeepSpeed 0.19.8 (``runtime/config.py``, ``runtime/zero/config.py``,
 ``runtime/precision_config.py``); a test compares them with the installed release.
@@ -60,10 +60,10 @@ KNOWN: dict[str, Kind] = {
 }
 
 _REASONS = {
-    "optimizer": "the engine builds the optimizer; set training.learning_rate and its neighbours",
+    "optimizer": "the engine builds the optimizer; set training.learning_rate and the keys next to it",
     "scheduler": "the engine builds the schedule; set training.warmup_ratio",
     "checkpoint": "checkpoints are written by alignkd; some DeepSpeed writers cannot read theirs back",
-    "zero_optimization.zero_hpz_partition_size": "it crashes without an optimizer and is not tested with one",
+    "zero_optimization.zero_hpz_partition_size": "it crashes without an optimizer and is untested with one",
 }
 
 
@@ -81,12 +81,10 @@ def _problems(values: Mapping[str, Any], known: Mapping[str, Any], prefix: str) 
     for key, value in values.items():
         name, kind = prefix + key, known.get(key)
         if kind is None:
-            reason = _REASONS.get(
-                name, f"DeepSpeed would ignore it in silence; valid here: {', '.join(known)}"
-            )
+            reason = _REASONS.get(name, f"DeepSpeed would ignore it silently; valid here: {', '.join(known)}")
             found.append(f"{name}: unknown key; {reason}")
         elif value == "auto":
-            found.append(f"{name} = auto: becomes some default in silence; write the value")
+            found.append(f"{name} = auto: would silently become some default; write the value")
         elif isinstance(kind, Mapping):
             if isinstance(value, Mapping):
                 found += _problems(value, kind, f"{name}.")

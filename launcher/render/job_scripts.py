@@ -1,4 +1,4 @@
-"""``job.sbatch``, ``rank.sh`` and ``env.sh`` of a run, from the templates in ``slurm``. A pure function."""
+"""Render ``job.sbatch``, ``rank.sh`` and ``env.sh`` of a run from the templates in ``slurm``. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
 from launcher.render.resources import resource_folder
 
-# The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then renders the
-# scripts of older run folders anew.
+# The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then re-renders
+# the scripts of older run folders.
 SCRIPT_FORMAT = 2
-_MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` renders files of another format anew."
+_MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` re-renders scripts of another format."
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -27,7 +27,7 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # shell, not HTML; every value below is quoted for its place
+        autoescape=False,  # shell, not HTML: every value below is quoted where it is used
     )
     slurm = config.slurm
     values = {
@@ -38,7 +38,7 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
         "mark": _MARK,
         "run": shell_word(str(run)),
         "python": shell_word(sys.executable),
-        # An editable checkout is found by the interpreter; a plain one needs to be named.
+        # The interpreter finds an editable installation, but not a plain checkout.
         "checkout": shell_word(str(_CHECKOUT)),
         "ranks_per_node": gpus_per_node,
         "max_restarts": slurm.max_restarts,
@@ -126,7 +126,7 @@ def _srun_options(slurm: SlurmSection, nodes: int, gpus_per_node: int) -> list[O
 
 
 def _wrapper(container: ContainerSection) -> list[str]:
-    """What stands before the rank script so that it runs inside the container."""
+    """The command before the rank script that runs it inside the container."""
     if container.kind != "apptainer":
         return []
     binds = [f"--bind={mount}" for mount in container.mounts]

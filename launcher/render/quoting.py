@@ -1,4 +1,4 @@
-"""Quoting of all values in job scripts: shell words and ``#SBATCH`` lines follow different rules."""
+"""Quoting of every value in a job script: shell words and ``#SBATCH`` lines follow different rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shell_word(value: str) -> str:
 
 
 def sbatch_word(value: str) -> str:
-    """One word of an ``#SBATCH`` line: a backslash escapes in quotes too, a bare # is a comment."""
+    """One word of an ``#SBATCH`` line, where a backslash escapes even in quotes and # starts a comment."""
     _refuse_control(value)
     if _PLAIN.fullmatch(value):
         return value
@@ -27,5 +27,5 @@ def sbatch_word(value: str) -> str:
 
 def _refuse_control(value: str) -> str:
     if _CONTROL.search(value):
-        raise UserError(f"{value!r}: a control character (a newline, say) cannot go into a job script")
+        raise UserError(f"{value!r}: job scripts cannot hold control characters such as newlines")
     return value

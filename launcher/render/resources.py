@@ -1,4 +1,4 @@
-"""Where DeepSpeed files and Slurm templates lie: beside the package in a checkout, in it in a wheel."""
+"""Find DeepSpeed files and Slurm templates: beside the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def resource_folder(name: str) -> Path:
-    """Folder ``ds_configs`` or ``slurm``. An installed copy wins: a wheel has no checkout beside it."""
+    """The folder ``ds_configs`` or ``slurm``. An installed copy comes first: a wheel has no checkout."""
     for folder in (_PACKAGE / "_installed" / name, _PACKAGE.parent / name):
         if folder.is_dir():
             return folder

@@ -6,7 +6,7 @@ from launcher.backends.devices import visible_gpus
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """A pretend nvidia-smi that lists so many GPUs."""
+    """Install a fake nvidia-smi that lists ``count`` GPUs."""
 
     def install(count: int) -> None:
         program = tmp_path / "nvidia-smi"
@@ -31,12 +31,12 @@ def driver(tmp_path, monkeypatch):
         (0, "0", []),
     ],
 )
-def test_what_the_user_left_visible(driver, count, chosen, expected) -> None:
+def test_only_gpus_that_the_user_left_visible_are_used(driver, count, chosen, expected) -> None:
     driver(count)
     assert visible_gpus({} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}) == expected
 
 
-def test_device_files_where_there_is_no_nvidia_smi(tmp_path, monkeypatch) -> None:
+def test_without_nvidia_smi_device_files_are_counted(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(devices, "_driver_count", lambda environment: None)
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).write_text("")

@@ -33,7 +33,7 @@ def finish(group) -> None:
         assert group.next_exit(20.0) is not None, "a rank hangs"
 
 
-def test_environments_of_nodes_and_ranks() -> None:
+def test_every_rank_gets_its_place_and_devices() -> None:
     base = {"PATH": "/bin", "DEEPSPEED_CONFIG_X": "y", "MINE": "1"}
     environments = rank_environments(2, 2, 23456, "auto", ["4", "5", "6", "7"], base)
     assert [e["RANK"] for e in environments] == ["0", "1", "2", "3"]
@@ -50,11 +50,11 @@ def test_environments_of_nodes_and_ranks() -> None:
     assert (cpu["DS_ACCELERATOR"], cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
 
 
-def test_ports_lie_below_those_of_the_kernel() -> None:
+def test_ports_lie_below_the_ephemeral_range() -> None:
     assert all(20000 <= free_port() < 32768 for _ in range(20))
 
 
-def test_logs_are_appended_and_ranks_lead_their_session(tmp_path) -> None:
+def test_logs_are_appended_and_ranks_lead_a_session(tmp_path) -> None:
     for _ in range(2):
         group = start(SHOW, tmp_path)
         finish(group)
@@ -64,7 +64,7 @@ def test_logs_are_appended_and_ranks_lead_their_session(tmp_path) -> None:
         assert [line.startswith(f'["{rank}", true') for line in lines] == [True, True]
 
 
-def test_exits_come_in_the_order_of_the_ends(tmp_path) -> None:
+def test_exits_are_reported_in_order(tmp_path) -> None:
     program = (
         "import os, time, pathlib\n"
         f"first = pathlib.Path({str(tmp_path / 'first')!r})\n"
@@ -77,7 +77,7 @@ def test_exits_come_in_the_order_of_the_ends(tmp_path) -> None:
     assert list(group.codes.items()) == [(1, 5), (0, 6)]
 
 
-def test_stop_ends_ranks_that_ignore_sigterm_and_their_children(tmp_path) -> None:
+def test_stop_kills_ranks_that_ignore_sigterm_and_their_children(tmp_path) -> None:
     program = (
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -101,7 +101,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_ranks_die_with_a_launcher_that_is_killed(tmp_path) -> None:
+def test_ranks_die_when_their_launcher_is_killed(tmp_path) -> None:
     launcher = (
         "import sys, time\nfrom pathlib import Path\nfrom launcher.backends.ranks import start_ranks\n"
         "program = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'\n"
@@ -119,6 +119,6 @@ def test_ranks_die_with_a_launcher_that_is_killed(tmp_path) -> None:
     wait_for(lambda: not any(map(is_alive, pids)))
 
 
-def test_a_rank_that_cannot_start_ends_the_others(tmp_path) -> None:
+def test_a_rank_that_cannot_start_is_an_error(tmp_path) -> None:
     with pytest.raises(OSError, match="no-such-program"):
         start_ranks([str(tmp_path / "no-such-program")], [{}], tmp_path / "logs")

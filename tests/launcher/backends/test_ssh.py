@@ -23,7 +23,7 @@ from tests import tiny
 from tests.needs import cannot_run
 
 ROOT = Path(__file__).parents[3]
-WAIT = 300.0  # seconds; every wait ends when its condition is there
+WAIT = 300.0  # seconds at most; every wait ends when its condition holds
 RANK = """
 import json, os, pathlib, signal, sys, time
 got = []
@@ -45,7 +45,7 @@ sys.exit({"": 0, signal.SIGUSR1: 85, signal.SIGTERM: 86}[got[0] if got else ""])
 
 @pytest.fixture(scope="module")
 def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a program ``ssh`` that knows the hosts `one` and `two`, both of which are an own sshd."""
+    """A folder with a program ``ssh`` that knows the hosts `one` and `two`, both served by our sshd."""
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None or os.geteuid() != 0 or shutil.which("ssh") is None:
         cannot_run("needs root, ssh and sshd (Debian: openssh-server)")
@@ -82,7 +82,7 @@ def wait_for(condition: Callable[[], object], seconds: float = WAIT) -> None:
 
 @pytest.fixture
 def alignkd(ssh: Path, config_file: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """``alignkd`` with small ranks and the two hosts, in a folder whose name is no word."""
+    """``alignkd`` with small ranks and the two hosts, in a folder whose name needs quoting."""
     (tmp_path / "rank.py").write_text(RANK)
     python = tmp_path / "python"
     python.write_text(
@@ -129,7 +129,7 @@ def alive(run: Path) -> list[int]:
     ]
 
 
-def test_the_same_rank_script_on_two_hosts(alignkd, prepared) -> None:
+def test_the_rank_script_runs_on_both_hosts(alignkd, prepared) -> None:
     run = prepared("")
     process = alignkd("resume", run)
     assert process.wait(WAIT) == 0, process.stdout.read()
@@ -157,7 +157,7 @@ def test_signals_reach_the_ranks(alignkd, prepared, number: str, code: int, reas
     assert alive(run) == []
 
 
-def test_one_dead_rank_ends_all(alignkd, prepared) -> None:
+def test_one_dead_rank_ends_all_ranks(alignkd, prepared) -> None:
     run = prepared("fail")
     process = alignkd("resume", run)
     assert process.wait(WAIT) == 1
@@ -181,7 +181,7 @@ def test_no_rank_outlives_its_launcher(alignkd, prepared) -> None:
 STAGES = "stages:\n  first: {run: {name: one}}\n  second: {run: {name: two}}\n"
 
 
-def test_a_failed_stage_holds_the_next(alignkd, config_file: Path, tmp_path: Path) -> None:
+def test_a_failed_stage_keeps_the_next_from_starting(alignkd, config_file: Path, tmp_path: Path) -> None:
     config_file.write_text(config_file.read_text() + STAGES)
     runs = tmp_path / "a 'run'"
     runs.mkdir()
@@ -192,7 +192,7 @@ def test_a_failed_stage_holds_the_next(alignkd, config_file: Path, tmp_path: Pat
     assert "out of cheese" in process.stdout.read()
     assert (runs / "two" / "manifest.json").exists()
     assert not (runs / "two" / "rank-0.json").exists()
-    # Each goes on by itself once the reason is gone.
+    # Each stage can be resumed once the cause is gone.
     (runs / "mode-one").write_text("")
     for name in ("one", "two"):
         assert alignkd("resume", runs / name).wait(WAIT) == 0
@@ -200,7 +200,7 @@ def test_a_failed_stage_holds_the_next(alignkd, config_file: Path, tmp_path: Pat
 
 
 def test_two_stages_train_on_two_hosts(ssh: Path, tmp_path: Path) -> None:
-    """Real ranks and gloo, one rank on each host; the second stage goes on with student and adapters."""
+    """Real ranks and gloo, one rank per host; the second stage continues with student and adapters."""
     records = [tiny.CASES[name]["record"] for name in ("v1", "rounds", "text")] * 4
     (tmp_path / "data.json").write_text(json.dumps(records))
     document = {
@@ -241,13 +241,13 @@ def test_two_stages_train_on_two_hosts(ssh: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in tiny.metrics_rows(run)] == [1, 2, 3]
         (attempt,) = read_history(run)
         assert (attempt.reason, attempt.nodes, attempt.saved_step) == ("done", "one,two", 3)
-    # It did not start anew: with another student and other adapters the first loss would be higher.
+    # With another student or other adapters the first loss of the second stage would be higher.
     first, second = (tiny.metrics_rows(tmp_path / "runs" / name) for name in ("one", "two"))
     for term in ("loss", "attention", "vision"):
         assert second[0][term] < first[0][term]
 
 
-def test_a_host_that_is_not_there(alignkd, prepared) -> None:
+def test_an_unknown_host_ends_the_run(alignkd, prepared) -> None:
     run = prepared("")
     hosts = json.loads((run / "hosts.json").read_text())
     hosts["hosts"][1]["name"] = "nowhere.invalid"

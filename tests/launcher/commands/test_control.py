@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
@@ -17,6 +18,7 @@ from launcher.backends.slurm import backend as slurm
 from launcher.cli import runs as cli_runs
 from launcher.commands import control
 from launcher.run.attempts import Attempt, begin
+from launcher.run.lock import only_launcher
 from launcher.run.manifest import read_manifest
 
 
@@ -101,3 +103,17 @@ def test_only_the_ranks_in_an_allocation_are_signalled(
     RunPaths(run).slurm_step.write_text("7.3\n")
     command(run)
     assert sent == [("7.3", name)]
+
+
+@pytest.mark.parametrize(("command", "text"), [(control.stop_run, "USR1\n"), (control.cancel_run, "TERM\n")])
+@pytest.mark.parametrize("backend", ["local", "ssh"])
+def test_without_a_queue_the_launcher_reads_the_request_from_a_file(
+    make_run, command: Callable[[Path], dict[str, object]], text: str, backend: str
+) -> None:
+    run, manifest = make_run()
+    write_json(run / "manifest.json", {**manifest.as_dict(), "backend": backend})
+    with pytest.raises(UserError, match="not started; there is nothing to stop"):
+        command(run)
+    with only_launcher(run):
+        assert command(run)["job"] is None
+    assert RunPaths(run).stop.read_text() == text

@@ -11,14 +11,14 @@ from launcher.render.resources import resource_folder
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_batch_arithmetic_is_written_out(make_config, ranks: int) -> None:
+def test_batch_sizes_are_written_as_numbers(make_config, ranks: int) -> None:
     values = render.student_config(make_config(), ranks)
     assert values["train_batch_size"] == 8
     assert values["train_micro_batch_size_per_gpu"] == 2
     assert values["gradient_accumulation_steps"] == 8 // (2 * ranks)
 
 
-def test_a_token_budget_has_no_fixed_micro_batch() -> None:
+def test_the_batch_split_is_shown_in_words() -> None:
     training = TrainingSection(global_batch_size=24, micro_batch_size=4)
     assert render.batch_split(training, 3) == "global batch 24 = micro-batch 4 x 3 ranks x 2 times"
     training = TrainingSection(global_batch_size=24, micro_batch_size=4, tokens_per_micro_batch=4096)
@@ -35,7 +35,7 @@ def test_with_a_token_budget_the_micro_batch_size_need_not_divide(make_config) -
         render.accumulation_steps(config.training, 9)
 
 
-def test_a_split_that_does_not_work_says_what_does() -> None:
+def test_an_impossible_split_lists_those_that_work() -> None:
     training = TrainingSection(global_batch_size=24, micro_batch_size=4)
     assert render.accumulation_steps(training, 3) == 2
     with pytest.raises(UserError) as caught:
@@ -83,7 +83,7 @@ def test_every_student_file_is_nested_complete_and_without_auto(
     assert all(not values["zero_optimization"][key]["pin_memory"] for key in offloaded)
 
 
-def test_teacher_file(make_config) -> None:
+def test_only_a_sharded_teacher_has_a_file(make_config) -> None:
     values = render.teacher_config(make_config("teacher.precision=bf16"))
     assert values["zero_optimization"]["stage"] == 3
     assert values["train_micro_batch_size_per_gpu"] == 2
@@ -99,7 +99,7 @@ def test_teacher_file(make_config) -> None:
     assert render.teacher_config(make_config("distillation.enabled=false")) is None
 
 
-def test_hand_edited_bases_are_checked(make_config, tmp_path, monkeypatch) -> None:
+def test_base_files_edited_by_hand_are_checked(make_config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(render, "resource_folder", lambda name: tmp_path)
     base = tmp_path / "student_stage2.json"
     for text, message in [
@@ -118,7 +118,7 @@ def test_hand_edited_bases_are_checked(make_config, tmp_path, monkeypatch) -> No
     assert values["fp16"] == {"initial_scale_power": 8, "enabled": True}
 
 
-def test_all_bad_keys_are_named_with_the_reason() -> None:
+def test_all_bad_keys_are_listed_with_a_reason() -> None:
     with pytest.raises(UserError) as caught:
         check_keys(
             {
@@ -146,7 +146,7 @@ def test_all_bad_keys_are_named_with_the_reason() -> None:
 
 
 def test_known_keys_exist_in_the_installed_deepspeed() -> None:
-    """DeepSpeed ignores a key that it does not know, so a renamed one would be lost in silence."""
+    """DeepSpeed ignores unknown keys, so a renamed one would be lost silently."""
     from deepspeed.runtime import constants
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
@@ -172,5 +172,5 @@ def test_known_keys_exist_in_the_installed_deepspeed() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(resource_folder("ds_configs").glob("*.json")), ids=lambda p: p.name)
-def test_bases_hold_known_keys_only(path) -> None:
+def test_base_files_hold_known_keys_only(path) -> None:
     check_keys(json.loads(path.read_text()), path.name)

@@ -9,7 +9,7 @@ NASTY = ["with space", "quo'te", 'dou"ble', "do$llar", "back`tick", "ha#sh", "pe
 
 
 def parse_directive(line: str) -> str:
-    """One option of an #SBATCH line as sbatch reads it: quotes, backslashes, a bare # is a comment."""
+    """One option of an #SBATCH line, as sbatch parses quotes, backslashes and comments."""
     text, quote, index = "", None, 0
     while index < len(line):
         char = line[index]
@@ -29,7 +29,7 @@ def parse_directive(line: str) -> str:
 
 
 @pytest.mark.parametrize("value", [*NASTY, "back\\slash", "a\\\"b'#c"])
-def test_words_survive_their_quoting(value: str) -> None:
+def test_quoted_words_are_read_back_unchanged(value: str) -> None:
     assert parse_directive(f"--x={sbatch_word(value)}") == f"--x={value}"
     shown = subprocess.run(["bash", "-c", f"printf %s {shell_word(value)}"], capture_output=True, text=True)
     assert shown.stdout == value
@@ -38,5 +38,5 @@ def test_words_survive_their_quoting(value: str) -> None:
 @pytest.mark.parametrize("value", ["a\nb", "a\0b", "a\rb", "\x1b[31m"])
 def test_control_characters_are_refused(value: str) -> None:
     for quote in (sbatch_word, shell_word):
-        with pytest.raises(UserError, match="control character"):
+        with pytest.raises(UserError, match="control characters"):
             quote(value)

@@ -10,7 +10,7 @@ from launcher.render.resources import resource_folder
 ROOT = Path(__file__).parents[3]
 
 
-def test_a_checkout_reads_its_own_folders() -> None:
+def test_a_checkout_uses_its_own_folders() -> None:
     assert resource_folder("ds_configs") == ROOT / "ds_configs"
     with pytest.raises(FileNotFoundError, match="broken installation"):
         resource_folder("nothing")

@@ -1,4 +1,4 @@
-"""What the job script asks, without Slurm. The real one is in tests/slurm."""
+"""The decisions of the job script, with Slurm replaced. tests/slurm has the real one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.run.attempts import Reason
 
 @pytest.fixture
 def run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its first attempt is open, and its two ranks are on a node each."""
+    """A run on two nodes of one rank each, whose first attempt is open."""
     folder, _ = make_run(nodes=2, gpus_per_node=1)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.delenv("ALIGNKD_RUN", raising=False)
@@ -29,7 +29,7 @@ def run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("action", "kept"), [(Action.RESTART, True), (Action.WAIT, True), (Action.EXIT, False)]
 )
-def test_a_stop_that_comes_too_late_is_for_the_next_start(
+def test_a_late_stop_is_kept_for_the_next_start(
     run: Path, monkeypatch: pytest.MonkeyPatch, action: Action, kept: bool
 ) -> None:
     def decide(_evidence: object) -> Decision:
@@ -49,7 +49,7 @@ def test_a_stop_that_comes_too_late_is_for_the_next_start(
         ([], {"n1": True}, "crashed"),  # scontrol does not answer
     ],
 )
-def test_a_silent_node(
+def test_a_node_that_does_not_respond_is_lost_only_if_others_respond(
     run: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], answers: dict[str, bool], lost: str
 ) -> None:
     RunPaths(run).exit_file(0).write_text("1 12.5\n")
@@ -61,7 +61,7 @@ def test_a_silent_node(
 
 @pytest.fixture
 def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A first start of a job: the attempt before is closed."""
+    """The first start of a job; the previous attempt is closed."""
     open_before = attempts.open_attempt(run)
     assert open_before is not None
     attempts.close(run, open_before, Reason.STOPPED)
@@ -76,8 +76,10 @@ def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("text", "answer"),
     [("USR1 8\n", "exit 85"), ("TERM 8\n", "exit 86"), ("USR1 7\n", "run 2"), ("TERM 7\n", "run 2")],
 )
-def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, answer: str) -> None:
-    """It names the jobs that it is for: one that another job left behind must not stop this one."""
+def test_a_stop_before_the_attempt_began_counts_only_for_its_jobs(
+    run: Path, job: str, text: str, answer: str
+) -> None:
+    """A stop that was meant for another job must not stop this one."""
     RunPaths(run).stop.write_text(text)
     assert batch.begin_attempt(run) == answer
     assert not RunPaths(run).stop.exists()
@@ -87,10 +89,10 @@ def test_a_stop_before_the_script_came_to_it(run: Path, job: str, text: str, ans
 @pytest.mark.parametrize(
     ("name", "answer", "reason"), [("USR1", "exit 85", "stopped"), ("TERM", "exit 86", "cancelled")]
 )
-def test_a_stop_while_the_nodes_are_asked(
+def test_a_stop_during_the_node_probe_ends_the_attempt(
     run: Path, job: str, monkeypatch: pytest.MonkeyPatch, name: str, answer: str, reason: str
 ) -> None:
-    """Its signal ends the steps that ask: that says nothing about the nodes."""
+    """Its signal ends the probe, which says nothing about the nodes."""
 
     def nodes_that_see(*_: object) -> dict[str, bool]:
         RunPaths(run).stop.write_text(f"{name} 8\n")
@@ -102,7 +104,7 @@ def test_a_stop_while_the_nodes_are_asked(
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
-def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
+def test_a_chained_job_is_cancelled_after_a_stop_or_a_cancel(
     run: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     asked: list[tuple[str, ...]] = []
@@ -113,7 +115,9 @@ def test_the_next_job_is_taken_back_after_a_stop_or_a_cancel(
     assert not RunPaths(run).stop.exists()
 
 
-def test_in_an_allocation_nobody_waits_for_a_requeue(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_an_allocation_the_script_never_waits_for_a_requeue(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALIGNKD_RUN", str(run))
     for rank in range(2):
         RunPaths(run).exit_file(rank).write_text("86 12.5\n")

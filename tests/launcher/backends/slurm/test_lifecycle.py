@@ -24,26 +24,26 @@ USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 
     ("changes", "action", "reason"),
     [
         ({"result": "done"}, Action.EXIT, Reason.DONE),
-        # The files win: the run was finished when the signal came.
+        # Files count first: the run was finished when the signal came.
         ({"result": "done", "job": CANCELLED, "codes": TERM}, Action.EXIT, Reason.DONE),
         ({"codes": BAD}, Action.EXIT, Reason.BAD_INPUT),
         ({"codes": BAD, "progressed": True}, Action.EXIT, Reason.BAD_INPUT),
         ({"codes": USR1, "result": "stopped"}, Action.RESTART, Reason.TIME_LIMIT),
         ({"codes": USR1, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
-        # USR1 in the first moments kills a rank; it was asked to stop, so this is no crash.
+        # USR1 kills a rank that has just started; a stop was requested, so this is not a crash.
         ({"codes": {0: 138, 1: 143}, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
         ({"codes": TERM, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
         ({"codes": CRASH, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
         ({"codes": TERM, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
-        # Slurm says why it ends the job: not a cancel.
+        # Slurm says why it ends the job, so it is not a cancel.
         ({"codes": TERM, "job": REQUEUED}, Action.EXIT, Reason.REQUEUED),
         ({"codes": {}, "job": REQUEUED, "lost_nodes": ("n2",)}, Action.EXIT, Reason.NODE_LOST),
         ({"codes": TERM, "job": PREEMPTED, "lost_nodes": ("n2",)}, Action.WAIT, Reason.PREEMPTED),
-        # The others failed because of it. It does not count as a crash.
+        # The other ranks failed because of the lost node, so it does not count as a crash.
         ({"codes": {0: 1}, "lost_nodes": ("n2",)}, Action.RESTART, Reason.NODE_LOST),
         ({"codes": {0: 1}, "lost_nodes": ("n2",), "fruitless_before": 3}, Action.RESTART, Reason.NODE_LOST),
-        # Both signals: whoever sent TERM decides.
+        # Both signals: the sender of TERM decides.
         ({"codes": {0: 85, 1: 86}}, Action.WAIT, Reason.TERMINATED),
         ({"codes": TERM}, Action.WAIT, Reason.TERMINATED),
         ({"codes": TERM, "job": TIME_LIMIT}, Action.RESTART, Reason.TIME_LIMIT),
@@ -54,12 +54,12 @@ USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 
         ({"codes": {0: 85, 1: 139}}, Action.RESTART, Reason.CRASHED),
     ],
 )
-def test_events(changes, action: Action, reason: Reason) -> None:
+def test_every_event_has_an_action_and_a_reason(changes, action: Action, reason: Reason) -> None:
     decision = decide(replace(PEACE, **changes))
     assert (decision.action, decision.reason) == (action, reason)
 
 
-def test_preemption_is_waited_for_longer_than_any_grace() -> None:
+def test_the_wait_for_a_preemption_is_longer_than_any_grace() -> None:
     assert decide(replace(PEACE, codes=TERM, job=PREEMPTED)).value > 3600
     assert decide(replace(PEACE, codes=TERM)).value == WAIT_SECONDS
 
