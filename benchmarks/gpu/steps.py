@@ -61,6 +61,7 @@ def _rows(setting: Setting, shape: Shape, sizes: Sizes) -> Iterator[Row]:
     flops = sum(chips.step_flops(sizes.pair, sample) for sample in apart)  # of padding: none
     for way, step in steps.items():
         taken = median_of(times[way])
+        setting.forget_gradients()  # else they are there before the step, and missing in its memory
         memory = step_memory(step, setting.edge, device)
         found = kernels(step, device)
         yield {
