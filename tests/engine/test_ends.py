@@ -124,6 +124,25 @@ def test_without_room_for_the_result_a_complete_run_fails_but_a_stopped_one_does
     assert not (run / "student").exists()
 
 
+class NoRoom(Storage):
+    def begin(self, partial: Path, final: Path, needed_bytes: int) -> None:
+        disk_full()
+
+
+def stop_without_room(ranks: Ranks, run: str) -> Answer:
+    return train_with(ranks, run, NoRoom(), StopAfter(3, "usr1"))
+
+
+def test_a_stop_whose_save_fails_is_an_error_and_not_a_saved_stop(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    for kind, message in two_ranks.run(stop_without_room, str(run)):
+        assert kind == "TrainingError"
+        assert "stopped at step 3, but it could not be saved; the newest checkpoint is of step 0" in message
+    assert not (run / "result.json").exists()
+
+
 def test_a_torn_row_is_left_out_of_the_result(tmp_path: Path) -> None:
     rows = [{"step": 1}, {"step": 2}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
