@@ -1,4 +1,4 @@
-"""The way from a configuration and an index to the windows that an optimizer step consumes."""
+"""From a configuration and an index to the windows of micro-batches that optimizer steps consume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from alignkd.errors import FileSystemError, TrainingError, UserError
 
 
 class ModelFacts(Protocol):
-    """What the data needs to know of the models (``MobileVLMConfig`` has it)."""
+    """What the data pipeline needs to know about the models (``MobileVLMConfig`` provides it)."""
 
     @property
     def vision_tokens(self) -> int: ...
@@ -37,7 +37,7 @@ class ModelFacts(Protocol):
 
 
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
-    """Ask it for ``total_steps(config.training.epochs, config.training.max_steps)``."""
+    """The sampler; it computes the number of steps from ``config.training.epochs`` and ``max_steps``."""
     training = config.training
     return GlobalBatchSampler(
         index,
@@ -61,8 +61,8 @@ def build_loader(
     *,
     pin_memory: bool = False,
 ) -> WindowLoader:
-    """This rank's windows from ``start_step`` (0: the run's beginning) to the last step of the run.
-    ``pin_memory``: they will be copied to an accelerator."""
+    """This rank's windows from ``start_step`` to the last step of the run. ``pin_memory`` speeds up copies
+    to an accelerator."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
     processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
@@ -81,7 +81,7 @@ def build_loader(
 
 
 class WindowLoader:
-    """Yields, per optimizer step, the list of its micro-batches; goes through once.
+    """Yields the list of micro-batches of each optimizer step; can be iterated once.
 
     Use it as a context manager, or call :meth:`close`: workers ignore the signals that would end them.
     """
@@ -97,46 +97,45 @@ class WindowLoader:
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
-            # torch draws a seed for the workers; it must not come from the run's own random state.
+            # torch draws a seed for the workers, which must not change the random state of the run.
             generator=torch.Generator(),
         )
         self._iterator: Iterator[Batch | Failure] | None = None
         self._workers: list[BaseProcess] = []
 
     def __len__(self) -> int:
-        """Optimizer steps from the start step on."""
+        """The number of optimizer steps, counted from the start step."""
         return len(self._order.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        """Raises UserError, with the sample's file, entry, id and path, for one that cannot be used,
-        FileSystemError where the file system failed, which skips no sample, and TrainingError when a worker
-        was killed."""
+        """Raises UserError with the file, entry, id and path of an unusable sample, FileSystemError if the
+        file system failed (such a sample is never skipped), and TrainingError if a worker was killed."""
         self._start()
         for step in self._order.steps:
             yield [self._next() for _ in self._order.of_step(step)]
 
     def _start(self) -> None:
-        assert self._iterator is None, "a loader is gone through once"
+        assert self._iterator is None, "a loader can be iterated only once"
         before = set(multiprocessing.active_children())
         before_torch = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(self._loader)
         if signal.getsignal(signal.SIGCHLD) is not before_torch:
-            # Torch's handler raises wherever this rank happens to be when a worker dies: on the way into a
-            # collective, or in a save. Whoever asks for the next batch hears of it all the same.
+            # torch's handler would raise wherever this rank happens to be when a worker dies, for example in
+            # a collective or a save. The next request for a batch reports the death anyway.
             signal.signal(signal.SIGCHLD, before_torch)
         self._workers = [child for child in multiprocessing.active_children() if child not in before]
-        # multiprocessing ends its children by SIGTERM when Python exits, and would wait for ours for ever.
+        # At exit, multiprocessing sends SIGTERM to its children, which ours ignore, and would wait forever.
         atexit.register(self.close)
 
     def _next(self) -> Batch:
         assert self._iterator is not None, "the loader is closed"
         try:
             result = next(self._iterator)
-        except (RuntimeError, OSError) as error:  # torch's; the last where a batch was still on its way
+        except (RuntimeError, OSError) as error:  # torch's; OSError if a batch was being transferred
             if self._one_was_killed():
                 raise TrainingError(
-                    "a process that reads the data was killed, most often because memory ran out; ask for "
-                    "more (slurm.memory), or lower data.workers"
+                    "a data loader worker was killed, most likely because memory ran out; request more "
+                    "(slurm.memory), or lower data.workers"
                 ) from error
             raise
         if isinstance(result, Failure):
@@ -147,13 +146,13 @@ class WindowLoader:
         ended = connection.wait([worker.sentinel for worker in self._workers], timeout=1.0)
         for worker in self._workers:
             if worker.sentinel in ended:
-                worker.join()  # its files are closed before it has an exit code
+                worker.join()  # its files are closed before its exit code is known
         return any(worker.exitcode == -signal.SIGKILL for worker in self._workers)
 
     def close(self) -> None:
-        """Ends the workers. May be called more than once."""
+        """End the workers. May be called more than once."""
         atexit.unregister(self.close)
-        self._iterator = None  # the last reference: torch tells its workers to end, and waits some seconds
+        self._iterator = None  # the last reference: torch tells its workers to end, and waits a few seconds
         for worker in self._workers:
             worker.kill()
             worker.join()
@@ -169,9 +168,9 @@ class WindowLoader:
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal that tells the rank to save reaches its workers too; the rank ends them when it is done.
+    """A signal that tells the rank to save reaches its workers, too; the rank ends them when it is done.
 
-    torch has already set one thread per worker.
+    torch has already limited each worker to one thread.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

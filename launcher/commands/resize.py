@@ -105,7 +105,7 @@ def _check_place(run: Path, wanted: Manifest, config: Config, hosts: Sequence[Ho
 
 
 def renew_scripts(run: Path, manifest: Manifest) -> bool:
-    """Render job scripts of another version anew: they call modules that may have moved. True if it did.
+    """Re-render job scripts of another version: they call modules that may have moved. True if it did.
 
     env.sh is kept: it calls nothing of alignkd and may have been edited by hand.
     """

@@ -68,7 +68,7 @@ def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
         for warning in memory_warnings(run, manifest):
             say(console, f"warning: {warning}")
     if renew_scripts(run, manifest):
-        say(console, "the job scripts were written by another version of alignkd and have been rendered anew")
+        say(console, "re-rendered the job scripts, which another version of alignkd had written")
     # Both are undone when the start is refused (by sbatch, say).
     with changes_allowed(run, request.allowed_changes), rollback_to(run, request.step) as set_aside:
         for name in set_aside:

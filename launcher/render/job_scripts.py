@@ -13,10 +13,10 @@ from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
 from launcher.render.resources import resource_folder
 
-# The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then renders the
-# scripts of older run folders anew.
+# The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then re-renders
+# the scripts of older run folders.
 SCRIPT_FORMAT = 2
-_MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` renders files of another format anew."
+_MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` re-renders scripts of another format."
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 

@@ -23,7 +23,7 @@ from tests import tiny
 from tests.needs import cannot_run
 
 ROOT = Path(__file__).parents[3]
-WAIT = 300.0  # seconds; every wait ends when its condition is there
+WAIT = 300.0  # seconds at most; every wait ends when its condition holds
 RANK = """
 import json, os, pathlib, signal, sys, time
 got = []
