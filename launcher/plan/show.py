@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from alignkd.config.combinations import counted
+from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase

@@ -28,7 +28,7 @@ def described_by(folder: Path, tower: str | None, stages: Sequence[Config]) -> t
     return known, tower or own_tower
 
 
-def coming_notes(config: Config, stages: Sequence[Config]) -> list[str]:
+def upstream_notes(config: Config, stages: Sequence[Config]) -> list[str]:
     """What is not there yet, and which run will make it."""
     model = config.model
     folders = {"model.student": str(student_folder(model)), "model.vision_tower": model.vision_tower}

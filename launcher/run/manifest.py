@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignkd.config import Config
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+
+if TYPE_CHECKING:
+    from alignkd.config import Config
 
 PACKAGES = ("alignkd", "torch", "deepspeed", "transformers", "sentencepiece", "safetensors", "numpy")
 

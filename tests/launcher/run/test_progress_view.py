@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.run_folder.progress import Snapshot
-from launcher.run.progress import (
+from launcher.run.progress_view import (
     BarView,
     Pace,
     PlainView,
