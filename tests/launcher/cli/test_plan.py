@@ -38,7 +38,7 @@ def test_the_tables_fit_80_columns(config_file: Path, published_sizes: list[str]
         "teacher shard",
         "fits into 80.00",
         "zero3_node",
-        "Assumed 989 TFLOP/s per GPU at 40%",
+        "40% of 989 TFLOP/s per GPU",
     ):
         assert part in done.stdout
     unknown = alignkd("plan", config_file, *published_sizes, *cluster)
@@ -112,8 +112,8 @@ def test_a_stage_can_be_planned_before_the_one_that_trains_its_models(tmp_path: 
     assert sizes[0] == sizes[1]
     assert sizes[2]["teacher"] == sizes[2]["student"] == sizes[0]["student"]
     assert "note:" not in first.stderr
-    assert "run one will make it, in the shape of " + str(tmp_path / "plain") in second.stderr
-    assert third.stderr.count("run two will make it") == 2
+    assert "run one will write it, in the shape of " + str(tmp_path / "plain") in second.stderr
+    assert third.stderr.count("run two will write it") == 2
     shown = alignkd("plan", stages, "--stage", "two")
     assert "note: model.student = " in shown.stdout
     # No stage writes this one.

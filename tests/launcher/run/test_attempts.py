@@ -133,9 +133,7 @@ def test_a_torn_line_spoils_no_other_line(tmp_path: Path) -> None:
     # The first line is torn; the number 2 is taken.
     RunPaths(tmp_path).attempts.write_bytes(torn + f"\n{lines[1]}\n".encode())
     assert begin(tmp_path, "7", "n1", None).number == 3
-    RunPaths(tmp_path).attempts.write_text(
-        whole[:-30]
-    )  # the last line is torn; the next must start anew
+    RunPaths(tmp_path).attempts.write_text(whole[:-30])  # the last line is torn; the next must start anew
     RunPaths(tmp_path).open_attempt.unlink()
     close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
     assert [closed.reason for closed in read_history(tmp_path)] == ["crashed", "done"]
