@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import sys
 
+from alignkd.text import counted
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2  # bad input: never retried by a launcher
@@ -36,9 +38,8 @@ class ConfigError(UserError):
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
         self.problems = problems
-        count = f"{len(problems)} problem" + ("s" if len(problems) != 1 else "")
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        super().__init__(f"{source}: {count}\n{lines}")
+        super().__init__(f"{source}: {counted(len(problems), 'problem')}\n{lines}")
 
 
 class CheckpointError(UserError):

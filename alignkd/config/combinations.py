@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from alignkd.config.schema import (
     Config,
@@ -16,6 +15,7 @@ from alignkd.config.schema import (
 )
 from alignkd.config.section import Section
 from alignkd.config.slurm_section import SlurmSection
+from alignkd.text import listed
 
 
 def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str]:
@@ -225,17 +225,6 @@ def _changed(section: Section) -> list[str]:
 def divisors(number: int) -> list[int]:
     low = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
     return sorted({*low, *(number // value for value in low)})
-
-
-def listed(values: list[Any]) -> str:
-    """For messages: `1, 2, 4`."""
-    return ", ".join(str(value) for value in values)
-
-
-def counted(number: int, word: str) -> str:
-    """`1 rank`, `2 ranks`, `3 batches`."""
-    plural = word + ("es" if word.endswith("ch") else "s")
-    return f"{number} {word if number == 1 else plural}"
 
 
 def time_limit_seconds(text: str) -> int:

@@ -1,4 +1,7 @@
-"""Back ends by name. Each is imported when it is asked for: most commands need one of them."""
+"""Back ends by name. Each is imported when it is asked for: most commands need one of them.
+
+`alignkd status` asks them for live jobs, so they import configurations and progress bars where they use them.
+"""
 
 from __future__ import annotations
 

@@ -8,10 +8,8 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from alignkd.config import Config
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import Started, refuse_hostfile
@@ -20,10 +18,15 @@ from launcher.backends.hostfile import Host
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
 from launcher.backends.watch import watch_ranks
 from launcher.backends.watched import WatchedBackend, rank_command
-from launcher.plan.workload import Cluster
 from launcher.run import attempts
 from launcher.run.exit_codes import ATTEMPT_PREFIX
 from launcher.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alignkd.config import Config
+    from launcher.plan.workload import Cluster
 
 
 class LocalBackend(WatchedBackend):

@@ -14,10 +14,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from alignkd.config import Config
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
@@ -26,10 +24,15 @@ from launcher.backends.hostfile import Host, read_hosts
 from launcher.backends.ranks import RankGroup, free_port
 from launcher.backends.watch import watch_ranks
 from launcher.backends.watched import WatchedBackend
-from launcher.plan.workload import Cluster
 from launcher.render.quoting import shell_word
 from launcher.run import attempts
 from launcher.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alignkd.config import Config
+    from launcher.plan.workload import Cluster
 
 # No prompts: nobody could answer them for each of many ranks. A lost host is noticed after 45 s.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from alignkd.errors import EXIT_SAVED_ON_USR1
 from alignkd.run_folder.paths import RunPaths
@@ -25,7 +24,10 @@ from launcher.run.attempts import Reason
 from launcher.run.console import say
 from launcher.run.exit_codes import ended_by, exit_code, failed_rank, failure_report, is_failure
 from launcher.run.logs import log_of_failure
-from launcher.run.progress import GONE, LastingView, Pace, View, make_view
+from launcher.run.progress_view import GONE, LastingView, Pace, View, make_view
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 POLL_SECONDS = 0.25
 FAILURE_GRACE_SECONDS = 10.0  # the other ranks cannot save without the dead one

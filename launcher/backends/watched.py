@@ -6,15 +6,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alignkd.config import Config
-from alignkd.config.combinations import counted
 from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
+from alignkd.text import counted
 from launcher.backends.base import QueuedJob, Stopped
-from launcher.plan.workload import Cluster
 from launcher.run.lock import is_locked
 from launcher.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    from alignkd.config import Config
+    from launcher.plan.workload import Cluster
 
 
 def rank_command(run: Path) -> list[str]:

@@ -4,64 +4,69 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from launcher.run.checkpoints import CheckpointSummary, checkpoint_table, list_checkpoints, step_of
+from launcher.cli.options import Checkpoint, Json, Run, stdout_is_stderr
 
-ckpt = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after a run's checkpoints.")
+if TYPE_CHECKING:
+    from launcher.run.checkpoints import CheckpointSummary
+
+ckpt = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, verify or convert a run's checkpoints."
+)
 
 
 @ckpt.command("list")
-def ckpt_list(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Show the checkpoints of a run."""
-    _show_checkpoints(run, list_checkpoints(run, verify=False), as_json)
+def ckpt_list(run: Run, as_json: Json = False) -> None:
+    """List the checkpoints of a run."""
+    from launcher.run.checkpoints import list_checkpoints
+
+    _show(run, list_checkpoints(run, verify=False), as_json)
 
 
 @ckpt.command("verify")
-def ckpt_verify(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def ckpt_verify(run: Run, as_json: Json = False) -> None:
     """Hash every file of every checkpoint.
 
-    The exit code is 1 when one is broken.
+    The exit code is 1 if a checkpoint is broken.
     """
+    from rich.console import Console
+
+    from launcher.run.checkpoints import list_checkpoints
+
     console = Console(stderr=True)
-    facts = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
-    _show_checkpoints(run, facts, as_json)
-    raise typer.Exit(int(any(row.state == "broken" for row in facts)))
+    rows = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
+    _show(run, rows, as_json)
+    raise typer.Exit(int(any(row.state == "broken" for row in rows)))
 
 
 @ckpt.command("convert")
-def ckpt_convert(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint; default: the newest.")] = None,
-) -> None:
-    """Convert a checkpoint for another number of ranks.
+def ckpt_convert(run: Run, step: Checkpoint = None) -> None:
+    """Convert a checkpoint for a different number of ranks.
 
-    A resume does that by itself.
+    Not required: a resume converts by itself.
     """
-    chosen = step_of(run, step)
-    with redirect_stdout(sys.stderr):
+    from launcher.run.checkpoints import step_of
+
+    step = step_of(run, step)  # before torch is imported, which takes seconds
+    with stdout_is_stderr():
         from alignkd.checkpoint.universal import convert_by_hand
 
-        folder, made = convert_by_hand(run, chosen)
-    print(f"wrote {folder}" if made else f"{folder} is there and whole")
+        folder, written = convert_by_hand(run, step)
+    print(f"wrote {folder}" if written else f"{folder} is complete already")
 
 
-def _show_checkpoints(run: Path, facts: list[CheckpointSummary], as_json: bool) -> None:
+def _show(run: Path, rows: list[CheckpointSummary], as_json: bool) -> None:
     if as_json:
-        print(json.dumps([row.as_dict() for row in facts]))
-    elif not facts:
-        print(f"{run}: no checkpoint yet; what it is doing: alignkd status {shlex.quote(str(run))}")
+        print(json.dumps([row.as_dict() for row in rows]))
+    elif not rows:
+        print(f"{run}: no checkpoint yet; see: alignkd status {shlex.quote(str(run))}")
     else:
-        Console().print(checkpoint_table(facts))
+        from rich.console import Console
+
+        from launcher.cli.tables import checkpoint_table
+
+        Console().print(checkpoint_table(rows))

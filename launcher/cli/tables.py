@@ -1,26 +1,29 @@
-"""How run states look on a terminal."""
+"""What commands print for people: tables, and the state of one run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from alignkd.config.combinations import counted
+from alignkd.text import counted, duration
 from launcher.backends import backend_named
 from launcher.commands.status import RunState
-from launcher.run.progress import NOTABLE_WAIT, duration
+from launcher.run.progress_view import NOTABLE_WAIT
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from launcher.run.checkpoints import CheckpointSummary
 
 _NOTABLE_PADDING = 0.1
 
 
-def show_state(state: RunState, console: Console) -> None:
-    """Nothing is cut or broken at the terminal's edge: folders and commands are there to be copied."""
+def show_state(state: RunState) -> None:
+    """Lines are not wrapped or cut at the terminal's edge: folders and commands are there to be copied."""
     shown = _fields(state)
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
-        console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
+        print(f"{name:<{width}}  {value}")
 
 
 def _fields(state: RunState) -> list[tuple[str, str]]:
@@ -37,9 +40,9 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
     if state.loss is not None:
         shown.append(("loss", f"{state.loss:.4g}"))
     if state.data_wait_share is not None and state.data_wait_share > NOTABLE_WAIT:
-        shown.append(("waiting", f"for data {state.data_wait_share:.0%} of a step: more data.workers"))
+        shown.append(("waiting", f"{state.data_wait_share:.0%} of a step for data; increase data.workers"))
     if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:
-        shown.append(("padding", f"{state.padding_share:.0%} of the positions: see training.packing"))
+        shown.append(("padding", f"{state.padding_share:.0%} of the positions; see training.packing"))
     if queue:
         shown.append(("job", state.job or "none"))
     if state.attempts or queue:
@@ -48,12 +51,14 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         lost = counted(state.lost_steps, "step")
         shown.append(("attempts", f"{state.attempts}{ended}, {lost} lost{queued}"))
     if state.goodput is not None:
-        shown.append(("goodput", f"{state.goodput:.0%} of the time went into steps that were kept"))
+        shown.append(("goodput", f"{state.goodput:.0%} of the time was spent on steps that were kept"))
     return [*shown, ("next", state.next)]
 
 
 def state_table(states: list[RunState]) -> Table:
-    """Of runs in one folder, by their names: whole paths would be cut until they look the same."""
+    """Runs of one folder are shown by name: whole paths would be cut until they look the same."""
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     for column in ("state", "step", "left", "loss", "attempts", "goodput"):
@@ -69,3 +74,32 @@ def state_table(states: list[RunState]) -> Table:
 
 def _steps(state: RunState) -> str:
     return f"{state.step} of {state.total_steps}" if state.total_steps else str(state.step)
+
+
+def checkpoint_table(rows: list[CheckpointSummary]) -> Table:
+    table = _framed(["checkpoint", "state"], ["ranks", "ZeRO stage", "MB"])
+    for row in rows:
+        state = row.state if not row.problems else f"{row.state}: {row.problems[0]}"
+        sizes = ("?" if value is None else str(value) for value in (row.world_size, row.zero_stage))
+        table.add_row(row.name, state, *sizes, f"{row.bytes / 1e6:.1f}")
+    return table
+
+
+def probe_table(result: dict[str, Any]) -> Table:
+    """``result`` is what ``alignkd probe --json`` prints."""
+    table = _framed(["term"], ["value", "count", "gradient norm"])
+    for term, value in result["terms"].items():
+        count, norm = result["counts"].get(term, ""), result["gradient_norms"].get(term)
+        table.add_row(term, f"{value:.6g}", str(count), "" if norm is None else f"{norm:.6g}")
+    return table
+
+
+def _framed(texts: list[str], numbers: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    for name in texts:
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table

@@ -1,6 +1,6 @@
-"""``alignkd explain SCRIPT``: traps of Slurm in any batch script, by line, with the reason.
+"""``alignkd explain SCRIPT``: Slurm pitfalls in any batch script, by line, each with its reason.
 
-It reads, it does not run. What it knows was measured on a real Slurm 22.05 (docs/slurm.md).
+The script is read, not run. The pitfalls were measured on a real Slurm 22.05 (docs/slurm.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from alignkd.errors import UserError
 
 @dataclass(frozen=True)
 class Finding:
-    line: int  # of the file, from 1; 0: of the script as a whole
+    line: int  # in the file, from 1; 0: about the script as a whole
     text: str
     reason: str
 
@@ -28,8 +28,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Script:
-    """``commands`` are joined at backslashes, without comments; ``directives`` are options of ``#SBATCH``
-    lines before the first command, ``late`` those after it."""
+    """``commands`` have no comments, and are joined at backslashes; ``directives`` are the options of
+    ``#SBATCH`` lines before the first command, ``late`` those after it."""
 
     commands: list[Line]
     directives: list[Line]
@@ -44,7 +44,7 @@ class Script:
 
 
 def explain(path: Path) -> list[Finding]:
-    """All findings, in the order of the lines. Raises UserError when the file cannot be read."""
+    """All findings, in line order. Raises UserError when the file cannot be read."""
     try:
         script = parse(path.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
@@ -74,45 +74,45 @@ def parse(text: str) -> Script:
     return Script(commands, directives, late)
 
 
-# (what a command looks like, why it is a trap)
-COMMAND_TRAPS = [
+# (pattern of a command, why it is a pitfall)
+COMMAND_PITFALLS = [
     (
         r"\b(torchrun|torch\.distributed\.(run|launch))\b",
-        "torchrun swallows SIGUSR1 or dies of it: its ranks cannot save before the time limit; start one "
-        "task per GPU with srun and take RANK from SLURM_PROCID",
+        "torchrun swallows SIGUSR1 or dies of it, so ranks cannot save before the time limit; start one task "
+        "per GPU with srun, and take RANK from SLURM_PROCID",
     ),
     (
         r"(^|[\s/])deepspeed(\s|$)(?!=)",
-        "the deepspeed launcher exits with 0 when its child dies by a signal: a killed run looks finished; "
+        "the deepspeed launcher exits with 0 when a signal kills its child, so a killed run looks finished; "
         "start the ranks with srun",
     ),
     (
         r"\btrap\b.*\b(SIG)?CONT\b",
-        "Slurm sends SIGCONT along with other signals, and bash's `wait` can lose SIGUSR1 to this trap",
+        "Slurm sends SIGCONT along with other signals, and this trap can make bash's `wait` miss SIGUSR1",
     ),
     (
         r"--gpus-per-task\b",
-        "each rank sees its own GPU only, which breaks peer access between ranks; use --gpus-per-node",
+        "each rank sees only its own GPU, which breaks peer access between ranks; use --gpus-per-node",
     ),
-    (r"--gpu-bind=none", "leaves CUDA_VISIBLE_DEVICES unset: ranks see GPUs of other jobs; leave it out"),
+    (r"--gpu-bind=none", "leaves CUDA_VISIBLE_DEVICES unset, so ranks see the GPUs of other jobs; omit it"),
     (
         r"\$\{?(0\b|BASH_SOURCE)",
-        "Slurm runs a copy of the script, so this is a path in its spool folder; use an absolute path",
+        "Slurm runs a copy of the script, so this path is in Slurm's spool folder; use an absolute path",
     ),
     (
         r"\bbash\s+-l?c\s+\"[^\"]*(?<!\\)\$\{?SLURM_(PROCID|LOCALID|NODEID)",
-        "inside double quotes this expands in the batch script, where it is 0 for every rank; use single "
-        "quotes or a file",
+        "in double quotes this is expanded by the batch script, where it is 0 for every rank; use single "
+        "quotes or a script file",
     ),
     (
         r"\bMASTER_PORT=\"?\d+\"?(\s|;|$)",
-        "two jobs on one node would take the same port; derive it from SLURM_JOB_ID, below 32768",
+        "two jobs on one node would use the same port; derive one below 32768 from SLURM_JOB_ID",
     ),
 ]
 
 
-def _command_traps(script: Script) -> Iterator[Finding]:
-    for pattern, reason in COMMAND_TRAPS:
+def _command_pitfalls(script: Script) -> Iterator[Finding]:
+    for pattern, reason in COMMAND_PITFALLS:
         for line in [*script.directives, *script.commands]:
             if re.search(pattern, line.text):
                 yield Finding(line.number, line.text, reason)
@@ -124,7 +124,7 @@ def _signals(script: Script) -> Iterator[Finding]:
         if script.directive("time"):
             yield Finding(0, "no --signal", "nothing tells the ranks to save before the time limit")
     elif "B:" in line.text and not script.commands_with(r"(^|[\s;&|('\"])kill\s"):
-        reason = "with `B:` only this script gets the signal, and it passes it on to nobody: no rank saves"
+        reason = "with `B:` only this script gets the signal, and it does not forward it: no rank saves"
         yield Finding(line.number, line.text, reason)
 
 
@@ -135,12 +135,12 @@ def _requeue(script: Script) -> Iterator[Finding]:
         and script.directive("no-requeue") is None
         and not script.commands_with("scontrol requeue")
     ):
-        reason = "whether a preempted job, or one that lost a node, comes back is left to the cluster"
+        reason = "whether a job is requeued after a preemption or a lost node is left to the cluster"
         yield Finding(0, "no --requeue", reason)
     appends = script.directive("open-mode")
     comes_back = line or next(iter(script.commands_with("scontrol requeue")), None)
     if comes_back and (appends is None or "append" not in appends.text) and script.directive("output"):
-        reason = "without --open-mode=append a requeue cuts the log to nothing"
+        reason = "without --open-mode=append a requeue truncates the log"
         yield Finding(comes_back.number, comes_back.text, reason)
 
 
@@ -150,14 +150,14 @@ def _requeue_on_term(script: Script) -> Iterator[Finding]:
         called = [body for name, body in functions.items() if re.search(rf"\b{re.escape(name)}\b", line.text)]
         if any(re.search(r"scontrol\s+requeue|\bsbatch\b", text) for text in [line.text, *called]):
             reason = (
-                "scancel sends SIGTERM too, so this brings cancelled jobs back; and a preempted job is "
-                "requeued by Slurm itself: requeue on SIGUSR1 only"
+                "scancel sends SIGTERM too, so this requeues cancelled jobs, and Slurm itself requeues "
+                "preempted ones; requeue on SIGUSR1 only"
             )
             yield Finding(line.number, line.text, reason)
 
 
 def _functions(script: Script) -> dict[str, str]:
-    """Bodies of shell functions that are written in the usual way, by name."""
+    """The bodies of shell functions in the usual notation, by name."""
     bodies: dict[str, str] = {}
     current = None
     for line in script.commands:
@@ -175,8 +175,8 @@ def _resubmit(script: Script) -> Iterator[Finding]:
     for line in script.commands_with(r"(^|[\s;&|(])sbatch\s"):
         if not script.commands_with(r"\bunset\b.*SLURM_|\benv\s+-i\b"):
             reason = (
-                "SLURM_* and SBATCH_* of this job become options of the new one; unset them first "
-                "(all but SLURM_CONF)"
+                "SLURM_* and SBATCH_* variables of this job become options of the new one; unset all of "
+                "them first, except SLURM_CONF"
             )
             yield Finding(line.number, line.text, reason)
 
@@ -185,29 +185,29 @@ def _srun(script: Script) -> Iterator[Finding]:
     for line in script.commands_with(r"(^|[\s;&|(])srun\s"):
         if not re.search(r"--kill-on-bad-exit(=1)?\b|\s-K", line.text):
             yield Finding(
-                line.number, line.text, "without --kill-on-bad-exit=1 the other ranks wait for a dead one"
+                line.number, line.text, "without --kill-on-bad-exit=1 the other ranks wait for a dead rank"
             )
         if script.directive("cpus-per-task") and not re.search(r"--cpus-per-task|\s-c\s?\d", line.text):
-            reason = "Slurm 22.05 to 23.02 do not pass --cpus-per-task on to srun; name it again"
+            reason = "Slurm 22.05 to 23.02 do not pass --cpus-per-task on to srun; repeat it"
             yield Finding(line.number, line.text, reason)
         export = script.directive("export")
         if export and "NONE" in export.text and "--export" not in line.text:
-            yield Finding(line.number, line.text, "under --export=NONE a rank has no PATH; add --export=ALL")
+            yield Finding(line.number, line.text, "with --export=NONE ranks have no PATH; add --export=ALL")
 
 
 def _directives(script: Script) -> Iterator[Finding]:
     for line in script.late:
         yield Finding(
-            line.number, f"#SBATCH {line.text}", "it comes after a command: sbatch does not read it"
+            line.number, f"#SBATCH {line.text}", "sbatch does not read it, because it comes after a command"
         )
     for line in script.directives:
         if re.search(r"(?<!\\)\$\w|\$\{|\$\(|=~", line.text):
-            reason = "#SBATCH lines are not shell: variables, commands and ~ stay as they are"
+            reason = "#SBATCH lines are not shell code: variables, commands and ~ are not expanded"
             yield Finding(line.number, f"#SBATCH {line.text}", reason)
 
 
 CHECKS: list[Callable[[Script], Iterator[Finding]]] = [
-    _command_traps,
+    _command_pitfalls,
     _signals,
     _requeue,
     _requeue_on_term,

@@ -9,16 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkd.config import Config
-from alignkd.config.combinations import counted
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+from alignkd.text import counted, duration
 from launcher.backends import backend_named
 from launcher.backends.base import Started
 from launcher.backends.devices import visible_gpus
 from launcher.render.deepspeed import batch_split
 from launcher.run.console import say
 from launcher.run.manifest import Manifest, read_manifest
-from launcher.run.progress import duration
 
 
 def say_plan(config: Config, run: Path, console: Console) -> None:

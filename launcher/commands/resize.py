@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config, load_run_config
-from alignkd.config.combinations import divisors, listed
+from alignkd.config.combinations import divisors
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json, write_text_atomic
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder, step_name
 from alignkd.run_folder.drift import conversion_problem
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
+from alignkd.text import listed
 from launcher.backends import backend_named
 from launcher.backends.hostfile import Host
 from launcher.plan.check import check_memory, configured_memory

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from alignkd.config import load_run_config
-from alignkd.config.combinations import counted
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+from alignkd.text import counted
 from launcher.backends import backend_named
 from launcher.backends.base import Started
 from launcher.commands.resize import fit_run, memory_warnings, renew_scripts

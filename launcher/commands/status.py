@@ -1,4 +1,4 @@
-"""What a run is doing, from its folder and, where Slurm answers, from the queue. Reads only."""
+"""``alignkd status`` and ``alignkd list``: everything there is to know about a run. Reads only."""
 
 from __future__ import annotations
 
@@ -10,42 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.metrics import iter_rows, last_rows
+from alignkd.errors import UserError
+from alignkd.run_folder.metrics import Row, iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.progress import Snapshot, read_snapshot
-from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
-from launcher.run.attempts import Attempt, Reason, last_sign, open_attempt, read_history
-from launcher.run.exit_codes import failure_line
-from launcher.run.lock import is_locked
-from launcher.run.logs import log_of_failure
-from launcher.run.manifest import Manifest, read_manifest
+from launcher.commands.diagnosis import RunFiles, diagnose, read_run, reason_with_nodes
+from launcher.run.attempts import last_sign
+from launcher.run.manifest import read_manifest
 
-QUIET_SECONDS = 300.0  # a run that shows no sign of life for so long is worth a look
-_ETA_ROWS = 50
-
-_WAITS = {
-    "None": "Slurm has not looked at it yet",
-    "Priority": "jobs with a higher priority come first",
-    "Resources": "not enough free nodes yet",
-    "BeginTime": "Slurm holds a requeued job back for about two minutes",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for has failed; cancel this one",
-    "PartitionTimeLimit": "asks for more time than the partition gives",
-    "PartitionNodeLimit": "asks for more nodes than the partition has",
-    "PartitionDown": "the partition is down",
-    "ReqNodeNotAvail": "a node that it needs is down or reserved",
-    "JobHeldUser": "held; `scontrol release` lets it go",
-    "JobHeldAdmin": "held by an administrator",
-    "QOSMaxJobsPerUserLimit": "the limit of running jobs is reached",
-}
+_LATE_ROWS = 50  # the metrics rows that the time left, and the shares below, are taken from
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Seconds and Unix times. ``goodput`` is the share of the attempts' time that went into steps that were
-    kept; ``lost_steps`` were made and must be made again."""
+    """Times are in seconds; ``updated`` is a Unix time."""
 
     run: str
     state: str
@@ -58,164 +37,112 @@ class RunState:
     total_steps: int | None
     loss: float | None
     seconds_left: float | None
-    data_wait_share: float | None  # of a step, for which rank 0 waited for its samples; median of late steps
-    padding_share: float | None  # of the positions that are computed; median of late steps
+    data_wait_share: float | None  # share of a step that rank 0 waited for samples; median of late steps
+    padding_share: float | None  # share of the computed positions; median of late steps
     attempts: int
-    reasons: tuple[str, ...]  # why the attempts before this one ended
-    lost_steps: int
-    goodput: float | None
+    reasons: tuple[str, ...]  # why the closed attempts ended
+    lost_steps: int  # computed, but not saved: computed again
+    goodput: float | None  # share of the attempts' time that was spent on steps that were kept
     queue_seconds: float
     start_estimate: str | None
     updated: float | None
-    next: str
+    next: str  # a command
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def current_state(run: Path) -> RunState:
+    """Asks the queue as well, for a run that has one. Raises UserError when ``run`` is not a run folder."""
+    return inspect_run(run, backend_named(read_manifest(run).backend).live_jobs(run))
+
+
+def all_states(folder: Path) -> tuple[list[RunState], list[str]]:
+    """The states of all runs in ``folder``, and why others were left out (a manifest of another tool, say).
+
+    Raises UserError when there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name the parent of the run folders")
+    states, problems = [], []
+    for manifest in sorted(folder.glob(str(RunPaths(Path("*")).manifest))):
+        try:
+            states.append(current_state(manifest.parent))
+        except UserError as error:
+            problems.append(str(error))
+    return states, problems
+
+
 def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None = None) -> RunState:
-    """``jobs`` are the queued jobs of this run, None where Slurm does not answer. UserError: no run."""
+    """``jobs`` are the live jobs of this run, None where Slurm does not answer.
+
+    Raises UserError when ``run`` is not a run folder.
+    """
     now = time.time() if now is None else now
-    manifest = read_manifest(run)
-    history, current = read_history(run), open_attempt(run)
-    progress = read_snapshot(RunPaths(run).progress)
+    files = read_run(run)
+    state, detail = diagnose(files, jobs, now)
     job = jobs[0] if jobs else None
-    state, detail = _state(run, manifest, result_status(run), progress, jobs, history, current, now)
-    rows = last_rows(RunPaths(run).metrics, _ETA_ROWS)
+    rows = last_rows(RunPaths(run).metrics, _LATE_ROWS)
+    progress = files.progress
     step, total = (0, None) if progress is None else (progress.step, progress.total_steps)
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
+    attempts = [*files.history, *([files.current] if files.current else [])]
     return RunState(
         run=str(run),
         state=state,
         detail=detail,
-        backend=manifest.backend,
-        nodes=manifest.nodes,
-        world_size=manifest.world_size,
-        job=(job.id if job else None) or _job(manifest, current, history),
+        backend=files.manifest.backend,
+        nodes=files.manifest.nodes,
+        world_size=files.manifest.world_size,
+        job=(job.id if job else None) or (attempts[-1].job if attempts and files.has_queue else None),
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
         seconds_left=_seconds_left(rows, step, total) if running else None,
         data_wait_share=_median(rows, "data_wait_share"),
         padding_share=_median(rows, "padding_share"),
-        attempts=len(history) + (current is not None),
-        reasons=tuple(_why(attempt) for attempt in history),
-        lost_steps=sum(attempt.lost_steps or 0 for attempt in history),
-        goodput=_goodput(run, history, current, now if running else None),
-        queue_seconds=sum(a.queue_seconds or 0.0 for a in [*history, *([current] if current else [])]),
+        attempts=len(attempts),
+        reasons=tuple(reason_with_nodes(attempt) for attempt in files.history),
+        lost_steps=sum(attempt.lost_steps or 0 for attempt in attempts),
+        goodput=_goodput(files, now if running else None),
+        queue_seconds=sum(attempt.queue_seconds or 0.0 for attempt in attempts),
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=None if progress is None else progress.updated,
-        # A rank has something to say only where one was started.
-        next=_next(run, "stopped" if state == "failed" and history[-1].bad_nodes else state),
+        # Where nodes are to blame, no rank was started that could have logged anything.
+        next=_next(run, "stopped" if state == "failed" and files.history[-1].bad_nodes else state),
     )
 
 
-def _job(manifest: Manifest, current: Attempt | None, history: list[Attempt]) -> str | None:
-    newest = current or (history[-1] if history else None)
-    return newest.job if newest is not None and backend_named(manifest.backend).has_queue else None
-
-
-def _state(
-    run: Path,
-    manifest: Manifest,
-    result: str | None,
-    progress: Snapshot | None,
-    jobs: Sequence[QueuedJob] | None,
-    history: list[Attempt],
-    current: Attempt | None,
-    now: float,
-) -> tuple[str, str]:
-    """A word, and what there is to say about it."""
-    if result == "done":
-        return "done", f"student: {RunPaths(run).student}"
-    if not backend_named(manifest.backend).has_queue:
-        if is_locked(run):
-            return "running", "starting" if progress is None else progress.phase
-        if current is not None:
-            return "stopped", "its launcher was killed, and the ranks with it"
-        if history:
-            return _ended(run, history[-1], manifest)
-        # Earlier versions wrote no history of such runs.
-        return ("stopped", "") if progress is not None else ("not started", "")
-    if jobs:
-        if jobs[0].state == "PENDING":
-            return "queued", _WAITS.get(jobs[0].reason, jobs[0].reason)
-        if current is None:
-            return "running", f"job {jobs[0].state.lower()}"
-        return "running", _phase(progress, current, now)
-    if current is not None:
-        if jobs is None:
-            return "running", _phase(progress, current, now) + "; Slurm does not answer here"
-        return "lost", "its job is gone and left no word: a lost node, or a cancel without enough grace"
-    if not history:
-        return "not started", ""
-    if history[-1].reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
-        why = _why(history[-1])
-        if jobs is None:
-            return "queued", f"{why}; Slurm does not answer here"
-        return "stopped", f"{why}; and was not requeued"
-    return _ended(run, history[-1], manifest)
-
-
-def _ended(run: Path, last: Attempt, manifest: Manifest) -> tuple[str, str]:
-    """Of a run whose last attempt has ended for good."""
-    reason = last.reason or ""
-    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        if last.bad_nodes:
-            return "failed", f"{reason}: the run folder is not seen by {', '.join(last.bad_nodes)}"
-        if last.failed_rank is None or last.exit_code is None:
-            return "failed", reason
-        log = log_of_failure(run, last.failed_rank)
-        return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
-    # Only a queue ends a run by SIGTERM without its user.
-    by_user = reason == Reason.TERMINATED and not backend_named(manifest.backend).has_queue
-    stopped = reason == Reason.STOPPED or by_user
-    return ("stopped" if stopped else reason), f"at step {last.saved_step}"
-
-
-def _why(attempt: Attempt) -> str:
-    reason = attempt.reason or "unknown"
-    return f"{reason} ({', '.join(attempt.bad_nodes)})" if attempt.bad_nodes else reason
-
-
-def _phase(progress: Snapshot | None, attempt: Attempt, now: float) -> str:
-    if progress is None or progress.updated < attempt.start:  # that of an earlier attempt
-        progress = Snapshot("starting", updated=attempt.start)
-    phase, quiet = progress.phase, now - progress.updated
-    return phase if quiet < QUIET_SECONDS else f"{phase}; no sign of life for {quiet / 60:.0f} minutes"
-
-
-def _median(rows: list[dict[str, Any]], name: str) -> float | None:
-    """The first step of a start waits long, for the loader's processes: a mean would tell of nothing else."""
+def _median(rows: list[Row], name: str) -> float | None:
+    """Not a mean: the first step of a start waits long, for the processes of the loader."""
     values = [float(row[name]) for row in rows if isinstance(row.get(name), float | int)]
     return statistics.median(values) if values else None
 
 
-def _seconds_left(rows: list[dict[str, Any]], step: int, total: int | None) -> float | None:
+def _seconds_left(rows: list[Row], step: int, total: int | None) -> float | None:
     seconds = [float(row["step_seconds"]) for row in rows if isinstance(row.get("step_seconds"), float | int)]
-    if not seconds or total is None:
-        return None
-    return sum(seconds) / len(seconds) * (total - step)
+    return statistics.fmean(seconds) * (total - step) if seconds and total is not None else None
 
 
-def _goodput(run: Path, history: list[Attempt], current: Attempt | None, now: float | None) -> float | None:
-    spent = sum(attempt.end - attempt.start for attempt in history if attempt.end is not None)
-    if current is not None:
-        spent += (last_sign(run, current) if now is None else now) - current.start
-    if not RunPaths(run).attempts.exists() and current is None:
+def _goodput(files: RunFiles, now: float | None) -> float | None:
+    """``now`` is None for a run that is not running: its open attempt lasted until the last sign of life."""
+    spent = sum(attempt.end - attempt.start for attempt in files.history if attempt.end is not None)
+    if files.current is not None:
+        spent += (last_sign(files.run, files.current) if now is None else now) - files.current.start
+    if spent <= 0:
         return None
-    kept = sum(row.get("step_seconds") or 0.0 for row in iter_rows(RunPaths(run).metrics))
-    return min(1.0, kept / spent) if spent > 0 else None
+    kept = sum(row.get("step_seconds") or 0.0 for row in iter_rows(RunPaths(files.run).metrics))
+    return min(1.0, kept / spent)
 
 
 def _next(run: Path, state: str) -> str:
-    """A command to paste into a shell."""
+    """A command that can be pasted into a shell."""
     folder = shlex.quote(str(run))
-    if state == "done":
-        return f"alignkd export {folder} --out FOLDER"
-    if state in ("running", "queued"):
-        return f"alignkd logs {folder} -f" if state == "running" else f"alignkd status {folder}"
-    if state == "failed":
-        return f"alignkd logs {folder} --errors"
-    return f"alignkd resume {folder}"
+    commands = {
+        "done": f"alignkd export {folder} --out FOLDER",
+        "running": f"alignkd logs {folder} -f",
+        "queued": f"alignkd status {folder}",
+        "failed": f"alignkd logs {folder} --errors",
+    }
+    return commands.get(state, f"alignkd resume {folder}")

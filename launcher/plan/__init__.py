@@ -1,1 +1,1 @@
-"""What a run will need, worked out from configurations alone, before anything queues. Never imports torch."""
+"""What a run needs (memory, traffic, compute), computed from configurations before anything queues."""

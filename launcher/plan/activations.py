@@ -1,8 +1,8 @@
-"""Bytes that a forward keeps for backward, and bytes of what works for a moment only.
+"""Bytes of the activations that a forward keeps for its backward, and of temporary tensors ("workspace").
 
 Counted from the operations of transformers' LLaMA (5.23) with SDPA and of our losses; a test compares them
-with the tensors of real modules. What is kept comes out to a few percent; what works for a moment is coarse.
-``size`` is bytes of an element of the model's dtype.
+with the tensors of real modules. Kept activations agree to a few percent; workspaces are coarse. ``size`` is
+the bytes per element of the model's dtype.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.workload import Workload
 
 FP32 = 4
-POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_logits, which needs torch; a test compares them
+POSITIONS_PER_CHUNK = 512  # as in alignkd.losses.fused_logits, which imports torch; a test compares them
 ROWS_PER_CHUNK = 512  # as in alignkd.losses.attention
-# [positions, vocabulary] matrices of fp32 alive at once in a chunk (js, or a temperature, takes one more).
+# fp32 matrices [positions, vocabulary] alive at once in a chunk (js, or a temperature, needs one more).
 CHUNK_MATRICES = 3
 
 
 def layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
-    """Kept by one decoder layer without gradient checkpointing, its input included."""
+    """Kept by one decoder layer without gradient checkpointing, including its input."""
     D, F = config.hidden_size, config.intermediate_size
     keys = D // config.num_attention_heads * config.num_key_value_heads
-    # RMSNorm works in fp32: its input (a copy of it, unless fp32 already), the scale, what comes before the
-    # weight, and the output, which is the input of the next matrices.
+    # RMSNorm computes in fp32. Kept: its input (a copy, unless it is fp32 already), the scale, the product
+    # before the weight, and the output, which the next matrices read.
     norm = D * FP32 + FP32 + 2 * D * size
     attention = (2 * D + 2 * keys) * size + config.num_attention_heads * FP32  # q, k, v, output, log-sum-exp
     mlp = 4 * F * size
@@ -34,7 +34,7 @@ def patches_of(config: MobileVLMConfig) -> int:
 
 
 def projector_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
-    """Kept by the projector beside its input: both matrices' outputs, what GELU and the pooling read."""
+    """Kept by the projector, without its input: both matrices' outputs, and what GELU and pooling read."""
     return images * size * config.hidden_size * (3 * patches_of(config) + config.vision_tokens)
 
 
@@ -44,8 +44,8 @@ def patch_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
 
 
 def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
-    """What the student's forward of one micro-batch keeps for its backward (frozen vision tower), but for
-    the tower's output."""
+    """What the student's forward over one micro-batch keeps for its backward, with a frozen vision tower and
+    without the tower's output."""
     D = config.hidden_size
     if checkpointing:
         layers = config.num_hidden_layers * work.tokens * D * size
@@ -59,20 +59,20 @@ def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpoint
 
 
 def first_layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
-    """Queries and keys of the first layer, which the attention term needs after the model's forward."""
+    """Queries and keys of the first layer, which the attention loss needs after the model's forward."""
     width = config.hidden_size // config.num_attention_heads
     return tokens * width * (config.num_attention_heads + config.num_key_value_heads) * size
 
 
 def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
-    """In the backward of one layer: what it recomputes, and gradients of its widest tensors."""
+    """In the backward of one layer: recomputed activations, and the gradients of its widest tensors."""
     recomputed = layer_bytes(config, work.tokens, size) if checkpointing else 0
     return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
 
 
 def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
-    """The last chunk of logits, beside the gradient of the head's weight, which the fused losses compute in
-    the forward."""
+    """The last chunk of logits, and the gradient of the head's weight, which the fused losses compute in the
+    forward."""
     chunk = min(work.supervised, POSITIONS_PER_CHUNK) * config.vocab_size * FP32 * CHUNK_MATRICES
     return chunk + head_gradient_bytes(config)
 
@@ -94,7 +94,7 @@ def pixel_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
 
 
 def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
-    """A forward without gradients over a whole window, targets included, at the worst of its moments."""
+    """The peak of a forward without gradients over a whole window, including the targets."""
     D, F, tower = config.hidden_size, config.intermediate_size, config.tower_config
     half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
     widths = 3 * tower["intermediate_size"] + 4 * tower["hidden_size"]
@@ -111,8 +111,8 @@ def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, sha
 
 
 def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
-    """What is kept of one teacher forward over a window: hidden states, block, vision tokens, and patches
-    for a student that shares the tower."""
+    """What is kept of one teacher forward over a window: hidden states, attention block, vision tokens and,
+    for a student that shares the tower, patches."""
     block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens
     hidden = work.supervised * teacher.hidden_size
     vision = work.images * work.vision_tokens * teacher.hidden_size

@@ -1,4 +1,4 @@
-"""Which settings would fit best: all sensible ones are planned and compared."""
+"""Which settings fit best: all sensible ones are planned and compared."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from alignkd.config import Config
 from alignkd.config.combinations import divisors
 from launcher.plan.plan import Plan, make_plan
 
-BUSY_TOKENS = 8192  # a micro-batch of so many keeps a GPU's matrix units busy; more brings little
+BUSY_TOKENS = 8192  # per micro-batch: these keep a GPU's matrix units busy, more gain little
 COMFORTABLE_SHARE = 0.9  # of a GPU's memory
 PLACEMENTS = ("replicated", "zero3_node", "zero3", "zero3_offload")
-STAGES = (2, 3)  # which add up micro-batches in fp32; 0 and 1 do not, and save no memory over 2
+STAGES = (2, 3)  # accumulate in fp32; stages 0 and 1 do not, and need no less memory than 2
 ADVISED = (
     "student.zero_stage",
     "student.offload",
@@ -26,7 +26,7 @@ ADVISED = (
 
 
 def largest_micro_batch(plan: Plan, gpu_memory: int) -> int | None:
-    """The most samples of full length per forward that fit with the plan's other settings; None: not one."""
+    """Samples of full length per forward that fit with the plan's other settings; None: not even one."""
     for samples in reversed(_micro_batches(plan)):
         if _changed(plan, **_sized(plan, samples)).fits(gpu_memory):
             return samples
@@ -36,8 +36,8 @@ def largest_micro_batch(plan: Plan, gpu_memory: int) -> int | None:
 def advise(plan: Plan, gpu_memory: int) -> Plan | None:
     """The best plan that fits; None when none does.
 
-    First it should keep the GPU busy, then move nothing to host memory, leave some room, send the least
-    between nodes and through host memory, compute the least, send the least inside a node.
+    In this order it should keep the GPU busy, offload nothing, leave some memory free, send the least between
+    nodes and through host memory, compute the least, and send the least inside a node.
     """
     fitting = [found for found in _candidates(plan) if found.fits(gpu_memory)]
     return min(fitting, key=lambda found: _cost(found, plan, gpu_memory), default=None)
@@ -48,7 +48,7 @@ def with_placement(plan: Plan, placement: str) -> Plan:
 
 
 def changes(plan: Plan, advised: Plan) -> dict[str, Any]:
-    """Dotted keys that ``advised`` sets differently."""
+    """Dotted keys that ``advised`` sets differently, with its values."""
     pairs = {key: (_value(plan.config, key), _value(advised.config, key)) for key in ADVISED}
     return {key: new for key, (old, new) in pairs.items() if new != old}
 
@@ -59,7 +59,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _cost(found: Plan, given: Plan, gpu_memory: int) -> tuple[float, ...]:
-    """Less is better, the first number that differs decides. At last: what is configured, if as good."""
+    """Lower is better; the first number that differs decides. Ties go to the configured settings."""
     config = found.config
     busy = min(found.work.tokens, BUSY_TOKENS)
     slow, fast = (found.entering_node, found.through_host), found.received
@@ -88,10 +88,10 @@ def _candidates(plan: Plan) -> Iterator[Plan]:
         for samples in _micro_batches(plan):
             settings = {"zero_stage": stage, "offload": offload, "placement": placement}
             settings["gradient_checkpointing"] = again
-            whole = _changed(plan, **settings, **_sized(plan, samples), lookahead=None)
-            yield whole
-            for lookahead in divisors(whole.work.accumulation)[:-1] if plan.sizes.teacher is not None else []:
-                yield _changed(whole, lookahead=lookahead)
+            base = _changed(plan, **settings, **_sized(plan, samples), lookahead=None)
+            yield base
+            for lookahead in divisors(base.work.accumulation)[:-1] if plan.sizes.teacher is not None else []:
+                yield _changed(base, lookahead=lookahead)
 
 
 def _micro_batches(plan: Plan) -> list[int]:
@@ -99,19 +99,19 @@ def _micro_batches(plan: Plan) -> list[int]:
 
 
 def _sized(plan: Plan, samples: int) -> dict[str, int]:
-    """The key that gives micro-batches of ``samples`` samples of full length."""
+    """The setting that yields micro-batches of ``samples`` samples of full length."""
     budget = plan.config.training.tokens_per_micro_batch
     if budget is None:
         return {"micro_batch_size": samples}
-    # A budget that holds as many already may be larger than their sum.
+    # A budget that already yields as many may be larger than their sum: keep it.
     return {"tokens_per_micro_batch": budget if samples == plan.work.samples else samples * plan.work.length}
 
 
 def _changed(plan: Plan, **values: Any) -> Plan:
-    """The plan with other settings; the models stay as they are."""
+    """The plan with other settings and the same models."""
     updates: dict[str, Any] = {}
     for name in ("student", "teacher", "training"):
         section = getattr(plan.config, name)
-        ours = {key: value for key, value in values.items() if key in type(section).model_fields}
-        updates[name] = section.model_copy(update=ours)
+        own = {key: value for key, value in values.items() if key in type(section).model_fields}
+        updates[name] = section.model_copy(update=own)
     return make_plan(plan.config.model_copy(update=updates), plan.cluster, plan.sizes)

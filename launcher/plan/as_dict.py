@@ -1,4 +1,4 @@
-"""A plan as JSON has it."""
+"""A plan as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.plan.plan import Plan
 
 
 def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed) -> dict[str, Any]:
-    """Bytes, elements and seconds, not rounded."""
+    """In bytes, elements, FLOP and seconds, not rounded."""
     sizes, work = plan.sizes, plan.work
     return {
         "nodes": plan.cluster.nodes,

@@ -1,4 +1,4 @@
-"""Does a run fit into its GPUs? Asked by ``alignkd launch`` before anything is written."""
+"""Whether a run fits into its GPUs, checked by ``alignkd launch`` before anything is written."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from launcher.plan.workload import Cluster
 def check_memory(
     config: Config, cluster: Cluster, gpu_memory: int | None, stages: Sequence[Config] = ()
 ) -> tuple[list[str], list[str]]:
-    """(reasons not to launch, what was not checked). ``stages`` run before this one."""
+    """(reasons not to launch, warnings about what could not be checked). ``stages`` run before this one."""
     gpu_memory = gpu_memory or configured_memory(config)
     if gpu_memory is None:
         return [], [
-            "memory was not checked: how much a GPU has is not known (--gpu-memory, slurm.gpu_memory)"
+            "memory was not checked: the memory of a GPU is unknown; set --gpu-memory or slurm.gpu_memory"
         ]
     try:
         plan = make_plan(config, cluster, run_sizes(config, stages))
@@ -36,7 +36,7 @@ def configured_memory(config: Config) -> int | None:
 
 
 def memory_bytes(text: str) -> int:
-    """``80G`` in bytes (units of 1024, as Slurm has them); 0 for what is no size."""
+    """Bytes of a size such as ``80G``, in units of 1024 as in Slurm; 0 for an invalid size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([MGT])(?:i?B)?", text, re.IGNORECASE)
     if match is None:
         return 0

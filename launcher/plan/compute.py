@@ -1,7 +1,7 @@
-"""Floating-point operations of an optimizer step, and what they take at a stated speed.
+"""Floating-point operations of an optimizer step, and how long they take at an assumed speed.
 
 A multiplication and an addition are two operations. Counted are the matrix products of the language models,
-their heads at supervised positions, the towers and the projectors; causal attention counts half.
+of their heads at supervised positions, of the towers and of the projectors; causal attention counts half.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ H100_BF16_DENSE = 989e12
 class Speed:
     """Assumed, not measured."""
 
-    flops: float = H100_BF16_DENSE  # of one GPU, per second, at its best
-    utilisation: float = 0.4  # the share of it that training reaches
+    flops: float = H100_BF16_DENSE  # peak of one GPU, per second
+    utilisation: float = 0.4  # share of the peak that training reaches
 
 
 @dataclass(frozen=True)
 class Compute:
-    teacher_flops: float  # of one rank and optimizer step
+    teacher_flops: float  # per rank and optimizer step
     student_flops: float
-    tokens: float  # of one rank and optimizer step, image tokens included
+    tokens: float  # per rank and optimizer step, including image tokens
     ranks: int
 
     @property
@@ -40,13 +40,13 @@ class Compute:
         return self.flops / (speed.flops * speed.utilisation)
 
     def tokens_per_second(self, speed: Speed) -> float:
-        """Of all ranks, when nothing waits for data or the network."""
+        """Of all ranks, if nothing waits for data or the network."""
         return self.tokens * self.ranks / self.step_seconds(speed)
 
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
-    # A backward is two forwards; checkpointing runs the layers once more.
+    # A backward costs two forwards; gradient checkpointing runs the layers once more.
     layers = 4 if training.gradient_checkpointing else 3
     shared = shares_tower(config, sizes)
     own = (
@@ -60,7 +60,7 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
         model = sizes.teacher
         teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
         teacher += head_flops(model, work)
-    # A rank's share of the global batch; micro-batches of a token budget need not be full.
+    # From a rank's share of the global batch, since micro-batches of a token budget need not be full.
     times = training.global_batch_size / (cluster.ranks * work.samples)
     return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)
 

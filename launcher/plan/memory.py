@@ -1,4 +1,4 @@
-"""Memory of one rank, part by part."""
+"""The memory of one rank, part by part."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class Part:
-    """``phase``: when it is there; parts of different phases but ``always`` are never there together."""
+    """``phase`` is when the part exists. Apart from "always", parts of different phases never coexist."""
 
     name: str
     bytes: int
@@ -48,7 +48,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Tensors on the device of one rank at the worst moment of an optimizer step."""
+        """Bytes of tensors on a rank's device at the peak of an optimizer step."""
         return self.phase_bytes("always") + self.phase_bytes(self.peak_phase)
 
     @property
@@ -70,7 +70,7 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
 
 
 def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> list[Part]:
-    """Outside a step, but for the head, which is held for all of it."""
+    """What exists outside a step too, and the head, which is kept for a whole step."""
     teacher, zero = sizes.teacher, files.teacher
     if teacher is None:
         return []
@@ -104,8 +104,8 @@ def _teacher_work(
 
 
 def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> list[Part]:
-    """Weights, gradients, optimizer states and buckets, as DeepSpeed 0.19.8 keeps them; a test compares them
-    with real engines."""
+    """Weights, gradients, optimizer states and buckets as in DeepSpeed 0.19.8; a test compares them with real
+    engines."""
     stage, zero, offload = config.student.zero_stage, files.student, config.student.offload
     size, half = student_size(config), config.training.precision != "fp32"
     trainable, frozen = sizes.trainable(config), sizes.frozen(config)
@@ -116,9 +116,9 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
         small = resident(sizes.student.used | sizes.adapters, zero)
     else:
         weights, small = whole + sum(frozen.values()), 0
-    # Stages 0 and 1 keep whole gradients in the model's dtype, 2 and 3 their part in fp32.
+    # Stages 0 and 1 keep whole gradients in the model's dtype, 2 and 3 their shard in fp32.
     gradients = whole * size if stage < 2 else own * FP32
-    masters = own * FP32 if half or stage > 0 else 0  # ZeRO copies fp32 weights, too
+    masters = own * FP32 if half or stage > 0 else 0  # ZeRO copies even fp32 weights
     bucket = zero.get("reduce_bucket_size", 0) * size
     return [
         Part("student's weights", weights * size, in_host_memory=offload and stage == 3),
@@ -126,9 +126,9 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
         Part("gradients", gradients, in_host_memory=offload and stage >= 2),
         Part("fp32 weights", masters, in_host_memory=offload),
         Part("AdamW's two moments", 2 * own * FP32, in_host_memory=offload),
-        # The optimizer gets its gradients as one new fp32 tensor.
+        # The optimizer gets the gradients as one new fp32 tensor.
         Part("fp32 gradients", own * FP32 if masters and not offload else 0, "optimizer"),
-        # Below stage 3 two, and only in backward: one is filled while the other is sent.
+        # Stages 1 and 2 have two, in the backward only: one is filled while the other is sent.
         Part("gradient buckets", bucket if stage == 3 else 0),
         Part("gradient buckets", 2 * bucket if stage in (1, 2) else 0, "student"),
     ]
@@ -140,7 +140,7 @@ def _student_work(
     student, checkpointing = sizes.student, config.training.gradient_checkpointing
     size = student_size(config)
     kept = activations.kept_bytes(student.config, work, size, checkpointing=checkpointing)
-    if not shares_tower(config, sizes):  # else they are among the targets
+    if not shares_tower(config, sizes):  # else the patches are among the targets
         kept += activations.patch_bytes(student.config, work.images, size)
     of_layer = activations.layer_workspace(student.config, work, size, checkpointing=checkpointing)
     workspace = max(
@@ -151,6 +151,6 @@ def _student_work(
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [
         Part("activations for backward", kept, "student"),
-        Part("work of a layer or chunk", workspace, "student"),
+        Part("layer or chunk workspace", workspace, "student"),
         Part("student's gathered layers", layers, "student"),
     ]

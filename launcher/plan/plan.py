@@ -1,4 +1,4 @@
-"""A run's sizes, memory, traffic and work together, and whether it fits."""
+"""The whole plan of a run: sizes, memory, traffic and compute, and whether it fits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from launcher.plan.traffic import Transfer, run_traffic, through_host
 from launcher.plan.workload import Cluster, Workload, workload
 
 GIB = 2**30
-# What no tensor shows: the driver's context, NCCL's buffers, libraries' workspaces, and memory that the
-# allocator cannot use because it lies in pieces. Not measured: a margin.
+# Non-tensor overhead: the driver's context, NCCL's buffers, the workspaces of libraries, and memory lost to
+# fragmentation. A margin, not measured.
 CONTEXT_BYTES = GIB * 3 // 2
 FRAGMENTED_SHARE = 0.05
 
@@ -27,12 +27,12 @@ class Plan:
     work: Workload
     memory: Memory
     traffic: tuple[Transfer, ...]
-    through_host: int  # bytes between a GPU and host memory in a step
+    through_host: int  # bytes between a GPU and host memory per step
     compute: Compute
 
     @property
     def needed(self) -> int:
-        """Bytes of a GPU, margin included."""
+        """Bytes per GPU, including the margin."""
         return with_margin(self.memory.peak)
 
     def fits(self, gpu_memory: int) -> bool:
@@ -56,7 +56,7 @@ def with_margin(tensor_bytes: int) -> int:
 
 
 def make_plan(config: Config, cluster: Cluster, sizes: RunSizes | None = None) -> Plan:
-    """Raises UserError when the models or the split of the batch are not usable."""
+    """Raises UserError when the models cannot be read or the global batch cannot be split."""
     sizes = sizes or run_sizes(config)
     work = workload(config, cluster, sizes.student.config.vision_tokens)
     files = rendered(config, cluster)

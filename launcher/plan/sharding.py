@@ -1,4 +1,4 @@
-"""What ZeRO-3 and its placements leave on one rank, from the DeepSpeed files that a run is rendered to."""
+"""What ZeRO-3 and the teacher's placement leave on one rank, from the run's DeepSpeed files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Rendered:
     """The ``zero_optimization`` sections of the run's DeepSpeed files."""
 
     student: dict[str, Any]
-    teacher: dict[str, Any] | None  # None: no teacher, or a whole one on every rank
+    teacher: dict[str, Any] | None  # None: no teacher, or a replicated one
 
 
 def rendered(config: Config, cluster: Cluster) -> Rendered:
@@ -31,7 +31,7 @@ def rendered(config: Config, cluster: Cluster) -> Rendered:
 
 
 def student_size(config: Config) -> int:
-    """Bytes of an element of the student."""
+    """Bytes per element of the student."""
     return BYTES[config.training.precision]
 
 
@@ -40,8 +40,8 @@ def teacher_size(config: Config) -> int:
 
 
 def shares_tower(config: Config, sizes: RunSizes) -> bool:
-    """Whether one vision tower can serve both models, as far as configurations tell. A run also compares the
-    weights, which are taken as equal here."""
+    """Whether one vision tower can serve both models, judging by configurations only. A run also compares the
+    weights, which are assumed equal here."""
     teacher, student = sizes.teacher, sizes.student
     return (
         teacher is not None
@@ -54,31 +54,31 @@ def shares_tower(config: Config, sizes: RunSizes) -> bool:
 
 
 def teacher_ranks(config: Config, cluster: Cluster) -> int:
-    """Ranks over which the teacher's weights are split."""
+    """Ranks over which the teacher's weights are sharded."""
     placement = config.teacher.placement
     return {"replicated": 1, "zero3_node": cluster.gpus_per_node}.get(placement, cluster.ranks)
 
 
 def sharded(tensors: Iterable[int], ranks: int) -> int:
-    """Elements on one rank: ZeRO-3 fills every tensor up to a multiple of the ranks."""
+    """Elements on one rank: ZeRO-3 pads every tensor to a multiple of the number of ranks."""
     return sum(-(-size // ranks) for size in tensors)
 
 
 def resident(used: dict[str, int], zero: dict[str, Any]) -> int:
-    """Elements of tensors so small that ZeRO-3 keeps them whole beside their shards, from their first use."""
+    """Elements of the small tensors that ZeRO-3 keeps whole, next to their shards, after their first use."""
     return sum(used.values()) - gathered_once(used, zero)
 
 
 def gathered_once(used: dict[str, int], zero: dict[str, Any]) -> int:
-    """Elements that ZeRO-3 gathers to use these tensors once: all but the resident ones."""
+    """Elements that ZeRO-3 gathers to use these tensors once: all but the resident tensors."""
     threshold = zero["stage3_param_persistence_threshold"]
     return sum(size for size in used.values() if size > threshold)
 
 
 def gathered(model: ModelSizes, zero: dict[str, Any], ranks: int) -> int:
-    """Elements that ZeRO-3 holds whole at once, at most: it prefetches up to its limit on live parameters."""
+    """The most elements that ZeRO-3 holds gathered: it prefetches up to its limit on live parameters."""
     if ranks == 1 and "offload_param" not in zero:
-        return 0  # the only shard is whole already
+        return 0  # the only shard is the whole tensor
     threshold = zero["stage3_param_persistence_threshold"]
     whole = sum(size for size in model.tensors.values() if size > threshold)
     largest = max(model.count("language_model.layers.0."), model.count("language_model.embed_tokens."))

@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from alignkd.config.combinations import counted
+from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
@@ -37,7 +37,7 @@ def show_plan(
     if plan.traffic:
         _show_table(_traffic_table(plan), console)
     if plan.through_host:
-        _say(console, f"Between a GPU and host memory: about {_gb(plan.through_host)} GB per step.\n")
+        _say(console, f"Between each GPU and host memory: about {_gb(plan.through_host)} GB per step.\n")
     if plan.sizes.teacher is not None:
         _show_table(_placement_table(plan, gpu_memory), console)
     _say_speed(plan, speed, console)
@@ -46,31 +46,31 @@ def show_plan(
 
 
 def verdict(plan: Plan, gpu_memory: int | None) -> str:
-    """One sentence: what is needed, and whether that is there."""
+    """One sentence: how much memory is needed, and whether it fits."""
     needed = (
         f"about {_gib(plan.needed)} GiB per GPU "
-        f"({_gib(plan.needed - plan.memory.peak)} of them for what is no tensor)"
+        f"({_gib(plan.needed - plan.memory.peak)} GiB of it non-tensor overhead)"
     )
     if gpu_memory is None:
-        return f"{needed}; how much a GPU has is not known (--gpu-memory 80G), so nothing was checked"
+        return f"{needed}; nothing was checked, because the memory of a GPU is unknown (--gpu-memory 80G)"
     fits = "fits" if plan.fits(gpu_memory) else "does not fit"
-    return f"{needed}, {fits} into {_gib(gpu_memory)}"
+    return f"{needed}, {fits} into {_gib(gpu_memory)} GiB"
 
 
 def _say_workload(plan: Plan, console: Console) -> None:
     work, cluster = plan.work, plan.cluster
     ahead = plan.sizes.teacher is not None and work.accumulation > 1
-    served = f"; a teacher forward serves {work.window} of them" if ahead else ""
+    served = f"; one teacher forward serves {work.window} of them" if ahead else ""
     _say(
         console,
         f"{cluster.nodes} x {cluster.gpus_per_node} = {counted(cluster.ranks, 'rank')}, each with "
         f"{counted(work.accumulation, 'micro-batch')} of {counted(work.samples, 'sample')} per "
         f"optimizer step{served}",
     )
-    image = f"{counted(IMAGES_PER_SAMPLE, 'image')} of {work.vision_tokens} included"
-    _say(console, f"worst case: {work.length} tokens each ({image}), all text supervised\n")
+    image = f"{work.vision_tokens} of them for {counted(IMAGES_PER_SAMPLE, 'image')}"
+    _say(console, f"worst case: {work.length} tokens per sample ({image}), all text supervised\n")
     if plan.config.training.train_vision_tower:
-        _say(console, "warning: what the trained vision tower keeps for backward is not counted")
+        _say(console, "warning: activations of the trained vision tower are not counted")
 
 
 def _parameter_table(plan: Plan) -> Table:
@@ -105,24 +105,24 @@ def _memory_table(plan: Plan) -> Table:
 
 def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
     moment = {
-        "teacher": "beside the teacher's forward (column teacher)",
-        "student": "beside the student's forward and backward (column student)",
-        "optimizer": "beside the optimizer's update (column update)",
+        "teacher": "during the teacher's forward",
+        "student": "during the student's forward and backward",
+        "optimizer": "during the optimizer's update",
     }[plan.memory.peak_phase]
-    _say(console, f"The most is needed {moment}: {verdict(plan, gpu_memory)}.")
+    _say(console, f"Peak {moment}: {verdict(plan, gpu_memory)}.")
     if plan.memory.host:
         _say(console, f"Host memory: {_gib(plan.host_per_node)} GiB per node.")
     if gpu_memory is not None:
         largest = largest_micro_batch(plan, gpu_memory)
         is_all = largest == plan.config.training.global_batch_size // plan.cluster.ranks
-        whole = ", all that a rank has in a step" if is_all else ""
+        whole = ", all of a rank's samples in a step" if is_all else ""
         found = "none" if largest is None else counted(largest, "sample")
         _say(console, f"Largest micro-batch that fits with these settings: {found}{whole}.")
     _say(console, "")
 
 
 def _traffic_table(plan: Plan) -> Table:
-    table = _table("sent per optimizer step, GB", "in all", "to a GPU", "into a node")
+    table = _table("sent per optimizer step, GB", "in total", "to a GPU", "to a node")
     for transfer in plan.traffic:
         cells = (transfer.bytes * transfer.passes, transfer.received_by_rank, transfer.entering_node)
         table.add_row(transfer.name, *(_gb(value) for value in cells))
@@ -132,9 +132,7 @@ def _traffic_table(plan: Plan) -> Table:
 
 
 def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
-    table = _table(
-        "teacher.placement", "GiB per GPU", "GB to a GPU", "GB into a node", "fits", "largest micro"
-    )
+    table = _table("teacher.placement", "GiB per GPU", "GB to a GPU", "GB to a node", "fits", "largest micro")
     for placement in PLACEMENTS:
         other = with_placement(plan, placement)
         fits = largest = ""
@@ -152,40 +150,38 @@ def _say_speed(plan: Plan, speed: Speed, console: Console) -> None:
     share = compute.teacher_flops / compute.flops
     _say(
         console,
-        f"Work of a rank per step: {compute.flops / 1e12:,.0f} TFLOP, {share:.0%} of it the teacher's.",
+        f"Compute per rank and step: {compute.flops / 1e12:,.0f} TFLOP, {share:.0%} of it by the teacher.",
     )
     _say(
         console,
-        f"Assumed {speed.flops / 1e12:,.0f} TFLOP/s per GPU at {speed.utilisation:.0%}, and no waiting: "
-        f"{compute.step_seconds(speed):.2g} s a step, {compute.tokens_per_second(speed):,.0f} tokens/s in "
-        "all.\n",
+        f"At {speed.utilisation:.0%} of {speed.flops / 1e12:,.0f} TFLOP/s per GPU, without any waiting: "
+        f"{compute.step_seconds(speed):.2g} s per step, {compute.tokens_per_second(speed):,.0f} tokens/s in "
+        "total.\n",
     )
 
 
 def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Console) -> None:
     if advised is None:
-        _say(
-            console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with all in host memory."
-        )
-        _say(console, "Use more GPUs or a lower data.max_length.")
+        _say(console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with full offloading.")
+        _say(console, "Use more GPUs or a smaller data.max_length.")
         return
     different = changes(plan, advised)
     if not different:
         _say(console, "Advice: keep these settings.")
         return
-    _say(console, "Advice (--apply writes it):")
+    _say(console, "Advice (--apply writes it into the file):")
     for key, value in different.items():
         _say(console, f"  {key} = {json.dumps(value) if not isinstance(value, str) else value}")
     host = f", {_gib(advised.host_per_node)} GiB of host memory per node" if advised.memory.host else ""
-    _say(console, f"  then {_gib(advised.needed)} GiB per GPU{host};")
-    sent = [f"{_gb(advised.received)} GB to a GPU"] if plan.cluster.ranks > 1 else []
-    sent += [f"{_gb(advised.entering_node)} GB into a node"] if plan.cluster.nodes > 1 else []
+    _say(console, f"  needs {_gib(advised.needed)} GiB per GPU{host};")
+    sent = [f"{_gb(advised.received)} GB to each GPU"] if plan.cluster.ranks > 1 else []
+    sent += [f"{_gb(advised.entering_node)} GB to each node"] if plan.cluster.nodes > 1 else []
     sent += [f"{_gb(advised.through_host)} GB through host memory"] if advised.through_host else []
-    _say(console, "  " + ", ".join([*sent, f"{advised.compute.flops / 1e12:,.0f} TFLOP a step"]))
+    _say(console, "  " + ", ".join([*sent, f"{advised.compute.flops / 1e12:,.0f} TFLOP per step"]))
 
 
 def _show_table(table: Table, console: Console) -> None:
-    """And an empty line: the tables have no frames."""
+    """With an empty line after it, since the tables have no frames."""
     console.print(table)
     console.print()
 

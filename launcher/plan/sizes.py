@@ -1,4 +1,4 @@
-"""How many parameters a model has, tensor by tensor, from its ``config.json``."""
+"""The number of parameters of a model, tensor by tensor, from its ``config.json``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from alignkd.config import Config
 from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from launcher.plan.upstream_stages import described_by
+from launcher.plan.upstream_stages import config_folders
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Elements of every tensor under its name in ``alignkd.models.mobilevlm.MobileVLM``."""
+    """Elements of every tensor, by its name in ``alignkd.models.mobilevlm.MobileVLM``."""
 
     config: MobileVLMConfig
     tensors: dict[str, int]
@@ -25,11 +25,11 @@ class ModelSizes:
 
     @property
     def used_tower_layers(self) -> int:
-        """Layers of the vision tower that run: the selected hidden state is the last one's output."""
+        """Layers of the vision tower that run: the last of them outputs the selected hidden state."""
         return int(self.config.mm_vision_select_layer % (self.config.tower_config["num_hidden_layers"] + 1))
 
     def is_used(self, name: str) -> bool:
-        """Whether a forward touches the tensor: the tower's last layers and norm are in the files only."""
+        """Whether a forward uses the tensor: the tower's last layers and final norm are only in the files."""
         if name.startswith("vision_tower.encoder.layers."):
             return int(name.split(".")[3]) < self.used_tower_layers
         return not name.startswith("vision_tower.post_layernorm.")
@@ -53,7 +53,7 @@ class RunSizes:
     adapters: dict[str, int]
 
     def trainable(self, config: Config) -> dict[str, int]:
-        """Of the student's engine, adapters included."""
+        """Tensors that the student's engine trains, including the adapters."""
         return self.student.trainable(config.training.train_vision_tower) | self.adapters
 
     def frozen(self, config: Config) -> dict[str, int]:
@@ -62,8 +62,8 @@ class RunSizes:
 
 
 def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
-    """``stages`` may have yet to make the models. Raises CheckpointError when a model folder says nothing
-    usable about itself."""
+    """``stages`` are those that may have yet to write the models. Raises CheckpointError when a model folder
+    has no usable ``config.json``."""
     student = _sizes_of(student_folder(config.model), config.model.vision_tower, stages)
     if not config.distillation.enabled or config.model.teacher is None:
         return RunSizes(None, student, {})
@@ -72,7 +72,7 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
 
 
 def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config]) -> ModelSizes:
-    return model_sizes(read_model_config(*described_by(folder, tower, stages)))
+    return model_sizes(read_model_config(*config_folders(folder, tower, stages)))
 
 
 def model_sizes(config: MobileVLMConfig) -> ModelSizes:

@@ -1,8 +1,8 @@
-"""What an optimizer step sends between GPUs: teacher's and student's gathers, gradients, new weights.
+"""What an optimizer step sends between GPUs: gathers of teacher and student, gradients, new weights.
 
-Counted as rings do it, which NCCL's are: of a gather (or a reduce-scatter) of B bytes over n ranks a rank
+Counted for ring algorithms, as in NCCL: in a gather (or a reduce-scatter) of B bytes over n ranks every rank
 receives B (n - 1) / n, and B (m - 1) / m enter each of m nodes; an all-reduce is both. The padding of shards
-and the host's few numbers are left out.
+and a few scalars are neglected.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from launcher.plan.workload import Cluster, Workload
 
 @dataclass(frozen=True)
 class Transfer:
-    """``bytes`` are whole: what a gather makes on each rank, in all of an optimizer step."""
+    """``bytes`` is the full size: what the gathers of a whole optimizer step produce on each rank."""
 
     name: str
     bytes: int
-    ranks: int  # over which it is spread
-    nodes: int  # in which these are
+    ranks: int  # that take part
+    nodes: int  # that these ranks are on
     passes: int = 1  # 2 for an all-reduce
 
     @property
@@ -38,7 +38,7 @@ class Transfer:
 
     @property
     def entering_node(self) -> int:
-        """Bytes from other nodes."""
+        """Bytes that a node receives from other nodes."""
         return self.bytes * (self.nodes - 1) // self.nodes * self.passes
 
 
@@ -51,7 +51,7 @@ def run_traffic(
 
 
 def through_host(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> int:
-    """Bytes between a GPU and host memory: of what is kept there, the rank's share of all that is sent."""
+    """Bytes between a GPU and host memory: for what is offloaded, the rank's share of all that is sent."""
     found: list[Transfer] = []
     if files.teacher is not None and "offload_param" in files.teacher:
         found += _teacher_transfers(config, sizes, work, cluster, files)
@@ -68,7 +68,7 @@ def _teacher_transfers(
         return []
     size, ranks = teacher_size(config), teacher_ranks(config, cluster)
     nodes = cluster.nodes if ranks == cluster.ranks else 1
-    # The losses take the head by itself.
+    # The losses gather the head separately.
     elements = gathered_once(teacher.used, zero) - teacher.count("head.")
     windows = -(-work.accumulation // work.window)
     return [
@@ -85,16 +85,16 @@ def _student_transfers(
     gradients = sum(sizes.trainable(config).values()) * size
     if stage == 0:
         return [Transfer("gradients", gradients, *everywhere, passes=2)]
-    # At stage 1 whole gradients stay on each rank until the last micro-batch.
+    # At stage 1 each rank keeps whole gradients until the last micro-batch.
     times = 1 if stage == 1 else work.accumulation
     found = [Transfer("gradients", gradients * times, *everywhere)]
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
     backward = gathered_once(sizes.trainable(config), files.student)
-    # A frozen tower takes no part in backward, and one that the teacher stands in for none in forward.
+    # A frozen tower is not needed in the backward, and one shared with the teacher not even in the forward.
     forward = backward
     if not shares_tower(config, sizes):
         forward = gathered_once(sizes.student.used | sizes.adapters, files.student)
     weights = (forward + backward) * size * work.accumulation
-    # DeepSpeed saves some of it by keeping what is needed again soon.
+    # DeepSpeed saves some of this by keeping what it needs again soon.
     return [*found, Transfer("student's weights, at most", weights, *everywhere)]

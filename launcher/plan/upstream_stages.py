@@ -1,6 +1,6 @@
-"""Models that an earlier stage of the same file has yet to train: their shapes are known already.
+"""Models that an upstream stage of the same configuration has yet to train: their shapes are known already.
 
-Training changes no shape, so what a run will export has that of the model it starts from.
+Training changes no shape, so a run exports a model of the same shape as the one it starts from.
 """
 
 from __future__ import annotations
@@ -13,55 +13,54 @@ from alignkd.models.agreement import student_folder
 from launcher.run.folder import run_path
 
 
-def described_by(folder: Path, tower: str | None, stages: Sequence[Config]) -> tuple[Path, str | None]:
-    """The folder that has the ``config.json`` of a model, and the one that has its tower's (None: the same).
+def config_folders(folder: Path, tower: str | None, stages: Sequence[Config]) -> tuple[Path, str | None]:
+    """The folders with the ``config.json`` of a model and of its vision tower (None: the same folder).
 
-    Both are as given unless a run of ``stages`` will make them.
+    These are ``folder`` and ``tower``. Where a run of ``stages`` has yet to write one, it is the folder that
+    the run starts from.
     """
     if tower is not None:
         tower = str(_tower_folder(Path(tower), stages))
-    maker = _maker(folder, stages)
-    if maker is None:
+    upstream = _upstream_stage(folder, stages)
+    if upstream is None:
         return folder, tower
-    before = [stage for stage in stages if stage is not maker]
-    known, own_tower = described_by(student_folder(maker.model), maker.model.vision_tower, before)
-    return known, tower or own_tower
+    others = [stage for stage in stages if stage is not upstream]
+    start, own_tower = config_folders(student_folder(upstream.model), upstream.model.vision_tower, others)
+    return start, tower or own_tower
 
 
-def coming_notes(config: Config, stages: Sequence[Config]) -> list[str]:
-    """What is not there yet, and which run will make it."""
+def upstream_notes(config: Config, stages: Sequence[Config]) -> list[str]:
+    """One line for each model that does not exist yet: which run will write it, and in which shape."""
     model = config.model
     folders = {"model.student": str(student_folder(model)), "model.vision_tower": model.vision_tower}
     if config.distillation.enabled:
         folders["model.teacher"] = model.teacher
     notes = []
-    for key, folder in folders.items():
-        maker = None if folder is None else _maker(Path(folder), stages)
-        if folder is not None and maker is not None:
-            is_tower = key == "model.vision_tower"
-            known = (
-                _tower_folder(Path(folder), stages)
-                if is_tower
-                else described_by(Path(folder), None, stages)[0]
-            )
-            notes.append(
-                f"{key} = {folder} is not there yet: run {maker.run.name} will make it, in the shape of "
-                f"{known}"
-            )
+    for key, name in folders.items():
+        folder = None if name is None else Path(name)
+        upstream = None if folder is None else _upstream_stage(folder, stages)
+        if folder is None or upstream is None:
+            continue
+        is_tower = key == "model.vision_tower"
+        start = _tower_folder(folder, stages) if is_tower else config_folders(folder, None, stages)[0]
+        notes.append(
+            f"{key} = {name} does not exist yet; run {upstream.run.name} will write it, in the shape of "
+            f"{start}"
+        )
     return notes
 
 
 def _tower_folder(folder: Path, stages: Sequence[Config]) -> Path:
-    """A folder that has the tower's configuration, or is a model's that names it."""
-    maker = _maker(folder, stages)
-    if maker is None:
+    """A folder with the tower's configuration, or one of a model that names its tower."""
+    upstream = _upstream_stage(folder, stages)
+    if upstream is None:
         return folder
-    start = maker.model.vision_tower or str(student_folder(maker.model))
-    return _tower_folder(Path(start), [stage for stage in stages if stage is not maker])
+    start = upstream.model.vision_tower or str(student_folder(upstream.model))
+    return _tower_folder(Path(start), [stage for stage in stages if stage is not upstream])
 
 
-def _maker(folder: Path, stages: Sequence[Config]) -> Config | None:
-    """The stage in whose run folder a model will be; None when it is there, or nobody makes it."""
+def _upstream_stage(folder: Path, stages: Sequence[Config]) -> Config | None:
+    """The stage whose run will write a model to ``folder``; None when it exists, or no stage writes it."""
     if (folder / "config.json").exists():
         return None
     return next((stage for stage in stages if run_path(stage) in folder.parents), None)

@@ -1,4 +1,4 @@
-"""Do the weights in a folder add up to what its ``config.json`` describes? Only headers are read."""
+"""Whether the weights in a folder match its ``config.json``, from the headers of safetensors files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ OLD_BUFFERS = ("rotary_emb.inv_freq", "position_ids")  # saved by old releases, 
 
 
 def weight_notes(config: Config, sizes: RunSizes) -> list[str]:
-    """Complete model folders whose safetensors files hold another number of parameters than was planned with.
-    Pickled weights are not looked at."""
+    """Model folders whose safetensors files hold a different number of parameters than the plan assumes.
+    Pickled weights are ignored."""
     models: list[tuple[str | None, ModelSizes | None]] = [(config.model.teacher, sizes.teacher)]
-    if config.model.vision_tower is None:  # else the folder is a language model without its tower
+    if config.model.vision_tower is None:  # else the folder holds a language model without a tower
         models.append((config.model.student, sizes.student))
     notes = []
     for folder, model in models:
@@ -32,7 +32,7 @@ def weight_notes(config: Config, sizes: RunSizes) -> list[str]:
 
 
 def parameters_on_disk(folder: Path) -> int | None:
-    """Elements in a folder's safetensors files; None when there are none, or one is not readable."""
+    """Elements in a folder's safetensors files; None when there are no files, or one is not readable."""
     files = sorted(folder.glob("*.safetensors"))
     total = 0
     for path in files:
@@ -44,7 +44,7 @@ def parameters_on_disk(folder: Path) -> int | None:
 
 
 def _shapes(path: Path) -> dict[str, list[int]] | None:
-    """Eight bytes of length, then JSON. None for what is no safetensors file: loading will say so."""
+    """The header: eight bytes of length, then JSON. None for an invalid file, which loading will report."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

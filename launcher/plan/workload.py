@@ -1,4 +1,4 @@
-"""What one micro-batch is taken to be: as long as the configuration allows, with one image a sample."""
+"""The micro-batch that a plan assumes: as long as the configuration allows, with one image per sample."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from alignkd.config import Config
 from launcher.render.deepspeed import accumulation_steps
 
-IMAGES_PER_SAMPLE = 1  # the training data of MobileVLM V2 have at most one
+IMAGES_PER_SAMPLE = 1  # the training data of MobileVLM V2 has at most one
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Workload:
-    """Of one rank. An upper bound: all samples as long as ``data.max_length``, all text supervised."""
+    """The work of one rank. An upper bound: all samples are ``data.max_length`` long, all text supervised."""
 
-    samples: int  # of a micro-batch
-    length: int  # embedding tokens of a sample
-    vision_tokens: int  # of an image
+    samples: int  # per micro-batch
+    length: int  # embedding tokens per sample
+    vision_tokens: int  # per image
     accumulation: int  # micro-batches per optimizer step
-    window: int  # micro-batches that one teacher forward serves, and whose targets are kept together
+    window: int  # micro-batches per teacher forward, whose targets are kept together
 
     @property
     def tokens(self) -> int:
@@ -40,7 +40,7 @@ class Workload:
 
     @property
     def text_rows(self) -> int:
-        """Text tokens that see the image, of a sample; all of them are supervised in the worst case."""
+        """Text tokens per sample that attend to the image; in the worst case all of them are supervised."""
         return max(self.length - IMAGES_PER_SAMPLE * self.vision_tokens, 1)
 
     @property
@@ -51,8 +51,8 @@ class Workload:
 def workload(config: Config, cluster: Cluster, vision_tokens: int) -> Workload:
     """Raises UserError when the global batch cannot be split over the ranks.
 
-    A token budget is taken to be filled with samples of full length; shorter ones bring more images. The
-    sampler makes its micro-batches of similar cost, so none is more than a rank's share of the global batch.
+    A token budget is assumed to be filled with samples of full length; shorter ones would bring more images.
+    The sampler makes micro-batches of similar cost, so none exceeds a rank's share of the global batch.
     """
     training, length = config.training, config.data.max_length
     accumulation, samples = accumulation_steps(training, cluster.ranks), training.micro_batch_size

@@ -9,9 +9,10 @@ import json
 from typing import Any
 
 from alignkd.config import Config
-from alignkd.config.combinations import counted, divisors, listed
+from alignkd.config.combinations import divisors
 from alignkd.config.schema import TrainingSection
 from alignkd.errors import UserError
+from alignkd.text import counted, listed
 from launcher.render.deepspeed_keys import check_keys
 from launcher.render.resources import resource_folder
 

@@ -1,7 +1,6 @@
-"""The attempts of a run: ``attempt.json`` while one is open, then one line of ``attempts.jsonl``.
+"""The attempts of a run: ``attempt.json`` while one is open, then a line of ``attempts.jsonl``.
 
-An attempt that is killed cannot close itself; whoever looks next (the following attempt, `alignkd resume`)
-closes it from the files that it left.
+An attempt that is killed cannot close itself; the next attempt closes it, from the files that are left.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ class Reason(StrEnum):
     BAD_INPUT = "configuration error"
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
-    LOST = "lost"  # killed before it could record why, though all its nodes are up: too short a grace, say
+    LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` the newest
-    checkpoint; what lies between them is lost."""
+    """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` that of the
+    newest checkpoint; the steps between them are lost."""
 
     number: int
     job: str
@@ -55,9 +54,9 @@ class Attempt:
     last_step: int | None = None
     saved_step: int | None = None
     lost_steps: int | None = None
-    failed_rank: int | None = None  # the one that is to blame
-    exit_code: int | None = None  # its exit code
-    bad_nodes: tuple[str, ...] = ()  # lost, or blind to the run folder
+    failed_rank: int | None = None  # the rank to blame
+    exit_code: int | None = None  # of that rank
+    bad_nodes: tuple[str, ...] = ()  # lost, or without access to the run folder
 
     @property
     def progressed(self) -> bool:
@@ -73,7 +72,7 @@ def newest_step(run: Path) -> int:
 
 
 def read_history(run: Path) -> list[Attempt]:
-    """All closed attempts, oldest first. A line that was torn by a full disk or a power cut is left out."""
+    """All closed attempts, oldest first. A line torn by a full disk or a power failure is skipped."""
     try:
         lines = RunPaths(run).attempts.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -89,7 +88,7 @@ def _parse(line: str) -> Attempt | None:
 
 
 def _attempt(values: Any) -> Attempt | None:
-    """Fields of another version are left out."""
+    """Unknown fields, written by another version, are ignored."""
     try:
         known = {key: value for key, value in values.items() if key in _FIELDS}
         return Attempt(**{**known, "bad_nodes": tuple(known.get("bad_nodes", ()))})
@@ -98,7 +97,8 @@ def _attempt(values: Any) -> Attempt | None:
 
 
 def open_attempt(run: Path) -> Attempt | None:
-    """None also for one that is in the history: whoever closed it was killed before it removed the file."""
+    """The attempt in ``attempt.json``. None also when it is in the history: the process that closed it was
+    killed before it removed the file."""
     values = read_json(RunPaths(run).open_attempt)
     attempt = None if values is None else _attempt(values)
     if attempt is None or any(closed.number == attempt.number for closed in read_history(run)):
@@ -113,9 +113,10 @@ def begin(
     queue_seconds: float | None,
     lost: Callable[[str, float], Sequence[str]] = lambda _nodes, _since: (),
 ) -> Attempt:
-    """Open the next attempt; one that was killed before is closed first.
+    """Open the next attempt, after closing a killed one.
 
-    ``lost`` tells which nodes of a list are gone since a Unix time: why that attempt left no word.
+    ``lost`` returns which nodes of a node list have been lost since a Unix time: they explain why the killed
+    attempt recorded no exit.
     """
     left = open_attempt(run)
     if left is not None:
@@ -123,7 +124,7 @@ def begin(
         close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
     shutil.rmtree(RunPaths(run).exits, ignore_errors=True)
     RunPaths(run).exits.mkdir(exist_ok=True)
-    RunPaths(run).result.unlink(missing_ok=True)  # of the attempt before: it would speak for this one
+    RunPaths(run).result.unlink(missing_ok=True)  # that of an earlier attempt
     number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
     write_json(RunPaths(run).open_attempt, asdict(attempt))
@@ -138,7 +139,7 @@ def close(
     end: float | None = None,
     codes: Mapping[int, int] | None = None,
 ) -> Attempt:
-    """Move the open attempt to the history. ``codes`` are those that the ranks wrote down, unless given."""
+    """Move the open attempt to the history. ``codes``: exit codes (default: those the ranks recorded)."""
     saved = newest_step(run)
     last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
     codes = exit_codes(run) if codes is None else codes
@@ -164,7 +165,7 @@ def close(
 
 
 def last_sign(run: Path, attempt: Attempt) -> float:
-    """When the attempt was last heard of."""
+    """Unix time of the attempt's last sign of life."""
     progress = read_snapshot(RunPaths(run).progress, since=attempt.start)
     return attempt.start if progress is None else progress.updated
 
@@ -175,18 +176,18 @@ def _computed_step(run: Path, since: float) -> int:
 
 
 def exit_codes(run: Path) -> dict[int, int]:
-    """Exit codes that the ranks of this attempt wrote down, in the order of their ends."""
+    """The exit codes that the ranks of this attempt recorded, in the order in which they ended."""
     found = []
     for path in RunPaths(run).exits.glob(exit_name("*")):
         text = path.read_text(encoding="utf-8")
-        if text.endswith("\n"):  # else it is being written
+        if text.endswith("\n"):  # else the rank is still writing it
             code, ended = text.split()
             found.append((float(ended), int(path.name.removeprefix(exit_name(""))), int(code)))
     return {rank: code for _, rank, code in sorted(found)}
 
 
 def slurm_step(run: Path) -> str | None:
-    """``JOB.STEP`` of this attempt's ranks; None while none has started."""
+    """``JOB.STEP`` of this attempt's ranks; None until they have started."""
     try:
         return RunPaths(run).slurm_step.read_text(encoding="utf-8").strip() or None
     except OSError:
@@ -194,9 +195,9 @@ def slurm_step(run: Path) -> str | None:
 
 
 def fruitless_restarts(run: Path) -> int:
-    """Attempts in a row that failed without a new checkpoint, since the user last submitted the run.
+    """Consecutive failures without a new checkpoint since the user last submitted the run.
 
-    A preemption or a lost node is not the run's fault and does not count.
+    Preemptions and lost nodes are not the run's fault and do not count.
     """
     submitted = (read_json(RunPaths(run).job) or {}).get("attempts_before", 0)
     count = 0

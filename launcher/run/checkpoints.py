@@ -8,10 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from alignkd.config import load_run_config
-from alignkd.config.combinations import listed
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_json
@@ -26,6 +23,7 @@ from alignkd.run_folder.checkpoints import (
 from alignkd.run_folder.drift import allowed_changes, saved_stage
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.verification import differences, problems_of
+from alignkd.text import listed
 
 IN_DEEPSPEED_FILES = (
     "student.offload",
@@ -61,23 +59,11 @@ def list_checkpoints(
     not a run folder."""
     _check_is_run(run)
     folders = [path for path in RunPaths(run).checkpoints.glob("step-*") if path.is_dir()]
-    facts = []
+    found = []
     for folder in sorted(folders, key=_order):
         progress(folder.name)
-        facts.append(_summary(folder, verify))
-    return facts
-
-
-def checkpoint_table(facts: list[CheckpointSummary]) -> Table:
-    table = Table()
-    for column in ("checkpoint", "state", "ranks", "ZeRO stage", "MB"):
-        table.add_column(column, justify="left" if column in ("checkpoint", "state") else "right")
-    for row in facts:
-        state = row.state if not row.problems else f"{row.state}: {row.problems[0]}"
-        table.add_row(
-            row.name, state, _shown(row.world_size), _shown(row.zero_stage), f"{row.bytes / 1e6:.1f}"
-        )
-    return table
+        found.append(_summary(folder, verify))
+    return found
 
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
@@ -124,9 +110,9 @@ def check_step(run: Path, step: int) -> None:
     """Hash the checkpoint that a user wants to roll back to. Raises UserError when it is missing or
     damaged."""
     step_of(run, step)
-    facts = _summary(step_folder(run, step), verify=True)
-    if facts.problems:
-        raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(facts.problems[:3])}")
+    summary = _summary(step_folder(run, step), verify=True)
+    if summary.problems:
+        raise UserError(f"--step {step}: {step_name(step)} is broken: {'; '.join(summary.problems[:3])}")
 
 
 def _check_is_run(run: Path) -> None:
@@ -155,7 +141,3 @@ def _summary(folder: Path, verify: bool) -> CheckpointSummary:
 def _order(folder: Path) -> tuple[int, str]:
     digits = folder.name.removeprefix("step-").split(".")[0]
     return (int(digits) if digits.isdigit() else -1, folder.name)
-
-
-def _shown(value: int | None) -> str:
-    return "?" if value is None else str(value)

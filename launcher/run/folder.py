@@ -1,4 +1,4 @@
-"""The folder of one run: made whole in one step, never overwritten."""
+"""Create the folder of a run: in one step, and never over an existing one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def run_path(config: Config) -> Path:
 
 
 def existing_run_problem(run: Path) -> str | None:
-    """Why no run can be made at ``run``; None when nothing is there."""
+    """Why no run can be created at ``run``; None when nothing is there."""
     if not os.path.lexists(run):
         return None
     return (
         f"{run} exists already and is never overwritten; give the new run another name (--name), "
-        f"go on with the old one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
+        f"resume the existing one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
     )
 
 
@@ -39,8 +39,9 @@ def create_run_folder(
 ) -> Path:
     """Write the run folder and return it.
 
-    It is filled beside its place and renamed, so a folder with a manifest is always complete. ``scripts``
-    maps names to texts of executable files. Raises UserError when the folder exists or cannot be written.
+    It is filled under a temporary name and renamed, so a folder with a manifest is always complete.
+    ``student`` and ``teacher`` are DeepSpeed configurations; ``scripts`` maps the names of executable files
+    to their texts. Raises UserError when the folder exists or cannot be written.
     """
     run = run_path(config)
     problem = existing_run_problem(run)
@@ -60,11 +61,11 @@ def create_run_folder(
             for name, text in scripts.items():
                 write_text_atomic(filling / name, text, mode=0o755)
             write_json(made.manifest, manifest.as_dict())
-            filling.chmod(0o755)  # mkdtemp makes it private
+            filling.chmod(0o755)  # mkdtemp creates a private folder
             filling.rename(run)
         except BaseException:
             shutil.rmtree(filling, ignore_errors=True)
             raise
     except OSError as error:
-        raise UserError(existing_run_problem(run) or f"{run}: cannot be made: {error.strerror}") from error
+        raise UserError(existing_run_problem(run) or f"{run}: cannot be created: {error.strerror}") from error
     return run

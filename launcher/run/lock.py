@@ -1,4 +1,4 @@
-"""One launcher per run: a lock that the kernel releases when its holder dies, however it dies."""
+"""One launcher per run, by a file lock: the kernel releases it however its holder dies."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from alignkd.run_folder.paths import RunPaths
 
 @contextlib.contextmanager
 def only_launcher(run: Path) -> Iterator[None]:
-    """Held while a run is prepared and submitted, or, without a job in a queue, until it ends.
+    """Hold the lock of a run: while a job is submitted or, without a queue, until the run ends.
 
-    Raises UserError when another launcher has it. A file system without such locks (some mounts of Lustre and
-    NFS) grants none; the writer's lock in the run folder is then all that keeps two starts apart.
+    Raises UserError when another launcher holds it. Some file systems (mounts of Lustre and NFS) have no such
+    locks; there only the writer lock in the run folder keeps two starts apart.
     """
     with RunPaths(run).launcher_lock.open("a") as file:
-        # `status` looks by holding a shared lock for a moment: that is no launcher.
+        # Retried because `alignkd status` holds a shared lock for a moment when it looks.
         if not any(_take(file, wait) for wait in (0.0, 0.1, 0.3)):
             raise UserError(
-                f"{run}: another launcher runs it; wait for it, or stop it (`alignkd stop`, or Ctrl-C there)"
+                f"{run}: another launcher runs it; wait for its end, or stop it with `alignkd stop`"
             )
         yield
 
 
 def _take(file: IO[str], wait_seconds: float) -> bool:
-    """Also True where there are no such locks."""
+    """Try once, after waiting. True also where the file system has no locks."""
     time.sleep(wait_seconds)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,7 +42,7 @@ def _take(file: IO[str], wait_seconds: float) -> bool:
 
 
 def is_locked(run: Path) -> bool:
-    """Does a launcher hold the run?"""
+    """Whether a launcher holds the lock of the run."""
     try:
         with RunPaths(run).launcher_lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Logs of a run: one file per rank, in which every attempt begins with a line of its own."""
+"""The logs of a run: one file per rank, where every attempt begins with a marker line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _BEGIN = re.compile(rf"{ATTEMPT_PREFIX}(\d+): ")
 
 @dataclass(frozen=True)
 class FirstError:
+    """The error of the rank that failed first; ``lines`` are its message, or the end of its log."""
+
     attempt: int
     rank: int
     exit_code: int | None
@@ -26,10 +28,10 @@ class FirstError:
 
 
 def attempt_lines(run: Path, rank: int, attempt: int | None) -> list[str]:
-    """Lines of a rank in one attempt, its first line included (None: the last attempt).
+    """What a rank logged in one attempt (None: the last one), its marker line included.
 
-    A log without such lines (the local back end's of earlier versions) is one attempt. UserError for what is
-    not there.
+    A log without marker lines (earlier versions of the local back end wrote none) is one attempt. Raises
+    UserError when there is no such log or attempt.
     """
     path = RunPaths(run).log(rank)
     try:
@@ -44,7 +46,7 @@ def _lines_of(path: Path, data: bytes, attempt: int | None) -> list[str]:
     starts = [(int(found[1]), index) for index, line in enumerate(lines) if (found := _BEGIN.match(line))]
     if not starts:
         if attempt not in (None, 1):
-            raise UserError(f"{path} has no attempt {attempt}: it is not divided into attempts")
+            raise UserError(f"{path} has no attempt {attempt}: it holds one attempt only")
         return lines
     wanted = starts[-1][0] if attempt is None else attempt
     for place, (number, index) in enumerate(starts):
@@ -62,20 +64,21 @@ def _ranks_text(run: Path) -> str:
     if not found:
         return "no rank has started yet"
     ranks = "rank 0 only" if found == [0] else f"ranks {found[0]} to {found[-1]}"
-    return f"no such log; there is that of {ranks}"
+    return f"no such log; there are logs of {ranks}"
 
 
 def log_of_failure(run: Path, rank: int) -> Path:
-    """Of the last attempt: the rank's log, or what ssh said of a rank that came to no end of its own."""
+    """The log that tells why a rank of the last attempt failed: the rank's own or, when it recorded no exit,
+    that of its ssh connection."""
     said = RunPaths(run).ssh_log(rank)
     ended = RunPaths(run).exit_file(rank).exists()
     return said if not ended and said.exists() and said.stat().st_size > 0 else RunPaths(run).log(rank)
 
 
 def first_error(run: Path, attempt: int | None) -> FirstError | None:
-    """The rank that failed first, and what it said (None: no attempt has failed).
+    """The rank that failed first in ``attempt``, or else in the last attempt that failed, and its error.
 
-    Without ``attempt``: that of the last attempt that failed. The others only die of it.
+    None when there is no such failure. Errors of the other ranks only follow from the first one.
     """
     failed = [a for a in read_history(run) if a.failed_rank is not None]
     chosen = [a for a in failed if attempt is None or a.number == attempt]
@@ -94,9 +97,9 @@ def first_error(run: Path, attempt: int | None) -> FirstError | None:
 
 
 def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:
-    """New text of a rank's log until ``ended`` says so. Starts with the lines of the last attempt.
+    """The log of a rank from the start of the last attempt, then new lines until ``ended()`` is true.
 
-    Raises UserError when it has ended without a log of this rank.
+    Raises UserError when the run has ended without a log of this rank.
     """
     path = RunPaths(run).log(rank)
     while not path.exists() and not ended():
@@ -107,9 +110,9 @@ def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5
         before, newline, rest = file.read().rpartition(b"\n")
         yield from (line + "\n" for line in _lines_of(path, before + newline, None))
         while True:
-            finished = ended()  # asked first: what was written before the end is still read
+            finished = ended()  # before reading: what was written before the end is still shown
             data = file.read()
-            # A line that is being written is shown when it is whole.
+            # A line that is still being written is shown when it is complete.
             whole, newline, rest = (rest + data).rpartition(b"\n")
             yield from (line + "\n" for line in clean_lines(whole + newline))
             if not data and finished:
@@ -120,7 +123,7 @@ def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5
 
 
 def is_over(run: Path) -> bool:
-    """By the files alone: no attempt is open or about to be, and the last one ended for good."""
+    """From the files only: no attempt is open or about to be, and the last one ended for good."""
     if is_locked(run) or open_attempt(run) is not None:
         return False
     history = read_history(run)

@@ -1,4 +1,4 @@
-"""What a run was made of: versions, commit, data, size. Written once, read by the ranks and by ``resume``."""
+"""``manifest.json``: what a run consists of: its size, versions, commit and data. Read by most commands."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignkd.config import Config
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+
+if TYPE_CHECKING:
+    from alignkd.config import Config
 
 PACKAGES = ("alignkd", "torch", "deepspeed", "transformers", "sentencepiece", "safetensors", "numpy")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """``device`` is "cpu", or "auto" for what the ranks find; ``data`` maps a data file to its sha256."""
+    """``device`` is "cpu", or "auto" for one GPU per rank; ``data`` maps each data file to its sha256."""
 
     created: str  # ISO 8601, UTC
     nodes: int
@@ -65,7 +67,9 @@ def read_manifest(run: Path) -> Manifest:
 
 
 def _not_a_run(run: Path) -> Manifest:
-    raise UserError(f"{run}: not a run folder (no usable manifest.json); name one that `alignkd launch` made")
+    raise UserError(
+        f"{run}: not a run folder (no valid manifest.json); name one that `alignkd launch` created"
+    )
 
 
 def _version(package: str) -> str:
@@ -76,7 +80,7 @@ def _version(package: str) -> str:
 
 
 def git_commit(checkout: Path) -> str | None:
-    """Commit of the checkout of this code, `-dirty` with local changes; None for an installed copy."""
+    """The commit of ``checkout``, with `-dirty` for local changes; None outside a git checkout."""
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
@@ -88,7 +92,7 @@ def git_commit(checkout: Path) -> str | None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes. Raises UserError when it cannot be read."""
+    """sha256 of a file. Raises UserError when it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

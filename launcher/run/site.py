@@ -1,4 +1,4 @@
-"""The site profile: what one cluster wants of every job, written once in ``~/.config/alignkd/site.yaml``."""
+"""The site profile: Slurm settings for every run on a cluster, in ``~/.config/alignkd/site.yaml``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def site_path(environment: Mapping[str, str]) -> Path:
 
 
 def read_site(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """``{"slurm": {...}}`` of the profile, {} without one. It lies under every configuration file.
+    """``{"slurm": {...}}``, or {} without a profile. Every configuration file overrides it.
 
-    Raises ConfigError with all of its problems.
+    Raises ConfigError with all problems of the profile.
     """
     path = site_path(environment)
     if not path.is_file():

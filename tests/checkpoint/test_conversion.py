@@ -279,7 +279,7 @@ def test_the_convert_command_verifies_converts_and_reuses(
     listed = json.loads(alignkd("verify", str(run), "--json").stdout)
     assert [(row["name"], row["state"]) for row in listed][-1] == (folder.name, "broken")
     assert alignkd("convert", str(run), "--step", str(STEP)).stdout == f"wrote {folder}\n"
-    assert alignkd("convert", str(run)).stdout == f"{folder} is there and whole\n"
+    assert alignkd("convert", str(run)).stdout == f"{folder} is complete already\n"
     done = alignkd("convert", str(run), "--step", "5")
     assert done.returncode == 2
     assert "valid: 4, 6" in done.stderr

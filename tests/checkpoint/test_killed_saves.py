@@ -71,7 +71,7 @@ def test_a_run_killed_in_a_save_resumes_from_a_whole_checkpoint(
     if victim == "parent":
         assert code == -signal.SIGKILL
     else:
-        assert "was ended by SIGKILL" in (run / "launcher.log").read_text()
+        assert "was killed by SIGKILL" in (run / "launcher.log").read_text()
     assert committed_steps(run)[0] == newest
     assert two_ranks.run(train_with_fault, str(run), "latest", 0, [99]) == [0, 0]
     same_trajectory(run, whole)

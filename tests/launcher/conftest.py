@@ -33,8 +33,8 @@ def make_run(make_config, monkeypatch) -> Callable[..., tuple[Path, object]]:
     """A run folder without a launch: (folder, manifest)."""
     from launcher.run.folder import create_run_folder
 
-    def make(nodes: int = 1, gpus_per_node: int = 2, device: str = "cpu"):
-        manifest = make_manifest(make_config(), nodes, gpus_per_node, 1, "local", device)
+    def make(nodes: int = 1, gpus_per_node: int = 2, device: str = "cpu", backend: str = "local"):
+        manifest = make_manifest(make_config(), nodes, gpus_per_node, 1, backend, device)
         return create_run_folder(make_config(), manifest, {}, None, {}), manifest
 
     return make

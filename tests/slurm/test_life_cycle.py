@@ -130,7 +130,7 @@ def test_a_node_that_does_not_see_the_run_folder(runs: Runs, cluster: Cluster) -
     state = runs.json("status", run)
     assert (state["state"], state["detail"]) == (
         "failed",
-        "configuration error: the run folder is not seen by n2",
+        "configuration error: the run folder is not visible on n2",
     )
 
 

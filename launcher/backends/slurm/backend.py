@@ -9,10 +9,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from alignkd.config import Config, load_run_config
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
@@ -28,10 +26,15 @@ from launcher.backends.slurm.client import (
     signal_ranks,
     submit,
 )
-from launcher.plan.workload import Cluster
 from launcher.run.attempts import open_attempt, read_history, slurm_step
 from launcher.run.console import say
 from launcher.run.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from alignkd.config import Config
+    from launcher.plan.workload import Cluster
 
 
 class SlurmBackend:
@@ -58,12 +61,16 @@ class SlurmBackend:
     def resize_problems(
         self, run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]
     ) -> list[str]:
+        from launcher.plan.workload import Cluster
+
         return self.preflight(config, Cluster(wanted.nodes, wanted.gpus_per_node))[0]
 
     def would_run(self, run: Path, manifest: Manifest) -> str:
         return f"would run: sbatch {shlex.quote(str(RunPaths(run).job_script))}"
 
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
+        from alignkd.config import load_run_config
+
         signal_seconds = load_run_config(RunPaths(run).config).slurm.signal_seconds
         if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
             say(console, f"warning: {warning}")

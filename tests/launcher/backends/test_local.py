@@ -90,7 +90,7 @@ def test_status_tells_how_each_start_ended(make_run) -> None:
     assert state.next == f"alignkd logs {folder} --errors"
     start("print('deep in it', flush=True); os.kill(os.getpid(), 9)")
     state = inspect_run(folder, None)
-    assert state.detail == "crashed: rank 0 was ended by SIGKILL: deep in it"
+    assert state.detail == "crashed: rank 0 was killed by SIGKILL: deep in it"
     assert (state.attempts, state.reasons, state.job) == (2, ("crashed", "crashed"), None)
     start("sys.exit(85)")
     assert (inspect_run(folder, None).state, inspect_run(folder, None).detail) == ("stopped", "at step 0")

@@ -1,4 +1,4 @@
-"""``alignkd plan`` and what ``alignkd launch`` makes of it, as a user types them."""
+"""``alignkd plan``, and the memory check of ``alignkd launch``, as a user types them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from alignkd.config import load_config
-from tests.launcher.cli.test_app import alignkd, is_light
+from tests.launcher.cli.command import alignkd
 from tests.launcher.conftest import FIXTURE
 from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
 
 
 @pytest.fixture
-def true_sizes(config_file: Path, tmp_path: Path) -> list[str]:
-    """Arguments for the 7B teacher and the 1.7B student, which need no weights to be planned."""
+def published_sizes(config_file: Path, tmp_path: Path) -> list[str]:
+    """Arguments for the 7B teacher and the 1.7B student; a plan needs no weights."""
     arguments = []
     for key, (_, shape, _) in (("teacher", SIZES[2]), ("student", SIZES[0])):
         folder = tmp_path / key
@@ -26,11 +26,11 @@ def true_sizes(config_file: Path, tmp_path: Path) -> list[str]:
     return [*arguments, "--set", "training.precision=bf16", "--set", "training.global_batch_size=128"]
 
 
-def test_a_table_of_80_columns(config_file: Path, true_sizes: list[str]) -> None:
+def test_the_tables_fit_80_columns(config_file: Path, published_sizes: list[str]) -> None:
     cluster = ("--nodes", 2, "--gpus-per-node", 8)
-    done = alignkd("plan", config_file, *true_sizes, *cluster, "--gpu-memory", "80G")
+    done = alignkd("plan", config_file, *published_sizes, *cluster, "--gpu-memory", "80G")
     assert done.returncode == 0, done.stderr
-    assert is_light(done)
+    assert done.is_light
     assert max(map(len, done.stdout.splitlines())) <= 80
     for part in (
         "7,062.9",
@@ -38,17 +38,19 @@ def test_a_table_of_80_columns(config_file: Path, true_sizes: list[str]) -> None
         "teacher shard",
         "fits into 80.00",
         "zero3_node",
-        "Assumed 989 TFLOP/s per GPU at 40%",
+        "40% of 989 TFLOP/s per GPU",
     ):
         assert part in done.stdout
-    unknown = alignkd("plan", config_file, *true_sizes, *cluster)
+    unknown = alignkd("plan", config_file, *published_sizes, *cluster)
     assert "nothing was checked" in unknown.stdout
     assert "Advice" not in unknown.stdout
 
 
-def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
-    # One GPU of 40 GiB: the student's optimizer alone is 22 GB, so something must go to host memory.
-    arguments = ("plan", config_file, *true_sizes, "--gpu-memory", "40G", "--json", "--apply")
+def test_apply_writes_the_advice_and_the_overrides_into_the_file(
+    config_file: Path, published_sizes: list[str]
+) -> None:
+    # One GPU of 40 GiB: the student's optimizer alone is 22 GB, so something must be offloaded.
+    arguments = ("plan", config_file, *published_sizes, "--gpu-memory", "40G", "--json", "--apply")
     done = alignkd(*arguments)
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
@@ -59,7 +61,7 @@ def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
     text = config_file.read_text()
     for key, value in values["advice"].items():
         assert f"{key.split('.')[1]}: {str(value).lower() if isinstance(value, bool) else value}" in text
-    # The advice was computed for what --set gave, so that stands in the file, too.
+    # The advice was computed for the overrides, so the file has these, too.
     again = alignkd("plan", config_file, "--gpu-memory", "40G", "--json", "--apply")
     values = json.loads(again.stdout)
     assert values["parameters"]["teacher"] == 7_062_943_744
@@ -68,8 +70,8 @@ def test_json_and_apply(config_file: Path, true_sizes: list[str]) -> None:
     assert "already set, nothing was written" in again.stderr
 
 
-def test_apply_takes_paths_as_set_does(config_file: Path, tmp_path: Path) -> None:
-    """Of --set they start at the current folder, of a file at the file's."""
+def test_apply_writes_a_path_as_set_resolved_it(config_file: Path, tmp_path: Path) -> None:
+    """Paths of --set are relative to the current folder, those in a file to the file's folder."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "student").symlink_to(FIXTURE / "student")
@@ -80,8 +82,8 @@ def test_apply_takes_paths_as_set_does(config_file: Path, tmp_path: Path) -> Non
     assert "  model.student: " in done.stdout
 
 
-def test_a_stage_before_the_one_that_makes_its_models(tmp_path: Path) -> None:
-    """pretrain -> finetune -> again: what is trained has the shape of what it starts from."""
+def test_a_stage_can_be_planned_before_the_one_that_trains_its_models(tmp_path: Path) -> None:
+    """pretrain -> finetune -> again: a trained model has the shape of the one that training started from."""
     stages = tmp_path / "stages.yaml"
     (tmp_path / "plain").mkdir()
     values = json.loads((FIXTURE / "student" / "config.json").read_text())
@@ -100,7 +102,7 @@ def test_a_stage_before_the_one_that_makes_its_models(tmp_path: Path) -> None:
         "  unfit: {run: {name: two}, training: {learning_rate: -1}}\n"
     )
     alone = alignkd("plan", stages, "--stage", "two", "--json")
-    assert alone.returncode == 2  # a stage with a problem is everybody's: it is said
+    assert alone.returncode == 2  # an invalid stage is reported whichever stage is planned
     assert "stages.unfit.training.learning_rate" in alone.stderr
     stages.write_text("\n".join(stages.read_text().splitlines()[:-1]))
     first, second, third = (
@@ -110,18 +112,18 @@ def test_a_stage_before_the_one_that_makes_its_models(tmp_path: Path) -> None:
     assert sizes[0] == sizes[1]
     assert sizes[2]["teacher"] == sizes[2]["student"] == sizes[0]["student"]
     assert "note:" not in first.stderr
-    assert "run one will make it, in the shape of " + str(tmp_path / "plain") in second.stderr
-    assert third.stderr.count("run two will make it") == 2
+    assert "run one will write it, in the shape of " + str(tmp_path / "plain") in second.stderr
+    assert third.stderr.count("run two will write it") == 2
     shown = alignkd("plan", stages, "--stage", "two")
     assert "note: model.student = " in shown.stdout
-    # Nobody makes this one.
-    nobody = alignkd("plan", stages, "--stage", "two", "--set", "model.student=runs/zero/student")
-    assert nobody.returncode == 2
-    assert "zero/student/config.json: no such file" in nobody.stderr
+    # No stage writes this one.
+    unknown = alignkd("plan", stages, "--stage", "two", "--set", "model.student=runs/zero/student")
+    assert unknown.returncode == 2
+    assert "zero/student/config.json: no such file" in unknown.stderr
 
 
-def test_launch_refuses_what_cannot_fit(config_file: Path, tmp_path: Path) -> None:
-    # On other hosts nobody looks for GPUs; the tiny models need less than 3 GiB, mostly for the driver.
+def test_launch_refuses_a_run_that_cannot_fit(config_file: Path, tmp_path: Path) -> None:
+    # GPUs of other hosts are not looked for; the tiny models need less than 3 GiB, mostly overhead.
     (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
     launch = ("launch", config_file, "--backend", "ssh", "--hostfile", tmp_path / "hosts", "--dry-run")
     refused = alignkd(*launch, "--gpu-memory", "1G")
@@ -139,10 +141,10 @@ def test_launch_refuses_what_cannot_fit(config_file: Path, tmp_path: Path) -> No
         done = alignkd(*launch, *arguments, "--name", f"run-{len(arguments)}")
         assert "does not fit" not in done.stderr
         assert ("memory was not checked" in done.stdout) == said
-    assert "not a size of memory" in alignkd(*launch, "--gpu-memory", "much").stderr
+    assert "not a memory size" in alignkd(*launch, "--gpu-memory", "much").stderr
 
 
-def test_a_run_on_the_cpu_is_not_checked(config_file: Path) -> None:
+def test_the_memory_of_a_run_on_the_cpu_is_not_checked(config_file: Path) -> None:
     done = alignkd("launch", config_file, "--backend", "local", "--dry-run", "--gpu-memory", "1M")
     assert done.returncode == 0, done.stderr
     assert "memory was not checked" not in done.stdout

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from alignkd.errors import UserError
 from launcher.backends.slurm.drill_events import _place
-from launcher.cli import runs as cli_runs
+from launcher.cli import checks
 from launcher.commands.drill import _folder_finding, _free_names, _loss_finding, drill
 from launcher.run.manifest import read_manifest
 
@@ -41,7 +41,7 @@ def test_a_drill_of_another_back_end_is_refused(make_run) -> None:
 def test_options_that_a_shell_cannot_parse_are_refused(make_run) -> None:
     run, _ = make_run()
     with pytest.raises(UserError, match=r"--preempt-with .*No closing quotation"):
-        cli_runs.drill(run, steps=8, preempt_with='--comment="x')
+        checks.drill(run, steps=8, preempt_with='--comment="x')
 
 
 def test_the_rank_to_kill_is_found_in_its_log(tmp_path) -> None:

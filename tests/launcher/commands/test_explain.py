@@ -15,12 +15,12 @@ def found(tmp_path: Path, text: str) -> list[tuple[int, str]]:
     return [(finding.line, finding.reason) for finding in explain(tmp_path / "job")]
 
 
-def test_a_script_without_traps(tmp_path) -> None:
+def test_a_good_script_has_no_findings(tmp_path) -> None:
     assert found(tmp_path, HEAD + SRUN) == []
 
 
 @pytest.mark.parametrize("name", ["plain", "everything", "pyxis", "cpu"])
-def test_our_own_scripts_have_none(name: str) -> None:
+def test_rendered_job_scripts_have_no_findings(name: str) -> None:
     assert explain(GOLDEN / name / "job.sbatch") == []
 
 
@@ -36,25 +36,25 @@ def test_our_own_scripts_have_none(name: str) -> None:
         (HEAD + 'cd "$(dirname "$0")"\n' + SRUN, 5, "runs a copy"),
         (HEAD + 'srun -K1 bash -c "RANK=$SLURM_PROCID python x"', 5, "0 for every rank"),
         (HEAD + "export MASTER_PORT=29500\n" + SRUN, 5, "same port"),
-        (HEAD.replace("USR1@120", "B:USR1@120") + SRUN, 3, "only this script gets the signal"),
+        (HEAD.replace("USR1@120", "B:USR1@120") + SRUN, 3, "does not forward it"),
         (HEAD.replace("#SBATCH --signal=USR1@120\n", "") + SRUN, 0, "nothing tells the ranks"),
         (HEAD.replace("#SBATCH --requeue\n", "") + SRUN, 0, "left to the cluster"),
         (HEAD + "#SBATCH --output=x.log\n" + SRUN, 4, "--open-mode=append"),
-        (HEAD + "trap 'scontrol requeue $SLURM_JOB_ID' TERM\n" + SRUN, 5, "brings cancelled jobs back"),
+        (HEAD + "trap 'scontrol requeue $SLURM_JOB_ID' TERM\n" + SRUN, 5, "requeues cancelled jobs"),
         (
             HEAD + "again() {\n  scontrol requeue $SLURM_JOB_ID\n}\ntrap again USR1 SIGTERM\n" + SRUN,
             8,
-            "brings cancelled jobs back",
+            "requeues cancelled jobs",
         ),
         (HEAD + SRUN + "sbatch next.sh", 6, "options of the new one"),
-        (HEAD + "srun python train.py", 5, "wait for a dead one"),
-        (HEAD + "#SBATCH --cpus-per-task=4\n" + SRUN, 6, "name it again"),
-        (HEAD + "#SBATCH --export=NONE\n" + SRUN, 6, "has no PATH"),
+        (HEAD + "srun python train.py", 5, "wait for a dead rank"),
+        (HEAD + "#SBATCH --cpus-per-task=4\n" + SRUN, 6, "repeat it"),
+        (HEAD + "#SBATCH --export=NONE\n" + SRUN, 6, "have no PATH"),
         (HEAD + SRUN + "#SBATCH --mem=4G", 6, "does not read it"),
-        (HEAD + "#SBATCH --chdir=$HOME/x\n" + SRUN, 5, "not shell"),
+        (HEAD + "#SBATCH --chdir=$HOME/x\n" + SRUN, 5, "not shell code"),
     ],
 )
-def test_every_trap(tmp_path, text: str, line: int, reason: str) -> None:
+def test_every_pitfall_is_found_in_its_line(tmp_path, text: str, line: int, reason: str) -> None:
     (finding,) = found(tmp_path, text)
     assert finding[0] == line
     assert reason in finding[1]
@@ -71,10 +71,10 @@ def test_every_trap(tmp_path, text: str, line: int, reason: str) -> None:
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))\n",
     ],
 )
-def test_what_only_looks_like_one(tmp_path, text: str) -> None:
+def test_what_only_looks_like_a_pitfall_is_not_reported(tmp_path, text: str) -> None:
     assert found(tmp_path, HEAD + text + SRUN) == []
 
 
-def test_no_file(tmp_path) -> None:
+def test_an_unreadable_script_is_a_user_error(tmp_path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         explain(tmp_path / "missing")

@@ -22,7 +22,7 @@ from launcher.plan import activations
 from launcher.plan.workload import Workload
 from tests import tiny
 
-# The fixture's tower with a language model that is large enough to outweigh it.
+# The fixture's tower with a language model that outweighs it.
 STUDENT = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 6}
 TEACHER = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2, "num_attention_heads": 8}
 
@@ -37,7 +37,7 @@ def model_of(folder: Any, dtype: torch.dtype, shape: dict[str, int]) -> MobileVL
 
 
 def worst_batch(samples: int, length: int) -> Batch:
-    """As a plan takes it to be: all samples of one length, one image first, all text supervised."""
+    """The batch that a plan assumes: samples of one length, one image first, all text supervised."""
     text = length - 145
     example = Example([1, -200, *[5] * text], [-100, -100, *[5] * text], (torch.zeros(3, 336, 336),))
     return collate([example] * samples, CollateSettings(144, (3, 336, 336), packing=True))
@@ -53,7 +53,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 @pytest.mark.parametrize(
     ("dtype", "checkpointing"), [(FP32, False), (FP32, True), (BF16, False), (BF16, True)], ids=str
 )
-def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) -> None:
+def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, checkpointing: bool) -> None:
     torch.manual_seed(0)
     student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
     ours, theirs, size = student.config, model.config, dtype.itemsize
@@ -92,7 +92,7 @@ def test_kept_for_backward_and_peaks(dtype: torch.dtype, checkpointing: bool) ->
         loss.backward()
     predicted = activations.kept_bytes(ours, work, size, checkpointing=checkpointing)
     assert kept == pytest.approx(predicted + activations.head_gradient_bytes(ours), rel=0.05)
-    # Coarse, and rather too much than too little: the moments do not meet, gradients come one by one.
+    # Coarse, and rather too high: these peaks do not coincide, and gradients appear one by one.
     gradients = sum(parameter.grad.nbytes for parameter in step.parameters() if parameter.grad is not None)
     predicted += gradients + student_workspace(ours, work, size, checkpointing)
     assert 0.8 * predicted < in_student.peak < 1.05 * predicted
@@ -106,6 +106,6 @@ def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkp
     )
 
 
-def test_the_chunks_are_those_of_the_losses() -> None:
+def test_the_chunk_sizes_are_those_of_the_losses() -> None:
     assert activations.POSITIONS_PER_CHUNK == fused_logits.POSITIONS_PER_CHUNK
     assert activations.ROWS_PER_CHUNK == attention.ROWS_PER_CHUNK

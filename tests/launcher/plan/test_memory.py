@@ -1,4 +1,4 @@
-"""Predicted memory against tensors of real DeepSpeed engines in two ranks."""
+"""Predicted memory against the tensors of real DeepSpeed engines on two ranks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.launcher.plan.test_activations import worst_batch
 from tests.ranks import RankPool
 
 CLUSTER = Cluster(nodes=1, gpus_per_node=2)
-# Small enough to see everything else beside it, large enough for all tensors.
+# Large enough for every tensor, small enough not to hide everything else.
 BUCKET = 200_000
 ONLY_LABELS = (1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def held_bytes_of_engine(ranks: Ranks, run: str) -> dict[str, int]:
-    """Bytes that the student's engine holds before a step (with gradients) and after it."""
+    """Bytes that the student's engine holds before an optimizer step (with gradients) and after it."""
     config = load_config(Path(run) / "config.yaml")
     files = json.loads((Path(run) / "ds/student.json").read_text())
     batch = tiny.batch_of(("v1", "text")[ranks.rank])
@@ -63,7 +63,9 @@ def small_buckets(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "fp32"), (2, "fp32")]
 )
-def test_student_states(two_ranks: RankPool, tmp_path: Path, stage: int, precision: str) -> None:
+def test_student_states_agree_with_a_real_engine(
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str
+) -> None:
     run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision=precision)
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     predicted = {"with gradients": 0, "after a step": 0}
@@ -71,7 +73,7 @@ def test_student_states(two_ranks: RankPool, tmp_path: Path, stage: int, precisi
         if part.phase == "always" and part.name != "gradients":
             predicted["after a step"] += part.bytes
         if part.phase == "always" or (stage == 1 and part.name == "gradient buckets"):
-            predicted["with gradients"] += part.bytes  # stage 2 has let go of its buckets after backward
+            predicted["with gradients"] += part.bytes  # stage 2 has freed its buckets after backward
         if stage >= 3 and part.name == "gradients":
             predicted["after a step"] += part.bytes  # kept for the next step
     for measured in two_ranks.run(held_bytes_of_engine, str(run)):
@@ -80,7 +82,7 @@ def test_student_states(two_ranks: RankPool, tmp_path: Path, stage: int, precisi
 
 
 def peak_of_a_step(ranks: Ranks, run: str) -> int:
-    """The most bytes of tensors at a time in the second optimizer step, everything of the run included."""
+    """The peak bytes of tensors in the second optimizer step, with everything that a run has."""
     config = load_config(Path(run) / "config.yaml")
     student, teacher = (
         json.loads((Path(run) / "ds" / f"{name}.json").read_text()) for name in ("student", "teacher")
@@ -103,7 +105,7 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
     ("stage", "precision", "checkpointing"),
     [(2, "bf16", True), (2, "bf16", False), (2, "fp32", True), (3, "bf16", True)],
 )
-def test_peak_of_a_whole_step(
+def test_the_peak_of_a_step_agrees_with_a_real_run(
     two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool
 ) -> None:
     run = tiny.write_run(

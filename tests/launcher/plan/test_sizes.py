@@ -34,7 +34,7 @@ def published(folder: Path, size: str) -> MobileVLMConfig:
 @pytest.mark.parametrize(
     ("total", "size"), [(row[0], name) for row, name in zip(SIZES, ["1.7B", "3B", "7B"], strict=True)]
 )
-def test_published_sizes(tmp_path: Path, total: int, size: str) -> None:
+def test_the_published_models_have_the_published_sizes(tmp_path: Path, total: int, size: str) -> None:
     sizes = model_sizes(published(tmp_path, size))
     assert sizes.count() == total
     assert sizes.count("vision_tower.") == 303_507_456
@@ -42,7 +42,7 @@ def test_published_sizes(tmp_path: Path, total: int, size: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"mm_vision_select_layer": -1}])
-def test_every_tensor_of_the_real_modules(tmp_path: Path, changes: dict[str, int]) -> None:
+def test_every_tensor_of_the_real_modules_is_counted(tmp_path: Path, changes: dict[str, int]) -> None:
     config = read_model_config(copy_model(tmp_path / "model", **changes))
     sizes, module = model_sizes(config), module_of(config)
     assert sizes.tensors == {name: parameter.numel() for name, parameter in module.named_parameters()}
@@ -53,7 +53,7 @@ def test_every_tensor_of_the_real_modules(tmp_path: Path, changes: dict[str, int
         assert set(sizes.trainable(train_tower)) == real
 
 
-def test_adapters() -> None:
+def test_every_tensor_of_the_adapters_is_counted() -> None:
     teacher, student = read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT)
     module = AlignmentAdapters(teacher, student)
     real = {f"adapters.{name}": parameter.numel() for name, parameter in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Predicted gathers of an optimizer step against those of real engines in two ranks."""
+"""Predicted gathers of an optimizer step against those of real engines on two ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launcher.plan.workload import Cluster, workload
 from tests import tiny
 from tests.ranks import RankPool
 
-# Nothing kept beyond its use but the smallest tensors: the defaults would keep all of a tiny model.
+# Only the smallest tensors stay gathered: the defaults would keep all of a tiny model.
 LEAN = {
     "stage3_param_persistence_threshold": 1000,
     "stage3_prefetch_bucket_size": 0,
@@ -32,7 +32,7 @@ LEAN = {
 
 
 def gathered_in_a_step(ranks: Ranks, run: str) -> int:
-    """Bytes of the second step: small tensors have become resident in the first."""
+    """Bytes of the second step: small tensors become resident in the first one."""
     config = load_config(Path(run) / "config.yaml")
     student, teacher = (_lean(Path(run) / "ds" / f"{name}.json") for name in ("student", "teacher"))
     assert student is not None
@@ -75,12 +75,12 @@ def _lean(path: Path) -> dict[str, Any] | None:
         (2, "zero3", 1, True, 0.02),
         (1, "replicated", None, True, 0.02),
         (3, "replicated", None, True, 0.02),
-        # CLIP's own code looks at its patch embedding from outside, so ZeRO-3 gathers it once more: much
-        # of this tiny tower.
+        # CLIP's code accesses its patch embedding from outside the module, so ZeRO-3 gathers it once more:
+        # a large part of this tiny tower.
         (3, "replicated", None, False, 0.1),
     ],
 )
-def test_gathers(
+def test_gathers_agree_with_real_engines(
     two_ranks: RankPool,
     tmp_path: Path,
     stage: int,
@@ -109,7 +109,7 @@ def test_gathers(
         assert measured == pytest.approx(predicted, rel=tolerance), transfers
 
 
-def test_what_crosses_nodes() -> None:
+def test_rings_send_a_share_of_the_bytes_to_each_rank_and_node() -> None:
     everywhere = Transfer("x", 800, ranks=8, nodes=2)
     assert (everywhere.received_by_rank, everywhere.entering_node) == (700, 400)
     inside = Transfer("x", 800, ranks=4, nodes=1)

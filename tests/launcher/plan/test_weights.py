@@ -1,4 +1,4 @@
-"""What safetensors headers say beside a configuration."""
+"""Parameter counts from safetensors headers against a model's configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.plan.weights import parameters_on_disk, weight_notes
 from tests.model_folders import copy_model, published_tensors
 
 
-def test_headers_of_safetensors(tmp_path: Path) -> None:
+def test_parameters_are_counted_from_safetensors_headers(tmp_path: Path) -> None:
     assert parameters_on_disk(tmp_path) is None
     save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "one.safetensors")
     save_file({"c": torch.zeros(())}, tmp_path / "two.safetensors")
@@ -22,7 +22,7 @@ def test_headers_of_safetensors(tmp_path: Path) -> None:
     assert parameters_on_disk(tmp_path) is None
 
 
-def test_a_folder_that_does_not_fit_its_configuration(make_config, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_match_its_configuration_is_reported(make_config, tmp_path: Path) -> None:
     folder = copy_model(tmp_path / "model")
     for path in folder.glob("*.bin"):
         path.unlink()

@@ -28,14 +28,14 @@ def progress(run: Path, step: int, updated: float | None = None) -> None:
     (run / "progress.json").write_text(json.dumps(facts))
 
 
-def test_one_attempt(tmp_path) -> None:
+def test_an_attempt_is_closed_with_its_steps_and_reason(tmp_path) -> None:
     checkpoint(tmp_path, 4)
     (tmp_path / "exits").mkdir(exist_ok=True)
     (tmp_path / "exits" / "rank-0").write_text("1 5.0\n")
     (tmp_path / "result.json").write_text('{"status": "stopped"}')
     attempt = begin(tmp_path, "7", "n[1-2]", 3.5)
     assert (attempt.number, attempt.first_step, attempt.queue_seconds) == (1, 4, 3.5)
-    # What the attempt before left must not speak for this one.
+    # What an earlier attempt left must not be taken for this one's.
     assert exit_codes(tmp_path) == {}
     assert not (tmp_path / "result.json").exists()
     checkpoint(tmp_path, 10)
@@ -47,7 +47,7 @@ def test_one_attempt(tmp_path) -> None:
     assert read_history(tmp_path) == [closed]
 
 
-def test_a_killed_attempt_is_closed_by_the_next(tmp_path) -> None:
+def test_a_killed_attempt_is_closed_by_the_next_one(tmp_path) -> None:
     first = begin(tmp_path, "7", "n1", None)
     progress(tmp_path, 3, first.start + 60)
     assert begin(tmp_path, "7", "n2", None).number == 2
@@ -55,7 +55,7 @@ def test_a_killed_attempt_is_closed_by_the_next(tmp_path) -> None:
     assert (closed.reason, closed.end, closed.lost_steps) == ("lost", first.start + 60, 3)
 
 
-def test_a_killed_attempt_with_a_lost_node(tmp_path) -> None:
+def test_a_lost_node_is_the_reason_of_a_killed_attempt(tmp_path) -> None:
     first = begin(tmp_path, "7", "n[1-2]", None)
     asked = []
 
@@ -69,13 +69,13 @@ def test_a_killed_attempt_with_a_lost_node(tmp_path) -> None:
     assert (closed.reason, closed.bad_nodes) == ("node lost", ("n2",))
 
 
-def test_old_progress_is_not_this_attempts(tmp_path) -> None:
+def test_progress_of_an_earlier_attempt_is_ignored(tmp_path) -> None:
     progress(tmp_path, 90, 1000.0)
     closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
     assert (closed.last_step, closed.lost_steps) == (0, 0)
 
 
-def test_a_torn_line_is_left_out(tmp_path) -> None:
+def test_torn_and_foreign_lines_are_skipped(tmp_path) -> None:
     closed = close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
     with RunPaths(tmp_path).attempts.open("a") as file:
         file.write('{"number": 2, "jo\n[]\n{"number": 3}\n')
@@ -85,11 +85,11 @@ def test_a_torn_line_is_left_out(tmp_path) -> None:
     assert open_attempt(tmp_path) is None
 
 
-def test_exit_codes_come_in_the_order_of_the_ends(tmp_path) -> None:
+def test_exit_codes_are_in_the_order_in_which_ranks_ended(tmp_path) -> None:
     (tmp_path / "exits").mkdir(exist_ok=True)
     for rank, text in {0: "143 12.5", 1: "3 12.25", 10: "143 12.75"}.items():
         (tmp_path / "exits" / f"rank-{rank}").write_text(text + "\n")
-    (tmp_path / "exits" / "rank-2").write_text("1 12.")  # is being written
+    (tmp_path / "exits" / "rank-2").write_text("1 12.")  # still being written
     assert list(exit_codes(tmp_path).items()) == [(1, 3), (0, 143), (10, 143)]
 
 
@@ -102,10 +102,10 @@ def test_exit_codes_come_in_the_order_of_the_ends(tmp_path) -> None:
         ([("crashed", 0), ("crashed", 5), ("crashed", 0)], 0, 1),  # progress resets
         ([("crashed", 0), ("preempted", 0), ("lost", 0)], 0, 1),  # not the run's fault
         ([("time limit", 0), ("crashed", 0)], 0, 2),
-        ([("crashed", 0), ("crashed", 0), ("crashed", 0)], 2, 1),  # the user has submitted it again
+        ([("crashed", 0), ("crashed", 0), ("crashed", 0)], 2, 1),  # the user has submitted the run again
     ],
 )
-def test_fruitless_restarts(tmp_path, endings, before: int, count: int) -> None:
+def test_failures_without_progress_are_counted(tmp_path, endings, before: int, count: int) -> None:
     with RunPaths(tmp_path).attempts.open("w") as file:
         for number, (reason, saved) in enumerate(endings, start=1):
             attempt = Attempt(number, "7", "n1", 0.0, 0, reason=reason, saved_step=saved)
@@ -114,7 +114,7 @@ def test_fruitless_restarts(tmp_path, endings, before: int, count: int) -> None:
     assert fruitless_restarts(tmp_path) == count
 
 
-def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Path) -> None:
+def test_a_close_that_was_killed_between_its_two_files_counts_once(tmp_path: Path) -> None:
     attempt = begin(tmp_path, "7", "n1", None)
     before = RunPaths(tmp_path).open_attempt.read_text()
     close(tmp_path, attempt, Reason.CRASHED)
@@ -124,16 +124,16 @@ def test_a_close_that_was_cut_off_between_its_two_files_counts_once(tmp_path: Pa
     assert [closed.number for closed in read_history(tmp_path)] == [1]
 
 
-def test_a_torn_line_takes_no_other_with_it(tmp_path: Path) -> None:
+def test_a_torn_line_spoils_no_other_line(tmp_path: Path) -> None:
     for _ in range(2):
         close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.CRASHED)
     whole = RunPaths(tmp_path).attempts.read_text()
     lines = whole.splitlines()
     torn = lines[0][:30].encode() + b"\xff\0"
-    # The first; the number 2 is taken.
+    # The first line is torn; the number 2 is taken.
     RunPaths(tmp_path).attempts.write_bytes(torn + f"\n{lines[1]}\n".encode())
     assert begin(tmp_path, "7", "n1", None).number == 3
-    RunPaths(tmp_path).attempts.write_text(whole[:-30])  # the last; the next line must not be glued to it
+    RunPaths(tmp_path).attempts.write_text(whole[:-30])  # the last line is torn; the next must start anew
     RunPaths(tmp_path).open_attempt.unlink()
     close(tmp_path, begin(tmp_path, "7", "n1", None), Reason.DONE)
     assert [closed.reason for closed in read_history(tmp_path)] == ["crashed", "done"]

@@ -16,17 +16,17 @@ from launcher.run.exit_codes import exit_code, failed_rank, failure_report, tail
         ({1: 85, 0: 86}, None, 86),
         ({1: 3, 0: 1}, 1, 3),
         ({1: 0, 0: 2}, 0, 2),
-        ({0: 1, 1: 2}, 1, 2),  # rank 0 lost its connection to rank 1, and was quicker to end
+        ({0: 1, 1: 2}, 1, 2),  # rank 0 lost its connection to rank 1, and ended first
         ({1: -9, 0: -15}, 1, 137),
         ({1: 86, 0: 1}, 0, 1),
     ],
 )
-def test_codes(codes, first, code) -> None:
+def test_the_exit_code_is_that_of_the_rank_to_blame(codes, first, code) -> None:
     assert failed_rank(codes) == first
     assert exit_code(codes) == code
 
 
-def test_the_message_of_a_user_error_is_shown_alone(tmp_path) -> None:
+def test_a_user_error_is_shown_without_the_rest_of_the_log(tmp_path) -> None:
     log = tmp_path / "rank-1.log"
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr):
@@ -45,7 +45,7 @@ def test_a_crash_shows_the_end_of_its_log(tmp_path) -> None:
     assert "line 3\n" not in shown
     assert "\x1b" not in shown
     assert "SIGSEGV" in failure_report(1, -11, log)
-    assert "it wrote nothing" in failure_report(2, 1, tmp_path / "missing")
+    assert "(empty)" in failure_report(2, 1, tmp_path / "missing")
 
 
 def test_exit_code_2_without_a_message_is_a_crash(tmp_path) -> None:

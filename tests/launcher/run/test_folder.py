@@ -18,7 +18,7 @@ def create(make_config):
     return make
 
 
-def test_everything_a_rank_reads_is_there(create) -> None:
+def test_a_new_run_folder_holds_all_that_a_rank_reads(create) -> None:
     config, run = create(scripts={"rank.sh": "#!/bin/sh\n"})
     assert run == run_path(config)
     assert load_config(run / "config.yaml") == config
@@ -33,7 +33,7 @@ def test_everything_a_rank_reads_is_there(create) -> None:
     assert [path.name for path in run.parent.iterdir()] == [run.name]
 
 
-def test_an_existing_run_is_never_touched(create) -> None:
+def test_an_existing_run_is_never_overwritten(create) -> None:
     _, run = create()
     (run / "manifest.json").write_text("mine")
     with pytest.raises(UserError, match=r"--name.*alignkd resume .*/run`.*move it away"):
@@ -42,7 +42,7 @@ def test_an_existing_run_is_never_touched(create) -> None:
     create("run.name=other")
 
 
-def test_a_dangling_link_counts_as_there(create, make_config) -> None:
+def test_a_dangling_link_counts_as_an_existing_run(create, make_config) -> None:
     run = run_path(make_config())
     run.parent.mkdir()
     run.symlink_to(run.parent / "nowhere")
@@ -50,19 +50,19 @@ def test_a_dangling_link_counts_as_there(create, make_config) -> None:
         create()
 
 
-def test_a_failure_while_it_is_filled_leaves_nothing(create, make_config) -> None:
+def test_a_failed_creation_leaves_nothing_behind(create, make_config) -> None:
     with pytest.raises(TypeError):
         create(scripts={"job.sbatch": None})
     assert list(run_path(make_config()).parent.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(create, tmp_path) -> None:
+def test_an_unwritable_parent_folder_is_a_user_error(create, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         create("run.folder=" + str(tmp_path / "file"))
 
 
-def test_what_is_no_run_folder(tmp_path) -> None:
+def test_a_folder_without_a_valid_manifest_is_not_a_run(tmp_path) -> None:
     for text in (None, "[]", "{", '{"nodes": 1}'):
         if text is not None:
             (tmp_path / "manifest.json").write_text(text)
@@ -70,5 +70,5 @@ def test_what_is_no_run_folder(tmp_path) -> None:
             read_manifest(tmp_path)
 
 
-def test_no_commit_outside_a_checkout(tmp_path) -> None:
+def test_an_installed_copy_has_no_commit(tmp_path) -> None:
     assert git_commit(tmp_path) is None

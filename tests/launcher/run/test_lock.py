@@ -12,7 +12,7 @@ from launcher.run import lock as run_lock
 from launcher.run.lock import is_locked, only_launcher
 
 
-def test_the_second_is_refused_and_the_first_frees_it(tmp_path: Path) -> None:
+def test_a_second_launcher_is_refused_until_the_first_has_finished(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with only_launcher(tmp_path):
         assert is_locked(tmp_path)
@@ -21,8 +21,10 @@ def test_the_second_is_refused_and_the_first_frees_it(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
 
 
-def test_a_look_at_the_lock_is_no_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`status` holds it for a moment; here until the launcher waits for the first time."""
+def test_looking_at_the_lock_does_not_refuse_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`alignkd status` holds it for a moment; here until the launcher waits for the first time."""
     with (tmp_path / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         waits: list[float] = []
@@ -37,7 +39,7 @@ def test_a_look_at_the_lock_is_no_launcher(tmp_path: Path, monkeypatch: pytest.M
             assert waits[0] == 0 < waits[1]
 
 
-def test_a_file_system_without_such_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_file_locks_every_launcher_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 

@@ -26,26 +26,26 @@ def fail(run, number: int, rank: int, code: int) -> None:
         file.write(json.dumps(asdict(attempt)) + "\n")
 
 
-def test_attempts_are_told_apart(run) -> None:
+def test_each_attempt_has_its_own_lines(run) -> None:
     assert attempt_lines(run, 0, 1) == ["=== attempt 1: job 5 on n1", "first"]
-    # Control characters of a log are not for a terminal.
+    # Control characters must not reach the terminal.
     assert attempt_lines(run, 0, None) == ["=== attempt 3: job 5 on n2", "third", "?[31mred"]
     with pytest.raises(UserError, match="no attempt 2; it has: 1, 3"):
         attempt_lines(run, 0, 2)
-    with pytest.raises(UserError, match="there is that of rank 0 only"):
+    with pytest.raises(UserError, match="there are logs of rank 0 only"):
         attempt_lines(run, 1, None)
     (run / "logs" / "rank-1.log").write_text("of the local back end\n")
     assert attempt_lines(run, 1, None) == ["of the local back end"]
-    with pytest.raises(UserError, match="no attempt 2: it is not divided"):
+    with pytest.raises(UserError, match="no attempt 2: it holds one attempt only"):
         attempt_lines(run, 1, 2)
 
 
-def test_no_log_yet(tmp_path) -> None:
+def test_a_run_without_logs_says_that_no_rank_has_started(tmp_path) -> None:
     with pytest.raises(UserError, match="no rank has started yet"):
         attempt_lines(tmp_path, 0, None)
 
 
-def test_the_first_error(run) -> None:
+def test_the_first_error_is_that_of_the_rank_to_blame(run) -> None:
     assert first_error(run, None) is None
     fail(run, 1, 0, 9)
     (run / "logs" / "rank-2.log").write_text(
@@ -62,7 +62,7 @@ def test_the_first_error(run) -> None:
     assert first_error(run, 2) is None
 
 
-def test_following(run) -> None:
+def test_following_shows_new_lines_until_the_run_ends(run) -> None:
     steps = iter([False, False, True])
 
     def ended() -> bool:
@@ -75,7 +75,7 @@ def test_following(run) -> None:
     assert "".join(follow(run, 0, ended, seconds=0)).splitlines()[1:] == ["third", "?[31mred", "new", "new"]
 
 
-def test_following_shows_lines_whole_and_leaves_none_out(run) -> None:
+def test_following_shows_every_line_once_and_complete(run) -> None:
     log = run / "logs" / "rank-0.log"
     log.write_text("=== attempt 1: job 5 on n1\nfirst\nhal")
     parts = iter(["f\nnext é", "\nlast"])
@@ -95,7 +95,7 @@ def test_following_shows_lines_whole_and_leaves_none_out(run) -> None:
     assert found[1:] == ["first\n", "halbusy, f\n", "next é\n", "last\n"]
 
 
-def test_what_ssh_said_of_a_rank_that_never_started(tmp_path: Path) -> None:
+def test_the_ssh_log_explains_a_rank_that_never_started(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "ssh-1.log").write_text("ssh: connect to host two: No route to host\n")
     close(tmp_path, begin(tmp_path, "ssh", "one,two", None), Reason.CRASHED, codes={1: 255, 0: -9})
@@ -105,8 +105,8 @@ def test_what_ssh_said_of_a_rank_that_never_started(tmp_path: Path) -> None:
     assert error.lines == ["ssh: connect to host two: No route to host"]
 
 
-def test_following_what_never_starts(run) -> None:
-    with pytest.raises(UserError, match=r"rank-7.log: no such log; there is that of ranks? "):
+def test_following_a_log_that_never_appears_is_an_error(run) -> None:
+    with pytest.raises(UserError, match=r"rank-7.log: no such log; there are logs of ranks? "):
         list(follow(run, 7, lambda: True, seconds=0))
     for log in (run / "logs").glob("rank-*.log"):
         log.unlink()
@@ -114,8 +114,8 @@ def test_following_what_never_starts(run) -> None:
         list(follow(run, 0, lambda: True, seconds=0))
 
 
-def test_a_run_that_is_about_to_go_on_is_not_over(tmp_path: Path) -> None:
-    """Its last attempt has ended well, and the next one is yet to be opened."""
+def test_a_run_that_is_about_to_be_resumed_is_not_over(tmp_path: Path) -> None:
+    """Its last attempt has ended well, and the next one is not open yet."""
     close(tmp_path, begin(tmp_path, "local", "here", None), Reason.STOPPED)
     assert is_over(tmp_path)
     with only_launcher(tmp_path):

@@ -13,13 +13,13 @@ def put(folder, text: str) -> dict[str, str]:
     return environment
 
 
-def test_where_it_lies(tmp_path) -> None:
+def test_a_missing_or_empty_profile_sets_nothing(tmp_path) -> None:
     assert str(site_path({"HOME": "/home/me"})) == "/home/me/.config/alignkd/site.yaml"
     assert read_site({"HOME": str(tmp_path)}) == {}
     assert read_site(put(tmp_path, "# nothing\n")) == {}
 
 
-def test_it_lies_under_the_file_and_the_stage(tmp_path, config_file) -> None:
+def test_the_configuration_and_its_stage_override_the_profile(tmp_path, config_file) -> None:
     site = read_site(put(tmp_path, "slurm: {partition: site, qos: site, account: site}\n"))
     config_file.write_text(
         config_file.read_text()
@@ -39,7 +39,7 @@ def test_it_lies_under_the_file_and_the_stage(tmp_path, config_file) -> None:
         ("slurm: {export: {HF_TOKEN: x}}", "slurm.export"),
     ],
 )
-def test_problems(tmp_path, text: str, message: str) -> None:
+def test_every_problem_of_a_profile_is_an_error(tmp_path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=r"site\.yaml") as caught:
         read_site(put(tmp_path, text))
     assert message in str(caught.value)

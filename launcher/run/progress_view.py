@@ -1,7 +1,4 @@
-"""What the user sees while ranks work: a progress bar on a terminal, a line now and then elsewhere.
-
-Rank 0 replaces ``progress.json`` in the run folder; here it is read and shown.
-"""
+"""What the user sees while ranks work: a progress bar on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -9,12 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from typing import TYPE_CHECKING, Protocol
 
 from alignkd.run_folder.progress import Snapshot
+from alignkd.text import duration
+from launcher.run.console import say
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PLAIN_SECONDS = 10.0
 NOTABLE_WAIT = 0.05  # share of a step
@@ -22,7 +21,7 @@ NOTABLE_WAIT = 0.05  # share of a step
 
 @dataclass
 class Pace:
-    """Seconds left, from the steps that were seen since the first one (a resumed run does not start at 0)."""
+    """Estimates the time left from the steps seen so far. A resumed run does not start at step 0."""
 
     _first: Snapshot | None = field(default=None)
 
@@ -49,13 +48,6 @@ def details(now: Snapshot, left: float | None) -> str:
     return " · ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """``4:05`` or ``1:04:05``."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 class View(Protocol):
     def show(self, now: Snapshot, left: float | None) -> None: ...
     def note(self, text: str) -> None: ...
@@ -63,9 +55,11 @@ class View(Protocol):
 
 
 class BarView:
-    """A live bar, refreshed by ``show`` alone: no thread beside the one that watches the ranks."""
+    """A live bar, refreshed only by ``show``: it needs no thread of its own."""
 
     def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self._progress = Progress(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -77,13 +71,13 @@ class BarView:
         self._progress.start()
 
     def show(self, now: Snapshot, left: float | None) -> None:
-        # An index has no steps: its bar is in percent.
+        # Indexing has no steps: its bar counts percent.
         total, completed = (now.total_steps, now.step) if now.done is None else (100, int(100 * now.done))
         self._progress.update(self._task, total=total, completed=completed, description=details(now, left))
         self._progress.refresh()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._progress.console, text)
 
     def close(self) -> None:
         self._progress.refresh()
@@ -91,7 +85,7 @@ class BarView:
 
 
 class PlainView:
-    """One line when the phase changes and every few seconds, for logs and pipes."""
+    """For logs and pipes: one line when the phase changes, and one every few seconds."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
@@ -99,7 +93,7 @@ class PlainView:
         self._last_time = 0.0
 
     def show(self, now: Snapshot, left: float | None) -> None:
-        # Saving is a part of training here: it comes and goes with every checkpoint.
+        # Saving counts as training here: it comes and goes with every checkpoint.
         phase = "training" if now.phase == "saving" else now.phase
         same_phase = self._last is not None and self._last[0] == phase
         at = (phase, now.step, now.done)
@@ -111,17 +105,17 @@ class PlainView:
         self.note(done + details(now, left))
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
     def close(self) -> None:
         pass
 
 
-GONE = (OSError, SystemExit)  # output that nobody sees any more; rich would exit where a pipe is closed
+GONE = (OSError, SystemExit)  # raised when the output is closed; rich exits where it is a pipe
 
 
 class LastingView:
-    """Falls silent when the terminal is closed or nobody reads the pipe: the ranks must not die of it."""
+    """Shows nothing more once the terminal or the pipe is closed: that must not end the ranks."""
 
     def __init__(self, make: Callable[[], View]) -> None:
         self._view: View | None = None
@@ -145,7 +139,7 @@ class LastingView:
         except GONE:
             view, self._view = self._view, None
             with contextlib.suppress(*GONE):
-                view.close()  # a bar has taken over stdout
+                view.close()  # a bar has redirected stdout
 
 
 def make_view(console: Console) -> View:

@@ -5,24 +5,23 @@ import pytest
 from rich.console import Console
 
 from alignkd.run_folder.progress import Snapshot
-from launcher.run.progress import (
+from launcher.run.progress_view import (
     BarView,
     Pace,
     PlainView,
     details,
-    duration,
     make_view,
 )
 
 
-def test_pace_of_a_resumed_run_counts_from_where_it_went_on() -> None:
+def test_the_pace_of_a_resumed_run_counts_from_its_first_step() -> None:
     pace = Pace()
     assert pace.seconds_left(Snapshot("loading", 500, 1000, updated=0)) is None
     assert pace.seconds_left(Snapshot("training", 500, 1000, updated=10)) is None
     assert pace.seconds_left(Snapshot("training", 510, 1000, updated=30)) == pytest.approx(2 * 490)
 
 
-def test_words() -> None:
+def test_details_name_what_is_known() -> None:
     assert details(Snapshot("training", 1, 2, 2.34567, 12.345), 245) == (
         "training · loss 2.346 · 12.3 samples/s · 4:05 left"
     )
@@ -31,10 +30,9 @@ def test_words() -> None:
     assert "waiting" not in details(replace(waits, data_wait_share=0.04), None)
     assert details(Snapshot("loading"), None) == "loading"
     assert details(Snapshot("indexing", done=0.256), None) == "indexing 26%"
-    assert [duration(seconds) for seconds in (0, 59.6, 3845)] == ["0:00", "1:00", "1:04:05"]
 
 
-def test_plain_lines_come_now_and_then() -> None:
+def test_plain_lines_come_every_ten_seconds_and_with_every_phase() -> None:
     text, now = io.StringIO(), [0.0]
     view = PlainView(Console(file=text, width=200), clock=lambda: now[0])
     for second in range(31):
@@ -59,7 +57,7 @@ def test_plain_lines_come_now_and_then() -> None:
     assert lines[4].endswith("exporting")
 
 
-def test_bar_on_a_terminal_shows_steps_and_fits_80_columns() -> None:
+def test_a_bar_on_a_terminal_shows_steps_and_details() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
     view = make_view(console)
@@ -72,5 +70,5 @@ def test_bar_on_a_terminal_shows_steps_and_fits_80_columns() -> None:
     assert "a [note] with brackets" in text.getvalue()
 
 
-def test_no_bar_in_a_pipe() -> None:
+def test_a_pipe_gets_lines_instead_of_a_bar() -> None:
     assert isinstance(make_view(Console(file=io.StringIO())), PlainView)

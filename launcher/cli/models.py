@@ -1,0 +1,94 @@
+"""Commands on models and data: export, probe, sample-data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from launcher.cli.options import Checkpoint, Json, Run, stdout_is_stderr
+
+models = typer.Typer(rich_markup_mode=None)
+
+
+@models.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the student.")],
+    step: Checkpoint = None,
+    file_format: Annotated[
+        Literal["safetensors", "bin"],
+        typer.Option("--format", metavar="NAME", help="Weights as safetensors or bin."),
+    ] = "safetensors",
+) -> None:
+    """Write a run's student in the MobileVLM V2 format."""
+    from launcher.run.checkpoints import step_of
+
+    step_of(run, step)  # before torch is imported, which takes seconds
+    with stdout_is_stderr():
+        from alignkd.checkpoint.export import export_run
+
+        export_run(run, out, step, file_format)
+    print(f"wrote {out}")
+
+
+@models.command()
+def probe(
+    teacher: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the teacher.")],
+    student: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the student.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")],
+    template: Annotated[Literal["plain", "v1"], typer.Option(help="Conversation template.")],
+    image_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
+    ] = None,
+    image_aspect_ratio: Annotated[
+        Literal["pad", "square"],
+        typer.Option(metavar="MODE", help="How images become squares: pad or square (crop)."),
+    ] = "pad",
+    adapters: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Adapters (safetensors).", show_default="random")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float64", "bfloat16"],
+        typer.Option(metavar="TYPE", help="float32, float64 or bfloat16, for both models."),
+    ] = "float32",
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of random adapters.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show each loss and its gradient norm on a few samples."""
+    with stdout_is_stderr():
+        from alignkd.probe import run_probe
+
+        result = run_probe(
+            teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
+        ).as_dict()
+    if as_json:
+        print(json.dumps(result))
+        return
+    from rich.console import Console
+
+    from launcher.cli.tables import probe_table
+
+    Console().print(probe_table(result))
+
+
+@models.command("sample-data")
+def sample_data(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the data.")],
+    samples: Annotated[int, typer.Option(metavar="N", min=16, help="Number of training samples.")] = 16000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed; equal seeds give equal data.")] = 0,
+) -> None:
+    """Write the data of a small but real task, offline."""
+    from rich.progress import Progress
+
+    from alignkd.data.sample_task.write import write_sample_data
+
+    with Progress(disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("images", total=None)
+        write_sample_data(
+            out, samples, seed, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    print(f"wrote {out}")

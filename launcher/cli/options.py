@@ -1,0 +1,45 @@
+"""Arguments and options that several commands share, and what they do to standard output."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkd.errors import UserError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Stage = Annotated[str | None, typer.Option(metavar="NAME", help="Stage of a configuration with stages.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key; repeatable."),
+]
+GpuMemory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of one GPU, such as 80G.", show_default="slurm.gpu_memory"),
+]
+Checkpoint = Annotated[
+    int | None, typer.Option(metavar="N", help="Step of the checkpoint.", show_default="the newest")
+]
+
+
+def memory_option(text: str | None) -> int | None:
+    """Bytes of ``--gpu-memory``. Raises UserError."""
+    from launcher.plan.check import memory_bytes
+
+    size = None if text is None else memory_bytes(text)
+    if size == 0:
+        raise UserError(
+            f"--gpu-memory {text}: not a memory size; valid: a number followed by M, G or T (80G)"
+        )
+    return size
+
+
+def stdout_is_stderr() -> AbstractContextManager[object]:
+    """DeepSpeed greets on standard output, which is for the result of a command."""
+    return redirect_stdout(sys.stderr)

@@ -1,0 +1,91 @@
+"""``alignkd init`` and ``alignkd launch``: from nothing to a started run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.backends.base import BackendChoice
+from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, memory_option
+
+start = typer.Typer(rich_markup_mode=None)
+
+# Those of alignkd.config.presets, whose import takes long; a test compares them.
+PRESET_NAMES = ("sample", "short", "long")
+
+
+@start.command()
+def init(
+    preset: Annotated[str, typer.Option(metavar="NAME", help=f"Preset: {', '.join(PRESET_NAMES)}.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")] = Path("alignkd.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented configuration to start from."""
+    from alignkd.config.presets import write_preset
+
+    write_preset(preset, out, force)
+    print(f"wrote {out}")
+
+
+@start.command()
+def launch(
+    config: ConfigFile = Path("alignkd.yaml"),
+    nodes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Number of nodes.", show_default="1, or all hosts"),
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU.", show_default="1, or all slots"),
+    ] = None,
+    backend: Annotated[
+        BackendChoice,
+        typer.Option(
+            metavar="NAME", help="auto, local, slurm or ssh; auto is slurm if it answers, else local."
+        ),
+    ] = "auto",
+    hostfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Hosts for ssh, one `host slots=N` per line.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the run (run.name).")] = None,
+    stage: Stage = None,
+    stages: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Stages to run one after another.")
+    ] = None,
+    overrides: Overrides = None,
+    gpu_memory: GpuMemory = None,
+    skip_memory_check: Annotated[
+        bool, typer.Option("--skip-memory-check", help="Launch a run that `alignkd plan` says cannot fit.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write and show the run folder, start nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a configuration, write its run folder and start it."""
+    from rich.console import Console
+
+    from launcher.commands.launch import LaunchRequest
+    from launcher.commands.launch import launch as launch_run
+    from launcher.commands.preflight import MemoryCheck
+
+    request = LaunchRequest(
+        config,
+        nodes,
+        gpus_per_node,
+        backend,
+        hostfile,
+        name,
+        stage,
+        stages,
+        tuple(overrides or ()),
+        dry_run,
+        MemoryCheck(memory_option(gpu_memory), skip_memory_check),
+    )
+    result = launch_run(request, Console(stderr=as_json))
+    if as_json:
+        print(json.dumps(result))
+    raise typer.Exit(result["code"])

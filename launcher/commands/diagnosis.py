@@ -1,0 +1,140 @@
+"""Which state a run is in, and why: one word and a detail, from its files and, with Slurm, from the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.progress import Snapshot, read_snapshot
+from alignkd.run_folder.result import result_status
+from launcher.backends import backend_named
+from launcher.backends.base import QueuedJob
+from launcher.run.attempts import Attempt, Reason, open_attempt, read_history
+from launcher.run.exit_codes import failure_line
+from launcher.run.lock import is_locked
+from launcher.run.logs import log_of_failure
+from launcher.run.manifest import Manifest, read_manifest
+
+QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
+
+# Slurm's reasons for which a job is pending
+_PENDING = {
+    "None": "Slurm has not considered it yet",
+    "Priority": "jobs with a higher priority come first",
+    "Resources": "not enough free nodes yet",
+    "BeginTime": "Slurm holds a requeued job back for about two minutes",
+    "Dependency": "waits for another job",
+    "DependencyNeverSatisfied": "the job that it waits for has failed; cancel this one",
+    "PartitionTimeLimit": "requests more time than the partition allows",
+    "PartitionNodeLimit": "requests more nodes than the partition has",
+    "PartitionDown": "the partition is down",
+    "ReqNodeNotAvail": "a node that it needs is down or reserved",
+    "JobHeldUser": "held; release it with `scontrol release`",
+    "JobHeldAdmin": "held by an administrator",
+    "QOSMaxJobsPerUserLimit": "the limit of running jobs is reached",
+}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What the files in a run folder say."""
+
+    run: Path
+    manifest: Manifest
+    history: list[Attempt]
+    current: Attempt | None  # the attempt that is open
+    progress: Snapshot | None
+    is_done: bool
+
+    @property
+    def has_queue(self) -> bool:
+        return backend_named(self.manifest.backend).has_queue
+
+
+def read_run(run: Path) -> RunFiles:
+    """Raises UserError when ``run`` is not a run folder."""
+    return RunFiles(
+        run,
+        read_manifest(run),
+        read_history(run),
+        open_attempt(run),
+        read_snapshot(RunPaths(run).progress),
+        result_status(run) == "done",
+    )
+
+
+def diagnose(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> tuple[str, str]:
+    """The state of a run in one word, and a detail, which may be empty.
+
+    ``jobs`` are the run's live jobs, None where Slurm does not answer; ``now`` is a Unix time.
+    """
+    if files.is_done:
+        return "done", f"student: {RunPaths(files.run).student}"
+    return _in_queue(files, jobs, now) if files.has_queue else _without_queue(files)
+
+
+def _without_queue(files: RunFiles) -> tuple[str, str]:
+    if is_locked(files.run):
+        return "running", "starting" if files.progress is None else files.progress.phase
+    if files.current is not None:
+        return "stopped", "its launcher was killed, and the ranks with it"
+    if files.history:
+        return _ended(files)
+    # Earlier versions wrote no history of such runs.
+    return ("not started", "") if files.progress is None else ("stopped", "")
+
+
+def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> tuple[str, str]:
+    if jobs:
+        if jobs[0].state == "PENDING":
+            return "queued", _PENDING.get(jobs[0].reason, jobs[0].reason)
+        if files.current is None:
+            return "running", f"job {jobs[0].state.lower()}"
+        return "running", _phase(files.progress, files.current, now)
+    unknown = "Slurm does not answer here"
+    if files.current is not None:
+        if jobs is None:
+            return "running", f"{_phase(files.progress, files.current, now)}; {unknown}"
+        return "lost", (
+            "its job vanished without recording an exit: a node was lost, or the job was cancelled with too "
+            "little grace time"
+        )
+    if not files.history:
+        return "not started", ""
+    last = files.history[-1]
+    if last.reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
+        why = reason_with_nodes(last)
+        return ("queued", f"{why}; {unknown}") if jobs is None else ("stopped", f"{why}, not requeued")
+    return _ended(files)
+
+
+def _ended(files: RunFiles) -> tuple[str, str]:
+    """For a run whose last attempt has ended for good."""
+    last = files.history[-1]
+    reason = last.reason or ""
+    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
+        if last.bad_nodes:
+            return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
+        if last.failed_rank is None or last.exit_code is None:
+            return "failed", reason
+        log = log_of_failure(files.run, last.failed_rank)
+        return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
+    # Without a queue only the user ends a run by SIGTERM.
+    stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and not files.has_queue)
+    return ("stopped" if stopped else reason), f"at step {last.saved_step}"
+
+
+def reason_with_nodes(attempt: Attempt) -> str:
+    """Why an attempt ended, with the nodes that are to blame."""
+    reason = attempt.reason or "unknown"
+    return f"{reason} ({', '.join(attempt.bad_nodes)})" if attempt.bad_nodes else reason
+
+
+def _phase(progress: Snapshot | None, attempt: Attempt, now: float) -> str:
+    if progress is None or progress.updated < attempt.start:  # written by an earlier attempt
+        progress = Snapshot("starting", updated=attempt.start)
+    quiet = now - progress.updated
+    text = f"{progress.phase}; no sign of life for {quiet / 60:.0f} minutes"
+    return progress.phase if quiet < QUIET_SECONDS else text
