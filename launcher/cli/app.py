@@ -15,6 +15,7 @@ from alignkd import __version__
 from alignkd.errors import AlignkdError, UserError, raise_if_passing, report_error
 from launcher.cli.checks import checks
 from launcher.cli.ckpt import ckpt
+from launcher.cli.evaluate import evaluations
 from launcher.cli.models import models
 from launcher.cli.plan import plans
 from launcher.cli.runs import runs
@@ -23,7 +24,7 @@ from launcher.cli.start import start
 # The order in which a user comes to need them.
 ORDER = (
     *("init", "plan", "launch", "status", "logs", "stop", "resume", "cancel", "list", "ckpt", "export"),
-    *("probe", "sample-data", "drill", "explain"),
+    *("eval", "probe", "sample-data", "drill", "explain"),
 )
 
 
@@ -41,7 +42,7 @@ app = typer.Typer(
     help="Distil a large vision-language model into a small one (Align-KD).",
 )
 app.add_typer(ckpt, name="ckpt")
-for commands in (start, plans, runs, models, checks):
+for commands in (start, plans, runs, models, evaluations, checks):
     app.add_typer(commands)  # without a name: its commands become top-level ones
 
 
