@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 
+import openpyxl
 import pytest
 from PIL import Image
 
@@ -134,7 +135,6 @@ def test_upload_file_has_the_same_rows_with_predictions(data, tmp_path):
 
 
 def test_upload_file_for_excel_holds_the_same(data, tmp_path):
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
     write_upload_file(data, answers(tmp_path, given(*"ABDCBA")), tmp_path / "upload.xlsx")
     rows = list(openpyxl.load_workbook(tmp_path / "upload.xlsx").active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")

@@ -214,19 +214,16 @@ def test_questions_are_asked_as_published(data, tmp_path):
     assert str(found[4].pictures[0]) == str(tmp_path / "pope" / "val2014" / "i0.jpg")
 
 
-def test_public_answers_of_llava_give_the_published_score():
-    """LLaVA's public files are not ours to copy: ``ALIGNKD_POPE`` names a folder that holds them."""
-    folder = os.environ.get("ALIGNKD_POPE")
-    if folder is None:
-        pytest.skip(
-            "ALIGNKD_POPE names no folder with LLaVA-1.5-13B's answers and POPE's questions and labels"
-        )
-    (file,) = Path(folder).glob("answers_llava-v1.5-13b.jsonl*")
-    found = score(Path(folder), read_answers(file))
-    assert round(found.score.value, 2) == 85.95
-    assert {split: round(row["f1"], 2) for split, row in table(found).items()} == {
-        "adversarial": 84.46,
-        "popular": 86.25,
-        "random": 87.14,
-    }
-    assert found.notes == ()
+# LLaVA's public files are not ours to copy: this runs where ALIGNKD_POPE names a folder that holds them.
+if FOLDER := os.environ.get("ALIGNKD_POPE"):
+
+    def test_public_answers_of_llava_give_the_published_score():
+        (file,) = Path(FOLDER).glob("answers_llava-v1.5-13b.jsonl*")
+        found = score(Path(FOLDER), read_answers(file))
+        assert round(found.score.value, 2) == 85.95
+        assert {split: round(row["f1"], 2) for split, row in table(found).items()} == {
+            "adversarial": 84.46,
+            "popular": 86.25,
+            "random": 87.14,
+        }
+        assert found.notes == ()
