@@ -43,6 +43,7 @@ KNOWN: dict[str, Kind] = {
     "gradient_clipping": float,
     "steps_per_print": int,
     "wall_clock_breakdown": bool,
+    "timers": {"throughput": {"enabled": bool}},
     "zero_allow_untested_optimizer": bool,
     "zero_force_ds_cpu_optimizer": bool,
     "bf16": {"enabled": bool, "check_grad_overflow": bool},

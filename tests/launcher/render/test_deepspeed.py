@@ -155,6 +155,7 @@ def test_known_keys_exist_in_the_installed_deepspeed() -> None:
         DeepSpeedZeroOffloadOptimizerConfig,
         DeepSpeedZeroOffloadParamConfig,
     )
+    from deepspeed.utils.config import get_timers_config
 
     def names(model) -> set[str]:
         return {field.alias or name for name, field in model.model_fields.items()}
@@ -167,7 +168,10 @@ def test_known_keys_exist_in_the_installed_deepspeed() -> None:
     )
     assert KNOWN["zero_optimization"]["offload_param"].keys() <= names(DeepSpeedZeroOffloadParamConfig)
     top = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
-    assert KNOWN.keys() - {"zero_optimization"} <= top
+    assert KNOWN.keys() - {"zero_optimization", "timers"} <= top
+    timers = get_timers_config({"timers": {"throughput": {"enabled": False}}})
+    assert not timers.throughput.enabled
+    assert KNOWN["timers"]["throughput"].keys() <= names(type(timers.throughput))
     assert DeepSpeedConfig is not None
 
 
