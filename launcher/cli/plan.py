@@ -49,6 +49,7 @@ def plan(
     from launcher.plan.compute import H100_BF16_DENSE, Speed
     from launcher.plan.show import show_plan
     from launcher.plan.workload import Cluster
+    from launcher.run.console import say
 
     if flops is not None and not math.isfinite(flops):
         raise UserError(f"--flops {flops}: not a speed; valid: a number such as 989e12")
@@ -58,11 +59,11 @@ def plan(
     found = plan_run(request)
     speed, console = Speed(flops or H100_BF16_DENSE, utilisation), Console(stderr=as_json)
     for note in found.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {note}")
     if as_json:
         print(json.dumps(plan_as_dict(found.plan, found.gpu_memory, found.advised, speed)))
     else:
         show_plan(found.plan, found.gpu_memory, found.advised, speed, Console())
     if apply:
         for line in apply_advice(request, found):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)

@@ -94,7 +94,7 @@ def test_a_crash_is_explained(runs: Runs) -> None:
     error = runs.json("logs", run, "--errors")
     assert (error["attempt"], error["rank"], error["lines"]) == (2, 0, ["sample a: no such image"])
     shown = runs.alignkd("logs", run, "--errors", "--attempt", 1)
-    assert "rank 1 failed first, exit code 3" in shown
+    assert "rank 1 failed first, with exit code 3" in shown
     assert "out of cheese at step 6" in shown
     assert "from step 0" not in runs.alignkd("logs", run)
     assert "rank 0 of 2 starts at step 0" in runs.alignkd("logs", run, "--attempt", 1)

@@ -4,7 +4,7 @@ import io
 import pytest
 
 from alignkd.errors import ConfigError, report_error
-from launcher.run.exit_codes import exit_code, failed_rank, failure_report, tail
+from launcher.run.exit_codes import exit_code, failed_rank, failure_line, failure_report, tail
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,14 @@ def test_only_the_end_of_a_large_log_is_read(tmp_path) -> None:
     lines = tail(log)
     assert lines[-1] == "end"
     assert sum(map(len, lines)) < 100_000
+
+
+def test_one_line_names_the_exception_of_the_last_attempt(tmp_path) -> None:
+    log = tmp_path / "log"
+    log.write_text("=== attempt 1: a\nOldError: x\n=== attempt 2: a\nRuntimeError: no\ngoodbye\n")
+    assert failure_line(3, 1, log) == "rank 3 ended with exit code 1: RuntimeError: no"
+    log.write_text("=== attempt 1: a\nOldError: x\n=== attempt 2: a\nhello\ngoodbye\n")
+    assert failure_line(3, -9, log) == "rank 3 was killed by SIGKILL: goodbye"
+    log.write_text("RuntimeError: no\nalignkd: error: a: 2 problems\n  - x\n")
+    assert failure_line(3, 2, log) == "rank 3 ended with exit code 2: a: 2 problems"
+    assert failure_line(3, 137, tmp_path / "missing") == "rank 3 was killed by SIGKILL (exit code 137)"
