@@ -143,14 +143,6 @@ def test_a_stop_whose_save_fails_is_an_error_and_not_a_saved_stop(
     assert not (run / "result.json").exists()
 
 
-def test_a_torn_row_is_left_out_of_the_result(tmp_path: Path) -> None:
-    rows = [{"step": 1}, {"step": 2}]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    finish.write_result(tmp_path, {"status": "done"}, time.monotonic())
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["first"], result["last"]) == tuple(rows)
-
-
 def train_without_room_to_cut(ranks: Ranks, run: str) -> Answer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "cut_rows_after", lambda *_: disk_full())
