@@ -36,11 +36,11 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/pytest
 
-# Only those, about ten minutes.
+# Only the Slurm tests, about ten minutes.
 test-slurm: $(INSTALLED)
 	$(BIN)/pytest tests/slurm
 
-# Kill a small run again and again at random, resume it, compare it with the one that nobody disturbed (about 15 s a
+# Kill a small run again and again at random, resume it, compare it with an undisturbed run (about 15 s a
 # kill on 2 cores): make chaos KILLS=10 SEED=1 CHAOS="--set student.zero_stage=3"
 KILLS ?= 100
 chaos: $(INSTALLED)

@@ -47,7 +47,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(AlignkdError):
-    """Training cannot go on (a non-finite loss, say)."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class TakenOverError(TrainingError):
@@ -55,7 +55,7 @@ class TakenOverError(TrainingError):
 
 
 class FileSystemError(AlignkdError):
-    """The file system failed, not the file: another try may go well, so a launcher starts the run again."""
+    """The file system failed, not the file: a retry may succeed, so a launcher restarts the run."""
 
 
 _PASSING = frozenset(

@@ -18,7 +18,7 @@ class BackgroundWrite:
         self._files: FileEntries = {}
         self._problem: str | None = "the writer ended without an answer"
         self.seconds = 0.0
-        # A daemon, so that storage that hangs does not keep a rank alive that has given up.
+        # A daemon, so that a hung disk cannot keep a failed rank alive.
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 

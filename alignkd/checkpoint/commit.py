@@ -1,4 +1,5 @@
-"""One save, from its beginning to the commit, and the totals of a process. All on rank 0."""
+"""One save, from its beginning to the commit, and the totals of a process. Every rank has them; rank 0 alone
+commits and discards."""
 
 from __future__ import annotations
 

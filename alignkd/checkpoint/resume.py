@@ -79,7 +79,7 @@ def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, s
             return
         log.warning("%s: %s; converting again", folder, _shown(problems))
         ranks.run_on_rank0(lambda: storage.remove(folder))
-    raise CheckpointError(f"{folder}: {_shown(problems)}, twice; is the disk sound?")
+    raise CheckpointError(f"{folder}: {_shown(problems)}, twice in a row; the disk may be failing")
 
 
 def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:

@@ -76,7 +76,7 @@ class CheckpointSaver:
 
     @property
     def taken_over(self) -> TakenOverError | None:
-        """What this rank knows against writing on. Only rank 0 knows; the others are told."""
+        """Why this process must stop writing, or None. Known on rank 0 only."""
         if not self._ranks.is_first or self._is_writer():
             return None
         return TakenOverError(

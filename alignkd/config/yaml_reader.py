@@ -1,4 +1,4 @@
-"""Reading and writing YAML 1.2 safely: plain data only, no aliases, no duplicate keys, text as keys.
+"""Reading and writing YAML 1.2 safely: plain data only, no aliases or tags, no duplicate keys, text as keys.
 
 ruamel.yaml reads ``1e-4`` as a number, and ``no`` and ``12:30:00`` as text. PyYAML follows YAML 1.1 and does
 the opposite, which is wrong for learning rates, names and time limits.
@@ -13,7 +13,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    CollectionStartEvent,
+    DocumentStartEvent,
+    NodeEvent,
+)
 from ruamel.yaml.representer import SafeRepresenter
 
 from alignkd.errors import UserError
@@ -63,11 +69,17 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def _check_events(text: str | bytes) -> None:
-    """Refuse aliases, which can expand exponentially, and deep nesting, before anything is built."""
+    """Refuse aliases, which can expand exponentially, tags, another version of YAML, and deep nesting, before
+    anything is built."""
     depth = 0
     for event in _yaml().parse(text):
         if isinstance(event, AliasEvent):
             raise YamlError(f"{_line(event.start_mark)}: aliases (`*{event.anchor}`) are not supported")
+        tag = getattr(event, "tag", None)
+        if isinstance(event, NodeEvent) and tag is not None:
+            raise YamlError(f"{_line(event.start_mark)}: the tag '{tag}' is not supported")
+        if isinstance(event, DocumentStartEvent) and (event.version or event.tags):
+            raise YamlError(f"{_line(event.start_mark)}: directives (`%`) are not supported")
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise YamlError(f"{_line(event.start_mark)}: nested more than {MAX_DEPTH} levels deep")

@@ -48,7 +48,7 @@ def index_part(
     conversations: list[list[Part]] = []
     removed: Counter[str] = Counter()
     for entry, (start, stop) in enumerate(ranges_E2.tolist(), first):
-        value = file.parsed(raw[start - begin : stop - begin], start, stop)
+        value = file.parsed_again(raw[start - begin : stop - begin], start, stop)
         try:
             sample = checked_sample(value, settings.source, settings.number, entry)
         except BadSample as bad:

@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from alignkd.errors import UserError, raise_if_passing
+from alignkd.errors import FileSystemError, UserError, raise_if_passing
 
 WINDOW = 1 << 20  # bytes per read
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -78,6 +78,18 @@ class JsonListFile:
             return json.loads(raw.decode())
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path}: bytes {start} to {stop}: not JSON in UTF-8 ({error})") from error
+
+    def parsed_again(self, raw: bytes, start: int, stop: int) -> Any:
+        """As :meth:`parsed`, of an entry whose syntax :meth:`ranges` has seen to be right. Raises
+        FileSystemError when it no longer is: a file server that failed, or a file that is being replaced."""
+        try:
+            return json.loads(raw.decode())
+        except json.JSONDecodeError as error:
+            raise FileSystemError(
+                f"{self.path}: bytes {start} to {stop} read twice were not the same; try again"
+            ) from error
+        except (ValueError, RecursionError):
+            return self.parsed(raw, start, stop)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """The byte range of each entry, in order. Raises UserError with line and column if this is not a JSON

@@ -45,14 +45,14 @@ def map_in_order(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool:
+    except BrokenProcessPool as error:
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()  # the pool sends SIGTERM, which they ignore, and waits for them
         raise TrainingError(
-            "a process that was indexing the data was killed, most likely "
-            "because memory ran out; request more "
-            "(slurm.memory), or fewer CPUs, since each of them runs such a process"
-        ) from None
+            "a process that was indexing the data ended before its work was done; if it was killed, memory "
+            "has most likely run out: request more (slurm.memory), or fewer CPUs, since each runs such a "
+            "process"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

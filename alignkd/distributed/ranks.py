@@ -121,7 +121,8 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
         index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
         os.environ["LOCAL_RANK"] = str(index)
         accelerator.set_device(index)
-    _skip_the_compiled_all_reduce()
+    if accelerator.device_name() == "cpu":
+        _skip_the_compiled_all_reduce()
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
     )
@@ -134,7 +135,8 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
 
 
 def _skip_the_compiled_all_reduce() -> None:
-    """On CPUs, init_distributed compiles a shared-memory operator that only `inference_all_reduce` uses.
+    """On CPUs, init_distributed compiles a shared-memory operator that only `inference_all_reduce` uses. (On
+    other devices it does not, and looking at the table would probe all operators.)
 
     Nothing here calls that. Without the operator, training needs no compiler, and ranks that start together
     do not block each other in the build.

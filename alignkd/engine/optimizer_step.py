@@ -27,8 +27,8 @@ class StepInfo:
 
     counts: TermCounts  # over all ranks and micro-batches
     elements: dict[str, int]  # divisors of the terms' sums
-    usr1: bool  # some rank was asked to stop, by either signal
-    term: bool
+    usr1: bool  # some rank received SIGUSR1
+    term: bool  # some rank received SIGTERM
     written: bool = True  # the checkpoint writers of all ranks are idle
 
 

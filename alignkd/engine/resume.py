@@ -52,8 +52,7 @@ def resume_engine(
         _check_drift(run, manifest, identity)
         _load(engine, run, manifest, config, ranks, progress, storage)
         log.info("resumed at step %d", found.step)
-    # After the load: on as many ranks as before it restores the frozen weights, a conversion leaves them as
-    # they are.
+    # After the load: a plain load restores the frozen weights, a converted one does not touch them.
     frozen = ranks.broadcast_object(frozen_fingerprint(engine.module, hashing=ranks.is_first))
     if manifest.get("frozen", frozen) != frozen:
         raise UserError(

@@ -60,7 +60,7 @@ class StudentStep(nn.Module):
         outputs = self.student(batch, None if targets is None else targets.patches_IPC)
         alignment: tuple[torch.Tensor, ...] = ()
         if targets is not None and self.adapters is not None:
-            # Before the head, whose gradients exist from its forward on and would be alive beside this.
+            # The head already holds its gradients after its forward: running this first lowers the peak.
             alignment = self._alignment_sums(self.adapters, batch, outputs, targets)
         logits = self._logit_losses(batch, outputs, targets, teacher_head_WD, (scales[0], scales[1]))
         if not alignment:

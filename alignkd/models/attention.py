@@ -25,6 +25,7 @@ from alignkd.data.batch import Batch
 
 ATTENTION_NAME = "alignkd_sdpa"
 FIRST_ATTENTION_NAME = "alignkd_first_sdpa"
+FLASH_HEAD_WIDTH = 256  # at most
 LENGTH_STEP = 128  # the kernel's longest length is rounded up, so that compiled guards see few of them
 CAUSAL = (-1, 0)  # keys to the left and to the right of a query: all, none
 
@@ -67,15 +68,18 @@ class Packing(NamedTuple):
     lengths: tuple[int, ...]  # of the samples, for the loop
     bounds: torch.Tensor  # int32 [samples + 1]: columns at which they begin, and the end; for the kernel
     longest: int  # rounded up, so that compiled layers see few different values
+    kernel: bool  # is there a variable-length kernel?
 
 
-def packing_of(batch: Batch) -> Packing | None:
-    """None where plain causal attention does: padded rows, or a single sample."""
-    if len(batch.segments) < 2:
+def packing_of(batch: Batch, embeddings_BLD: torch.Tensor, head_width: int) -> Packing | None:
+    """None where plain causal attention does: padded rows, or a single sample and no kernel. With a kernel, a
+    single sample goes there, too, so that compiled layers need no second graph."""
+    kernel = has_varlen_kernel(embeddings_BLD.device, embeddings_BLD.dtype, head_width)
+    if not batch.segments or (len(batch.segments) == 1 and not kernel):
         return None
     assert batch.segment_bounds is not None, "a packed batch has bounds"
     longest = -(-max(batch.segments) // LENGTH_STEP) * LENGTH_STEP
-    return Packing(batch.segments, batch.segment_bounds, longest)
+    return Packing(batch.segments, batch.segment_bounds, longest, kernel)
 
 
 def attention(
@@ -93,7 +97,7 @@ def attention(
             module, query, key, value, attention_mask, **kwargs
         )
         return result
-    if has_varlen_kernel(query):
+    if packing.kernel:
         return _varlen(query, key, value, packing, float(kwargs["scaling"])), None
     outputs = []
     for parts in _runs((query, key, value), packing.lengths):
@@ -124,9 +128,14 @@ def capture_first_layer(model: LlamaModel) -> None:
     model.layers[0].self_attn.config = own
 
 
-def has_varlen_kernel(query: torch.Tensor) -> bool:
-    """Flash attention, which torch ships for GPUs, in 16 bits."""
-    return query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16)
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Flash attention, which torch ships for GPUs from Ampere on, in 16 bits."""
+    return (
+        device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
+        and head_width <= FLASH_HEAD_WIDTH
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _varlen(

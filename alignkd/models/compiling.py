@@ -10,21 +10,27 @@ import logging
 
 import torch
 
+from alignkd.models import attention
 from alignkd.models.mobilevlm import MobileVLM
 
 log = logging.getLogger(__name__)
 
 
 def compile_layers(model: MobileVLM, device: torch.device, backend: str = "inductor") -> None:
-    """Compile every decoder layer but the first when they run the next time.
+    """Compile every decoder layer but the first on their next call.
 
-    One graph serves all layers and all packings of a batch: the layers do not ask which one they are, and
-    the variable-length kernel takes the packing as a tensor. The first layer hands out its queries and keys,
-    which would break the graph. Not for a model that ZeRO-3 shards: its hooks break the graph at every
-    weight.
+    One graph serves all layers and all packings of a batch (one more those of a single token): the layers do
+    not ask which one they are, and the variable-length kernel takes the packing as a tensor. Where there is
+    no such kernel nothing is compiled: the loop over samples is another graph for each packing. The first
+    layer hands out its queries and keys, which would break the graph. Not for a model that ZeRO-3 shards: its
+    hooks break the graph at every weight.
     """
-    if device.type == "cpu":
-        log.warning("training.compile_layers has no effect on the CPU: it would compile each packing anew")
+    dtype = next(model.language_model.parameters()).dtype
+    if not attention.has_varlen_kernel(device, dtype, model.head_width):
+        log.warning(
+            "training.compile_layers has no effect here: it needs bf16 or fp16, and a GPU with flash "
+            "attention (Ampere or newer)"
+        )
         return
     for layer in model.language_model.layers[1:]:
         layer.compile(dynamic=True, backend=backend)

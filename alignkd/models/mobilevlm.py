@@ -97,12 +97,13 @@ class MobileVLM(nn.Module):
         vision_tokens_IVD: torch.Tensor = self.projector(patches_IPC)
         first_layer = FirstLayerCapture()
         # Right padding under causal attention: no mask, since no real token sees a later one.
+        embeddings_BLD = self.embed(batch, vision_tokens_IVD)
         output = self.language_model(
-            inputs_embeds=self.embed(batch, vision_tokens_IVD),
+            inputs_embeds=embeddings_BLD,
             position_ids=batch.position_ids_BL,
             use_cache=False,
             first_layer=first_layer,
-            packing=packing_of(batch),
+            packing=packing_of(batch, embeddings_BLD, self.head_width),
         )
         return ModelOutputs(output.last_hidden_state, vision_tokens_IVD, patches_IPC, first_layer.take())
 
@@ -144,6 +145,10 @@ class MobileVLM(nn.Module):
         output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
+
+    @property
+    def head_width(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
 
     @property
     def used_tower_layers(self) -> int:

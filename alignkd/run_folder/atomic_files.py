@@ -53,11 +53,13 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         flush_to_disk(path.parent)
 
 
-def write_text_atomic(path: Path, text: str, *, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace ``path`` with a UTF-8 file of ``text`` that has the permissions ``mode``. Raises OSError."""
+def write_text_atomic(path: Path, text: str, *, mode: int | None = None, durable: bool = True) -> None:
+    """Replace ``path`` with a UTF-8 file of ``text`` that has the permissions ``mode`` (None: by the umask).
+    Raises OSError."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(mode)
+        if mode is not None:
+            temporary.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:

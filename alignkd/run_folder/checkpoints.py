@@ -48,8 +48,8 @@ def universal_folder(run: Path, step: int) -> Path:
 
 
 def new_attempt() -> str:
-    """A name for what one process, or one group of ranks, writes. Another one that still runs (on a node that
-    was given up, say) never writes into the same folder."""
+    """A name for what one process, or one group of ranks, writes. Another one that still runs (on a node
+    that was given up, for example) never writes into the same folder."""
     return uuid.uuid4().hex[:12]
 
 

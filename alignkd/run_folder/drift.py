@@ -12,7 +12,7 @@ from alignkd.config.migrate import RENAMED, migrate
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
 
-# These decide neither what is learnt nor in which order. Data and teacher are compared by hash; the student's
+# These do not affect what is learnt or in what order. Data and teacher are compared by hash; the student's
 # paths say where it started, and a resume takes its weights from the checkpoint.
 MAY_CHANGE = (
     "run.",

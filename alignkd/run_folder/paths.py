@@ -27,7 +27,7 @@
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
 | checkpoints/ | all ranks | ``run_folder.checkpoints`` |
-| result.json | rank 0 | how training ended, written last: ``alignkd.engine`` |
+| result.json | rank 0 | how training ended, written last: ``run_folder.result`` |
 | student/ | rank 0 | the trained student, a model folder: ``alignkd.models.saving`` |
 | adapters.safetensors | rank 0 | P_attn and P_V for the next stage: ``alignkd.models.adapters`` |
 """

@@ -82,8 +82,8 @@ class Snapshot:
 
 
 def read_snapshot(path: Path, since: float = 0.0) -> Snapshot | None:
-    """The newest progress; None while there is none that was written at the Unix time ``since`` or later (of
-    an earlier start, say)."""
+    """The newest progress; None while there is none that was written at the Unix time ``since`` or later (not
+    one of an earlier start)."""
     values = read_json(path) or {}
     updated = _number(values.get("updated"))
     if updated is None or updated < since:

@@ -26,16 +26,16 @@ def verify(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) ->
     try:
         manifest = read_manifest(folder)
         files: dict[str, Any] = manifest["files"]
-        problems = [f"{MANIFEST} says nothing of {name}" for name in needed if name not in manifest]
+        problems = [f"{MANIFEST} lacks the key {name}" for name in needed if name not in manifest]
         return problems + differences(folder, files, share_of(sorted(files), share))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({error})"]
 
 
-def problems_of(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) -> list[str]:
+def problems_of(folder: Path, *, needed: Collection[str] = ()) -> list[str]:
     """:func:`verify` for commands: a file system that fails is one more problem, and does not end them."""
     try:
-        return verify(folder, needed=needed, share=share)
+        return verify(folder, needed=needed)
     except OSError as error:
         return [f"cannot be read ({error})"]
 

@@ -87,7 +87,7 @@ class WriterLock:
                         f"{self._path.parent}: {who} is writing this run; stop it first, or wait for its end"
                     )
                 time.sleep(min(self._beat_seconds / 4, 1.0))
-        self._note(f"took over the run from {who}, which is gone")
+        self._note(f"took over the run from {who}, which is no longer running")
 
     def _surely_dead(self, other: dict[str, Any]) -> bool:
         """A requeued job succeeds itself; on this host the process table knows."""

@@ -24,7 +24,10 @@ def random_packing(tokens: int, sizes: Sizes, seed: int) -> Packing:
     while (left := tokens - sum(lengths)) > 0:
         lengths.append(min(draw.randint(sizes.shortest, sizes.longest), left))
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=sizes.device)
-    return Packing(tuple(lengths), bounds, -(-max(lengths) // LENGTH_STEP) * LENGTH_STEP)
+    longest = -(-max(lengths) // LENGTH_STEP) * LENGTH_STEP
+    decoder = sizes.pair.teacher
+    kernel = attention.has_varlen_kernel(sizes.device, sizes.dtype, decoder.width // decoder.heads)
+    return Packing(tuple(lengths), bounds, longest, kernel)
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def attending(loop: bool, cudnn: bool = False) -> Iterator[None]:
     usual = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
     try:
-        with patch.object(attention, "has_varlen_kernel", (lambda _: False) if loop else has_kernel):
+        with patch.object(attention, "has_varlen_kernel", (lambda *_: False) if loop else has_kernel):
             yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(usual)

@@ -100,4 +100,4 @@ class Backend(Protocol):
 def refuse_hostfile(hostfile: Path | None) -> None:
     """For back ends that find their nodes without the user."""
     if hostfile is not None:
-        raise UserError("--hostfile needs --backend ssh")
+        raise UserError("--hostfile is only for the ssh back end (--backend ssh)")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.errors import UserError
+from alignkd.text import counted
 
 _LINE = re.compile(r"(?P<host>[A-Za-z0-9_.@:\[\]-]+)\s+slots\s*=\s*(?P<slots>\d+)")
 
@@ -51,7 +52,7 @@ def read_hosts(hostfile: Path, nodes: int | None, ranks_per_node: int | None) ->
     """The first ``nodes`` hosts (None: all). Raises UserError when hosts or slots are too few."""
     hosts = read_hostfile(hostfile)
     if nodes is not None and nodes > len(hosts):
-        raise UserError(f"--nodes {nodes}: {hostfile} has {len(hosts)} hosts")
+        raise UserError(f"--nodes {nodes}: {hostfile} has {counted(len(hosts), 'host')}")
     if ranks_per_node is not None and ranks_per_node > hosts[0].slots:
         raise UserError(f"--gpus-per-node {ranks_per_node}: {hostfile} gives {hosts[0].slots} slots per host")
     return tuple(hosts[:nodes])

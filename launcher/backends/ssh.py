@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
+from alignkd.text import counted
 from launcher.backends.base import Started
 from launcher.backends.hostfile import Host, read_hosts
 from launcher.backends.ranks import RankGroup, free_port
@@ -55,9 +56,13 @@ class SshBackend(WatchedBackend):
     def resize_problems(
         self, run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]
     ) -> list[str]:
-        known, path = hosts or known_hosts(run), RunPaths(run).hosts
+        known = hosts or known_hosts(run)
         if len(known) < wanted.nodes:
-            return [f"--nodes {wanted.nodes}: {path} has {len(known)} hosts; name more with --hostfile"]
+            source = "the hostfile" if hosts else str(RunPaths(run).hosts)
+            return [
+                f"{counted(wanted.nodes, 'node')} wanted: {source} has {counted(len(known), 'host')}; "
+                "name more with --hostfile, or lower --nodes"
+            ]
         if wanted.gpus_per_node > known[0].slots:
             return [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
         return []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.result import result_status
 from alignkd.text import counted
 from launcher.backends.base import QueuedJob, Stopped
 from launcher.run.lock import is_locked
@@ -37,7 +38,9 @@ class WatchedBackend:
         """The run's lock is all there is to check, and whoever starts a run takes it."""
 
     def live_jobs(self, run: Path) -> list[QueuedJob] | None:
-        return [QueuedJob("", "RUNNING", "None", None, "")] if is_locked(run) else []
+        """None of a run that is done, whose launcher only has to close down."""
+        running = is_locked(run) and result_status(run) != "done"
+        return [QueuedJob("", "RUNNING", "None", None, "")] if running else []
 
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         write_text_atomic(RunPaths(run).stop, "USR1\n")

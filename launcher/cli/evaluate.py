@@ -36,9 +36,15 @@ def evaluate(
     questions: Annotated[
         str | None, typer.Option(metavar="FILE", help="Question file of task own, below DIR.")
     ] = None,
+    image_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images of task own.", show_default="beside FILE")
+    ] = None,
     metric: Annotated[
-        str, typer.Option(metavar="NAME", help="Metric of task own: exact, vqa, letter, yes-no.")
-    ] = "exact",
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Metric of task own: exact, vqa, letter, yes-no.", show_default="exact"
+        ),
+    ] = None,
     upload: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write MMBench's upload file (.tsv, .xlsx) as well.")
     ] = None,
@@ -55,10 +61,17 @@ def evaluate(
     from alignkd.evaluate.tasks.registry import tasks_named
 
     if (questions is None) != (tasks != "own"):
-        raise UserError("--task own and --questions FILE go together")
-    chosen = tasks_named(tasks) if questions is None else [own_task(data / questions, None, metric)]
+        raise UserError("--task own (alone) and --questions FILE go together")
+    if questions is None and (metric is not None or image_folder is not None):
+        raise UserError("--metric and --image-folder are only for --task own")
+    if questions is None:
+        chosen = tasks_named(tasks)
+    else:
+        chosen = [own_task(data / questions, image_folder, metric or "exact")]
     if check == bool(score):
         raise UserError("give either --check or --score FILE")
+    if check and upload is not None:
+        raise UserError("--upload needs --score FILE")
     if check:
         counts = check_data(chosen, data)
         print(
@@ -74,8 +87,10 @@ def evaluate(
         raise UserError(f"--score {files[0]}: given twice; a comparison needs two different files")
     scores = [[score_file(task, file, data)] for file in files]
     if upload is not None:
-        if task is not mmbench.TASK:
-            raise UserError(f"--upload: only mmbench has an upload file, not {task.name}")
+        if task is not mmbench.TASK or len(files) > 1:
+            raise UserError(
+                f"--upload: only mmbench has an upload file, of one --score FILE, not {task.name}"
+            )
         mmbench.write_upload_file(data, read_answers(files[0]), upload)
     console, names = Console(), [file.stem for file in files]
     first, *others = scores

@@ -32,8 +32,10 @@ def say_plan(config: Config, run: Path, console: Console) -> None:
     teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
     say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")
     if manifest.device == "cpu":
-        gpus = len(visible_gpus(os.environ))
-        say(console, f"  {ranks} and {counted(gpus, 'GPU')} here: running on the CPU (gloo)")
+        why = ""
+        if config.slurm.gpu_option != "none":  # then nobody asked for the CPU
+            why = f"{ranks} and {counted(len(visible_gpus(os.environ)), 'GPU')} here: "
+        say(console, f"  {why}running on the CPU (gloo)")
 
 
 def say_files(run: Path, manifest: Manifest, console: Console) -> None:

@@ -15,7 +15,7 @@ from alignkd.run_folder.atomic_files import read_json, write_json, write_text_at
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder, step_name
 from alignkd.run_folder.drift import conversion_problem
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
-from alignkd.text import listed
+from alignkd.text import counted, listed
 from launcher.backends import backend_named
 from launcher.backends.hostfile import Host
 from launcher.plan.check import check_memory, configured_memory
@@ -79,9 +79,9 @@ def _accumulation(training: TrainingSection, nodes: int, gpus_per_node: int) -> 
     if training.tokens_per_micro_batch is None and whole % (micro * nodes * gpus_per_node) != 0:
         fitting = [count for count in divisors(whole) if whole % (micro * count * gpus_per_node) == 0]
         raise UserError(
-            f"training.global_batch_size = {whole} cannot be split over {nodes} nodes x {gpus_per_node} ranks"
-            f" x training.micro_batch_size = {micro}; node counts that fit with {gpus_per_node} ranks each: "
-            f"{listed(fitting) or 'none'}"
+            f"training.global_batch_size = {whole} cannot be split over {counted(nodes, 'node')} x "
+            f"{counted(gpus_per_node, 'rank')} x training.micro_batch_size = {micro}; node counts that fit "
+            f"with {counted(gpus_per_node, 'rank')} each: {listed(fitting) or 'none'}"
         )
     return accumulation_steps(training, nodes * gpus_per_node)
 
@@ -102,17 +102,21 @@ def _check_checkpoint(run: Path, wanted: Manifest, config: Config, step: int | N
 def _check_place(run: Path, wanted: Manifest, config: Config, hosts: Sequence[Host]) -> None:
     problems = backend_named(wanted.backend).resize_problems(run, wanted, config, hosts)
     if problems:
-        raise UserError(f"{run}: cannot run on {wanted.nodes} nodes\n  " + "\n  ".join(problems))
+        raise UserError(f"{run}: cannot run on {counted(wanted.nodes, 'node')}\n  " + "\n  ".join(problems))
 
 
 def renew_scripts(run: Path, manifest: Manifest) -> bool:
     """Re-render job scripts of another version: they call modules that may have moved. True if it did.
 
-    env.sh is kept: it calls nothing of alignkd and may have been edited by hand.
+    What was there is kept as NAME.old, since it may have been edited by hand. env.sh stays: it calls nothing
+    of alignkd.
     """
     scripts = [RunPaths(run).job_script, RunPaths(run).rank_script]
     if all(is_current(path.read_text(encoding="utf-8")) for path in scripts if path.exists()):
         return False
+    for path in scripts:
+        if path.exists():
+            write_text_atomic(path.with_name(path.name + ".old"), path.read_text(encoding="utf-8"))
     config = load_run_config(RunPaths(run).config)
     _write_scripts(run, render_scripts(config, run, manifest.nodes, manifest.gpus_per_node))
     return True

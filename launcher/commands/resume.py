@@ -39,7 +39,7 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     """Resume a run from its newest checkpoint or a given one, optionally at another size.
 
     Raises UserError when it cannot be resumed or is running; the run folder is unchanged then. When sbatch
-    refuses the job, only a resize has taken effect.
+    refuses the job, only a resize and re-rendered scripts have taken effect.
     """
     run = Path(os.path.abspath(run))
     read_manifest(run)  # refuses any other folder
@@ -69,7 +69,10 @@ def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
         for warning in memory_warnings(run, manifest):
             say(console, f"warning: {warning}")
     if renew_scripts(run, manifest):
-        say(console, "re-rendered the job scripts, which another version of alignkd had written")
+        say(
+            console,
+            "re-rendered the job scripts of another version of alignkd; kept as job.sbatch.old, rank.sh.old",
+        )
     # Both are undone when the start is refused (by sbatch, say).
     with changes_allowed(run, request.allowed_changes), rollback_to(run, request.step) as set_aside:
         for name in set_aside:

@@ -64,7 +64,7 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return masked_attention(*arguments, **named)
 
-    monkeypatch.setattr(attention, "has_varlen_kernel", lambda _: True)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", counted)
     return calls
 
@@ -91,7 +91,7 @@ def test_a_kernel_that_mixes_samples_is_an_error(
 
 
 def test_one_graph_serves_all_packings_where_there_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "has_varlen_kernel", lambda _: True)
+    monkeypatch.setattr(attention, "has_varlen_kernel", lambda *_: True)
     monkeypatch.setattr(attention, "varlen_attn", traceable)
     rows = {tuple(row["what"].replace(" tokens", "").split(", ")): row for row in rows_of("layers")}
     after = f"after {TINY.packings}"

@@ -47,6 +47,8 @@ def test_infinity_and_nan_are_read() -> None:
         ("a: 1\nb:\n  c: 1\n  c: 2\n", r"line 4: .*duplicate key \"c\" .*original value: \"1\""),
         ("a: &x [1]\nb: *x\n", r"line 2: aliases"),
         ("a: 1\nb: !!python/object/apply:os.system ['true']\n", "line 2: .*tag.*os.system"),
+        ("a: !!set {b, c}\n", "line 1: .*tag '.*set'"),
+        ("%YAML 1.1\n---\na: no\n", "directives"),
         ("a: !thing 1\n", "line 1: .*tag '!thing'"),
         ("[" * 5000, "levels deep"),
         ("a: " + "9" * 5000, "integer string conversion"),

@@ -9,11 +9,12 @@ import pytest
 
 from alignkd.config.schema import DataSection, DataSource
 from alignkd.data import index as index_module
+from alignkd.data import index_parts
 from alignkd.data.index import ARRAYS, build_index
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import BadSample
 from alignkd.data.templates import encode
-from alignkd.errors import UserError
+from alignkd.errors import FileSystemError, UserError
 from tests.data.records import entry
 
 BAD = {"id": "bad", "conversations": []}
@@ -174,3 +175,13 @@ def test_invalid_json_is_reported_with_line_and_column(tmp_path, tokenizer):
     data = section(DataSource(file=str(tmp_path / "data.json")), on_bad_sample="skip")
     with pytest.raises(UserError, match="line 2, column 9: Expecting value"):
         build_index(data, tokenizer, vision_tokens=9)
+
+
+def test_a_file_that_changes_while_it_is_indexed_is_worth_another_try(write_json, tokenizer, monkeypatch):
+    """The parent has parsed the entry, so whatever is read there now is no mistake of the user's."""
+    monkeypatch.setattr(index_parts, "conversation_parts", None)  # never reached
+    monkeypatch.setattr(JsonListFile, "read", lambda self, start, stop: b"x" * (stop - start))
+    source = DataSource(file=write_json([entry("1")]))
+    settings = index_parts.PartSettings(source, 0, 144, 2048, skip_bad=False)
+    with pytest.raises(FileSystemError, match="read twice were not the same"):
+        index_parts.index_part(JsonListFile(source.file), 0, np.array([[1, 12]]), settings, None)

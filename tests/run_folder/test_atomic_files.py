@@ -109,6 +109,15 @@ def test_permissions_are_the_given_ones(tmp_path: Path) -> None:
         os.umask(old_mask)
 
 
+def test_without_given_permissions_the_umask_decides(tmp_path: Path) -> None:
+    earlier = os.umask(0o007)
+    try:
+        write_json(tmp_path / "file", {})
+    finally:
+        os.umask(earlier)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o660
+
+
 def test_a_tree_is_flushed_from_its_leaves_to_its_root(tmp_path: Path, events: list[str]) -> None:
     (tmp_path / "root" / "inner").mkdir(parents=True)
     for name in ("a", "inner/b"):

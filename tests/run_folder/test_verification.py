@@ -100,8 +100,8 @@ def test_the_manifest_of_another_step_is_a_problem(folder: Path) -> None:
 def test_missing_keys_are_named(folder: Path) -> None:
     write_manifest(folder, step=4)
     assert verify(folder, needed=("step", "config", "data")) == [
-        "manifest.json says nothing of config",
-        "manifest.json says nothing of data",
+        "manifest.json lacks the key config",
+        "manifest.json lacks the key data",
     ]
 
 

@@ -102,7 +102,7 @@ def _after_a_lost_node(found: Evidence) -> Decision:
     why = f"lost: {', '.join(found.lost_nodes)}"
     if found.job.being_ended:
         return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.NODE_LOST, f"{why}; Slurm ends the job")
-    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run restarts on other nodes")
+    return Decision(Action.RESTART, 0, Reason.NODE_LOST, f"{why}; the run restarts")
 
 
 def _restart(found: Evidence, reason: Reason, why: str) -> Decision:

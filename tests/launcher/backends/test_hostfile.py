@@ -38,10 +38,10 @@ def test_a_hostfile_must_fit_the_other_options(tmp_path) -> None:
     path = tmp_path / "hosts"
     path.write_text("a slots=2\n")
     for (backend, *arguments), message in (
-        (("local", path, None, None), "--hostfile needs --backend ssh"),
-        (("slurm", path, None, None), "--hostfile needs --backend ssh"),
+        (("local", path, None, None), "--hostfile is only for the ssh back end"),
+        (("slurm", path, None, None), "--hostfile is only for the ssh back end"),
         (("ssh", None, None, None), "needs --hostfile"),
-        (("ssh", path, 2, None), "has 1 hosts"),
+        (("ssh", path, 2, None), "has 1 host"),
         (("ssh", path, 1, 3), "gives 2 slots"),
         (("ssh", tmp_path / "missing", None, None), "cannot be read"),
     ):

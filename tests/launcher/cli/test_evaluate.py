@@ -58,9 +58,12 @@ def test_scores_as_tables_in_80_columns(data: Path) -> None:
     [
         (("--task", "popa", "--check"), "did you mean pope?"),
         (("--task", "pope"), "give either --check or --score FILE"),
-        (("--task", "own", "--check"), "--task own and --questions FILE go together"),
+        (("--task", "own", "--check"), "--task own (alone) and --questions FILE go together"),
         (("--task", "gqa,pope", "--score", "x.jsonl"), "one or two answer files of one task"),
         (("--task", "pope", "--check"), "coco_pope_adversarial.json"),
+        (("--task", "pope", "--check", "--metric", "vqa"), "only for --task own"),
+        (("--task", "mmbench", "--check", "--upload", "up.tsv"), "--upload needs --score FILE"),
+        ((*ASK, "--image-folder", "nowhere", "--check"), "nowhere/0.jpg"),
         ((*ASK, "--score", "missing.jsonl"), "missing.jsonl"),
         ((*ASK, "--score", "x.jsonl", "--score", "x.jsonl"), "given twice"),
         ((*ASK, "--score", "x.jsonl", "--upload", "up.tsv"), "only mmbench has an upload file"),

@@ -99,7 +99,7 @@ def test_an_unchanged_size_changes_no_file(run: Path) -> None:
 
 def test_an_impossible_split_lists_the_possible_ones(run: Path) -> None:
     before = snapshot(run)
-    with pytest.raises(UserError, match=r"3 nodes x 1 ranks.*fit with 1 ranks each: 1, 2, 4"):
+    with pytest.raises(UserError, match=r"3 nodes x 1 rank .*fit with 1 rank each: 1, 2, 4"):
         fitted(run, 3)
     with pytest.raises(UserError, match=r"fit with 3 ranks each: none"):
         fitted(run, 1, 3)
@@ -172,7 +172,7 @@ def test_the_ssh_back_end_needs_enough_hosts_and_slots(make_config) -> None:
     with pytest.raises(UserError, match="2 slots each"):
         fitted(run, 1, 4)
     backend_named("ssh").prepare(run, [Host("a", 2)])
-    with pytest.raises(UserError, match=r"has 1 hosts; name more with --hostfile"):
+    with pytest.raises(UserError, match=r"hosts.json has 1 host; name more with --hostfile"):
         fitted(run, 2)
     assert fitted(run, 2, hosts=[Host("x", 1), Host("y", 1)]).nodes == 2
     assert [host["name"] for host in json.loads((run / "hosts.json").read_text())["hosts"]] == ["x", "y"]

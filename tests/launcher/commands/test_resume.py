@@ -154,10 +154,12 @@ def test_job_scripts_of_an_earlier_version_are_re_rendered(make_config, submitte
     with paths.environment_script.open("a") as file:
         file.write("export NCCL_DEBUG=INFO\n")
     environment = paths.environment_script.read_text()
+    earlier = {path: path.read_text() for path in current}
 
     assert "submitted job 42" in (output := alignkd_resume(run))
     assert "re-rendered the job scripts" in output
     assert {path: path.read_text() for path in current} == current
+    assert {path: path.with_name(path.name + ".old").read_text() for path in current} == earlier
     assert submitted.read_text() == current[paths.job_script]
     assert os.access(paths.job_script, os.X_OK)
     assert paths.environment_script.read_text() == environment
