@@ -73,7 +73,7 @@ def assert_source_is_whole(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def converted(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a conversion that nobody disturbed."""
+    """An undisturbed run with a conversion."""
     run = stopped(whole, tmp_path_factory.mktemp("converted") / "run")
     convert(run, STEP, Storage())
     return run

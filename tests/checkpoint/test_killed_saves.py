@@ -38,7 +38,7 @@ KILLS = [  # phase and rank at which VICTIM is killed, newest checkpoint that mu
 
 @pytest.fixture(scope="module")
 def whole(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbed."""
+    """The undisturbed run."""
     run = tiny.write_run(
         tmp_path_factory.mktemp("whole") / "run", 2, checkpoint__every=1, checkpoint__keep_last=1
     )

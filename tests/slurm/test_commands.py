@@ -32,7 +32,7 @@ def test_launch_says_what_comes_next(runs: Runs) -> None:
     assert runs.json("status", run)["state"] == "not started"
 
 
-def test_planned_stop_and_resume(runs: Runs) -> None:
+def test_a_planned_stop_saves_and_resume_continues(runs: Runs) -> None:
     run = runs.prepare(steps=60, every=1000, hold=[5])
     text = runs.alignkd("resume", run)
     job = text.partition("submitted job ")[2].partition(";")[0]
@@ -60,7 +60,7 @@ def test_planned_stop_and_resume(runs: Runs) -> None:
     assert 0 < state["goodput"] <= 1
 
 
-def test_cancel(runs: Runs) -> None:
+def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
     run = runs.prepare(hold=[2])
     job = runs.submit(run)
     runs.wait_for_step(run, 2)
@@ -136,7 +136,7 @@ def test_all_commands_take_any_folder_name(runs: Runs, name: str) -> None:
     assert runs.reasons(run) == ["stopped"]
 
 
-def test_list(runs: Runs) -> None:
+def test_list_shows_every_run_of_a_folder(runs: Runs) -> None:
     first, second = runs.prepare("first", steps=2), runs.prepare("second")
     assert runs.wait_for_end(runs.submit(first)) == "COMPLETED"
     assert [(s["run"], s["state"]) for s in runs.json("list", first.parent)] == [
@@ -149,7 +149,7 @@ def test_list(runs: Runs) -> None:
     assert "no such folder" in runs.alignkd("list", runs.folder / "missing", code=2)
 
 
-def test_submitting_from_inside_a_job(runs: Runs, cluster: Cluster) -> None:
+def test_a_job_submitted_from_inside_a_job_keeps_its_own_options(runs: Runs, cluster: Cluster) -> None:
     """SLURM_* and SBATCH_* of the outer job must not become options of the new one."""
     run = runs.prepare(steps=3)
     script = runs.folder / "outer.sh"
@@ -165,7 +165,7 @@ def test_submitting_from_inside_a_job(runs: Runs, cluster: Cluster) -> None:
     assert [attempt.job for attempt in runs.attempts(run)] == [job]
 
 
-def test_an_allocation_is_used(runs: Runs, cluster: Cluster) -> None:
+def test_launch_uses_the_allocation_that_it_runs_in(runs: Runs, cluster: Cluster) -> None:
     run = runs.prepare(steps=3)
     command = f"cd {ROOT} && {sys.executable} -m launcher.cli resume {run}"
     done = subprocess.run(
@@ -214,7 +214,7 @@ def test_stop_and_cancel_reach_a_run_in_an_allocation(runs: Runs, cluster: Clust
     assert "nothing to stop" in runs.alignkd("stop", run, code=2)
 
 
-def test_a_stop_before_the_ranks_can_hear_it(runs: Runs) -> None:
+def test_a_stop_counts_before_the_ranks_can_receive_a_signal(runs: Runs) -> None:
     """The job runs, and has no step yet that a signal could reach."""
     wait = 'touch "$RUN/begins"; while [[ -e $RUN/slow ]]; do sleep 0.1; done'
     site = runs.site({})
@@ -229,7 +229,7 @@ def test_a_stop_before_the_ranks_can_hear_it(runs: Runs) -> None:
     assert runs.attempts(run) == []
 
 
-def test_stop_and_cancel_on_the_local_back_end(runs: Runs, tmp_path: Path) -> None:
+def test_stop_and_cancel_reach_a_run_of_the_local_back_end(runs: Runs, tmp_path: Path) -> None:
     run = runs.prepare()
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "backend": "local"}))

@@ -19,7 +19,9 @@ PLAN = {"steps": 40, "seconds": 0.02, "every": 7, "failures": [], "hold": {"run-
         (("--preempt-with", "--partition=high --exclusive"), "a preemption: resumed at step ", "preempted"),
     ],
 )
-def test_a_site_that_grants_everything(runs: Runs, options: tuple[str, ...], first: str, reason: str) -> None:
+def test_the_drill_passes_on_a_site_that_grants_everything(
+    runs: Runs, options: tuple[str, ...], first: str, reason: str
+) -> None:
     run = runs.prepare()
     (run.parent / "toy.json").write_text(json.dumps(PLAN))
     findings = json.loads(runs.alignkd("drill", run, "--steps", 40, *options, "--json"))
@@ -44,7 +46,7 @@ def test_a_site_that_grants_everything(runs: Runs, options: tuple[str, ...], fir
     assert not (run / "attempts.jsonl").exists()  # the run itself is not touched
 
 
-def test_a_site_that_does_not_requeue(runs: Runs) -> None:
+def test_the_drill_reports_a_site_that_does_not_requeue(runs: Runs) -> None:
     run = runs.prepare(slurm={"requeue": False})
     (run.parent / "run-drill-whole").mkdir()  # of an earlier drill
     (run.parent / "toy.json").write_text(json.dumps({**PLAN, "hold": {"run-drill-2-cut": [5, 10]}}))

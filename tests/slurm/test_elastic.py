@@ -17,7 +17,7 @@ from tests.slurm.runs import Runs
 from tests.slurm.test_training import STEPS, configuration
 
 
-def test_four_nodes_then_two(cluster: Cluster, two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_run_on_four_nodes_resumes_on_two(cluster: Cluster, two_ranks: RankPool, tmp_path: Path) -> None:
     runs = Runs(cluster, tmp_path, configuration(tmp_path))
     text = runs.alignkd("launch", runs.config, "--nodes", 4, "--backend", "slurm")
     run, first = tmp_path / "runs" / "run", job_of(text)

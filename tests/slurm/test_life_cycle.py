@@ -22,7 +22,7 @@ NASTY = [
 ]
 
 
-def test_a_run_by_hand_is_finished(runs: Runs) -> None:
+def test_a_script_submitted_by_hand_runs_to_its_end(runs: Runs) -> None:
     run = runs.prepare(nodes=4)
     job = runs.submit(run)
     assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
@@ -77,7 +77,9 @@ def test_a_lost_node_is_told_from_a_crash(runs: Runs, cluster: Cluster) -> None:
     assert (attempt.reason, attempt.bad_nodes, attempt.nodes) == ("node lost", ("n2",), "n[1-2]")
 
 
-def test_a_lost_node_that_hosts_the_script(runs: Runs, cluster: Cluster) -> None:
+def test_the_loss_of_the_node_of_the_script_is_recorded_by_the_next_attempt(
+    runs: Runs, cluster: Cluster
+) -> None:
     """Nobody is left to write down why: the next attempt does, and asks Slurm."""
     run = runs.prepare(hold=[7])
     job = runs.submit(run)
@@ -94,7 +96,7 @@ def test_a_lost_node_that_hosts_the_script(runs: Runs, cluster: Cluster) -> None
 
 
 def test_a_node_is_known_to_be_lost_before_slurm_notices(runs: Runs, cluster: Cluster) -> None:
-    """srun hears that the ranks of n2 are gone, and they left no word. It does not answer any more."""
+    """srun sees that the ranks of n2 are gone; they recorded no exit, and n2 no longer answers."""
     run = runs.prepare(hold=[7])
     job = runs.submit(run)
     runs.wait_for_step(run, 7)
@@ -110,7 +112,7 @@ def test_a_node_is_known_to_be_lost_before_slurm_notices(runs: Runs, cluster: Cl
     assert "n2" not in last.nodes
 
 
-def test_a_node_that_does_not_see_the_run_folder(runs: Runs, cluster: Cluster) -> None:
+def test_a_node_that_does_not_see_the_run_folder_is_named(runs: Runs, cluster: Cluster) -> None:
     """n2 has an empty folder in its place, as on a disk of its own."""
     run = runs.prepare()
     cluster.lose_node("n2")
@@ -156,7 +158,7 @@ def test_a_crash_loop_ends_with_the_first_error(runs: Runs) -> None:
     assert "| out of cheese at step 2" in runs.log(run)
 
 
-def test_progress_resets_the_count(runs: Runs) -> None:
+def test_a_new_checkpoint_resets_the_count_of_restarts(runs: Runs) -> None:
     failures = [{"attempt": n, "rank": 0, "step": 4 * n + 1, "code": -9} for n in range(1, 4)]
     run = runs.prepare(steps=16, every=4, failures=failures, slurm={"max_restarts": 1})
     job = runs.submit(run)
@@ -215,7 +217,7 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
     assert len(cluster.run("scontrol", "show", "job", "-o").split(f"{run}/job.sbatch")) == 3  # no third job
 
 
-def test_a_stop_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) -> None:
+def test_a_stop_counts_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) -> None:
     """The verdict is found, and the ranks are gone: nobody is left whom a signal could tell."""
     wait = 'touch "$RUN/submits"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
     activate = f'{runs.site({})["activate"]}; sbatch() {{ {wait}; command sbatch "$@"; }}'
@@ -234,7 +236,7 @@ def test_a_stop_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) ->
     assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
 
 
-def test_a_cancel_while_the_job_is_being_requeued(runs: Runs, cluster: Cluster) -> None:
+def test_a_cancel_counts_while_the_job_is_being_requeued(runs: Runs, cluster: Cluster) -> None:
     """Slurm requeues a cancelled job, too."""
     wait = 'touch "$RUN/requeues"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
     held = f'scontrol() {{ if [[ $1 == requeue ]]; then {wait}; fi; command scontrol "$@"; }}'
@@ -277,7 +279,7 @@ def test_two_runs_at_once_have_ports_of_their_own(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_any_folder_name(runs: Runs, name: str) -> None:
+def test_a_run_works_in_a_folder_of_any_name(runs: Runs, name: str) -> None:
     run = runs.prepare(folder=name, steps=2)
     job = runs.submit(run)
     assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)

@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.runs import Runs
 
 
-def test_all_problems_at_once(runs: Runs, cluster: Cluster) -> None:
+def test_all_problems_are_reported_at_once(runs: Runs, cluster: Cluster) -> None:
     text = runs.alignkd(
         *("launch", runs.config, "--backend", "slurm", "--nodes", 64),
         *("--set", "slurm={partition: short, time_limit: '0:20:00', signal_seconds: 1170, activate: 'if ('}"),
@@ -35,7 +35,7 @@ def test_all_problems_at_once(runs: Runs, cluster: Cluster) -> None:
         ("slurm.sbatch_options={no-such-option: 1}", "sbatch refuses the job: "),
     ],
 )
-def test_what_slurm_refuses(runs: Runs, setting: str, message: str) -> None:
+def test_what_slurm_refuses_is_an_error_before_submission(runs: Runs, setting: str, message: str) -> None:
     text = runs.alignkd("launch", runs.config, "--backend", "slurm", "--set", setting, code=2)
     assert message in text
     assert not (runs.folder / "runs").exists()

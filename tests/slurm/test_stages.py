@@ -65,7 +65,7 @@ def test_a_chained_stage_still_holds_the_next(runs: Runs, cluster: Cluster) -> N
     assert runs.attempts(one)[1].end <= runs.attempts(two)[0].start  # type: ignore[operator]
 
 
-def test_stages_that_cannot_be(runs: Runs) -> None:
+def test_impossible_stages_are_refused(runs: Runs) -> None:
     runs.config.write_text(runs.config.read_text() + "stages: {a: {}, b: {}}\n")
     arguments = ("launch", runs.config, "--backend", "slurm", "--dry-run", "--stages")
     assert "have the same run.name" in runs.alignkd(*arguments, "a,b", code=2)

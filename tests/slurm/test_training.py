@@ -101,7 +101,9 @@ def test_four_nodes_from_submit_to_student(train: Runs) -> None:
         assert f"job {job} on n{rank + 1}" in (run / "logs" / f"rank-{rank}.log").read_text()
 
 
-def test_preemption(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+def test_a_preempted_run_ends_with_the_undisturbed_losses(
+    train: Runs, cluster: Cluster, losses: list[float]
+) -> None:
     run, job = launched(train)
     train.wait_for_step(run, 7)
     halt(run)
@@ -114,7 +116,9 @@ def test_preemption(train: Runs, cluster: Cluster, losses: list[float]) -> None:
     assert_same_losses(run, losses)
 
 
-def test_time_limit(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+def test_a_run_over_its_time_limit_ends_with_the_undisturbed_losses(
+    train: Runs, cluster: Cluster, losses: list[float]
+) -> None:
     run, job = launched(train)
     train.wait_for_step(run, 3)
     halt(run)
@@ -132,7 +136,9 @@ def test_time_limit(train: Runs, cluster: Cluster, losses: list[float]) -> None:
     assert_same_losses(run, losses)
 
 
-def test_lost_node(train: Runs, cluster: Cluster, losses: list[float]) -> None:
+def test_a_run_that_loses_a_node_ends_with_the_undisturbed_losses(
+    train: Runs, cluster: Cluster, losses: list[float]
+) -> None:
     run, job = launched(train)
     train.wait_for_step(run, 7)
     cluster.lose_node("n2")
