@@ -21,7 +21,7 @@ from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer
 from alignkd.errors import AlignkdError
-from alignkd.run_folder import checkpoints as layout
+from alignkd.run_folder import verification
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
@@ -229,7 +229,7 @@ def train_with_a_failing_disk(ranks: Ranks, run: str) -> int | str:
 
     with pytest.MonkeyPatch.context() as patch:
         if ranks.rank == 1:
-            patch.setattr(layout, "describe", failing)
+            patch.setattr(verification, "describe", failing)
         return train_run(ranks, run)
 
 

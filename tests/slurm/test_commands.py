@@ -102,7 +102,7 @@ def test_a_crash_is_explained(runs: Runs) -> None:
     assert runs.json("logs", run, "--rank", 1)["lines"][0].startswith("=== attempt 2: ")
     assert "it has: 1, 2" in runs.alignkd("logs", run, "--attempt", 7, code=2)
     assert "ranks 0 to 1" in runs.alignkd("logs", run, "--rank", 9, code=2)
-    assert "goes with --rank only" in runs.alignkd("logs", run, "-f", "--errors", code=2)
+    assert "works with --rank only" in runs.alignkd("logs", run, "-f", "--errors", code=2)
 
 
 def test_following_a_log_ends_with_the_run(runs: Runs) -> None:
