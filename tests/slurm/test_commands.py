@@ -71,7 +71,7 @@ def test_a_cancelled_run_stays_cancelled(runs: Runs) -> None:
 
 def test_node_counts_that_do_not_fit_are_refused(runs: Runs) -> None:
     run = runs.prepare(nodes=2)
-    assert "node counts that fit with 1 ranks each: 1, 2, 4, 8" in runs.alignkd(
+    assert "node counts that fit with 1 rank each: 1, 2, 4, 8" in runs.alignkd(
         "resume", run, "--nodes", 3, code=2
     )
     assert not (run / "attempts.jsonl").exists()

@@ -29,7 +29,7 @@ def test_a_run_on_four_nodes_resumes_on_two(cluster: Cluster, two_ranks: RankPoo
     assert attempt.saved_step is not None
     assert 3 <= attempt.saved_step < STEPS
 
-    assert "node counts that fit with 1 ranks each: 1, 2, 4" in runs.alignkd(
+    assert "node counts that fit with 1 rank each: 1, 2, 4" in runs.alignkd(
         "resume", run, "--nodes", 3, code=2
     )
     assert read_manifest(run).nodes == 4
