@@ -83,7 +83,10 @@ class Trainer:
             raise
         except AlignkdError:
             # All ranks come here after the same step (a loss that is not finite, a bad sample on one rank).
-            # The save of an earlier step that is still being written is valid, and the newest.
+            # The save of an earlier step that is still being written is valid, and the newest. The row of the
+            # last step may say what went wrong.
+            with contextlib.suppress(TrainingError):
+                self.metrics.flush()
             with contextlib.suppress(TrainingError):
                 self.saver.finish()
             raise
@@ -141,13 +144,14 @@ class Trainer:
         )
         self.step += 1
         applied = state.engine.was_step_applied()
-        self.skipped.count(applied, self.step)
+        self.skipped.count(applied)
         row = {
             **state.position(self.step),
             **learning_rates(state.engine.optimizer),
             "skipped_steps": self.skipped.total,
         }
         self.metrics.add(row, sums, info, self.teacher_watch.take(), self.clock.end_step(), applied=applied)
+        self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
             shown |= {"saved_step": self.saver.newest, "save_held_seconds": self.saver.totals.held_seconds}
