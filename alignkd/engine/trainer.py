@@ -154,8 +154,8 @@ class Trainer:
         self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
-            shown |= {"saved_step": self.saver.newest, "save_held_seconds": self.saver.totals.held_seconds}
-            self._report("training", **shown)
+            held = self.saver.totals.held_seconds
+            self._report("training", **shown, save_held_seconds=held)
 
     def _save(self, *, wait: bool) -> None:
         with self.clock.paused():
@@ -195,4 +195,5 @@ class Trainer:
         self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
-        self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)
+        facts |= {"total_steps": self.state.total_steps, "saved_step": self.saver.newest}
+        self.progress.report(phase, step=self.step, **facts)

@@ -10,8 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from alignkd.config import load_run_config
+from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.saved_steps import missing_checkpoints
 from alignkd.text import counted
 from launcher.backends import backend_named
 from launcher.backends.base import Started
@@ -19,6 +21,7 @@ from launcher.commands.resize import fit_run, memory_warnings, renew_scripts
 from launcher.render.deepspeed import batch_split
 from launcher.run.checkpoints import changes_allowed, check_changes, check_step
 from launcher.run.console import say
+from launcher.run.from_scratch import saves_given_up
 from launcher.run.lock import only_launcher
 from launcher.run.manifest import read_manifest
 from launcher.run.rollback import rollback_to
@@ -33,6 +36,7 @@ class ResumeRequest:
     hostfile: Path | None = None  # other hosts for the ssh back end
     step: int | None = None  # checkpoint to roll back to
     allowed_changes: tuple[str, ...] = ()  # keys that may differ from the checkpoint's
+    from_scratch: bool = False  # train from step 0; what was saved is set aside
 
 
 def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str, Any]:
@@ -45,7 +49,10 @@ def resume_run(run: Path, request: ResumeRequest, console: Console) -> dict[str,
     read_manifest(run)  # refuses any other folder
     check_changes(run, request.allowed_changes)
     result = read_json(RunPaths(run).result) or {}
-    if request.step is not None:
+    if request.from_scratch:
+        if request.step is not None:
+            raise UserError("--from-scratch and --step exclude each other")
+    elif request.step is not None:
         check_step(run, request.step)
     elif result.get("status") == "done":
         say(console, f"{run} is done: {result.get('step')} of {result.get('total_steps')} steps")
@@ -59,10 +66,14 @@ def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
     manifest = read_manifest(run)
     backend = backend_named(manifest.backend)
     backend.check_idle(run)
+    missing = None if request.from_scratch else missing_checkpoints(run)
+    if missing is not None:
+        raise UserError(missing)
+    step = 0 if request.from_scratch else request.step
     hosts = backend.hosts(request.hostfile, request.nodes, request.gpus_per_node) if request.hostfile else ()
     RunPaths(run).stop.unlink(missing_ok=True)  # meant for an earlier start
     before = manifest.world_size
-    manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, hosts, request.step)
+    manifest = fit_run(run, manifest, request.nodes, request.gpus_per_node, hosts, step)
     if manifest.world_size != before:
         split = batch_split(load_run_config(RunPaths(run).config).training, manifest.world_size)
         say(console, f"resized from {before} to {counted(manifest.world_size, 'rank')}; {split}")
@@ -73,9 +84,13 @@ def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
             console,
             "re-rendered the job scripts of another version of alignkd; kept as job.sbatch.old, rank.sh.old",
         )
-    # Both are undone when the start is refused (by sbatch, say).
-    with changes_allowed(run, request.allowed_changes), rollback_to(run, request.step) as set_aside:
-        for name in set_aside:
+    # All of it is undone when the start is refused (by sbatch, say).
+    with (
+        changes_allowed(run, request.allowed_changes),
+        rollback_to(run, step) as set_aside,
+        saves_given_up(run, request.from_scratch) as old_metrics,
+    ):
+        for name in [*set_aside, *([old_metrics] if old_metrics else [])]:
             say(console, f"set aside: {name}")
         say(console, f"resuming {run} on {counted(manifest.world_size, 'rank')} ({manifest.backend})")
         return backend.start(run, manifest, console)
