@@ -82,8 +82,8 @@ class Trainer:
         except TakenOverError:
             raise
         except AlignkdError:
-            # All ranks come here after the same step (a loss that is not finite, a bad sample on one rank).
-            # The save of an earlier step that is still being written is valid, and the newest.
+            # All ranks come here after the same step (a loss that is not finite, say). The save of an earlier
+            # step that is still being written is valid, and the newest.
             with contextlib.suppress(TrainingError):
                 self.saver.finish()
             raise
@@ -95,8 +95,13 @@ class Trainer:
     def _run_steps(self) -> int:
         while self.step < self.state.total_steps:
             window, info = self._next_window()
+            if info.failure is not None:
+                self._save_before_failing(info.failure)
             if info.usr1 or info.term:
+                # Also after a failure: the signal that asks for a stop may have killed a loader process too.
                 return exit_code(info.usr1, info.term)
+            if info.failure is not None:
+                raise info.failure
             with self.clock.paused():
                 self.saver.poll(info.written)
             self._train_step(window, info)
@@ -105,7 +110,7 @@ class Trainer:
         return EXIT_OK
 
     def _next_window(self) -> tuple[list[Batch], StepInfo]:
-        """The next window and what all ranks know of it. Raises on all ranks when one cannot continue."""
+        """The next window and what all ranks know of it, including why one of them cannot continue."""
         with self.clock.data_wait():
             window, problem = self._load_window()
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
@@ -161,12 +166,24 @@ class Trainer:
             facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
-    def _save_last_step(self, code: int) -> None:
+    def _save_before_failing(self, failure: AlignkdError) -> None:
+        """All ranks stand between two steps, where the state is sound. Raises ``failure`` when the run is
+        another process's, and TrainingError when the last loss is not finite or the disk refuses the save too
+        often."""
+        if isinstance(failure, TakenOverError):
+            raise failure
+        log.error("cannot continue after step %d: %s", self.step, failure)
+        self._save_up_to_here()
+
+    def _save_up_to_here(self) -> None:
         self.metrics.flush()
         # A save in flight is committed first: should time run out, it is the newest one to resume from.
         self.saver.finish()
         if self.step > self.saver.newest:
             self._save(wait=True)
+
+    def _save_last_step(self, code: int) -> None:
+        self._save_up_to_here()
         if self.step > self.saver.newest and code != EXIT_OK:
             raise TrainingError(
                 f"stopped at step {self.step}, but it could not be saved; the newest checkpoint is of step "
