@@ -29,6 +29,7 @@ from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
+from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SHOWN = ("loss", "samples_per_second", "data_wait_share")  # of a metrics row, in progress.json
@@ -44,15 +45,24 @@ class Trainer:
         progress: Progress,
         storage: Storage | None = None,
         is_writer: Callable[[], bool] = lambda: True,
+        generation: int = 0,
     ) -> None:
-        """``is_writer`` says on rank 0 whether this process may still write to the run. Collective.
+        """``is_writer`` says on rank 0 whether this process may still write to the run, as its writer of
+        ``generation``. Collective.
 
-        Raises FileSystemError on all ranks when rank 0 cannot rewrite the metrics file.
+        Raises FileSystemError on all ranks when rank 0 cannot rewrite the metrics file, TakenOverError when
+        the run is another process's by now.
         """
         self.state, self.stop, self.progress = state, stop, progress
         self.step = state.found.step or 0  # optimizer steps done
         rows = RunPaths(state.run).metrics
-        state.ranks.run_on_rank0(lambda: cut_rows_after(rows, self.step))
+
+        def cut_rows() -> None:
+            if not is_writer():
+                raise taken_over(state.run)
+            cut_rows_after(rows, self.step)
+
+        state.ranks.run_on_rank0(cut_rows)
         file = MetricsFile(rows) if state.ranks.is_first else None
         self.metrics = Metrics(file, state.config.distillation)
         self.saver = CheckpointSaver(
@@ -63,6 +73,7 @@ class Trainer:
             state.found,
             self.metrics.sync,
             is_writer,
+            generation,
         )
         self.skipped = SkippedSteps(state.config.training.max_skipped_steps, int(state.engine.skipped_steps))
         self.sizes = state.engine.module.sizes()

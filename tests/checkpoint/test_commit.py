@@ -13,6 +13,7 @@ import pytest
 
 from alignkd.checkpoint.commit import Save, commit, discard
 from alignkd.checkpoint.storage import FileEntries, Storage
+from alignkd.errors import TakenOverError
 from alignkd.run_folder.checkpoints import committed_steps, is_marked
 from alignkd.run_folder.verification import verify
 
@@ -173,3 +174,22 @@ def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
     (parent / "step-9.tmp").touch()  # not a folder: nobody here has made it
     assert sorted(Storage().remove_leftovers(parent)) == sorted(left)
     assert sorted(path.name for path in parent.iterdir()) == sorted([*kept, "step-9.tmp"])
+
+
+@pytest.mark.parametrize("lost_before", ["publish", "mark"])
+def test_a_commit_stops_where_another_process_takes_over(
+    save: Save, tmp_path: Path, lost_before: str
+) -> None:
+    """The disk hangs after the manifest, or after the rename."""
+    looks: list[str] = ["publish", "mark"]
+
+    def require_writer() -> None:
+        if looks.pop(0) == lost_before:
+            raise TakenOverError("another process writes this run")
+
+    files = Storage().flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    with pytest.raises(TakenOverError):
+        commit(save, files, 2.0, 0.5, 1, Storage(), lambda: None, require_writer)
+    assert committed_steps(tmp_path) == []
+    assert save.partial.exists() is (lost_before == "publish")
+    assert not (tmp_path / "checkpoints" / "latest").exists()

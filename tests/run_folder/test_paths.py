@@ -30,7 +30,7 @@ NAMES = {
     "stop": "stop",
     "allowed_changes": "allowed_changes.json",
     "logs": "logs",
-    "writer": "writer.json",
+    "writers": "writers",
     "index": "index.bin",
     "progress": "progress.json",
     "metrics": "metrics.jsonl",
