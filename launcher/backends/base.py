@@ -60,9 +60,6 @@ class Backend(Protocol):
         Raises UserError for a hostfile that is missing, too short, or of no use.
         """
 
-    def device(self, config: Config, cluster: Cluster) -> str:
-        """ "cpu", or "auto" for one GPU per rank."""
-
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         """Everything that would keep a new run from starting, and what is only worth a warning."""
 

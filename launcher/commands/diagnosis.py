@@ -114,8 +114,8 @@ def _ended(files: RunFiles) -> tuple[str, str]:
     """For a run whose last attempt has ended for good."""
     last = files.history[-1]
     reason = last.reason or ""
-    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        if last.bad_nodes:
+    if reason in (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT):
+        if last.bad_nodes and reason == Reason.BAD_INPUT:
             return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
         if last.failed_rank is None or last.exit_code is None:
             return "failed", reason

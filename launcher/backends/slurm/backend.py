@@ -44,9 +44,6 @@ class SlurmBackend:
         refuse_hostfile(hostfile)
         return ()
 
-    def device(self, config: Config, cluster: Cluster) -> str:
-        return "cpu" if config.slurm.gpu_option == "none" else "auto"
-
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         if in_allocation():
             return [], []

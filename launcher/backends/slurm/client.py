@@ -47,9 +47,13 @@ def run_slurm_command(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def slurm_is_installed() -> bool:
+    return shutil.which("sbatch") is not None
+
+
 def slurm_answers() -> bool:
     """Does a Slurm controller answer from here?"""
-    return shutil.which("sbatch") is not None and "UP" in (run_slurm_command("scontrol", "ping") or "")
+    return "UP" in (run_slurm_command("scontrol", "ping") or "")
 
 
 def _job_text(job: str) -> str | None:
@@ -142,7 +146,7 @@ def queued_jobs(run: Path) -> list[QueuedJob] | None:
 
 def submit(run: Path, options: Sequence[str] = ()) -> str:
     """Submit the run's job; returns the job id. Raises AlignkdError with sbatch's own message."""
-    if shutil.which("sbatch") is None:
+    if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node; use --backend local")
     script = RunPaths(run).job_script
     try:
