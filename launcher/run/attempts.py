@@ -39,6 +39,9 @@ class Reason(StrEnum):
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
 
 
+FAILURES = (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT)
+
+
 @dataclass(frozen=True)
 class Attempt:
     """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` that of the
