@@ -110,11 +110,11 @@ def test_ranks_that_get_no_gpu_name_node_and_reason_and_end(train: Runs) -> None
     run, job = train.folder / "runs" / "run", text.partition("submitted job ")[2].split()[0].rstrip(";")
     assert train.wait_for_end(job) == "FAILED", train.log(run)
     (attempt,) = train.attempts(run)
-    assert (attempt.reason, attempt.exit_code) == ("unusable node", 87)
+    assert (attempt.reason, attempt.exit_code) == ("unusable node", 88)
     assert set(attempt.bad_nodes) <= {"n1", "n2"}
     assert attempt.bad_nodes
     detail = train.json("status", run)["detail"]
-    assert re.search(r"unusable node: rank \d ended with exit code 87: rank \d on n\d sees no GPU: ", detail)
+    assert re.search(r"unusable node: rank \d ended with exit code 88: rank \d on n\d sees no GPU: ", detail)
     assert not (run / "metrics.jsonl").exists()
 
 
