@@ -76,6 +76,19 @@ def test_rows_of_later_steps_and_torn_lines_are_cut(path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
     cut_rows_after(path, 0)
     assert path.read_text() == ""
+    # Nothing is gone.
+    kept = {step: (path.parent / f"metrics.jsonl.after-step-{step}").read_bytes() for step in (0, 2)}
+    assert kept == {0: "".join(lines[:2]).encode(), 2: lines[2].encode() + b'\xff\0\n{"step": 2, "lo\n'}
+
+
+def test_rows_that_are_cut_again_are_added_to_those_kept_before(path: Path) -> None:
+    kept = path.with_name("metrics.jsonl.after-step-1")
+    first, second = (row_line({"step": 2, "loss": loss}) for loss in (0.5, 0.25))
+    for line in (first, second, second):  # the last start was killed before it wrote the shorter file
+        path.write_text(row_line({"step": 1}) + line)
+        cut_rows_after(path, 1)
+        assert path.read_text() == row_line({"step": 1})
+    assert kept.read_text() == first + second
 
 
 def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
