@@ -51,10 +51,10 @@ def universal_folder(run: Path, step: int) -> Path:
     return RunPaths(run).checkpoints / (step_name(step) + UNIVERSAL)
 
 
-def new_attempt() -> str:
-    """A name for what one process, or one group of ranks, writes. Another one that still runs (on a node
-    that was given up, for example) never writes into the same folder."""
-    return uuid.uuid4().hex[:12]
+def new_attempt(generation: int = 0) -> str:
+    """A name for what one process, or one group of ranks, writes as the writer of ``generation``. Another one
+    that still runs (on a node that was given up, for example) never writes into the same folder."""
+    return f"{generation}-{uuid.uuid4().hex[:12]}"
 
 
 def partial_folder(final: Path, attempt: str) -> Path:

@@ -23,7 +23,7 @@
 | logs/rank-R.log | back end | output of rank R; every attempt appends |
 | logs/ssh-R.log | back end | what ssh itself said about rank R |
 | logs/slurm-JOB.log | job.sbatch | output of the batch script |
-| writer.json | rank 0 | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
+| writers/G.json | rank 0, resume | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
@@ -142,9 +142,12 @@ class RunPaths:
     def ssh_log(self, rank: int) -> Path:
         return self.logs / f"ssh-{rank}.log"
 
+    def job_log(self, job: str) -> Path:
+        return self.logs / f"slurm-{job}.log"
+
     @property
-    def writer(self) -> Path:
-        return self.run / "writer.json"
+    def writers(self) -> Path:
+        return self.run / "writers"
 
     @property
     def index(self) -> Path:

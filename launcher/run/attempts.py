@@ -33,9 +33,13 @@ class Reason(StrEnum):
     TERMINATED = "terminated"
     CRASHED = "crashed"
     BAD_INPUT = "configuration error"
+    BAD_NODE = "unusable node"  # a rank found no GPU on it
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
+
+
+FAILURES = (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Attempt:
     lost_steps: int | None = None
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
-    bad_nodes: tuple[str, ...] = ()  # lost, or without access to the run folder
+    bad_nodes: tuple[str, ...] = ()  # lost, without a GPU, or without access to the run folder
 
     @property
     def progressed(self) -> bool:
@@ -204,6 +208,6 @@ def fruitless_restarts(run: Path) -> int:
     for attempt in reversed(read_history(run)[submitted:]):
         if attempt.progressed:
             break
-        if attempt.reason in (Reason.CRASHED, Reason.TIME_LIMIT):
+        if attempt.reason in (Reason.CRASHED, Reason.BAD_NODE, Reason.TIME_LIMIT):
             count += 1
     return count

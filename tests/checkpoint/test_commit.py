@@ -15,6 +15,7 @@ import pytest
 
 from alignkd.checkpoint.commit import Save, commit, discard
 from alignkd.checkpoint.storage import FileEntries, Storage
+from alignkd.errors import TakenOverError
 from alignkd.run_folder.checkpoints import committed_steps, is_marked
 from alignkd.run_folder.verification import verify
 
@@ -246,3 +247,22 @@ def test_a_folder_that_was_whole_is_never_removed_for_want_of_a_marker(save: Sav
         "step-6.unmarked",
     ]
     assert (save.final.parent / "step-4.unmarked" / SHARDS[0]).read_bytes() == SHARDS[0].encode()
+
+
+@pytest.mark.parametrize("lost_before", ["publish", "mark"])
+def test_a_commit_stops_where_another_process_takes_over(
+    save: Save, tmp_path: Path, lost_before: str
+) -> None:
+    """The disk hangs after the manifest, or after the rename."""
+    looks: list[str] = ["publish", "mark"]
+
+    def require_writer() -> None:
+        if looks.pop(0) == lost_before:
+            raise TakenOverError("another process writes this run")
+
+    files = Storage().flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    with pytest.raises(TakenOverError):
+        commit(save, files, 2.0, 0.5, 1, Storage(), lambda: None, require_writer)
+    assert committed_steps(tmp_path) == []
+    assert save.partial.exists() is (lost_before == "publish")
+    assert not (tmp_path / "checkpoints" / "latest").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 from pathlib import Path
 
@@ -100,10 +101,22 @@ def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_sync_puts_the_rows_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}")))
+    file = MetricsFile(path)
+    file.sync()
+    assert flushed == [], "there is no row yet"
+    file.append({"step": 1})
+    assert flushed == [], "a step does not wait for the disk"
+    file.sync()
+    assert flushed == [str(path)]
+
+
 def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_path: Path) -> None:
     with small_disk(tmp_path, "8k"):
         file = MetricsFile(tmp_path / "metrics.jsonl")
-        rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3)]
+        rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3, 4)]
         lines = [row_line(row) for row in rows]
         for row in rows:
             file.append(row)

@@ -31,7 +31,7 @@ NAMES = {
     "allowed_changes": "allowed_changes.json",
     "from_scratch": "from_scratch.json",
     "logs": "logs",
-    "writer": "writer.json",
+    "writers": "writers",
     "index": "index.bin",
     "progress": "progress.json",
     "metrics": "metrics.jsonl",

@@ -14,7 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import (
+    EXIT_BAD_NODE,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
@@ -101,7 +107,8 @@ def end_attempt(run: Path, srun_status: int) -> str:
             lost_nodes=lost,
         )
     )
-    closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
+    bad = {Reason.NODE_LOST: lost, Reason.BAD_NODE: _unusable_nodes(run, attempt, codes)}
+    closed = close(run, attempt, decision.reason, bad.get(decision.reason, ()))
     if decision.action is Action.EXIT:
         RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
     _say(
@@ -109,7 +116,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
         f"{decision.why}"
     )
     failed = failed_rank(codes)
-    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
+    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], RunPaths(run).log(failed)))
     if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
         return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is never requeued
@@ -175,6 +182,13 @@ def _lost_nodes(
     if len(names) != count or not answers:
         return ()  # Slurm does not answer, so nothing is known about any node
     return tuple(names[node] for node in silent if names[node] not in answers)
+
+
+def _unusable_nodes(run: Path, attempt: Attempt, codes: dict[int, int]) -> tuple[str, ...]:
+    """Nodes with a rank that found no GPU."""
+    unusable = [rank for rank, code in codes.items() if code == EXIT_BAD_NODE]
+    names, ranks = hostnames(attempt.nodes) if unusable else [], _rank_count(run)
+    return tuple(sorted({names[rank * len(names) // ranks] for rank in unusable if names}))
 
 
 def _rank_count(run: Path) -> int:

@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import (
+    EXIT_BAD_NODE,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
 from launcher.run.attempts import Reason
 from launcher.run.exit_codes import failed_rank
 
@@ -94,6 +101,9 @@ def decide(found: Evidence) -> Decision:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "ended by SIGTERM")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
+    failed = failed_rank(found.codes)
+    if failed is not None and found.codes[failed] == EXIT_BAD_NODE:
+        return _restart(found, Reason.BAD_NODE, "a rank found no GPU on its node")
     return _restart(found, Reason.CRASHED, "a rank failed")
 
 

@@ -105,7 +105,7 @@ def test_scripts_carry_their_format(render) -> None:
     scripts = render({})
     assert is_current(scripts["job.sbatch"])
     assert is_current(scripts["rank.sh"])
-    assert not is_current(scripts["job.sbatch"].replace("Script format 2", "Script format 1"))
+    assert not is_current(scripts["job.sbatch"].replace("Script format 3", "Script format 2"))
 
 
 def test_settings_become_sbatch_directives(render) -> None:
@@ -122,6 +122,13 @@ def test_settings_become_sbatch_directives(render) -> None:
     assert plain["gpus-per-node"] == "4"
     assert "requeue" in plain
     assert "account" not in plain
+
+
+def test_a_gpu_job_never_falls_back_to_the_cpu(render) -> None:
+    asked, cpu = render({}), render({"gpu_option": "none"})
+    assert "export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}\n" in asked["rank.sh"]
+    assert "cuda" not in cpu["rank.sh"] + cpu["env.sh"]
+    assert "export DS_ACCELERATOR=cpu" in cpu["env.sh"]
 
 
 def test_secrets_are_never_stored(render, monkeypatch) -> None:

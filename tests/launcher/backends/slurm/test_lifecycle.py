@@ -50,6 +50,10 @@ USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 
         ({"codes": {}, "job": TIME_LIMIT}, Action.RESTART, Reason.TIME_LIMIT),
         ({"codes": CRASH}, Action.RESTART, Reason.CRASHED),
         ({"codes": {}, "srun_status": 1}, Action.RESTART, Reason.CRASHED),
+        # The others were ended because of the rank without a GPU.
+        ({"codes": {1: 88, 0: 143}}, Action.RESTART, Reason.BAD_NODE),
+        ({"codes": {1: 88, 0: 143}, "fruitless_before": 3}, Action.EXIT, Reason.BAD_NODE),
+        ({"codes": {0: 1, 1: 88}}, Action.RESTART, Reason.CRASHED),
         # A rank that failed while others saved: the save needs all of them.
         ({"codes": {0: 85, 1: 139}}, Action.RESTART, Reason.CRASHED),
     ],
