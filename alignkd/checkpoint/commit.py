@@ -98,6 +98,7 @@ def commit(
 
 def discard(save: Save, storage: Storage) -> None:
     """Remove what a failed save has left. Raises OSError."""
-    storage.remove(save.partial)
-    if not is_marked(save.final):
+    if save.partial.exists():  # not renamed: whatever has the final name is not of this save
+        storage.remove(save.partial)
+    elif not is_marked(save.final):
         storage.remove(save.final)

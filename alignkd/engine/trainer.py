@@ -94,7 +94,10 @@ class Trainer:
             raise
         except AlignkdError:
             # All ranks come here after the same step (a loss that is not finite, say). The save of an earlier
-            # step that is still being written is valid, and the newest.
+            # step that is still being written is valid, and the newest. The row of the last step may say what
+            # went wrong.
+            with contextlib.suppress(TrainingError):
+                self.metrics.flush()
             with contextlib.suppress(TrainingError):
                 self.saver.finish()
             raise
@@ -157,17 +160,18 @@ class Trainer:
         )
         self.step += 1
         applied = state.engine.was_step_applied()
-        self.skipped.count(applied, self.step)
+        self.skipped.count(applied)
         row = {
             **state.position(self.step),
             **learning_rates(state.engine.optimizer),
             "skipped_steps": self.skipped.total,
         }
         self.metrics.add(row, sums, info, self.teacher_watch.take(), self.clock.end_step(), applied=applied)
+        self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
-            shown |= {"saved_step": self.saver.newest, "save_held_seconds": self.saver.totals.held_seconds}
-            self._report("training", **shown)
+            held = self.saver.totals.held_seconds
+            self._report("training", **shown, save_held_seconds=held)
 
     def _save(self, *, wait: bool) -> None:
         with self.clock.paused():
@@ -219,4 +223,5 @@ class Trainer:
         self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
-        self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)
+        facts |= {"total_steps": self.state.total_steps, "saved_step": self.saver.newest}
+        self.progress.report(phase, step=self.step, **facts)

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_text_atomic
-from alignkd.run_folder.checkpoints import SET_ASIDE, committed_steps, step_folder, universal_folder
+from alignkd.run_folder.checkpoints import (
+    SET_ASIDE,
+    committed_steps,
+    free_name,
+    step_folder,
+    universal_folder,
+)
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.writer_lock import WriterLock
 
@@ -83,10 +89,7 @@ def _set_aside(run: Path, step: int, moved: list[tuple[Path, Path]]) -> None:
     for newer in [other for other in committed_steps(run) if other > step]:
         folder = step_folder(run, newer)
         shutil.rmtree(universal_folder(run, newer), ignore_errors=True)  # can be made again
-        number, place = 1, folder.with_suffix(SET_ASIDE)
-        while place.exists():
-            number += 1
-            place = folder.with_suffix(f"{SET_ASIDE}-{number}")
+        place = free_name(folder, SET_ASIDE)
         folder.rename(place)
         moved.append((folder, place))
 

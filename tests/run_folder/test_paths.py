@@ -29,6 +29,7 @@ NAMES = {
     "slurm_step": "exits/step",
     "stop": "stop",
     "allowed_changes": "allowed_changes.json",
+    "from_scratch": "from_scratch.json",
     "logs": "logs",
     "writers": "writers",
     "index": "index.bin",
