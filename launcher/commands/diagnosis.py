@@ -114,8 +114,8 @@ def _ended(files: RunFiles) -> tuple[str, str]:
     """For a run whose last attempt has ended for good."""
     last = files.history[-1]
     reason = last.reason or ""
-    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        if last.bad_nodes:
+    if reason in (Reason.CRASHED, Reason.BAD_INPUT, Reason.HUNG):
+        if was_not_started(last):
             return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
         if last.failed_rank is None or last.exit_code is None:
             return "failed", reason
@@ -124,6 +124,11 @@ def _ended(files: RunFiles) -> tuple[str, str]:
     # Without a queue only the user ends a run by SIGTERM.
     stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and not files.has_queue)
     return ("stopped" if stopped else reason), f"at step {last.saved_step}"
+
+
+def was_not_started(attempt: Attempt) -> bool:
+    """Was no rank started, because of nodes that do not see a folder?"""
+    return attempt.reason == Reason.BAD_INPUT and bool(attempt.bad_nodes)
 
 
 def reason_with_nodes(attempt: Attempt) -> str:

@@ -15,7 +15,7 @@ from alignkd.run_folder.metrics import Row, iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
-from launcher.commands.diagnosis import RunFiles, diagnose, read_run, reason_with_nodes
+from launcher.commands.diagnosis import RunFiles, diagnose, read_run, reason_with_nodes, was_not_started
 from launcher.run.attempts import last_sign
 from launcher.run.manifest import read_manifest
 
@@ -110,7 +110,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=None if progress is None else progress.updated,
         # Where nodes are to blame, no rank was started that could have logged anything.
-        next=_next(run, "stopped" if state == "failed" and files.history[-1].bad_nodes else state),
+        next=_next(run, "stopped" if state == "failed" and was_not_started(files.history[-1]) else state),
     )
 
 

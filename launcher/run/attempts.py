@@ -32,6 +32,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     TERMINATED = "terminated"
     CRASHED = "crashed"
+    HUNG = "hung"
     BAD_INPUT = "configuration error"
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
@@ -56,7 +57,7 @@ class Attempt:
     lost_steps: int | None = None
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
-    bad_nodes: tuple[str, ...] = ()  # lost, or without access to the run folder
+    bad_nodes: tuple[str, ...] = ()  # lost, suspected of a hang, or without access to a folder
 
     @property
     def progressed(self) -> bool:
@@ -122,8 +123,9 @@ def begin(
     if left is not None:
         gone = tuple(lost(left.nodes, left.start))
         close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
-    shutil.rmtree(RunPaths(run).exits, ignore_errors=True)
-    RunPaths(run).exits.mkdir(exist_ok=True)
+    for of_one_attempt in (RunPaths(run).exits, RunPaths(run).beats):
+        shutil.rmtree(of_one_attempt, ignore_errors=True)
+        of_one_attempt.mkdir(exist_ok=True)
     RunPaths(run).result.unlink(missing_ok=True)  # that of an earlier attempt
     number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
@@ -204,6 +206,6 @@ def fruitless_restarts(run: Path) -> int:
     for attempt in reversed(read_history(run)[submitted:]):
         if attempt.progressed:
             break
-        if attempt.reason in (Reason.CRASHED, Reason.TIME_LIMIT):
+        if attempt.reason in (Reason.CRASHED, Reason.HUNG, Reason.TIME_LIMIT):
             count += 1
     return count

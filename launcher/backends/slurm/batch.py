@@ -40,6 +40,7 @@ from launcher.run.attempts import (
     open_attempt,
 )
 from launcher.run.exit_codes import failed_rank, failure_report
+from launcher.run.hangs import hang_codes, read_hang
 
 LATE_SECONDS = 60.0  # until a shared file system shows what another node has written
 
@@ -87,6 +88,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
     job = job_state(attempt.job)
     lost = _lost_nodes(run, attempt, codes, srun_status, job)
     asked = _asked(run) or []
+    hang = read_hang(run)
     decision = decide(
         Evidence(
             codes=codes,
@@ -99,9 +101,13 @@ def end_attempt(run: Path, srun_status: int) -> str:
             max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
             job=job,
             lost_nodes=lost,
+            hang=None if hang is None else hang.message,
         )
     )
-    closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
+    if decision.reason is Reason.HUNG and hang is not None:
+        closed = close(run, attempt, decision.reason, hang.nodes, codes=hang_codes(hang))
+    else:
+        closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
     if decision.action is Action.EXIT:
         RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
     _say(
