@@ -66,7 +66,7 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, rendezvous_second
     with contextlib.ExitStack() as held:
         ranks.run_on_rank0(lambda: held.enter_context(lock))
         state = prepare(run, ranks, progress)
-        code = Trainer(state, stop, progress, is_writer=lock.is_held).train()
+        code = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation).train()
     dist.destroy_process_group()
     return code
 

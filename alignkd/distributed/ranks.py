@@ -82,13 +82,17 @@ class Ranks:
             raise error_elsewhere(*failure)
 
     def raise_together(self, own: AlignkdError | None) -> NoReturn:
-        """Raise on every rank: the error of the first rank that has one, or a rank's own of the same kind. At
-        least one rank must have one. Collective."""
+        """Raise :meth:`shared_error` on every rank. Collective."""
+        raise self.shared_error(own)
+
+    def shared_error(self, own: AlignkdError | None) -> AlignkdError:
+        """On every rank: the error of the first rank that has one, or a rank's own of the same kind. At least
+        one rank must have one. Collective."""
         failures = self.gather_objects(None if own is None else describe_failure(self.rank, own))
         first = next(failure for failure in failures if failure is not None)
         # One kind everywhere, because it decides what a rank does next (a last save, for instance).
         same_kind = failures[self.rank] is not None and failures[self.rank][0] == first[0]
-        raise own if own is not None and same_kind else error_elsewhere(*first)
+        return own if own is not None and same_kind else error_elsewhere(*first)
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)

@@ -176,11 +176,34 @@ def _fill(
     where: str,
 ) -> None:
     parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
-    given = {name for name in sources if not OLD_BUFFERS.search(name)}
-    missing = sorted(set(parameters) - given)
-    unexpected = sorted(given - set(parameters))
-    problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
-    for name in [name for name in sources if name in parameters]:  # in the order of the files
+    _check_shapes(parameters, sources, shape_of, where)
+    # Under ZeRO-3 only the first rank of the group reads; the others receive their shards from it.
+    for name in [name for name in sources if name in parameters]:
+        parameter = parameters[name]
+        with _gathered(parameter, modifier_rank=0):
+            if options.zero3 is None or torch.distributed.get_rank(options.group) == 0:
+                parameter.data.copy_(sources[name](name))
+
+
+def check_tensors(config: MobileVLMConfig, files: WeightFiles) -> None:
+    """Raises CheckpointError listing every tensor of a folder that does not fit its configuration."""
+    with torch.device("meta"), no_init_weights():
+        model = MobileVLM(config)
+    parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
+    _check_shapes(parameters, files.names(), files.shape, str(files.folder))
+
+
+def _check_shapes(
+    parameters: Mapping[str, nn.Parameter],
+    names: Iterable[str],
+    shape_of: Callable[[str], tuple[int, ...]],
+    where: str,
+) -> None:
+    """``parameters`` of the model by published name, ``names`` of the tensors that are there."""
+    given = [name for name in names if not OLD_BUFFERS.search(name)]
+    problems = [f"missing: {name}" for name in sorted(set(parameters) - set(given))]
+    problems += [f"unexpected: {name}" for name in sorted(set(given) - set(parameters))]
+    for name in [name for name in given if name in parameters]:  # in the order of the files
         expected = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
         if shape_of(name) != expected:
             problems.append(
@@ -188,12 +211,6 @@ def _fill(
             )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
-    # Under ZeRO-3 only the first rank of the group reads; the others receive their shards from it.
-    for name in [name for name in sources if name in parameters]:
-        parameter = parameters[name]
-        with _gathered(parameter, modifier_rank=0):
-            if options.zero3 is None or torch.distributed.get_rank(options.group) == 0:
-                parameter.data.copy_(sources[name](name))
 
 
 @contextmanager

@@ -79,11 +79,18 @@ class MobileVLM(nn.Module):
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
-        for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
+        # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients. Random
+        # states are kept for dropout only: each layer would copy the device's to the host, and wait for it.
+        towers_dropout = float(self.config.tower_config["attention_dropout"])
+        modules: list[tuple[Any, bool]] = [(self.language_model, False)]
+        if self.train_vision_tower:
+            modules.append((self.vision_tower, towers_dropout > 0))
+        for module, draws in modules:
             # Renamed between transformers 5.17 and 5.23.
             enable = getattr(module, "activation_checkpointing_enable", None)
-            # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients.
-            (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+            (enable or module.gradient_checkpointing_enable)(
+                {"use_reentrant": False, "preserve_rng_state": draws}
+            )
 
     def forward(self, batch: Batch, patches_IPC: torch.Tensor | None = None) -> ModelOutputs:
         """Run all of the model but the head.

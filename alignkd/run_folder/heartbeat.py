@@ -22,8 +22,9 @@ DATA, TRAINING = "waiting for data", "training"
 STEP_PHASES = (DATA, TRAINING)  # a rank passes both in every step
 # In the order in which a rank comes to them after its last finished step.
 PHASES = (
-    "starting",
+    "importing",
     "joining",
+    "starting",
     "indexing",
     "loading",
     "converting",
@@ -47,7 +48,7 @@ def beat_seconds(hang_seconds: float) -> float:
 class Beat:
     """Times are medians over the last steps, in seconds."""
 
-    phase: str = "starting"
+    phase: str = "importing"
     step: int = 0  # the last one that is done
     steps: int = 0  # done since this process started
     done: int | None = None  # of the data's files, while indexing

@@ -151,6 +151,10 @@ def resume(
             metavar="N", min=1, help="Roll back to the checkpoint of this step; newer ones are set aside."
         ),
     ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Train from step 0; checkpoints and metrics are set aside."),
+    ] = False,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; repeatable."),
@@ -159,13 +163,13 @@ def resume(
 ) -> None:
     """Resume a run, optionally on a different number of nodes.
 
-    It continues from the newest checkpoint, or from that of --step.
+    It continues from the newest checkpoint, from that of --step, or from nothing with --from-scratch.
     """
     from rich.console import Console
 
     from launcher.commands.resume import ResumeRequest, resume_run
 
-    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()))
+    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()), from_scratch)
     result = resume_run(run, request, Console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
