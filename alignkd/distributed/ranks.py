@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from alignkd.distributed.device import take_device
 from alignkd.distributed.failures import as_shown, describe_failure, error_elsewhere
 from alignkd.distributed.rendezvous import meet
 from alignkd.errors import AlignkdError, TrainingError
@@ -114,8 +114,8 @@ def _wait_for(store: Any, key: str) -> str:
 def start_ranks(rendezvous_seconds: float = 300.0, timeout: timedelta = timedelta(hours=2)) -> Ranks:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
-    Raises TrainingError when not all ranks come within ``rendezvous_seconds``; ``timeout`` is that of later
-    collectives.
+    Raises NodeError when this rank gets no GPU, and TrainingError when not all ranks come within
+    ``rendezvous_seconds``; ``timeout`` is that of later collectives.
     """
     accelerator = get_accelerator()
     # fp32 means fp32, also in convolutions, where torch defaults to TF32. A bf16 run has only small fp32
@@ -125,11 +125,7 @@ def start_ranks(rendezvous_seconds: float = 300.0, timeout: timedelta = timedelt
     # cuDNN's attention plans every new shape (111 ms each, forward and backward, on an H200), and batches
     # differ in length and number of images all the time. Flash attention takes as long and plans nothing.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if accelerator.device_name() != "cpu":
-        # A cluster may show each rank only its own device. DeepSpeed reads the variable too.
-        index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
-        os.environ["LOCAL_RANK"] = str(index)
-        accelerator.set_device(index)
+    take_device(accelerator)
     if accelerator.device_name() == "cpu":
         _skip_the_compiled_all_reduce()
     store = meet(rendezvous_seconds)

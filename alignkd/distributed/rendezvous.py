@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from alignkd.errors import TrainingError, UserError
+from alignkd.errors import NodeError, TrainingError
 
 _ALL_HERE = "alignkd/all-here"
 _LAST_WORDS_SECONDS = 2.0  # rank 0 keeps its store after a failure: the others read who is missing
@@ -24,7 +24,7 @@ def meet(seconds: float, environment: Mapping[str, str] = os.environ) -> Any:
     """Rank 0's store, once all ranks have come to it. Collective.
 
     Raises TrainingError after ``seconds``, with the ranks and nodes that are missing or with what is wrong
-    with the address of rank 0, and UserError when a network interface that was asked for is not on this node.
+    with the address of rank 0, and NodeError when a network interface that was asked for is not on this node.
     """
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     check_interfaces(environment)
@@ -116,7 +116,7 @@ def _address_facts(host: str) -> str:
 
 
 def check_interfaces(environment: Mapping[str, str]) -> None:
-    """Raises UserError when NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names an interface that is not here.
+    """Raises NodeError when NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME names an interface that is not here.
 
     NCCL takes prefixes, ``=`` for exact names and ``^`` for those to avoid; gloo takes exact names.
     """
@@ -128,7 +128,7 @@ def check_interfaces(environment: Mapping[str, str]) -> None:
         names = wanted.removeprefix("=").split(",")
         exact = variable.startswith("GLOO") or wanted.startswith("=")
         if not any(name == given if exact else name.startswith(given) for given in names for name in here):
-            raise UserError(
+            raise NodeError(
                 f"{variable}={wanted}: {platform.node()} has no such network interface; it has "
                 f"{', '.join(here)} (slurm.network_interface)"
             )

@@ -155,6 +155,9 @@ class RunPaths:
     def ssh_log(self, rank: int) -> Path:
         return self.logs / f"ssh-{rank}.log"
 
+    def job_log(self, job: str) -> Path:
+        return self.logs / f"slurm-{job}.log"
+
     @property
     def writers(self) -> Path:
         return self.run / "writers"

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from alignkd.config import Config
-    from launcher.plan.workload import Cluster
 
 # No prompts: nobody could answer them for each of many ranks. A lost host is noticed after 45 s.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
@@ -45,9 +44,6 @@ class SshBackend(WatchedBackend):
         if hostfile is None:
             raise UserError("--backend ssh needs --hostfile: one `host slots=N` per line")
         return read_hosts(hostfile, nodes, gpus_per_node)
-
-    def device(self, config: Config, cluster: Cluster) -> str:
-        return "cpu" if config.slurm.gpu_option == "none" else "auto"
 
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         if hosts:

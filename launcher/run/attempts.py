@@ -34,9 +34,13 @@ class Reason(StrEnum):
     CRASHED = "crashed"
     HUNG = "hung"
     BAD_INPUT = "configuration error"
+    BAD_NODE = "unusable node"  # a rank found no GPU on it
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
+
+
+FAILURES = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Attempt:
     lost_steps: int | None = None
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
-    bad_nodes: tuple[str, ...] = ()  # lost, suspected of a hang, or without access to a folder
+    bad_nodes: tuple[str, ...] = ()  # lost, unusable, suspected of a hang, or without access to a folder
 
     @property
     def progressed(self) -> bool:
@@ -206,6 +210,6 @@ def fruitless_restarts(run: Path) -> int:
     for attempt in reversed(read_history(run)[submitted:]):
         if attempt.progressed:
             break
-        if attempt.reason in (Reason.CRASHED, Reason.HUNG, Reason.TIME_LIMIT):
+        if attempt.reason in (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.TIME_LIMIT):
             count += 1
     return count

@@ -10,7 +10,7 @@ import pytest
 
 from alignkd.distributed import rendezvous
 from alignkd.distributed.rendezvous import check_interfaces, missing_words
-from alignkd.errors import UserError
+from alignkd.errors import NodeError
 from launcher.backends.ranks import free_port
 
 PROGRAM = """
@@ -105,7 +105,7 @@ def test_an_interface_that_was_asked_for_must_exist(
         check_interfaces({variable: value})
         return
     with pytest.raises(
-        UserError, match=f"{variable}={value}: .* has no such network interface; it has lo, ib0"
+        NodeError, match=f"{variable}={value}: .* has no such network interface; it has lo, ib0"
     ):
         check_interfaces({variable: value})
 

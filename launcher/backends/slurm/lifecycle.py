@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from alignkd.errors import (
+    EXIT_BAD_NODE,
     EXIT_FAILED,
     EXIT_HUNG,
     EXIT_OK,
@@ -104,6 +105,9 @@ def decide(found: Evidence) -> Decision:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "ended by SIGTERM")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
+    failed = failed_rank(found.codes)
+    if failed is not None and found.codes[failed] == EXIT_BAD_NODE:
+        return _restart(found, Reason.BAD_NODE, "a node cannot train")
     return _restart(found, Reason.CRASHED, "a rank failed")
 
 

@@ -125,6 +125,13 @@ def test_settings_become_sbatch_directives(render) -> None:
     assert "account" not in plain
 
 
+def test_a_gpu_job_never_falls_back_to_the_cpu(render) -> None:
+    asked, cpu = render({}), render({"gpu_option": "none"})
+    assert "export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}\n" in asked["rank.sh"]
+    assert "cuda" not in cpu["rank.sh"] + cpu["env.sh"]
+    assert "export DS_ACCELERATOR=cpu" in cpu["env.sh"]
+
+
 def test_secrets_are_never_stored(render, monkeypatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
     scripts = render({"secrets": ["HF_TOKEN"]})

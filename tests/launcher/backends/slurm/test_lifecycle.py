@@ -56,6 +56,10 @@ HANG = "rank 1 on n2 is behind: step 7, training; nothing has moved for 700 s"
         ({"codes": {}, "hang": HANG, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         ({"codes": {}, "hang": HANG, "lost_nodes": ("n2",)}, Action.RESTART, Reason.NODE_LOST),
         ({"codes": {}, "hang": HANG, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
+        # The others were ended because of the rank without a GPU.
+        ({"codes": {1: 88, 0: 143}}, Action.RESTART, Reason.BAD_NODE),
+        ({"codes": {1: 88, 0: 143}, "fruitless_before": 3}, Action.EXIT, Reason.BAD_NODE),
+        ({"codes": {0: 1, 1: 88}}, Action.RESTART, Reason.CRASHED),
         # A rank that failed while others saved: the save needs all of them.
         ({"codes": {0: 85, 1: 139}}, Action.RESTART, Reason.CRASHED),
     ],
