@@ -153,6 +153,8 @@ def test_without_its_name_in_latest_a_checkpoint_counts_all_the_same(
 
 def test_discarding_a_save_keeps_a_checkpoint_that_counts(save: Save) -> None:
     run_commit(save, Storage())
+    discard(save, Storage())  # the failure came after the marker
+    assert is_marked(save.final)
     save.partial.mkdir()
     discard(save, Storage())
     assert is_marked(save.final)
