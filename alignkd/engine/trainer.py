@@ -21,11 +21,12 @@ from alignkd.engine.optimizer_step import (
     run_optimizer_step,
 )
 from alignkd.engine.signals import StopRequest, exit_code
-from alignkd.engine.skipped_steps import SkippedSteps
+from alignkd.engine.skipped_steps import IN_A_ROW, SkippedSteps
 from alignkd.engine.state import TrainingState
 from alignkd.engine.step_clock import StepClock
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
+from alignkd.run_folder.checkpoints import read_manifest, step_folder
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
@@ -75,7 +76,11 @@ class Trainer:
             is_writer,
             generation,
         )
-        self.skipped = SkippedSteps(state.config.training.max_skipped_steps, int(state.engine.skipped_steps))
+        self.skipped = SkippedSteps(
+            state.config.training.max_skipped_steps,
+            int(state.engine.skipped_steps),
+            0 if not self.step else read_manifest(step_folder(state.run, self.step)).get(IN_A_ROW, 0),
+        )
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
         self.teacher_watch = Stopwatch()
@@ -178,7 +183,10 @@ class Trainer:
             # The last row is completed first, so that a loss that is not finite stops the run before a save.
             self.metrics.flush()
             self._report("saving")
-            facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
+            facts = self.state.manifest_facts(self.step) | {
+                "step_seconds": self.clock.take_slowest(),
+                IN_A_ROW: self.skipped.in_a_row,
+            }
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
     def _save_before_failing(self, failure: AlignkdError) -> None:
@@ -223,5 +231,5 @@ class Trainer:
         self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
-        facts |= {"total_steps": self.state.total_steps, "saved_step": self.saver.newest}
-        self.progress.report(phase, step=self.step, **facts)
+        facts |= {"saved_step": self.saver.newest, "resumed_step": self.state.found.step or 0}
+        self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)
