@@ -18,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 
 from alignkd.distributed.device import take_device
 from alignkd.distributed.failures import as_shown, describe_failure, error_elsewhere
+from alignkd.distributed.rendezvous import meet
 from alignkd.errors import AlignkdError, TrainingError
 
 POLL_SECONDS = 0.2
@@ -110,10 +111,11 @@ def _wait_for(store: Any, key: str) -> str:
     return value
 
 
-def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
+def start_ranks(rendezvous_seconds: float = 300.0, timeout: timedelta = timedelta(hours=2)) -> Ranks:
     """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
 
-    Raises NodeError when this rank gets no GPU.
+    Raises NodeError when this rank gets no GPU, and TrainingError when not all ranks come within
+    ``rendezvous_seconds``; ``timeout`` is that of later collectives.
     """
     accelerator = get_accelerator()
     # fp32 means fp32, also in convolutions, where torch defaults to TF32. A bf16 run has only small fp32
@@ -126,9 +128,11 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
     take_device(accelerator)
     if accelerator.device_name() == "cpu":
         _skip_the_compiled_all_reduce()
+    store = meet(rendezvous_seconds)
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
     )
+    del store  # the group has joined it, and keeps it
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

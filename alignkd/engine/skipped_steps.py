@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from alignkd.engine.state import TrainingState
 from alignkd.errors import TrainingError
+from alignkd.run_folder.checkpoints import read_manifest, step_folder
 
 IN_A_ROW = "skipped_in_a_row"  # key of a checkpoint's manifest
 
@@ -14,6 +16,18 @@ class SkippedSteps:
         self._max_in_a_row = max_in_a_row
         self.in_a_row = in_a_row
         self.total = before
+
+    @classmethod
+    def of_run(cls, state: TrainingState) -> SkippedSteps:
+        """As they were in the checkpoint that was loaded."""
+        step = state.found.step
+        # Earlier versions did not record the streak.
+        in_a_row = 0 if step is None else read_manifest(step_folder(state.run, step)).get(IN_A_ROW, 0)
+        return cls(state.config.training.max_skipped_steps, int(state.engine.skipped_steps), in_a_row)
+
+    def facts(self) -> dict[str, int]:
+        """For a checkpoint's manifest."""
+        return {IN_A_ROW: self.in_a_row}
 
     def count(self, applied: bool) -> None:
         self.in_a_row = 0 if applied else self.in_a_row + 1

@@ -46,6 +46,7 @@ from launcher.run.attempts import (
     open_attempt,
 )
 from launcher.run.exit_codes import failed_rank, failure_report
+from launcher.run.hangs import hang_codes, read_hang
 
 LATE_SECONDS = 60.0  # until a shared file system shows what another node has written
 
@@ -93,6 +94,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
     job = job_state(attempt.job)
     lost = _lost_nodes(run, attempt, codes, srun_status, job)
     asked = _asked(run) or []
+    hang = read_hang(run)
     decision = decide(
         Evidence(
             codes=codes,
@@ -105,10 +107,14 @@ def end_attempt(run: Path, srun_status: int) -> str:
             max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
             job=job,
             lost_nodes=lost,
+            hang=None if hang is None else hang.message,
         )
     )
     bad = {Reason.NODE_LOST: lost, Reason.BAD_NODE: _unusable_nodes(run, attempt, codes)}
-    closed = close(run, attempt, decision.reason, bad.get(decision.reason, ()))
+    if decision.reason is Reason.HUNG and hang is not None:
+        codes = hang_codes(hang)
+        bad[Reason.HUNG] = hang.nodes
+    closed = close(run, attempt, decision.reason, bad.get(decision.reason, ()), codes=codes)
     if decision.action is Action.EXIT:
         RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
     _say(
