@@ -24,9 +24,14 @@ def test_what_is_there_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_file_that_appears_late_is_found(tmp_path: Path) -> None:
-    time = Time()
-    patience = time.patience(30)
-    assert patience.until(lambda: time.slept >= 7)
+    time, late = Time(), tmp_path / "late"
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        if time.slept >= 7:
+            late.touch()
+
+    assert Patience(30, clock=lambda: time.now, sleep=sleep).until_exists(late)
     assert 7 <= time.slept < 9
 
 
