@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from alignkd.run_folder.checkpoints import (
     universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.patience import Patience
 from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
-from alignkd.run_folder.verification import verify
+from alignkd.run_folder.verification import NO_PATIENCE, verify
 
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
@@ -40,6 +40,7 @@ class CheckpointSearch:
     step: int | None  # None when there is no checkpoint
     verified: tuple[int, ...]  # steps that are whole, newest first
     refused: tuple[str, ...]  # newer ones that were passed over, with the reason
+    refused_steps: tuple[int, ...] = ()
 
 
 def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> CheckpointSearch:
@@ -51,30 +52,33 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
     records know of a save; TrainingError when one cannot be read: that may be the file system's fault, and
     resuming from an older one would throw work away.
     """
-    steps, missing = ranks.broadcast_object(_visible_steps(run) if ranks.is_first else None)
+    patience = Patience(PATIENCE_SECONDS)
+    steps, missing = ranks.broadcast_object(_visible_steps(run, patience) if ranks.is_first else None)
     if missing is not None:
         raise CheckpointError(missing)
     refused: list[str] = []
+    refused_steps: list[int] = []
     verified: list[int] = []
     for step in steps:
         if len(verified) >= (keep_last or 1):
             break
-        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME)
+        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME, patience)
         if not problems:
             verified.append(step)
         elif not verified:
             refused.append(f"{step_name(step)}: {_shown(problems)}")
+            refused_steps.append(step)
     if refused and not verified:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
-    return CheckpointSearch(verified[0] if verified else None, tuple(verified), tuple(refused))
+    return CheckpointSearch(
+        verified[0] if verified else None, tuple(verified), tuple(refused), tuple(refused_steps)
+    )
 
 
-def _visible_steps(run: Path) -> tuple[list[int], str | None]:
+def _visible_steps(run: Path, patience: Patience) -> tuple[list[int], str | None]:
     """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (missing := missing_checkpoints(run)) is not None and time.monotonic() < deadline:
-        time.sleep(min(1.0, PATIENCE_SECONDS / 10))
-    steps = committed_steps(run)
+    patience.until(lambda: missing_checkpoints(run) is None)
+    missing, steps = missing_checkpoints(run), committed_steps(run)
     saved = recorded_save(run)
     if steps and saved is not None and saved.step > steps[0]:
         log.warning(
@@ -118,12 +122,15 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     load_rank_state(folder, ranks.rank)
 
 
-def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> list[str]:
+def _agreed_problems(
+    folder: Path, ranks: Ranks, needed: tuple[str, ...] = (), patience: Patience = NO_PATIENCE
+) -> list[str]:
     """What :func:`verify` says on all ranks together, each hashing its share. Collective."""
     problems: list[str] = []
     unreadable = None
     try:
-        problems = verify(folder, needed=needed, share=(ranks.rank, ranks.world_size))
+        share = (ranks.rank, ranks.world_size)
+        problems = verify(folder, needed=needed, share=share, patience=patience)
     except OSError as error:
         unreadable = f"rank {ranks.rank}: {error}"
     answers = ranks.gather_objects((problems, unreadable))

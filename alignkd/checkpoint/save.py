@@ -26,6 +26,7 @@ from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
+WRITE_SECONDS = 3600.0  # well before the process group's own limit, which would end the run
 CLOSE_SECONDS = 60.0  # for a write that is no longer wanted
 
 
@@ -56,6 +57,7 @@ class CheckpointSaver:
         self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
+        self._refused = found.refused_steps
         self._failures = 0
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
@@ -128,7 +130,7 @@ class CheckpointSaver:
             return
         self._save = self._write = None
         started = time.monotonic()
-        own_files, own_problem = write.result()
+        own_files, own_problem = write.result(WRITE_SECONDS)
         # Nobody lists or publishes a folder that others still write into.
         answers = self._ranks.gather_objects((own_files, own_problem, write.seconds))
         problem = next(
@@ -177,6 +179,10 @@ class CheckpointSaver:
             raise taken_over(self._run)
 
     def _remove_leftovers(self) -> None:
+        for step in self._refused:
+            log.warning(
+                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
+            )
         for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
             log.info("removed %s, which an interrupted save or removal left", name)
 

@@ -11,25 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, read_manifest
+from alignkd.run_folder.patience import Patience
 
 Share = tuple[int, int]  # rank, number of ranks
 ALL: Share = (0, 1)
+NO_PATIENCE = Patience(0.0)
 
 
-def verify(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) -> list[str]:
+def verify(
+    folder: Path,
+    *,
+    needed: Collection[str] = (),
+    share: Share = ALL,
+    patience: Patience = NO_PATIENCE,
+) -> list[str]:
     """Why the checkpoint in ``folder`` cannot be used; empty when it can.
 
     ``needed`` are keys that its manifest must have. Of the files, this rank's ``share`` is read and hashed.
     All ranks see files that the manifest does not know: they are always wrong, since DeepSpeed would unpickle
-    them. Raises OSError when the file system fails, which says nothing about the checkpoint.
+    them. A file that is missing is waited for with ``patience``. Raises OSError when the file system fails,
+    which says nothing about the checkpoint.
     """
     try:
+        patience.until_exists(folder / MANIFEST)
         manifest = read_manifest(folder)
         files: dict[str, Any] = manifest["files"]
         problems = [f"{MANIFEST} lacks the key {name}" for name in needed if name not in manifest]
         if not _is_marker_of(folder):
             problems.append(f"{MARKER} belongs to another {MANIFEST}")
-        return problems + differences(folder, files, share_of(sorted(files), share))
+        return problems + differences(folder, files, share_of(sorted(files), share), patience)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({error})"]
 
@@ -73,16 +83,18 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
 
 
-def differences(folder: Path, files: dict[str, Any], names: Collection[str]) -> list[str]:
+def differences(
+    folder: Path, files: dict[str, Any], names: Collection[str], patience: Patience = NO_PATIENCE
+) -> list[str]:
     """How ``folder`` differs from ``files``, a manifest's. Of those, only ``names`` are read; a file that is
     not in the manifest is always found."""
-    found = [problem for name in names if (problem := _difference(folder, name, files[name]))]
+    found = [problem for name in names if (problem := _difference(folder, name, files[name], patience))]
     return found + [f"{name} is not in the manifest" for name in data_files(folder) if name not in files]
 
 
-def _difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
+def _difference(folder: Path, name: str, expected: dict[str, Any], patience: Patience) -> str | None:
     path = folder / name
-    if not path.is_file():
+    if not (patience.until_exists(path) and path.is_file()):
         return f"{name} is missing"
     if path.stat().st_size != expected["bytes"]:
         return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
