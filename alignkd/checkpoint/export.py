@@ -5,6 +5,7 @@ The adapters serve training only: they are not part of it, but go into a file of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder, student_model_config
+from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.loading import DTYPES, full_tensors, public_name
 from alignkd.models.saving import FileFormat, save_model_folder
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
@@ -66,6 +68,29 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not exist")
+    saved = saved_student(run, step)
+    card = model_card(run, saved.step, saved.manifest, saved.manifest["versions"])
+    try:
+        save_model_folder(out, saved.config, saved.tensors, saved.tokenizer_folder, file_format, card=card)
+    except OSError as error:
+        raise FileSystemError(f"{out}: could not be written: {error}") from error
+    return saved.step
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """The student in a checkpoint of a run."""
+
+    step: int
+    manifest: dict[str, Any]
+    config: MobileVLMConfig
+    tokenizer_folder: Path
+    tensors: dict[str, torch.Tensor]  # published names, in the training precision
+
+
+def saved_student(run: Path, step: int | None) -> SavedStudent:
+    """Read the student of a checkpoint, the newest by default. Raises UserError when ``run`` is no run
+    folder, CheckpointError when the step does not exist or its files have changed."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
@@ -84,13 +109,8 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
-    card = model_card(run, chosen, manifest, manifest["versions"])
     facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-    try:
-        save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
-    except OSError as error:
-        raise FileSystemError(f"{out}: could not be written: {error}") from error
-    return chosen
+    return SavedStudent(chosen, manifest, facts, tokenizer, tensors)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

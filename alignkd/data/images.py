@@ -55,7 +55,14 @@ class ImageProcessor:
 
         ``pad`` pads the image to a square with the mean colour; ``square`` relies on CLIP's centre crop.
         """
-        image = self._decode(resolve_below(folder, path), path, aspect_ratio)
+        return self._pixels(self._decode(resolve_below(folder, path), path, aspect_ratio), aspect_ratio)
+
+    def pixels(self, image: Image.Image, name: str, aspect_ratio: AspectRatio) -> torch.Tensor:
+        """The same of a decoded image; ``name`` is for errors. Raises BadImage for its size."""
+        self._check_size(image.size, name, aspect_ratio)
+        return self._pixels(image.convert("RGB"), aspect_ratio)
+
+    def _pixels(self, image: Image.Image, aspect_ratio: AspectRatio) -> torch.Tensor:
         if aspect_ratio == "pad":
             image = pad_to_square(image, self._mean_colour)
         pixels: np.ndarray[Any, Any] = self._clip(image, return_tensors="np")["pixel_values"][0]

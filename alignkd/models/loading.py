@@ -69,6 +69,17 @@ def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
     return model
 
 
+def model_of_tensors(
+    config: MobileVLMConfig, tensors: Mapping[str, torch.Tensor], options: BuildOptions, where: str
+) -> MobileVLM:
+    """The same from tensors with published names; ``where`` they come from begins the error."""
+    model = _empty_model(config, options)
+    sources = dict.fromkeys(tensors, tensors.__getitem__)
+    _fill(model, sources, lambda name: tuple(tensors[name].shape), options, where)
+    restore_buffers(model, options.device)
+    return model
+
+
 def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tuple[MobileVLM, list[str]]:
     """The model to train: from a MobileVLM folder, from a plain LLaMA folder completed with
     ``model.vision_tower`` and a seeded projector, or from scratch. Also returns the names of the tensors that

@@ -146,10 +146,19 @@ class MobileVLM(nn.Module):
         # The dummy image of a text-only batch keeps the projector in the graph, with a zero gradient.
         return embeddings + (0.0 * vision_tokens_IVD[batch.image_count :]).sum()
 
-    def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
+    def decode(
+        self, embeddings_BLD: torch.Tensor, cache: Any, mask_BK: torch.Tensor, positions_BL: torch.Tensor
+    ) -> torch.Tensor:
         """Hidden states [B, L, D] of positions that follow those in ``cache`` (a transformers Cache), for
-        generation."""
-        output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
+        generation after ``use_plain_attention``. ``mask_BK``: 1 at the K real positions, old and new, and 0
+        at padding."""
+        output = self.language_model(
+            inputs_embeds=embeddings_BLD,
+            attention_mask=mask_BK,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=True,
+        )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
