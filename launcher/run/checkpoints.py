@@ -22,7 +22,7 @@ from alignkd.run_folder.checkpoints import (
 )
 from alignkd.run_folder.drift import allowed_changes, saved_stage, with_accepted
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.verification import differences, problems_of
+from alignkd.run_folder.verification import problems_of, size_differences
 from alignkd.text import listed
 
 IN_DEEPSPEED_FILES = (
@@ -131,7 +131,7 @@ def _summary(folder: Path, verify: bool) -> CheckpointSummary:
         manifest = read_manifest(folder)
         step, world_size = int(manifest["step"]), int(manifest["world_size"])
         stage = saved_stage(manifest) if "config" in manifest else int(manifest["zero_stage"])
-        problems = problems_of(folder) if verify else differences(folder, manifest["files"], [])
+        problems = problems_of(folder) if verify else size_differences(folder, manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]
     if not is_marked(folder):
