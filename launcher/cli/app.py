@@ -24,7 +24,7 @@ from launcher.cli.start import start
 # The order in which a user comes to need them.
 ORDER = (
     *("init", "plan", "launch", "status", "logs", "stop", "resume", "cancel", "list", "ckpt", "export"),
-    *("eval", "probe", "sample-data", "drill", "explain"),
+    *("eval", "chat", "probe", "sample-data", "drill", "explain"),
 )
 
 
