@@ -112,6 +112,23 @@ class Storage:
         names = [str(path.relative_to(partial)) for path in written]
         return {name: describe(partial, name) for name in names}
 
+    def check_visible(self, partial: Path, files: FileEntries) -> None:
+        """Whether rank 0 sees what all ranks say they have written. A rank that has another file system
+        mounted there writes where no other start would find it."""
+        for name, entry in files.items():
+            try:
+                size = (partial / name).stat().st_size
+            except FileNotFoundError:
+                size = None
+            if size != entry["bytes"]:
+                found = "does not see it" if size is None else f"sees {size:,} bytes"
+                raise OSError(
+                    errno.ENOENT,
+                    f"a rank wrote {entry['bytes']:,} bytes and rank 0 {found}; are the checkpoints on a "
+                    "file system that all ranks share?",
+                    str(partial / name),
+                )
+
     def write_manifest(self, partial: Path, manifest: dict[str, Any]) -> None:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush_to_disk(partial / MANIFEST)

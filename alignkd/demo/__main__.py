@@ -74,7 +74,7 @@ def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
         command = ["alignkd", "resume", str(run)]
     else:
         command = ["alignkd", "launch", str(configuration), "--stage", stage]
-        command += ["--nodes", str(NODES), "--backend", "local"]
+        command += ["--nodes", str(NODES), "--backend", "local", "--cpu"]
     _run(Part(title, command, RunPaths(run).student / "config.json"))
 
 

@@ -23,9 +23,10 @@ from alignkd.engine.optimizer_step import (
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
-from alignkd.engine.step_clock import StepClock
-from alignkd.engine.stopwatch import Stopwatch
+from alignkd.engine.step_clock import StepClock, StepTime
+from alignkd.engine.stopwatch import Reading, Stopwatch, timed_forwards
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
+from alignkd.run_folder.heartbeat import DATA, TRAINING
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
@@ -79,6 +80,8 @@ class Trainer:
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
         self.teacher_watch = Stopwatch()
+        self.forward_watch = timed_forwards(state.engine.module)
+        self.late: tuple[StepTime, Reading] | None = None  # times of the step before
         self.clock = StepClock()
 
     def train(self) -> int:
@@ -125,8 +128,10 @@ class Trainer:
 
     def _next_window(self) -> tuple[list[Batch], StepInfo]:
         """The next window and what all ranks know of it, including why one of them cannot continue."""
+        self.progress.enter(DATA, self.step)
         with self.clock.data_wait():
             window, problem = self._load_window()
+        self.progress.enter(TRAINING, self.step)
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
         # add rows to the metrics of the process that took over.
         problem = self.saver.taken_over or problem
@@ -166,12 +171,28 @@ class Trainer:
             **learning_rates(state.engine.optimizer),
             "skipped_steps": self.skipped.total,
         }
-        self.metrics.add(row, sums, info, self.teacher_watch.take(), self.clock.end_step(), applied=applied)
+        taken = self.clock.end_step()
+        self.metrics.add(row, sums, info, self.teacher_watch.take(), taken, applied=applied)
+        self._beat(taken)
         self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
             held = self.saver.totals.held_seconds
             self._report("training", **shown, save_held_seconds=held)
+
+    def _beat(self, taken: StepTime) -> None:
+        """Tell the heartbeat that a step is done, and the times of the one before: this one's forwards may
+        not be over.
+
+        Loading data and forwards make no rank wait for another, so they tell a slow rank from those that wait
+        for it. (At stage 3 forwards gather weights, and only loading does.)
+        """
+        late, self.late = self.late, (taken, self.forward_watch.take())
+        times = None
+        if late is not None:
+            seconds = late[0].seconds
+            times = (seconds, late[0].data_wait_share * seconds + late[1].seconds())
+        self.progress.end_step(self.step, times)
 
     def _save(self, *, wait: bool) -> None:
         with self.clock.paused():

@@ -43,7 +43,7 @@ def _run(out: Path) -> int:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from alignkd.distributed.ranks import start_ranks
 
-            ranks = start_ranks(timedelta(days=2))  # the slowest rank is waited for
+            ranks = start_ranks(timeout=timedelta(days=2))  # the slowest rank is waited for
         answer_all(options, ranks)
     if ranks is not None and not ranks.is_first:
         return 0

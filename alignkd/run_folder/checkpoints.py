@@ -51,10 +51,11 @@ def universal_folder(run: Path, step: int) -> Path:
     return RunPaths(run).checkpoints / (step_name(step) + UNIVERSAL)
 
 
-def new_attempt(generation: int = 0) -> str:
-    """A name for what one process, or one group of ranks, writes as the writer of ``generation``. Another one
-    that still runs (on a node that was given up, for example) never writes into the same folder."""
-    return f"{generation}-{uuid.uuid4().hex[:12]}"
+def new_attempt(generation: int | None = None) -> str:
+    """A name for what one process, or one group of ranks, writes; it tells a writer's ``generation``. Another
+    one that still runs (on a node that was given up, for example) never writes into the same folder."""
+    unique = uuid.uuid4().hex[:12]
+    return unique if generation is None else f"{generation}-{unique}"
 
 
 def partial_folder(final: Path, attempt: str) -> Path:

@@ -16,6 +16,8 @@
 | attempt.json | launcher, job | the open attempt: ``launcher.run.attempts`` |
 | attempts.jsonl | launcher, job | one line per closed attempt: ``launcher.run.attempts`` |
 | exits/rank-R | rank.sh | exit code of rank R in this attempt, and the Unix time |
+| exits/hang | launcher, job | which rank hangs, if the attempt is ended for it: ``launcher.run.hangs`` |
+| beats/rank-R | rank R | what the rank is doing: ``run_folder.heartbeat`` |
 | exits/step | rank.sh | JOB.STEP, the Slurm step that the ranks are |
 | stop | stop, cancel | a signal's name, then the jobs it is meant for |
 | allowed_changes.json | resume | keys that may differ from the checkpoint's: ``run_folder.drift`` |
@@ -121,6 +123,17 @@ class RunPaths:
         return self.exits / "step"
 
     @property
+    def hang(self) -> Path:
+        return self.exits / "hang"
+
+    @property
+    def beats(self) -> Path:
+        return self.run / "beats"
+
+    def beat(self, rank: int) -> Path:
+        return self.beats / f"rank-{rank}"
+
+    @property
     def stop(self) -> Path:
         return self.run / "stop"
 
@@ -141,6 +154,9 @@ class RunPaths:
 
     def ssh_log(self, rank: int) -> Path:
         return self.logs / f"ssh-{rank}.log"
+
+    def job_log(self, job: str) -> Path:
+        return self.logs / f"slurm-{job}.log"
 
     @property
     def writers(self) -> Path:

@@ -25,14 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
+from alignkd.run_folder.heartbeat import Heartbeat
 from alignkd.run_folder.paths import RunPaths
 
 
 class Progress:
     """The writer. Within a phase it writes at most every ``interval`` seconds."""
 
-    def __init__(self, run: Path, *, writes: bool, interval: float = 0.25) -> None:
-        """``writes`` is true on rank 0; elsewhere every call does nothing."""
+    def __init__(
+        self, run: Path, *, writes: bool, interval: float = 0.25, heartbeat: Heartbeat | None = None
+    ) -> None:
+        """``writes`` is true on rank 0; elsewhere only the ``heartbeat`` of this rank is told."""
+        self._heartbeat = heartbeat
         self._path = RunPaths(run).progress
         self._writes = writes
         self._interval = interval
@@ -42,6 +46,7 @@ class Progress:
         self._saved_step = saved_step(run) if writes else None
 
     def report(self, phase: str, **facts: Any) -> None:
+        self.enter(phase, facts.get("step"), facts.get("done"))
         now = time.time()
         self._saved_step = facts.get("saved_step", self._saved_step)
         if not self._writes or (phase == self._phase and now - self._written < self._interval):
@@ -51,6 +56,16 @@ class Progress:
         # A full disk must not end the run here: whether it can continue is for the next save to say.
         with contextlib.suppress(OSError):
             write_text_atomic(self._path, text, durable=False)
+
+    def enter(self, phase: str, step: int | None = None, done: int | None = None) -> None:
+        """For phases of a step, which are too short to be written."""
+        if self._heartbeat is not None:
+            self._heartbeat.enter(phase, step, done)
+
+    def end_step(self, step: int, times: tuple[float, float] | None) -> None:
+        """See ``Heartbeat.end_step``."""
+        if self._heartbeat is not None:
+            self._heartbeat.end_step(step, times)
 
     @contextlib.contextmanager
     def alive(self, phase: str, every: float = 30.0, **facts: Any) -> Iterator[None]:

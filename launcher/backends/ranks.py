@@ -57,6 +57,8 @@ def rank_environments(
             # All ranks are on this machine, and its host name may not resolve.
             values |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
         else:
+            # Without it DeepSpeed trains on the CPU where it finds no driver.
+            values["DS_ACCELERATOR"] = "cuda"
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[node * gpus_per_node : (node + 1) * gpus_per_node])
         environments.append({**clean, **values})
     return environments

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from alignkd.errors import UserError
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
 from alignkd.run_folder.paths import log_name
+from alignkd.text import counted
 from launcher.backends.devices import visible_gpus
-from launcher.backends.local import choose_device
 from launcher.backends.ranks import Exit, RankGroup, free_port, rank_environments, start_ranks
 
 _GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; answers are on disk as they come
@@ -34,7 +35,12 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
     check_data(options.chosen_tasks(), Path(options.data))
     write_options(options)
     gpus = visible_gpus(os.environ)
-    chosen = "cpu" if device == "cpu" else choose_device(ranks, gpus)
+    chosen = "cpu" if device == "cpu" or not gpus else "auto"
+    if chosen == "auto" and len(gpus) < ranks:
+        raise UserError(
+            f"--ranks {ranks} needs {counted(ranks, 'GPU')}, and this machine has {len(gpus)}; valid: fewer "
+            "ranks, or --device cpu"
+        )
     environments = rank_environments(1, ranks, free_port(), chosen, gpus, os.environ)
     command, logs = evaluation_command(options.out), Path(options.out) / "logs"
     group = start_ranks(command, environments, logs, f"$ {shlex.join(command)}", show_first=True)

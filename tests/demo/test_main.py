@@ -93,6 +93,6 @@ def test_baseline_is_added_to_a_finished_demo(tmp_path, start):
     assert [model.name for model in done.reports[-1]] == ["teacher", "student", "baseline"]
 
 
-def test_training_uses_two_local_nodes(tmp_path, start):
+def test_training_uses_two_local_nodes_and_says_that_they_have_no_gpu(tmp_path, start):
     launches = [words for words in start(tmp_path / "demo").commands if "launch" in words]
-    assert all(words[-4:] == ["--nodes", "2", "--backend", "local"] for words in launches)
+    assert all(words[-5:] == ["--nodes", "2", "--backend", "local", "--cpu"] for words in launches)

@@ -280,10 +280,10 @@ def test_a_stop_keeps_its_save_when_a_loader_process_dies_at_the_same_edge(
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=500)
     assert two_ranks.run(train_until_a_loader_and_the_job_are_killed, str(run), False) == [(86, "")] * 2
     assert committed_steps(run) == [1]
-    shutil.rmtree(run / "checkpoints")
-    answers = two_ranks.run(train_until_a_loader_and_the_job_are_killed, str(run), True)
+    lost = tiny.write_run(tmp_path / "lost", 2, checkpoint__every=500)
+    answers = two_ranks.run(train_until_a_loader_and_the_job_are_killed, str(lost), True)
     assert [kind for kind, _ in answers] == ["TakenOverError"] * 2
-    assert committed_steps(run) == []
+    assert committed_steps(lost) == []
 
 
 def train_until_the_last_loss_and_the_next_sample_are_bad(ranks: Ranks, run: str) -> Answer:
