@@ -46,7 +46,7 @@ def evaluate(
         int, typer.Option(metavar="N", min=1, help="Processes that share the questions, one per GPU.")
     ] = 1,
     device: Annotated[
-        Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are enough) or cpu.")
+        Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are any) or cpu.")
     ] = "auto",
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,

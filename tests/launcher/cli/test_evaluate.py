@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.commands.evaluate import evaluation_command
+from alignkd.evaluate.options import EvalOptions, ModelChoice, OwnQuestions
+from launcher.commands.evaluate import absolute, evaluation_command
 from tests import tiny
 from tests.evaluate.made_up import Maker, random_model
 from tests.launcher.cli.command import ROOT, alignkd
@@ -184,6 +185,14 @@ def test_an_evaluation_that_is_stopped_or_killed_resumes(gqa: Path, tmp_path: Pa
 
 def test_one_rank_is_a_command_that_any_launcher_can_run(tmp_path: Path) -> None:
     assert evaluation_command(tmp_path) == [sys.executable, "-m", "alignkd.evaluate", str(tmp_path)]
+
+
+def test_ranks_find_every_path_from_any_folder() -> None:
+    given = EvalOptions((ModelChoice("a", "x/a"),), "own", "data", "out", OwnQuestions("q.json", "images"))
+    here, written = Path.cwd(), absolute(given)
+    assert written.models == (ModelChoice("a", str(here / "x" / "a")),)
+    assert (written.data, written.out) == (str(here / "data"), str(here / "out"))
+    assert written.own == OwnQuestions("q.json", str(here / "images"))  # questions lie below the data
 
 
 def chat(*arguments: object, lines: str = "") -> subprocess.CompletedProcess[str]:
