@@ -132,8 +132,9 @@ def load(
     precision = precision or ("fp32" if where.type == "cpu" else "bf16")
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r:.80} is unknown; valid: {', '.join(DTYPES)}")
-    torch.set_float32_matmul_precision("highest")  # fp32 means fp32, not TF32
-    torch.backends.cudnn.allow_tf32 = False
+    if precision == "fp32":  # and not TF32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     options = BuildOptions(DTYPES[precision], where)
     if kind is FolderKind.CHECKPOINT:
         saved = saved_student(folder, step)

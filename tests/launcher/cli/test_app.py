@@ -12,7 +12,18 @@ def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
     done = alignkd("--help")
     assert done.returncode == 0
     assert done.is_light
-    for command in ("init", "plan", "launch", "resume", "eval", "probe", "sample-data", "export", *RUNS):
+    for command in (
+        "init",
+        "plan",
+        "launch",
+        "resume",
+        "eval",
+        "chat",
+        "probe",
+        "sample-data",
+        "export",
+        *RUNS,
+    ):
         assert f"\n  {command} " in done.stdout
         help_text = alignkd(command, "--help")
         assert help_text.returncode == 0
