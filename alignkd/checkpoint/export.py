@@ -16,9 +16,9 @@ from alignkd.config.schema import Config
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
-from alignkd.models.agreement import student_folder, student_model_config
-from alignkd.models.loading import DTYPES, full_tensors, public_name
-from alignkd.models.saving import FileFormat, save_model_folder
+from alignkd.models.building import DTYPES, full_tensors
+from alignkd.models.saving import FileFormat
+from alignkd.models.student_export import save_student
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
@@ -33,12 +33,11 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
-            tensors[public_name(name)] = value.detach().cpu().clone()
+            tensors[name] = value.detach().cpu().clone()
 
     def save() -> None:
         # A finished run that is resumed exports again.
-        facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-        save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
+        save_student(out, config.model, tensors, replace=True, card=card)
 
     ranks.run_on_rank0(save)
 
@@ -80,14 +79,13 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {
-        public_name(name.removeprefix(STUDENT_PREFIX)): value.to(dtype)
+        name.removeprefix(STUDENT_PREFIX): value.to(dtype)
         for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
     card = model_card(run, chosen, manifest, manifest["versions"])
-    facts, tokenizer = student_model_config(config.model), student_folder(config.model)
     try:
-        save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
+        save_student(out, config.model, tensors, file_format, card=card)
     except OSError as error:
         raise FileSystemError(f"{out}: could not be written: {error}") from error
     return chosen

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from alignkd.config.schema import ModelSection
+from alignkd.models.agreement import student_folder
+from alignkd.models.families.table import family_of
 from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
@@ -18,11 +21,13 @@ SECTIONS = ("training", "distillation", "student", "teacher")
 def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them."""
     config = facts["config"]
+    family = family_of(student_folder(ModelSection.model_validate(config["model"])))
+    kind = "MobileVLM V2" if family is None else family.model_type
     # The last part of a path is the name by which people know a model or a file.
     teacher = Path(config["model"]["teacher"]).name if facts["teacher"] is not None else None
     front = {
         "pipeline_tag": "image-text-to-text",
-        "tags": ["mobilevlm", "distillation", "align-kd"],
+        "tags": ["mobilevlm" if family is None else family.model_type, "distillation", "align-kd"],
         "alignkd": {
             "version": versions["alignkd"],
             "step": step,
@@ -50,7 +55,7 @@ def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping
             _yaml(front) + "---",
             f"# {config['run']['name']}",
             "",
-            f"A MobileVLM V2 model, {taught} with alignkd {versions['alignkd']}.",
+            f"A {kind} model, {taught} with alignkd {versions['alignkd']}.",
             f"It is the state at optimizer step {step}, without the adapters of the distillation.",
             "",
             "## Last metrics row",

@@ -49,9 +49,16 @@ class DataSource(Section):
     image_folder: PathText | None = Field(
         None, description="image paths are relative to this folder and may not leave it"
     )
-    template: Literal["plain", "v1"] = "v1"
+    template: Literal["plain", "v1", "chat"] = Field(
+        "v1",
+        description="`plain` and `v1` are MobileVLM's; `chat` is the chat template of any other folder",
+    )
     image_aspect_ratio: Literal["pad", "square"] = Field(
         "pad", description="`pad` pads to a square first (finetuning), `square` crops (pretraining)"
+    )
+    image_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options of the folder's image processor, such as `size`; with the template `chat`",
     )
     weight: float = Field(
         1.0,

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from alignkd.data.batch import Batch
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 
 
 @torch.inference_mode()

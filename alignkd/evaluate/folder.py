@@ -21,7 +21,8 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.evaluate.accuracy import Accuracy, score
 from alignkd.evaluate.decoding import greedy_decode
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm_loading import load_model
 
 DEFAULT_KIND = "question"
 

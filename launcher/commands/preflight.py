@@ -121,7 +121,7 @@ def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:
 
 def model_problems(config: Config) -> list[str]:
     """Missing model folders; else disagreements of teacher and student about tokens and pixels."""
-    from alignkd.models.agreement import check_agreement
+    from alignkd.models.agreement import check_agreement, check_templates
 
     model = config.model
     named = _model_folders(config)
@@ -137,7 +137,7 @@ def model_problems(config: Config) -> list[str]:
         model = model.model_copy(update={"teacher": None})
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
-    return problems
+    return problems or check_templates(config)
 
 
 def _made_by(folder: str, config: Config) -> str:

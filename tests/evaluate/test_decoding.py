@@ -6,7 +6,8 @@ import torch
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.evaluate.decoding import greedy_decode
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import load_model
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "mobilevlm_v2_tiny"
 NO_TOKEN = -1

@@ -41,7 +41,8 @@ def model_answers():
     from alignkd.data.templates import encode_prompt
     from alignkd.data.tokenizer import SentencePieceTokenizer
     from alignkd.evaluate.decoding import greedy_decode
-    from alignkd.models.loading import BuildOptions, load_model
+    from alignkd.models.building import BuildOptions
+    from alignkd.models.loading import load_model
 
     model = load_model(MODEL, BuildOptions(torch.float32)).eval()
     tokenizer = SentencePieceTokenizer.from_folder(MODEL)

@@ -1,0 +1,60 @@
+"""The families of transformers that can be distilled, and what differs between them. Without torch.
+
+A family is transformers' ``model_type``. What a row does not say is the same in all of them: vision tokens
+stand where ``input_ids`` have the configuration's image token, ``get_image_features`` returns them in the
+order of their places, text is causal and padded on the right, the first decoder layer has a softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.errors import CheckpointError
+from alignkd.models.json_file import read_json
+
+MOBILEVLM = ("mobilevlm", "llama")  # ``llama``: a plain one, which model.vision_tower completes
+
+
+@dataclass(frozen=True)
+class Family:
+    model_type: str
+    tower: tuple[str, ...]  # modules below the whole model that are frozen unless the tower is trained
+    projector: tuple[str, ...]  # modules with a learning rate of their own; they may lie in the tower
+    inputs_by_row: bool = False  # the tower's inputs have a first dimension for the batch's rows
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("idefics3", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
+        Family("smolvlm", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
+        Family("internvl", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("llava_onevision", ("model.vision_tower",), ("model.multi_modal_projector",)),
+    )
+}
+REFUSED = {  # seen to be wrong, not only untried
+    "paligemma": "its processor marks the answer as a prefix, so every token of it sees those that follow",
+    "gpt_oss": "attention sinks are not part of the attention block that the loss compares",
+}
+
+
+def family_of(folder: Path) -> Family | None:
+    """The family of a model folder; None is MobileVLM. Raises CheckpointError for all others."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    name = raw.get("model_type", "llama")
+    if name in MOBILEVLM or "mm_vision_tower" in raw:
+        return None
+    if name in REFUSED:
+        raise CheckpointError(f"{path}: `model_type` {name} is refused: {REFUSED[name]}")
+    if name not in FAMILIES:
+        supported = ", ".join([*MOBILEVLM[:1], *FAMILIES])
+        raise CheckpointError(f"{path}: `model_type` {name!r} is not supported; supported: {supported}")
+    if raw.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: `auto_map` names code of its own, which is never run; use a folder of transformers' "
+            f"own {name}"
+        )
+    return FAMILIES[name]
