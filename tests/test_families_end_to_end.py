@@ -46,7 +46,10 @@ def test_launch_trains_exports_and_the_export_answers(family: str, tmp_path: Pat
     assert any("connector" in name or "projector" in name for name in moved)
     assert not any("vision_model" in name or "vision_tower" in name for name in moved)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour"}]}]
-    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokenizer = processor.tokenizer
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+    )
     picture = Image.open(tmp_path / "0.png")
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)

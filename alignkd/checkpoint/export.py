@@ -5,6 +5,7 @@ The adapters serve training only: they are not part of it, but go into a file of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, ModelSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
+from alignkd.models.agreement import student_folder
 from alignkd.models.building import DTYPES, full_tensors
+from alignkd.models.families.table import family_name
 from alignkd.models.saving import FileFormat
 from alignkd.models.student_export import save_student
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
@@ -65,6 +68,30 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not exist")
+    saved = saved_student(run, step)
+    card = model_card(
+        run, saved.step, saved.manifest, saved.manifest["versions"], family_name(student_folder(saved.model))
+    )
+    try:
+        save_student(out, saved.model, saved.tensors, file_format, card=card)
+    except OSError as error:
+        raise FileSystemError(f"{out}: could not be written: {error}") from error
+    return saved.step
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """The student in a checkpoint of a run."""
+
+    step: int
+    manifest: dict[str, Any]
+    model: ModelSection
+    tensors: dict[str, torch.Tensor]  # our names, in the training precision
+
+
+def saved_student(run: Path, step: int | None) -> SavedStudent:
+    """Read the student of a checkpoint, the newest by default. Raises UserError when ``run`` is no run
+    folder, CheckpointError when the step does not exist or its files have changed."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
@@ -83,12 +110,7 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
         for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
-    card = model_card(run, chosen, manifest, manifest["versions"])
-    try:
-        save_student(out, config.model, tensors, file_format, card=card)
-    except OSError as error:
-        raise FileSystemError(f"{out}: could not be written: {error}") from error
-    return chosen
+    return SavedStudent(chosen, manifest, config.model, tensors)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

@@ -8,9 +8,6 @@ from typing import Any
 
 import yaml
 
-from alignkd.config.schema import ModelSection
-from alignkd.models.agreement import student_folder
-from alignkd.models.families.table import family_of
 from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
@@ -18,16 +15,17 @@ from alignkd.run_folder.paths import RunPaths
 SECTIONS = ("training", "distillation", "student", "teacher")
 
 
-def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them."""
+def model_card(
+    run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str], family: str = "mobilevlm"
+) -> str:
+    """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them; ``family`` is
+    the student's."""
     config = facts["config"]
-    family = family_of(student_folder(ModelSection.model_validate(config["model"])))
-    kind = "MobileVLM V2" if family is None else family.model_type
     # The last part of a path is the name by which people know a model or a file.
     teacher = Path(config["model"]["teacher"]).name if facts["teacher"] is not None else None
     front = {
         "pipeline_tag": "image-text-to-text",
-        "tags": ["mobilevlm" if family is None else family.model_type, "distillation", "align-kd"],
+        "tags": [family, "distillation", "align-kd"],
         "alignkd": {
             "version": versions["alignkd"],
             "step": step,
@@ -37,6 +35,7 @@ def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping
             "data_sha256": facts["data"],
         },
     }
+    kind = "MobileVLM V2" if family == "mobilevlm" else family
     taught = f"distilled from {teacher}" if teacher is not None else "trained on labels alone"
     sources = [
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from alignkd.run_folder.checkpoints import (
     universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
 from alignkd.run_folder.verification import verify
 
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
+
+PATIENCE_SECONDS = 30.0  # network file systems show what another host wrote that much later
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,13 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
 
     Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the same answer.
     Older ones are verified as well, up to ``keep_last``, so that retention knows what it can rely on. Raises
-    CheckpointError when there are marked checkpoints but none is whole, TrainingError when one cannot be
-    read: that may be the file system's fault, and resuming from an older one would throw work away.
+    CheckpointError when there are marked checkpoints but none is whole, or none at all although the run's
+    records know of a save; TrainingError when one cannot be read: that may be the file system's fault, and
+    resuming from an older one would throw work away.
     """
-    steps: list[int] = ranks.broadcast_object(committed_steps(run) if ranks.is_first else None)
+    steps, missing = ranks.broadcast_object(_visible_steps(run) if ranks.is_first else None)
+    if missing is not None:
+        raise CheckpointError(missing)
     refused: list[str] = []
     verified: list[int] = []
     for step in steps:
@@ -60,6 +67,21 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
     if refused and not verified:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
     return CheckpointSearch(verified[0] if verified else None, tuple(verified), tuple(refused))
+
+
+def _visible_steps(run: Path) -> tuple[list[int], str | None]:
+    """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (missing := missing_checkpoints(run)) is not None and time.monotonic() < deadline:
+        time.sleep(min(1.0, PATIENCE_SECONDS / 10))
+    steps = committed_steps(run)
+    saved = recorded_save(run)
+    if steps and saved is not None and saved.step > steps[0]:
+        log.warning(
+            "step-%d was saved (%s) and is not among the checkpoints; the newest is step-%d",
+            *(saved.step, saved.source, steps[0]),
+        )
+    return steps, missing
 
 
 def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, storage: Storage) -> None:

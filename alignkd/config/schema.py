@@ -114,6 +114,15 @@ class TrainingSection(Section):
         "first step takes longer, and the nodes need a C compiler",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
+    hang_seconds: int = Field(
+        600,
+        ge=0,
+        description="an attempt without a step for so long (or for 10 steps, if that is longer) is ended; "
+        "0: never",
+    )
+    rendezvous_seconds: PositiveInt = Field(
+        300, description="for which ranks wait for each other at the start"
+    )
     train_vision_tower: bool = Field(False, description="false freezes it, as in the paper")
     seed: int = Field(0, ge=0, lt=2**31)
 

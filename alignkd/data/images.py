@@ -57,7 +57,15 @@ class ImageProcessor:
 
         ``pad`` pads the image to a square with the mean colour; ``square`` relies on CLIP's centre crop.
         """
-        image = decode_image(resolve_below(folder, path), path, self._max_image_pixels, aspect_ratio)
+        file = resolve_below(folder, path)
+        return self._pixels(decode_image(file, path, self._max_image_pixels, aspect_ratio), aspect_ratio)
+
+    def pixels(self, image: Image.Image, name: str, aspect_ratio: AspectRatio) -> torch.Tensor:
+        """The same of a decoded image; ``name`` is for errors. Raises BadImage for its size."""
+        _check_size(image.size, name, self._max_image_pixels, aspect_ratio)
+        return self._pixels(image.convert("RGB"), aspect_ratio)
+
+    def _pixels(self, image: Image.Image, aspect_ratio: AspectRatio) -> torch.Tensor:
         if aspect_ratio == "pad":
             image = pad_to_square(image, self._mean_colour)
         pixels: np.ndarray[Any, Any] = self._clip(image, return_tensors="np")["pixel_values"][0]

@@ -61,6 +61,15 @@ def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dic
     ]
 
 
+def describe_groups(module: StudentStep, training: TrainingSection) -> list[list[list[Any]]]:
+    """[name, shape] of every parameter, in the order in which the optimizer has them, by group."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [
+        [[names[id(one)], list(getattr(one, "ds_shape", one.shape))] for one in group["params"]]
+        for group in parameter_groups(module, training)
+    ]
+
+
 def build_optimizer(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
     """AdamW with one kernel per group where torch has it, also on the CPU, which updates offloaded states."""
     fused = device.type in ("cuda", "xpu", "hpu", "cpu")

@@ -17,12 +17,14 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
 from alignkd.engine.deepspeed_files import DeepSpeedFiles, read_deepspeed_files
+from alignkd.engine.optimizer import describe_groups
 from alignkd.engine.resume import resume_engine
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.engine.state import RunIdentity, TrainingState
 from alignkd.models.encoding import student_encoder
 from alignkd.models.loading import fingerprint
+from alignkd.run_folder.layout import layout_facts
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
@@ -55,6 +57,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         config=config.model_dump(mode="json", exclude={"stages"}),
         data=index.fingerprint,
         teacher=_teacher_fingerprint(teacher, ranks),
+        layout=layout_facts(files.student, describe_groups(engine.module, config.training)),
     )
     identity = resume_engine(engine, run, found, identity, config, ranks, progress, storage or Storage())
     if teacher is not None:

@@ -12,10 +12,12 @@ class SkippedSteps:
         self._in_a_row = 0
         self.total = before
 
-    def count(self, applied: bool, step: int) -> None:
-        """Raises TrainingError after too many in a row, on all ranks: DeepSpeed skips on all or none."""
+    def count(self, applied: bool) -> None:
         self._in_a_row = 0 if applied else self._in_a_row + 1
         self.total += not applied
+
+    def check(self, step: int) -> None:
+        """Raises TrainingError after too many in a row, on all ranks: DeepSpeed skips on all or none."""
         if self._in_a_row >= self._max_in_a_row:
             raise TrainingError(
                 f"step {step}: {self._in_a_row} optimizer steps in a row were skipped, because gradients "

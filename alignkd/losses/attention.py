@@ -167,7 +167,8 @@ class _FusedAttentionLoss(torch.autograd.Function):
             d_scores = maps_HCK.mul_(-weighted_HCV.sum(dim=2, keepdim=True))
             d_scores[..., chunk.vision] += weighted_HCV
             d_scores = d_scores.to(key_BGLE.dtype).view(G, H // G * C, K)
-            query_GRE = _scaled_queries(query_BHLE, ctx.scaling, chunk).reshape(G, H // G * C, -1)
+            query_HCE = query_BHLE[chunk.batch_row][:, chunk.rows_C] * ctx.scaling
+            query_GRE = query_HCE.reshape(G, H // G * C, -1)
             key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys] * ctx.scaling
             d_query[chunk.batch_row][:, chunk.rows_C] += (d_scores @ key_GKE).view(H, C, -1)
             d_key[chunk.batch_row, :, chunk.keys] += d_scores.transpose(1, 2) @ query_GRE
@@ -236,13 +237,18 @@ def attention_rows(
     query_BHLE: torch.Tensor, key_BGLE: torch.Tensor, scaling: float, chunk: Chunk
 ) -> torch.Tensor:
     """Probabilities [H, C, K] in fp32 (or wider), zero where the key comes after the row, or so long before
-    it that it is out of the window."""
-    query_HCE = _scaled_queries(query_BHLE, scaling, chunk)
-    key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys]
+    it that it is out of the window.
+
+    So are the scores: rounded to bf16 before the softmax, they would change the block by up to 1 %. These are
+    few rows of one layer, so the product in fp32 costs little.
+    """
+    wide = at_least_fp32(query_BHLE.dtype)
+    query_HCE = query_BHLE[chunk.batch_row][:, chunk.rows_C].to(wide) * scaling
+    key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys].to(wide)
     H, C, _ = query_HCE.shape
     G, K, _ = key_GKE.shape
     scores = query_HCE.reshape(G, H // G * C, -1) @ key_GKE.transpose(1, 2)
-    scores_HCK = scores.to(at_least_fp32(scores.dtype)).view(H, C, K)
+    scores_HCK = scores.view(H, C, K)
     first, end = chunk.keys.start + chunk.seen_by_all, chunk.keys.stop
     columns = torch.arange(first, end, device=scores.device)
     hidden_CK = columns > chunk.rows_C[:, None]
@@ -250,8 +256,3 @@ def attention_rows(
         hidden_CK |= columns <= chunk.rows_C[:, None] - chunk.window
     scores_HCK[..., chunk.seen_by_all :].masked_fill_(hidden_CK, float("-inf"))
     return scores_HCK.softmax(dim=2)
-
-
-def _scaled_queries(query_BHLE: torch.Tensor, scaling: float, chunk: Chunk) -> torch.Tensor:
-    """[H, C, E] of the chunk's rows. Scaled before their product with the keys, which fp16 may not hold."""
-    return query_BHLE[chunk.batch_row][:, chunk.rows_C] * scaling

@@ -128,6 +128,12 @@ def capture_first_layer(model: LlamaModel) -> None:
     model.layers[0].self_attn.config = own
 
 
+def use_plain_attention(model: LlamaModel) -> None:
+    """Undo the above for generation: transformers' own SDPA, with the masks that left padding needs."""
+    model.set_attn_implementation("sdpa")
+    model.layers[0].self_attn.config = model.config
+
+
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Flash attention, which torch ships for GPUs from Ampere on, in 16 bits."""
     return (

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     "training.compile_layers",
     "training.tokens_per_micro_batch",
     "training.max_skipped_steps",
+    "training.hang_seconds",
+    "training.rendezvous_seconds",
 )
 STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import MANIFEST, MARKER, read_manifest
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, read_manifest
 
 Share = tuple[int, int]  # rank, number of ranks
 ALL: Share = (0, 1)
@@ -27,9 +27,20 @@ def verify(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) ->
         manifest = read_manifest(folder)
         files: dict[str, Any] = manifest["files"]
         problems = [f"{MANIFEST} lacks the key {name}" for name in needed if name not in manifest]
+        if not _is_marker_of(folder):
+            problems.append(f"{MARKER} belongs to another {MANIFEST}")
         return problems + differences(folder, files, share_of(sorted(files), share))
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({error})"]
+
+
+def _is_marker_of(folder: Path) -> bool:
+    """Also true without a marker, and for an empty one, as earlier versions wrote it."""
+    try:
+        text = (folder / MARKER).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return True
+    return text in ("", marker_text(folder))
 
 
 def problems_of(folder: Path, *, needed: Collection[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
 from alignkd.text import counted
-from launcher.backends.base import QueuedJob, Stopped
+from launcher.backends.base import JobEnd, QueuedJob, Stopped
 from launcher.run.lock import is_locked
 from launcher.run.manifest import Manifest
 
@@ -41,6 +41,10 @@ class WatchedBackend:
         """None of a run that is done, whose launcher only has to close down."""
         running = is_locked(run) and result_status(run) != "done"
         return [QueuedJob("", "RUNNING", "None", None, "")] if running else []
+
+    def end_of(self, job: str) -> JobEnd | None:
+        """There are no jobs."""
+        return None
 
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         write_text_atomic(RunPaths(run).stop, "USR1\n")

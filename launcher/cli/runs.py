@@ -74,20 +74,28 @@ def logs(
         int | None, typer.Option(metavar="N", min=1, help="Attempt to show.", show_default="the last")
     ] = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Show the error of the rank that failed first.")
+        bool, typer.Option("--errors", help="Show the first error: of a rank, else of the job.")
+    ] = False,
+    job: Annotated[
+        bool, typer.Option("--job", help="Show what the Slurm job said: its script, srun, OOM kills.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the log of a rank."""
+    """Show the log of a rank, or of the Slurm job."""
     from launcher.commands.logs import follow_run
-    from launcher.run.logs import attempt_lines
+    from launcher.run.logs import attempt_lines, job_log_lines
     from launcher.run.manifest import read_manifest
 
     read_manifest(run)
-    if follow and (as_json or errors or attempt is not None):
+    if follow and (as_json or errors or job or attempt is not None):
         raise UserError("--follow works with --rank only")
+    if errors and job:
+        raise UserError("--errors and --job: give only one of them")
     if errors:
         _show_first_error(run, attempt, as_json)
+    elif job:
+        number, lines = job_log_lines(run, attempt)
+        print(json.dumps({"job": number, "lines": lines}) if as_json else "\n".join(lines))
     elif follow:
         for text in follow_run(Path(os.path.abspath(run)), rank):
             print(text, end="", flush=True)
@@ -105,8 +113,17 @@ def _show_first_error(run: Path, attempt: int | None, as_json: bool) -> None:
     elif error is None:
         print("no attempt has failed" if attempt is None else f"attempt {attempt} has not failed")
     else:
-        print(f"attempt {error.attempt}: rank {error.rank} failed first, with exit code {error.exit_code}")
+        if error.attempt is None:
+            print(f"job {error.job} ended before an attempt began; the end of {error.log}:")
+        elif error.rank is None:
+            print(f"attempt {error.attempt}: no rank recorded an exit; the end of {error.log}:")
+        else:
+            print(
+                f"attempt {error.attempt}: rank {error.rank} failed first, with exit code {error.exit_code}"
+            )
         print("\n".join(f"  | {line}" for line in error.lines))
+        if error.cause is not None:
+            print(f"cause: {error.cause}")
 
 
 @runs.command()
@@ -151,6 +168,10 @@ def resume(
             metavar="N", min=1, help="Roll back to the checkpoint of this step; newer ones are set aside."
         ),
     ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Train from step 0; checkpoints and metrics are set aside."),
+    ] = False,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; repeatable."),
@@ -159,13 +180,13 @@ def resume(
 ) -> None:
     """Resume a run, optionally on a different number of nodes.
 
-    It continues from the newest checkpoint, or from that of --step.
+    It continues from the newest checkpoint, from that of --step, or from nothing with --from-scratch.
     """
     from rich.console import Console
 
     from launcher.commands.resume import ResumeRequest, resume_run
 
-    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()))
+    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()), from_scratch)
     result = resume_run(run, request, Console(stderr=as_json))
     if as_json:
         print(json.dumps(result))

@@ -44,7 +44,8 @@ def launch(
     backend: Annotated[
         BackendChoice,
         typer.Option(
-            metavar="NAME", help="auto, local, slurm or ssh; auto is slurm if it answers, else local."
+            metavar="NAME",
+            help="auto, local, slurm or ssh; auto: ssh with --hostfile, else slurm if installed.",
         ),
     ] = "auto",
     hostfile: Annotated[
@@ -56,6 +57,9 @@ def launch(
         str | None, typer.Option(metavar="A,B", help="Stages to run one after another.")
     ] = None,
     overrides: Overrides = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Train on CPUs, as slurm.gpu_option = none does.")
+    ] = False,
     gpu_memory: GpuMemory = None,
     skip_memory_check: Annotated[
         bool, typer.Option("--skip-memory-check", help="Launch a run that `alignkd plan` says cannot fit.")
@@ -82,6 +86,7 @@ def launch(
         stage,
         stages,
         tuple(overrides or ()),
+        cpu,
         dry_run,
         MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )

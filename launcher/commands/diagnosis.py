@@ -11,8 +11,9 @@ from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
-from launcher.run.attempts import Attempt, Reason, open_attempt, read_history
+from launcher.run.attempts import FAILURES, Attempt, Reason, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
+from launcher.run.job_log import cause_of, ended_at_once, job_lines, job_without_attempt, out_of_memory
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
@@ -101,6 +102,8 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
             "its job vanished without recording an exit: a node was lost, or the job was cancelled with too "
             "little grace time"
         )
+    if jobs is not None and (job := job_without_attempt(files.run, files.history)) is not None:
+        return _never_began(files, job)
     if not files.history:
         return "not started", ""
     last = files.history[-1]
@@ -110,17 +113,36 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
     return _ended(files)
 
 
+def _never_began(files: RunFiles, job: str) -> tuple[str, str]:
+    """For a job that was submitted last, is in the queue no more, and has not begun an attempt."""
+    lines = job_lines(files.run, job)
+    if lines:
+        stopped = ended_at_once(lines)
+        why = f"job {job} ended before an attempt began: {cause_of(lines) or lines[-1]}"
+        return (stopped, f"job {job}, before it started") if stopped else ("failed", why)
+    end = backend_named(files.manifest.backend).end_of(job)
+    if end is None:
+        return "lost", f"job {job} left no log: its node does not see the run folder, or it was cancelled"
+    if end.state == "CANCELLED":
+        return "cancelled", f"job {job}, before it started"
+    why = f": {end.comment}" if end.comment else ""
+    return "failed", f"job {job} ended as {end.state} without a log{why}"
+
+
 def _ended(files: RunFiles) -> tuple[str, str]:
     """For a run whose last attempt has ended for good."""
     last = files.history[-1]
     reason = last.reason or ""
-    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        if last.bad_nodes:
+    if reason in FAILURES:
+        said = job_lines(files.run, last.job, last.number)
+        if last.bad_nodes and reason == Reason.BAD_INPUT:
             return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
         if last.failed_rank is None or last.exit_code is None:
-            return "failed", reason
+            cause = cause_of(said)
+            return "failed", f"{reason}: {cause}" if cause else reason
         log = log_of_failure(files.run, last.failed_rank)
-        return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
+        why = failure_line(last.failed_rank, last.exit_code, log)
+        return "failed", "; ".join([f"{reason}: {why}", *filter(None, [out_of_memory(said)])])
     # Without a queue only the user ends a run by SIGTERM.
     stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and not files.has_queue)
     return ("stopped" if stopped else reason), f"at step {last.saved_step}"

@@ -14,6 +14,7 @@ from alignkd.config import Config, load_config
 from alignkd.errors import ConfigError
 from launcher.backends import backend_named, resolve_choice
 from launcher.backends.base import BackendChoice
+from launcher.backends.devices import device_of
 from launcher.commands.control import start_run
 from launcher.commands.launch_report import say_files, say_plan, say_started
 from launcher.commands.preflight import MemoryCheck, check_stages
@@ -38,6 +39,7 @@ class LaunchRequest:
     stage: str | None = None
     stages: str | None = None  # names of stages to run one after the other, separated by commas
     overrides: tuple[str, ...] = ()
+    cpu: bool = False  # train on CPUs, as slurm.gpu_option = none does
     dry_run: bool = False
     memory: MemoryCheck = field(default_factory=MemoryCheck)
 
@@ -48,7 +50,7 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     Nothing is written when a check fails. Returns the run folder, the job (None if none was submitted) and
     the exit code; with several stages these of each stage, and the first exit code that is not 0.
     """
-    backend_name = resolve_choice(request.backend)
+    backend_name = resolve_choice(request.backend, request.hostfile)
     backend = backend_named(backend_name)
     hosts = backend.hosts(request.hostfile, request.nodes, request.gpus_per_node)
     slots = hosts[0].slots if hosts else 1
@@ -88,6 +90,8 @@ def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:
     overrides = list(request.overrides)
     if request.name is not None:
         overrides.append(f"run.name={json.dumps(request.name)}")
+    if request.cpu:
+        overrides.append("slurm.gpu_option=none")
     site = read_site()
     configs = [load_config(request.config, overrides, name, site) for name in names]
     check_runs(names, [run_path(config) for config in configs])
@@ -96,7 +100,7 @@ def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:
 
 def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
     """Create the run folder and return it. Raises UserError when that fails."""
-    device = backend_named(backend).device(config, cluster)
+    device = device_of(config)
     accumulation = accumulation_steps(config.training, cluster.ranks)
     manifest = make_manifest(config, cluster.nodes, cluster.gpus_per_node, accumulation, backend, device)
     return create_run_folder(

@@ -12,6 +12,7 @@ from typing import Literal
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
 from launcher.backends.base import Backend
+from launcher.backends.devices import device_of
 from launcher.plan.check import check_memory
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
@@ -55,7 +56,7 @@ def _check_stage(
         problems += space_problems(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
-    if not problems and not memory.skip and backend.device(config, cluster) != "cpu":
+    if not problems and not memory.skip and device_of(config) != "cpu":
         refused, notes = check_memory(config, cluster, memory.gpu_memory, earlier)
         problems, warnings = problems + refused, warnings + notes
     return problems, warnings

@@ -9,12 +9,13 @@ from rich.table import Table
 
 from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
-from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
+from launcher.plan.roofline import Chip, roofline
 from launcher.plan.weights import weight_notes
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
+LARGEST_COSTS = 3
 PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
 PARTS = (
     ("tower", "vision_tower."),
@@ -25,9 +26,7 @@ PARTS = (
 )
 
 
-def show_plan(
-    plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed, console: Console
-) -> None:
+def show_plan(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Chip, console: Console) -> None:
     _say_workload(plan, console)
     _show_table(_parameter_table(plan), console)
     for note in weight_notes(plan.config, plan.sizes):
@@ -40,7 +39,7 @@ def show_plan(
         _say(console, f"Between each GPU and host memory: about {_gb(plan.through_host)} GB per step.\n")
     if plan.sizes.teacher is not None:
         _show_table(_placement_table(plan, gpu_memory), console)
-    _say_speed(plan, speed, console)
+    _say_speed(plan, chip, console)
     if gpu_memory is not None:
         _say_advice(plan, gpu_memory, advised, console)
 
@@ -145,19 +144,24 @@ def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
     return table
 
 
-def _say_speed(plan: Plan, speed: Speed, console: Console) -> None:
-    compute = plan.compute
+def _say_speed(plan: Plan, chip: Chip, console: Console) -> None:
+    compute, found = plan.compute, roofline(plan.config, plan.sizes, plan.work, plan.compute, chip)
     share = compute.teacher_flops / compute.flops
     _say(
         console,
         f"Compute per rank and step: {compute.flops / 1e12:,.0f} TFLOP, {share:.0%} of it by the teacher.",
     )
+    tokens = compute.tokens * plan.cluster.ranks / found.seconds
     _say(
         console,
-        f"At {speed.utilisation:.0%} of {speed.flops / 1e12:,.0f} TFLOP/s per GPU, without any waiting: "
-        f"{compute.step_seconds(speed):.2g} s per step, {compute.tokens_per_second(speed):,.0f} tokens/s in "
-        "total.\n",
+        f"On {chip.name}, {chip.peak / 1e12:,.0f} TFLOP/s: at least {found.seconds:.2g} s per step, at most "
+        f"{tokens:,.0f} tokens/s in",
     )
+    _say(console, f"total, {found.peak_share:.0%} of the peak. Largest costs:")
+    for cost in found.costs[:LARGEST_COSTS]:
+        seconds = cost.seconds(chip)
+        _say(console, f"  {cost.name}: {seconds:.2g} s, {seconds / found.seconds:.0%}")
+    _say(console, "")
 
 
 def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Console) -> None:

@@ -32,10 +32,15 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     TERMINATED = "terminated"
     CRASHED = "crashed"
+    HUNG = "hung"
     BAD_INPUT = "configuration error"
+    BAD_NODE = "unusable node"  # a rank found no GPU on it
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
+
+
+FAILURES = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Attempt:
     lost_steps: int | None = None
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
-    bad_nodes: tuple[str, ...] = ()  # lost, or without access to the run folder
+    bad_nodes: tuple[str, ...] = ()  # lost, unusable, suspected of a hang, or without access to a folder
 
     @property
     def progressed(self) -> bool:
@@ -122,8 +127,9 @@ def begin(
     if left is not None:
         gone = tuple(lost(left.nodes, left.start))
         close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
-    shutil.rmtree(RunPaths(run).exits, ignore_errors=True)
-    RunPaths(run).exits.mkdir(exist_ok=True)
+    for of_one_attempt in (RunPaths(run).exits, RunPaths(run).beats):
+        shutil.rmtree(of_one_attempt, ignore_errors=True)
+        of_one_attempt.mkdir(exist_ok=True)
     RunPaths(run).result.unlink(missing_ok=True)  # that of an earlier attempt
     number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
@@ -204,6 +210,6 @@ def fruitless_restarts(run: Path) -> int:
     for attempt in reversed(read_history(run)[submitted:]):
         if attempt.progressed:
             break
-        if attempt.reason in (Reason.CRASHED, Reason.TIME_LIMIT):
+        if attempt.reason in (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.TIME_LIMIT):
             count += 1
     return count

@@ -60,7 +60,7 @@ def write_configuration(folder: Path, steps: int) -> None:
 
 
 def launch(folder: Path, name: str, *options: str) -> Path:
-    words = ("launch", "--nodes", "2", "--backend", "local", "--name", name, *options)
+    words = ("launch", "--nodes", "2", "--backend", "local", "--cpu", "--name", name, *options)
     code = alignkd(folder, *words).wait(timeout=900)
     if code != 0:
         raise SystemExit(f"alignkd launch ended with {code}; see {folder / 'launcher.log'}")

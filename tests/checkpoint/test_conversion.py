@@ -237,6 +237,7 @@ def test_what_deepspeed_cannot_convert_is_refused_on_every_rank(
     facts = json.loads(manifest.read_text())
     facts["config"]["student"]["zero_stage"] = 0
     manifest.write_text(json.dumps(facts))
+    manifest.with_name(MARKER).write_text("")  # it would not fit the manifest any more
     tiny.resize_run(run, 1, student__zero_stage=0)
     (message,) = one_rank.run(train_run, str(run))
     assert "written by 2 ranks at student.zero_stage 0, and this run has 1" in message

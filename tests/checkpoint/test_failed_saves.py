@@ -127,6 +127,33 @@ def test_saves_succeed_again_once_a_full_disk_has_room(
         assert {path.name for path in folder.iterdir()} == {"step-3", "step-4", "latest"}
 
 
+class OwnMount(Storage):
+    """This rank has another file system where the others have the checkpoints."""
+
+    def flush_and_hash(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        entries = super().flush_and_hash(partial, written)
+        own = partial.parent.parent / "own"
+        own.mkdir(exist_ok=True)
+        for path in written:
+            path.rename(own / path.name)
+        return entries
+
+
+def train_on_a_mount_of_its_own(ranks: Ranks, run: str) -> int | str:
+    return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
+
+
+def test_a_rank_that_writes_where_rank_0_does_not_see_it_commits_nothing(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__max_failures=2)
+    for message in two_ranks.run(train_on_a_mount_of_its_own, str(run)):
+        assert "2 checkpoints in a row could not be written" in str(message)
+        assert "rank 0 does not see it" in str(message)
+        assert "that all ranks share" in str(message)
+    assert committed_steps(run) == []
+
+
 def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:
     run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__max_failures=2)
     for message in two_ranks.run(train_with_fault, str(run), "flush", 1, [2, 3]):

@@ -61,3 +61,10 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(run: Path)
 
     remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Busy())  # type: ignore[call-arg]
     assert committed_steps(run) == [8, 2]
+
+
+def test_nothing_more_is_removed_once_the_run_is_another_process_s(run: Path) -> None:
+    answers = iter([True, False])
+    section = CheckpointSection(keep_last=1)  # type: ignore[call-arg]
+    remove_expired(run, section, {2, 4, 6, 8}, None, Storage(), lambda: next(answers))
+    assert committed_steps(run) == [8, 6, 4]

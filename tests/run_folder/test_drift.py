@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from alignkd.run_folder.drift import allowed_changes, config_drift
+from alignkd.run_folder.drift import allowed_changes, config_drift, conversion_problem, must_convert
 from alignkd.run_folder.paths import RunPaths
 
 CONFIG = {
@@ -72,3 +72,27 @@ def test_a_checkpoint_with_keys_of_an_older_version_has_not_drifted() -> None:
 def test_a_change_that_was_allowed_under_an_old_name_still_is(tmp_path: Path) -> None:
     RunPaths(tmp_path).allowed_changes.write_text('["distillation.rows", "training.seed"]')
     assert allowed_changes(tmp_path) == ["distillation.attention_rows", "training.seed"]
+
+
+def manifest(world_size: int, stage: int) -> dict:
+    return {"world_size": world_size, "config": {"student": {"zero_stage": stage}}}
+
+
+def test_a_checkpoint_of_another_size_or_stage_must_be_converted() -> None:
+    saved = manifest(world_size=4, stage=2)
+    assert not must_convert(saved, 4, 2)
+    assert must_convert(saved, 2, 2)
+    assert must_convert(saved, 4, 1)
+
+
+def test_what_deepspeed_cannot_convert_is_said() -> None:
+    for stage in range(4):
+        assert conversion_problem(manifest(4, stage), 4, stage) is None
+    for stage in (1, 2, 3):
+        assert conversion_problem(manifest(4, stage), 2, stage) is None
+    assert conversion_problem(manifest(4, 1), 2, 2) is conversion_problem(manifest(4, 2), 4, 1) is None
+    assert "converts stages 1, 2 and 3 only" in str(conversion_problem(manifest(4, 0), 2, 0))
+    for before, now in ((0, 1), (1, 0), (2, 3), (3, 2), (1, 3), (3, 1), (0, 3)):
+        for world_size in (2, 4):
+            problem = str(conversion_problem(manifest(4, before), world_size, now))
+            assert f"the checkpoint has {before}, the run has {now}" in problem

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder import verification
+from alignkd.run_folder.checkpoints import marker_text
 from alignkd.run_folder.verification import data_files, describe, problems_of, share_of, verify
 
 NAMES = ("a.pt", "b.pt", "inner/c.pt")
@@ -59,6 +60,15 @@ def test_a_file_that_the_manifest_does_not_name_is_a_problem_for_every_rank(fold
     (folder / "inner" / "stranger.pt").touch()
     for rank in range(3):
         assert verify(folder, share=(rank, 3)) == ["inner/stranger.pt is not in the manifest"]
+
+
+def test_a_marker_vouches_for_its_own_manifest_only(folder: Path) -> None:
+    (folder / "COMMITTED").write_text(marker_text(folder))
+    assert verify(folder) == []
+    write_manifest(folder, step=4, world_size=3)
+    assert verify(folder) == ["COMMITTED belongs to another manifest.json"]
+    (folder / "COMMITTED").write_text("")  # as earlier versions wrote it
+    assert verify(folder) == []
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

@@ -74,11 +74,18 @@ class MobileVLM(VisionLanguageModel):
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
-        for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
+        # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients. Random
+        # states are kept for dropout only: each layer would copy the device's to the host, and wait for it.
+        towers_dropout = float(self.config.tower_config["attention_dropout"])
+        modules: list[tuple[Any, bool]] = [(self.language_model, False)]
+        if self.train_vision_tower:
+            modules.append((self.vision_tower, towers_dropout > 0))
+        for module, draws in modules:
             # Renamed between transformers 5.17 and 5.23.
             enable = getattr(module, "activation_checkpointing_enable", None)
-            # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients.
-            (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+            (enable or module.gradient_checkpointing_enable)(
+                {"use_reentrant": False, "preserve_rng_state": draws}
+            )
 
     def restore_buffers(self, device: torch.device | str) -> None:
         rotary = self.language_model.rotary_emb
@@ -132,10 +139,19 @@ class MobileVLM(VisionLanguageModel):
         # The dummy image of a text-only batch keeps the projector in the graph, with a zero gradient.
         return embeddings + (0.0 * vision_tokens_IVD[batch.image_count :]).sum()
 
-    def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
+    def decode(
+        self, embeddings_BLD: torch.Tensor, cache: Any, mask_BK: torch.Tensor, positions_BL: torch.Tensor
+    ) -> torch.Tensor:
         """Hidden states [B, L, D] of positions that follow those in ``cache`` (a transformers Cache), for
-        generation."""
-        output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
+        generation after ``use_plain_attention``. ``mask_BK``: 1 at the K real positions, old and new, and 0
+        at padding."""
+        output = self.language_model(
+            inputs_embeds=embeddings_BLD,
+            attention_mask=mask_BK,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=True,
+        )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 

@@ -8,7 +8,7 @@ error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -48,6 +48,17 @@ def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
     files = WeightFiles(Path(folder))
     model = _empty_model(config, options)
     _fill(model, dict.fromkeys(files.names(), files.read), files.shape, options, str(folder))
+    model.restore_buffers(options.device)
+    return model
+
+
+def model_of_tensors(
+    config: MobileVLMConfig, tensors: Mapping[str, torch.Tensor], options: BuildOptions, where: str
+) -> MobileVLM:
+    """The same from tensors with published names; ``where`` they come from begins the error."""
+    model = _empty_model(config, options)
+    sources = dict.fromkeys(tensors, tensors.__getitem__)
+    _fill(model, sources, lambda name: tuple(tensors[name].shape), options, where)
     model.restore_buffers(options.device)
     return model
 
@@ -109,11 +120,33 @@ def _fill(
     where: str,
 ) -> None:
     parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
-    given = {name for name in sources if not OLD_BUFFERS.search(name)}
-    missing = sorted(set(parameters) - given)
-    unexpected = sorted(given - set(parameters))
-    problems = [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in unexpected]
-    for name in [name for name in sources if name in parameters]:  # in the order of the files
+    _check_shapes(parameters, sources, shape_of, where)
+    for name in [name for name in sources if name in parameters]:
+        parameter = parameters[name]
+        with gathered(parameter, modifier_rank=0):
+            if reads_weights(options):
+                parameter.data.copy_(sources[name](name))
+
+
+def check_tensors(config: MobileVLMConfig, files: WeightFiles) -> None:
+    """Raises CheckpointError listing every tensor of a folder that does not fit its configuration."""
+    with torch.device("meta"), no_init_weights():
+        model = MobileVLM(config)
+    parameters = {public_name(name): parameter for name, parameter in model.named_parameters()}
+    _check_shapes(parameters, files.names(), files.shape, str(files.folder))
+
+
+def _check_shapes(
+    parameters: Mapping[str, nn.Parameter],
+    names: Iterable[str],
+    shape_of: Callable[[str], tuple[int, ...]],
+    where: str,
+) -> None:
+    """``parameters`` of the model by published name, ``names`` of the tensors that are there."""
+    given = [name for name in names if not OLD_BUFFERS.search(name)]
+    problems = [f"missing: {name}" for name in sorted(set(parameters) - set(given))]
+    problems += [f"unexpected: {name}" for name in sorted(set(given) - set(parameters))]
+    for name in [name for name in given if name in parameters]:  # in the order of the files
         expected = tuple(getattr(parameters[name], "ds_shape", parameters[name].shape))
         if shape_of(name) != expected:
             problems.append(
@@ -121,11 +154,6 @@ def _fill(
             )
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
-    for name in [name for name in sources if name in parameters]:
-        parameter = parameters[name]
-        with gathered(parameter, modifier_rank=0):
-            if reads_weights(options):
-                parameter.data.copy_(sources[name](name))
 
 
 def _tower_tensors(folder: Path) -> dict[str, torch.Tensor]:

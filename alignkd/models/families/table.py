@@ -58,3 +58,8 @@ def family_of(folder: Path) -> Family | None:
             f"own {name}"
         )
     return FAMILIES[name]
+
+
+def family_name(folder: Path) -> str:
+    family = family_of(folder)
+    return MOBILEVLM[0] if family is None else family.model_type

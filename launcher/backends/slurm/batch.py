@@ -14,7 +14,13 @@ import sys
 import time
 from pathlib import Path
 
-from alignkd.errors import EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import (
+    EXIT_BAD_NODE,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
@@ -40,6 +46,7 @@ from launcher.run.attempts import (
     open_attempt,
 )
 from launcher.run.exit_codes import failed_rank, failure_report
+from launcher.run.hangs import hang_codes, read_hang
 
 LATE_SECONDS = 60.0  # until a shared file system shows what another node has written
 
@@ -87,6 +94,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
     job = job_state(attempt.job)
     lost = _lost_nodes(run, attempt, codes, srun_status, job)
     asked = _asked(run) or []
+    hang = read_hang(run)
     decision = decide(
         Evidence(
             codes=codes,
@@ -99,9 +107,14 @@ def end_attempt(run: Path, srun_status: int) -> str:
             max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
             job=job,
             lost_nodes=lost,
+            hang=None if hang is None else hang.message,
         )
     )
-    closed = close(run, attempt, decision.reason, lost if decision.reason is Reason.NODE_LOST else ())
+    bad = {Reason.NODE_LOST: lost, Reason.BAD_NODE: _unusable_nodes(run, attempt, codes)}
+    if decision.reason is Reason.HUNG and hang is not None:
+        codes = hang_codes(hang)
+        bad[Reason.HUNG] = hang.nodes
+    closed = close(run, attempt, decision.reason, bad.get(decision.reason, ()), codes=codes)
     if decision.action is Action.EXIT:
         RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
     _say(
@@ -109,7 +122,7 @@ def end_attempt(run: Path, srun_status: int) -> str:
         f"{decision.why}"
     )
     failed = failed_rank(codes)
-    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT):
+    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT):
         _say(failure_report(failed, codes[failed], RunPaths(run).log(failed)))
     if decision.action is Action.WAIT and "ALIGNKD_RUN" in os.environ:
         return f"exit {EXIT_SAVED_ON_TERM}"  # an allocation is never requeued
@@ -175,6 +188,13 @@ def _lost_nodes(
     if len(names) != count or not answers:
         return ()  # Slurm does not answer, so nothing is known about any node
     return tuple(names[node] for node in silent if names[node] not in answers)
+
+
+def _unusable_nodes(run: Path, attempt: Attempt, codes: dict[int, int]) -> tuple[str, ...]:
+    """Nodes with a rank that found no GPU."""
+    unusable = [rank for rank, code in codes.items() if code == EXIT_BAD_NODE]
+    names, ranks = hostnames(attempt.nodes) if unusable else [], _rank_count(run)
+    return tuple(sorted({names[rank * len(names) // ranks] for rank in unusable if names}))
 
 
 def _rank_count(run: Path) -> int:

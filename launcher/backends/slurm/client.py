@@ -16,9 +16,13 @@ from pathlib import Path
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import JOB_SCRIPT, RunPaths
-from launcher.backends.base import QueuedJob
+from launcher.backends.base import JobEnd, QueuedJob
 from launcher.backends.slurm.lifecycle import JobState
 
+_FINAL = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "TIMEOUT"),
+)
 _SECONDS = 30  # until a command counts as not answering
 
 
@@ -47,9 +51,13 @@ def run_slurm_command(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def slurm_is_installed() -> bool:
+    return shutil.which("sbatch") is not None
+
+
 def slurm_answers() -> bool:
     """Does a Slurm controller answer from here?"""
-    return shutil.which("sbatch") is not None and "UP" in (run_slurm_command("scontrol", "ping") or "")
+    return "UP" in (run_slurm_command("scontrol", "ping") or "")
 
 
 def _job_text(job: str) -> str | None:
@@ -74,6 +82,16 @@ def job_state(job: str) -> JobState:
         preempted=field_of(text, "PreemptTime") is not None,
         requeued=int(field_of(text, "Restarts") or 0) > int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )
+
+
+def job_end(job: str) -> JobEnd | None:
+    """Slurm forgets a job some minutes after its end (MinJobAge)."""
+    text = _job_text(job)
+    state = None if text is None else field_of(text, "JobState")
+    if text is None or state not in _FINAL:
+        return None
+    comment = re.search(r"\sComment=(.*?)(?= \w+=|$)", text)  # free text, with spaces
+    return JobEnd(state, comment[1].strip() if comment else None)
 
 
 def hostnames(nodes: str) -> list[str]:
@@ -142,7 +160,7 @@ def queued_jobs(run: Path) -> list[QueuedJob] | None:
 
 def submit(run: Path, options: Sequence[str] = ()) -> str:
     """Submit the run's job; returns the job id. Raises AlignkdError with sbatch's own message."""
-    if shutil.which("sbatch") is None:
+    if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node; use --backend local")
     script = RunPaths(run).job_script
     try:

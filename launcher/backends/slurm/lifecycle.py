@@ -15,7 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import (
+    EXIT_BAD_NODE,
+    EXIT_FAILED,
+    EXIT_HUNG,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
 from launcher.run.attempts import Reason
 from launcher.run.exit_codes import failed_rank
 
@@ -55,6 +63,7 @@ class Evidence:
     max_restarts: int
     cancel_requested: bool = False  # for a run in an allocation, which is not cancelled itself
     job: JobState = field(default_factory=JobState)
+    hang: str | None = None  # who is behind, when the watch ended the ranks
     lost_nodes: tuple[str, ...] = ()  # of the job, according to Slurm or because they do not answer
 
 
@@ -90,10 +99,15 @@ def decide(found: Evidence) -> Decision:
     if found.job.being_ended:
         # Slurm has decided already; how the script ends changes nothing.
         return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.CANCELLED, "the job was cancelled")
+    if found.hang is not None:
+        return _restart(found, Reason.HUNG, found.hang.partition(";")[0])
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "ended by SIGTERM")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
+    failed = failed_rank(found.codes)
+    if failed is not None and found.codes[failed] == EXIT_BAD_NODE:
+        return _restart(found, Reason.BAD_NODE, "a node cannot train")
     return _restart(found, Reason.CRASHED, "a rank failed")
 
 
@@ -111,7 +125,8 @@ def _restart(found: Evidence, reason: Reason, why: str) -> Decision:
     if found.fruitless_before < found.max_restarts:
         number = f"{found.fruitless_before + 1} of {found.max_restarts}"
         return Decision(Action.RESTART, 0, reason, f"{why}; restart {number} without a new checkpoint")
-    code = next((code for code in found.codes.values() if code not in (0, 85, 86)), EXIT_FAILED)
+    failures = (code for code in found.codes.values() if code not in (0, 85, 86))
+    code = EXIT_HUNG if reason is Reason.HUNG else next(failures, EXIT_FAILED)
     return Decision(
         Action.EXIT,
         code,

@@ -56,7 +56,7 @@ def test_a_dry_run_writes_the_run_folder_and_starts_nothing(config_file, tmp_pat
     assert done.is_light
     run = tmp_path / "runs" / "dry"
     assert "would run 2 times" in done.stdout
-    assert "running on the CPU" in done.stdout
+    assert "on CPUs (gloo)" in done.stdout
     assert "student.json" in done.stdout
     for command in ("list", "verify"):
         checkpoints = alignkd("ckpt", command, run)
@@ -86,7 +86,8 @@ def test_a_launch_reports_all_problems_at_once_and_writes_nothing(config_file, t
 
 
 def test_missing_models_are_reported_with_the_run_that_will_write_them(config_file) -> None:
-    done = alignkd("launch", config_file, "--set", "model.teacher=/nowhere", "--set", "model.student=/also")
+    missing = ("--set", "model.teacher=/nowhere", "--set", "model.student=/also")
+    done = alignkd("launch", config_file, "--backend", "local", *missing)
     assert done.returncode == 2
     assert "model.teacher = /nowhere: no such folder" in done.stderr
     assert "model.student = /also: no such folder" in done.stderr
@@ -100,7 +101,7 @@ def test_missing_models_are_reported_with_the_run_that_will_write_them(config_fi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("launch", "missing.yaml"), "no such file"),
+        (("launch", "missing.yaml", "--backend", "local"), "no such file"),
         (("resume", "missing"), "not a run folder"),
         (("resume", "missing", "--allow-change", "training.epochs"), "not a run folder"),
         (("init", "--preset", "nope"), "valid: sample"),

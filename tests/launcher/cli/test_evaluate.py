@@ -57,7 +57,7 @@ def test_scores_as_tables_in_80_columns(data: Path) -> None:
     ("arguments", "message"),
     [
         (("--task", "popa", "--check"), "did you mean pope?"),
-        (("--task", "pope"), "give either --check or --score FILE"),
+        (("--task", "pope"), "give either models, --check or --score FILE"),
         (("--task", "own", "--check"), "--task own (alone) and --questions FILE go together"),
         (("--task", "gqa,pope", "--score", "x.jsonl"), "one or two answer files of one task"),
         (("--task", "pope", "--check"), "coco_pope_adversarial.json"),

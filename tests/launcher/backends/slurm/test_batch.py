@@ -59,6 +59,16 @@ def test_a_node_that_does_not_respond_is_lost_only_if_others_respond(
     assert [attempt.reason for attempt in attempts.read_history(run)] == [lost]
 
 
+def test_a_node_without_a_gpu_is_recorded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunPaths(run).exit_file(1).write_text("88 12.5\n")
+    RunPaths(run).exit_file(0).write_text("143 13.5\n")
+    monkeypatch.setattr(batch, "hostnames", lambda _nodes: ["n1", "n2"])
+    assert batch.end_attempt(run, 1) == "restart 0"
+    (ended,) = attempts.read_history(run)
+    assert (ended.reason, ended.bad_nodes, ended.failed_rank) == ("unusable node", ("n2",), 1)
+    assert attempts.fruitless_restarts(run) == 1
+
+
 @pytest.fixture
 def job(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The first start of a job; the previous attempt is closed."""

@@ -1,7 +1,7 @@
 #!/bin/bash
 # One rank of the run, with RUN and env.sh in its environment: `srun` starts this script once per GPU (see job.sbatch).
 # The ssh back end does the same, with ALIGNKD_* in place of SLURM_*.
-# Script format 2; `alignkd resume` re-renders scripts of another format.
+# Script format 3; `alignkd resume` re-renders scripts of another format.
 
 RANK=${ALIGNKD_RANK:-$SLURM_PROCID}
 exec >>"$RUN/logs/rank-$RANK.log" 2>&1
@@ -15,8 +15,10 @@ export RANK LOCAL_RANK=${ALIGNKD_LOCAL_RANK:-$SLURM_LOCALID} NODE_RANK=${ALIGNKD
 export WORLD_SIZE=${ALIGNKD_WORLD_SIZE:-$SLURM_NTASKS} LOCAL_WORLD_SIZE=4
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
+# Without it DeepSpeed trains on the CPU where it finds no driver.
+export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}
 # Slurm signals python as well. This shell only has to outlive it, to record how it ended.
-trap : USR1 TERM
+trap : USR1 TERM USR2 # USR2 asks for python's stacks
 "$PYTHON" -m alignkd.train "$RUN"
 code=$?
 
