@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Gemma3TextConfig,
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -26,7 +32,14 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -64,6 +77,8 @@ NAMED = {
     "context_image_token": IMAGE,
     "start_image_token": "<img>",
     "end_image_token": "</img>",
+    "boi_token": "<img>",
+    "eoi_token": "</img>",
 }
 TEXTS = ("what colour is this picture", "the answer is red", "blue green yellow and many more words")
 
@@ -208,6 +223,97 @@ def _llava_onevision_processor(tokenizer: Any) -> Any:
     )
 
 
+def _gemma3(tokenizer: Any, wide: bool) -> Any:
+    text = Gemma3TextConfig(
+        **_text(tokenizer, wide),
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+    )
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=SiglipVisionConfig(**_vision(image_size=28, patch_size=7, vision_use_head=False)),
+        mm_tokens_per_image=4,
+        image_token_index=_image_id(tokenizer),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<img>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("</img>"),
+    )
+    model = Gemma3ForConditionalGeneration(config)
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    torch.nn.init.normal_(projection, std=0.3)  # it begins at zero
+    return model
+
+
+def _gemma3_processor(tokenizer: Any) -> Any:
+    images = Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
+    template = TEMPLATE.replace(IMAGE, "<img>")
+    return Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+
+
+def _qwen_text(tokenizer: Any, wide: bool) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    return {**_text(tokenizer, wide), "rope_parameters": rope}
+
+
+def _qwen_vision(text: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "depth": 2,
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 7,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": text["hidden_size"],
+    }
+
+
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    return {
+        "image_token_id": _image_id(tokenizer),
+        "video_token_id": tokenizer.convert_tokens_to_ids("<video>"),
+        "vision_start_token_id": tokenizer.convert_tokens_to_ids("<img>"),
+        "vision_end_token_id": tokenizer.convert_tokens_to_ids("</img>"),
+    }
+
+
+def _qwen2_5_vl(tokenizer: Any, wide: bool) -> Any:
+    text = _qwen_text(tokenizer, wide)
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={**_qwen_vision(text), "window_size": 28, "fullatt_block_indexes": [1]},
+        tie_word_embeddings=False,
+        **_qwen_ids(tokenizer),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3_vl(tokenizer: Any, wide: bool) -> Any:
+    text = _qwen_text(tokenizer, wide)
+    # Two would reach the last layer, whose vision tokens no loss looks at.
+    deep = {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config={**_qwen_vision(text), **deep},
+        tie_word_embeddings=False,
+        **_qwen_ids(tokenizer),
+    )
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen_processor(processor: Any) -> Callable[[Any], Any]:
+    def build(tokenizer: Any) -> Any:
+        images = Qwen2VLImageProcessorPil(
+            patch_size=7,
+            merge_size=2,
+            temporal_patch_size=2,
+            size={"shortest_edge": 14 * 14, "longest_edge": 42 * 42},
+        )
+        return images_only(processor)(images, tokenizer, None, chat_template=TEMPLATE)
+
+    return build
+
+
 Builder = Callable[[Any, bool], Any]  # of a tokenizer, as wide as a teacher?
 BUILDERS: dict[str, tuple[Builder, Callable[[Any], Any]]] = {
     "llava": (_llava, _llava_processor),
@@ -215,4 +321,7 @@ BUILDERS: dict[str, tuple[Builder, Callable[[Any], Any]]] = {
     "smolvlm": (_smolvlm, _smolvlm_processor),
     "internvl": (_internvl, _internvl_processor),
     "llava_onevision": (_llava_onevision, _llava_onevision_processor),
+    "qwen2_5_vl": (_qwen2_5_vl, _qwen_processor(Qwen2_5_VLProcessor)),
+    "qwen3_vl": (_qwen3_vl, _qwen_processor(Qwen3VLProcessor)),
+    "gemma3": (_gemma3, _gemma3_processor),
 }

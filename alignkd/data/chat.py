@@ -25,10 +25,11 @@ class Rendered(NamedTuple):
     answers: tuple[tuple[int, int], ...]  # characters [start, stop), the end token included
 
 
-def messages_of(turns: Sequence[Turn]) -> list[Message]:
+def messages_of(turns: Sequence[Turn], system: str = "") -> list[Message]:
     """Turns as chat templates take them. The only image of a turn comes first, as in the authors' templates;
     several stay where they are."""
-    return [{"role": ROLES[speaker], "content": _content(speaker, text)} for speaker, text in turns]
+    first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return first + [{"role": ROLES[speaker], "content": _content(speaker, text)} for speaker, text in turns]
 
 
 def _content(speaker: str, text: str) -> list[dict[str, str]]:

@@ -74,12 +74,13 @@ class ChatEncoder:
         return {"processor": digest.hexdigest()}
 
     def check(self, sample: Sample, source: DataSource) -> None:
-        for number, (speaker, text) in enumerate(sample.turns):
+        for number, (speaker, text) in enumerate([("gpt", sample.system), *sample.turns], start=-1):
             written = text.replace(IMAGE_MARKER, "") if speaker == "human" else text
             found = next((token for token in self._special if token in written), None)
             if found is not None:
                 # The processor would take it for the real one: an image, or the end of a turn.
-                detail = f"turn {number} contains {found!r:.80}"
+                where = f"turn {number}" if number >= 0 else "the system message"
+                detail = f"{where} contains {found!r:.80}"
                 raise BadSample(source.file, sample.entry, sample.id, "special token in text", detail)
 
     def length(self, samples: Sequence[Sample], source: DataSource) -> list[int | BadSample]:
@@ -90,10 +91,9 @@ class ChatEncoder:
             except BadSample as bad:
                 found.append(bad)
                 continue
-            text = self._rendered(sample).text
-            for replacement in self._replacements_of(sizes, source):
-                # Behind what was replaced before: a replacement contains the placeholder, too.
-                text = text.replace(self._processor.image_token, "\0", 1).replace("\0", replacement, 1)
+            first, *parts = self._rendered(sample).text.split(self._processor.image_token)
+            replaced = zip(self._replacements_of(sizes, source), parts, strict=True)
+            text = first + "".join(replacement + part for replacement, part in replaced)
             found.append(len(self._tokenizer(text, **self._special_tokens(text))["input_ids"]))
         return found
 
@@ -133,7 +133,8 @@ class ChatEncoder:
             return str(text)
 
         try:
-            return render_supervised(messages_of(sample.turns), render, self._special)
+            messages = messages_of(sample.turns, sample.system)
+            return render_supervised(messages, render, self._special)
         except TemplateError as error:
             raise UserError(f"{self._folder}: {error}") from error
 
@@ -193,5 +194,7 @@ def _blank(size: tuple[int, int]) -> Image.Image:
 def _tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
     parts = [torch.from_numpy(np.asarray(one))[None] for one in value]
     return joined_inputs([{"value": part} for part in parts])["value"]

@@ -60,7 +60,8 @@ class MobileVLMEncoder:
 
     def check(self, sample: Sample, source: DataSource) -> None:
         assert source.template != "chat", "refused before the run"
-        if problem := template_problem(sample.turns, source.template):
+        problem = template_problem(sample.turns, source.template)
+        if problem := problem or (sample.system and "a system message, and the template has its own"):
             raise BadSample(source.file, sample.entry, sample.id, "does not fit the template", problem)
 
     def length(self, samples: Sequence[Sample], source: DataSource) -> list[int | BadSample]:

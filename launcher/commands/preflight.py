@@ -102,7 +102,9 @@ def _data_problems(config: Config) -> list[str]:
         key = f"data.sources[{index}]"
         problem = _unreadable(Path(source.file), "file")
         if problem:
-            problems.append(f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list")
+            problems.append(
+                f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list or JSON Lines"
+            )
         problem = None if source.image_folder is None else _unreadable(Path(source.image_folder), "folder")
         if problem:
             problems.append(f"{key}.image_folder = {source.image_folder}: {problem}")

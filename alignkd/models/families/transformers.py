@@ -13,7 +13,13 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from alignkd.data.batch import Batch
-from alignkd.models.attention import ATTENTION_NAME, FIRST_ATTENTION_NAME, FirstLayerCapture
+from alignkd.models.attention import (
+    ATTENTION_NAME,
+    FIRST_ATTENTION_NAME,
+    FIRST_MASKED_ATTENTION_NAME,
+    MASKED_ATTENTION_NAME,
+    FirstLayerCapture,
+)
 from alignkd.models.families.interface import (
     LanguageModelHead,
     ModelFacts,
@@ -91,13 +97,25 @@ class TransformersModel(VisionLanguageModel):
             mm_encoder_outputs={"image": features} if batch.image_count else None,
             use_cache=False,
             first_layer=first_layer,
+            **self._text_inputs(batch),
         )
         hidden_BLD = output.last_hidden_state
         if not batch.image_count:
-            # The blank image keeps the projector in the graph, with a zero gradient.
-            hidden_BLD = hidden_BLD + (0.0 * tokens_PD).sum()
+            # The blank image keeps all of the projector in the graph, with a zero gradient.
+            deep = getattr(features, "deepstack_features", None) or ()
+            for tokens in (tokens_PD, *map(flat_tokens, deep)):
+                hidden_BLD = hidden_BLD + (0.0 * tokens).sum()
         vision_tokens_IVD = padded_by_image(tokens_PD, [span.tokens for span in batch.image_spans])
         return ModelOutputs(hidden_BLD, vision_tokens_IVD, None, first_layer.take())
+
+    def _text_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """What the family wants beside the ids; without an image, positions are the usual ones."""
+        names = self.family.position_inputs if batch.image_count else ()
+        inputs = {name: batch.image_inputs[name] for name in names}
+        if self.family.marks_images is not None:
+            is_image = batch.input_ids_BL == self.whole.config.image_token_id
+            inputs[self.family.marks_images] = is_image.long()
+        return inputs
 
     def _tower_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         pixels = batch.pixel_values.to(next(self.whole.parameters()).dtype)
@@ -123,7 +141,15 @@ def padded_by_image(tokens_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
 def facts_of(config: Any) -> ModelFacts:
     """From the configuration of the whole model."""
     text = config.get_text_config()
-    return ModelFacts(text.num_attention_heads, text.hidden_size, vision_tokens=None)
+    return ModelFacts(text.num_attention_heads, text.hidden_size, None, first_window(text))
+
+
+def first_window(text: Any) -> int | None:
+    """The sliding window of a language model's first layer, if it has one. A model without ``layer_types``
+    has the same window in all layers."""
+    types = getattr(text, "layer_types", None) or ["sliding_attention"]
+    window: int | None = getattr(text, "sliding_window", None)
+    return window if types[0] == "sliding_attention" else None
 
 
 def lent_head(weight: nn.Parameter) -> LanguageModelHead:
@@ -137,11 +163,14 @@ def capture_first_layer(whole: Any) -> None:
     """Give the decoder's first layer its own attention function."""
     attention = whole.get_decoder().layers[0].self_attn
     own = copy.copy(attention.config)
-    own._attn_implementation = FIRST_ATTENTION_NAME
+    first = {ATTENTION_NAME: FIRST_ATTENTION_NAME, MASKED_ATTENTION_NAME: FIRST_MASKED_ATTENTION_NAME}
+    own._attn_implementation = first[attention.config._attn_implementation]
     attention.config = own
 
 
-def attention_of_parts(config: Any) -> dict[str, str]:
+def attention_of_parts(config: Any, family: Family) -> dict[str, str]:
     """The argument ``attn_implementation`` that gives the language model alone our attention function."""
+    has_window = getattr(config.get_text_config(), "sliding_window", None) is not None
+    own = MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME
     parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
-    return {name: ATTENTION_NAME if name == "text_config" else "sdpa" for name in parts}
+    return {name: own if name == "text_config" else "sdpa" for name in parts}

@@ -15,7 +15,7 @@ from alignkd.errors import CheckpointError
 from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL
-from alignkd.models.families.table import family_of
+from alignkd.models.families.table import Family, family_of
 from alignkd.models.families.transformers import TransformersModel, attention_of_parts, facts_of
 
 
@@ -39,13 +39,13 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
     assert family is not None, "the caller asks for a family of the table"
     tokens = len(AutoTokenizer.from_pretrained(folder, **LOCAL))
     if options.zero3 is None:
-        whole = _from_files(folder, options.dtype)
+        whole = _from_files(folder, family, options.dtype)
         return TransformersModel(whole.to(options.device), family, tokens)
-    source = _from_files(folder, options.dtype) if reads_weights(options) else None
+    source = _from_files(folder, family, options.dtype) if reads_weights(options) else None
     config = read_config(folder)
     with sharded_construction(options), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(
-            config, dtype=options.dtype, attn_implementation=attention_of_parts(config)
+            config, dtype=options.dtype, attn_implementation=attention_of_parts(config, family)
         )
     whole.tie_weights()
     built = next(whole.parameters()).dtype
@@ -64,14 +64,14 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
     return model
 
 
-def _from_files(folder: Path, dtype: torch.dtype) -> Any:
+def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     config = read_config(folder)
     try:
         whole, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_of_parts(config),
+            attn_implementation=attention_of_parts(config, family),
             output_loading_info=True,
             **LOCAL,
         )
@@ -96,11 +96,10 @@ def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) ->
     with torch.device("meta"), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     state = dict(tensors)
-    if (head := whole.get_output_embeddings()) is not None and config.get_text_config().tie_word_embeddings:
-        name = next(name for name, module in whole.named_modules() if module is head)
-        embedding = whole.get_input_embeddings()
-        tied = next(name for name, module in whole.named_modules() if module is embedding)
-        state.setdefault(f"{name}.weight", state[f"{tied}.weight"])
+    names = {module: f"{name}.weight" for name, module in whole.named_modules()}
+    # A tied head has no parameter of its own.
+    embedding = state[names[whole.get_input_embeddings()]]
+    state.setdefault(names[whole.get_output_embeddings()], embedding)
     whole.save_pretrained(out, state_dict=state)
     for path in sorted(source.iterdir()):
         is_weight = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or ".index." in path.name

@@ -54,7 +54,7 @@ def run_whole(folder: Path, records: Sequence[dict[str, Any]], images: Path) -> 
 
 def natural_inputs(processor: Any, record: dict[str, Any], images: Path) -> dict[str, torch.Tensor]:
     """What a user of transformers would give to the model."""
-    text = expanded_text(record)
+    text = expanded_text(record).replace(vlm_models.IMAGE, processor.image_token)
     opened = [Image.open(images / path).convert("RGB") for path in record["image"]]
     return dict(processor(text=[text], images=[opened] if opened else None, return_tensors="pt"))
 
@@ -87,6 +87,8 @@ def find(folder: Path, record: dict[str, Any], images: Path) -> Found:
                 columns[-1].append(column)
         else:
             inside = False
+    # Gemma3 writes two newlines before and two behind an image.
+    newlines = 2 if type(processor).__name__ == "Gemma3Processor" else 0
     in_image = set()
     for image in columns:
         before = image[0] - 1
@@ -95,7 +97,7 @@ def find(folder: Path, record: dict[str, Any], images: Path) -> Found:
         after = image[-1] + 1
         while after < len(ids) and layout[after]:
             after += 1
-        in_image |= set(range(before + 1, after))
+        in_image |= set(range(before + 1 - newlines, after + newlines))
     text = [column for column in range(len(ids)) if column not in in_image]
     supervised, answering = [], False
     for column, name in enumerate(names):
