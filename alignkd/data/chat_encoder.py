@@ -106,11 +106,11 @@ class ChatEncoder:
         labels = np.full_like(ids, IGNORE_INDEX)
         for start, stop in rendered.answers:
             inside = (starts >= shifted(start, shown.replaced)) & (stops <= shifted(stop, shown.replaced))
-            inside &= stops > starts  # what the tokenizer adds has no characters
             labels[inside] = ids[inside]
         is_text = np.ones(len(ids), dtype=np.bool_)
         columns = []
         for _, (start, stop) in shown.replaced:
+            # What the tokenizer adds has no characters.
             inside = (starts >= start) & (stops <= stop) & (stops > starts)
             columns.append(np.flatnonzero(inside & (ids == self._image_token_id)))
             is_text &= ~inside
