@@ -114,7 +114,9 @@ def _data_problems(config: Config) -> list[str]:
         key = f"data.sources[{index}]"
         problem = _unreadable(Path(source.file), "file")
         if problem:
-            problems.append(f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list")
+            problems.append(
+                f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list or JSON Lines"
+            )
         problem = None if source.image_folder is None else _unreadable(Path(source.image_folder), "folder")
         if problem:
             problems.append(f"{key}.image_folder = {source.image_folder}: {problem}")
@@ -134,7 +136,7 @@ def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:
 
 def model_problems(config: Config) -> list[str]:
     """Missing model folders; else disagreements of teacher and student about tokens and pixels."""
-    from alignkd.models.agreement import check_agreement
+    from alignkd.models.agreement import check_agreement, check_templates
 
     model = config.model
     named = _model_folders(config)
@@ -150,7 +152,7 @@ def model_problems(config: Config) -> list[str]:
         model = model.model_copy(update={"teacher": None})
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
-    return problems
+    return problems or check_templates(config)
 
 
 def _made_by(folder: str, config: Config) -> str:

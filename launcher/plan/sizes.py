@@ -16,7 +16,7 @@ from launcher.plan.upstream_stages import config_folders
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Elements of every tensor, by its name in ``alignkd.models.mobilevlm.MobileVLM``."""
+    """Elements of every tensor, by its name in ``alignkd.models.families.mobilevlm.MobileVLM``."""
 
     config: MobileVLMConfig
     tensors: dict[str, int]
