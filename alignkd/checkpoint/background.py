@@ -38,9 +38,12 @@ class BackgroundWrite:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
-    def result(self) -> tuple[FileEntries, str | None]:
-        """Wait for the end: the files, and what went wrong."""
-        self._thread.join()
+    def result(self, limit: float) -> tuple[FileEntries, str | None]:
+        """Wait for the end: the files, and what went wrong. A file system that hangs for ``limit`` seconds
+        has failed; the thread is left to it."""
+        self._thread.join(limit)
+        if not self.done:
+            return {}, f"not written within {limit:.0f} s; does the file system hang?"
         return self._files, self._problem
 
     def wait(self, seconds: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,14 @@ from alignkd.run_folder.checkpoints import (
     universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.patience import Patience
 from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
-from alignkd.run_folder.verification import hash_differences, share_of, verify_sizes
+from alignkd.run_folder.verification import (
+    NO_PATIENCE,
+    hash_differences,
+    share_of,
+    verify_sizes,
+)
 
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
@@ -40,6 +45,7 @@ class CheckpointSearch:
     step: int | None  # None when there is no checkpoint
     verified: tuple[int, ...]  # steps that retention may rely on, newest first: ``step`` and older ones
     refused: tuple[str, ...]  # newer ones that were passed over, with the reason
+    refused_steps: tuple[int, ...] = ()
 
 
 def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> CheckpointSearch:
@@ -51,18 +57,19 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
     whole, or none at all although the run's records know of a save; TrainingError when one cannot be read:
     that may be the file system's fault, and resuming from an older one would throw work away.
     """
-    steps, missing = ranks.broadcast_object(_visible_steps(run) if ranks.is_first else None)
+    patience = Patience(PATIENCE_SECONDS)
+    steps, missing = ranks.broadcast_object(_visible_steps(run, patience) if ranks.is_first else None)
     if missing is not None:
         raise CheckpointError(missing)
     refused: list[str] = []
     for position, step in enumerate(steps):
-        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME)
+        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME, patience)
         if not problems:
             older = steps[position + 1 :]
             whole = ranks.broadcast_object(
                 _of_right_size(run, older, (keep_last or 1) - 1) if ranks.is_first else None
             )
-            return CheckpointSearch(step, (step, *whole), tuple(refused))
+            return CheckpointSearch(step, (step, *whole), tuple(refused), tuple(steps[:position]))
         refused.append(f"{step_name(step)}: {_shown(problems)}")
     if refused:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
@@ -86,12 +93,10 @@ def _of_right_size(run: Path, steps: list[int], count: int) -> list[int]:
     return found
 
 
-def _visible_steps(run: Path) -> tuple[list[int], str | None]:
+def _visible_steps(run: Path, patience: Patience) -> tuple[list[int], str | None]:
     """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while (missing := missing_checkpoints(run)) is not None and time.monotonic() < deadline:
-        time.sleep(min(1.0, PATIENCE_SECONDS / 10))
-    steps = committed_steps(run)
+    patience.until(lambda: missing_checkpoints(run) is None)
+    missing, steps = missing_checkpoints(run), committed_steps(run)
     saved = recorded_save(run)
     if steps and saved is not None and saved.step > steps[0]:
         log.warning(
@@ -135,7 +140,9 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     load_rank_state(folder, ranks.rank)
 
 
-def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> list[str]:
+def _agreed_problems(
+    folder: Path, ranks: Ranks, needed: tuple[str, ...] = (), patience: Patience = NO_PATIENCE
+) -> list[str]:
     """What ``verify`` says of a checkpoint, by all ranks together. Rank 0 looks at names and sizes: a walk by
     every rank would be 512 times the load on a metadata server. Each rank hashes its share. Collective."""
     problems: list[str] = []
@@ -143,13 +150,14 @@ def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -
     unreadable = None
     try:
         if ranks.is_first:
-            problems, files = verify_sizes(folder, needed=needed)
+            problems, files = verify_sizes(folder, needed=needed, patience=patience)
     except OSError as error:
         unreadable = f"rank 0: {error}"
     problems, files, unreadable = ranks.broadcast_object((problems, files, unreadable))
     if not problems and unreadable is None:
         try:
-            problems = hash_differences(folder, files, share_of(files, ranks.rank, ranks.world_size))
+            share = share_of(files, ranks.rank, ranks.world_size)
+            problems = hash_differences(folder, files, share, patience)
         except OSError as error:
             unreadable = f"rank {ranks.rank}: {error}"
         answers = ranks.gather_objects((problems, unreadable))

@@ -27,6 +27,7 @@ from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
+WRITE_SECONDS = 3600.0  # well before the process group's own limit, which would end the run
 CLOSE_SECONDS = 60.0  # for a write that is no longer wanted
 REMOVAL_SECONDS = 10.0  # for a removal at the end, whose rest the next start removes
 
@@ -58,6 +59,7 @@ class CheckpointSaver:
         self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
+        self._refused = found.refused_steps
         self._failures = 0
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
@@ -130,7 +132,7 @@ class CheckpointSaver:
             return
         self._save = self._write = None
         started = time.monotonic()
-        own_files, own_problem = write.result()
+        own_files, own_problem = write.result(WRITE_SECONDS)
         # Nobody lists or publishes a folder that others still write into.
         answers = self._ranks.gather_objects((own_files, own_problem, write.seconds))
         problem = next(
@@ -180,6 +182,10 @@ class CheckpointSaver:
             raise taken_over(self._run)
 
     def _remove_leftovers(self) -> None:
+        for step in self._refused:
+            log.warning(
+                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
+            )
         for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
             log.info("removed %s, which an interrupted save or removal left", name)
 
@@ -199,16 +205,9 @@ class CheckpointSaver:
         return self._storage.flush_and_hash(partial, self._storage.write_files(shards))
 
     def _commit(self, save: Save, files: FileEntries, write_seconds: float, held_seconds: float) -> None:
-        commit(
-            save,
-            files,
-            write_seconds,
-            held_seconds,
-            self._ranks.world_size,
-            self._storage,
-            self._sync_rows,
-            self._require_writer,
-        )
+        size = self._ranks.world_size
+        storage, sync_rows, require_writer = self._storage, self._sync_rows, self._require_writer
+        commit(save, files, write_seconds, held_seconds, size, storage, sync_rows, require_writer)
 
     def _fail(self, save: Save, problem: str) -> None:
         """Collective; ``problem`` is the same on all ranks."""

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, read_manifest
+from alignkd.run_folder.patience import Patience
+
+NO_PATIENCE = Patience(0.0)
 
 
 def verify(folder: Path, *, needed: Collection[str] = ()) -> list[str]:
@@ -24,19 +27,23 @@ def verify(folder: Path, *, needed: Collection[str] = ()) -> list[str]:
     return problems + hash_differences(folder, files, complete)
 
 
-def verify_sizes(folder: Path, *, needed: Collection[str] = ()) -> tuple[list[str], dict[str, Any]]:
+def verify_sizes(
+    folder: Path, *, needed: Collection[str] = (), patience: Patience = NO_PATIENCE
+) -> tuple[list[str], dict[str, Any]]:
     """The part of :func:`verify` that reads no file but the manifest: names and sizes. Also gives the files
     of the manifest, with what :func:`hash_differences` compares them to.
 
-    A file that the manifest does not know is a problem too, since DeepSpeed would unpickle it.
+    A file that is missing is waited for with ``patience``. One that the manifest does not know is a problem
+    too, since DeepSpeed would unpickle it.
     """
     try:
+        patience.until_exists(folder / MANIFEST)
         manifest = read_manifest(folder)
         files: dict[str, Any] = manifest["files"]
         problems = [f"{MANIFEST} lacks the key {name}" for name in needed if name not in manifest]
         if not _is_marker_of(folder):
             problems.append(f"{MARKER} belongs to another {MANIFEST}")
-        return problems + size_differences(folder, files), files
+        return problems + size_differences(folder, files, patience), files
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({error})"], {}
 
@@ -79,11 +86,13 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
 
 
-def size_differences(folder: Path, files: dict[str, Any]) -> list[str]:
+def size_differences(folder: Path, files: dict[str, Any], patience: Patience = NO_PATIENCE) -> list[str]:
     """How names and sizes in ``folder`` differ from ``files``, a manifest's."""
     found = {name: (folder / name).stat().st_size for name in data_files(folder)}
     problems = []
     for name in sorted(files):
+        if name not in found and patience.until_exists(folder / name) and (folder / name).is_file():
+            found[name] = (folder / name).stat().st_size
         if name not in found:
             problems.append(f"{name} is missing")
         elif found[name] != files[name]["bytes"]:
@@ -91,14 +100,25 @@ def size_differences(folder: Path, files: dict[str, Any]) -> list[str]:
     return problems + [f"{name} is not in the manifest" for name in found if name not in files]
 
 
-def hash_differences(folder: Path, files: dict[str, Any], names: Collection[str]) -> list[str]:
-    """Which of ``names``, files of a manifest that are there, are not what was written. Raises OSError, also
-    for one that is gone."""
+def hash_differences(
+    folder: Path, files: dict[str, Any], names: Collection[str], patience: Patience = NO_PATIENCE
+) -> list[str]:
+    """Which of ``names``, files of a manifest that some host sees, are not what was written. Raises OSError,
+    also for one that this host does not see, after it was waited for with ``patience``."""
     return [
         f"{name} has another sha256 than when it was written"
         for name in names
-        if describe(folder, name)["sha256"] != files[name].get("sha256")
+        if _sha256(folder, name, patience) != files[name].get("sha256")
     ]
+
+
+def _sha256(folder: Path, name: str, patience: Patience) -> Any:
+    try:
+        return describe(folder, name)["sha256"]
+    except FileNotFoundError:
+        if not patience.until_exists(folder / name):
+            raise
+        return describe(folder, name)["sha256"]
 
 
 def _size(path: Path) -> int | None:

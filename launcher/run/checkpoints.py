@@ -11,7 +11,7 @@ from typing import Any
 from alignkd.config import load_run_config
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
-from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     committed_steps,
@@ -20,7 +20,7 @@ from alignkd.run_folder.checkpoints import (
     step_folder,
     step_name,
 )
-from alignkd.run_folder.drift import allowed_changes, saved_stage
+from alignkd.run_folder.drift import allowed_changes, saved_stage, with_accepted
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.verification import problems_of, size_differences
 from alignkd.text import listed
@@ -80,16 +80,18 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
-    """Record that these keys may differ from the checkpoint's; undone when the block fails."""
+    """Record that these keys may have their present values although the checkpoint's differ; undone when the
+    block fails."""
     path = RunPaths(run).allowed_changes
-    before = allowed_changes(run) if path.exists() else None
+    before = path.read_text(encoding="utf-8") if path.exists() else None
     if keys:
-        write_json(path, sorted({*(before or []), *keys}))
+        config = load_run_config(RunPaths(run).config).model_dump(mode="json")
+        write_json(path, with_accepted(allowed_changes(run), keys, config))
     try:
         yield
     except BaseException:
         if keys and before is not None:
-            write_json(path, before)
+            write_text_atomic(path, before)
         elif keys:
             path.unlink(missing_ok=True)
         raise

@@ -91,8 +91,9 @@ def test_a_save_that_another_job_has_overtaken_is_not_committed(one_rank: RankPo
 
 
 def save_in_a_run_of_another_job(ranks: Ranks, run: str) -> str:
-    at_the_start = iter([True])
-    saver = saver_of(ranks, run, OneFile(), lambda: next(at_the_start, False))
+    mine = [True]
+    saver = saver_of(ranks, run, OneFile(), lambda: mine[0])
+    mine[0] = False
     with pytest.raises(TakenOverError) as error:
         saver.save(None, 1, {}, wait=True)
     return str(error.value)
