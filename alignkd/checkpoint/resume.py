@@ -24,7 +24,12 @@ from alignkd.run_folder.checkpoints import (
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.patience import Patience
 from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
-from alignkd.run_folder.verification import NO_PATIENCE, hash_differences, share_of, verify_sizes
+from alignkd.run_folder.verification import (
+    NO_PATIENCE,
+    hash_differences,
+    share_of,
+    verify_sizes,
+)
 
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
@@ -57,7 +62,6 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
     if missing is not None:
         raise CheckpointError(missing)
     refused: list[str] = []
-    refused_steps: list[int] = []
     for position, step in enumerate(steps):
         problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME, patience)
         if not problems:
@@ -65,9 +69,8 @@ def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> Checkpoin
             whole = ranks.broadcast_object(
                 _of_right_size(run, older, (keep_last or 1) - 1) if ranks.is_first else None
             )
-            return CheckpointSearch(step, (step, *whole), tuple(refused), tuple(refused_steps))
+            return CheckpointSearch(step, (step, *whole), tuple(refused), tuple(steps[:position]))
         refused.append(f"{step_name(step)}: {_shown(problems)}")
-        refused_steps.append(step)
     if refused:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
     return CheckpointSearch(None, (), ())

@@ -205,16 +205,9 @@ class CheckpointSaver:
         return self._storage.flush_and_hash(partial, self._storage.write_files(shards))
 
     def _commit(self, save: Save, files: FileEntries, write_seconds: float, held_seconds: float) -> None:
-        commit(
-            save,
-            files,
-            write_seconds,
-            held_seconds,
-            self._ranks.world_size,
-            self._storage,
-            self._sync_rows,
-            self._require_writer,
-        )
+        size = self._ranks.world_size
+        storage, sync_rows, require_writer = self._storage, self._sync_rows, self._require_writer
+        commit(save, files, write_seconds, held_seconds, size, storage, sync_rows, require_writer)
 
     def _fail(self, save: Save, problem: str) -> None:
         """Collective; ``problem`` is the same on all ranks."""

@@ -33,8 +33,8 @@ def verify_sizes(
     """The part of :func:`verify` that reads no file but the manifest: names and sizes. Also gives the files
     of the manifest, with what :func:`hash_differences` compares them to.
 
-    A file that the manifest does not know is a problem too, since DeepSpeed would unpickle it. One that is
-    missing is waited for with ``patience``.
+    A file that is missing is waited for with ``patience``. One that the manifest does not know is a problem
+    too, since DeepSpeed would unpickle it.
     """
     try:
         patience.until_exists(folder / MANIFEST)
@@ -88,13 +88,11 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
 
 def size_differences(folder: Path, files: dict[str, Any], patience: Patience = NO_PATIENCE) -> list[str]:
     """How names and sizes in ``folder`` differ from ``files``, a manifest's."""
-    found = _sizes(folder)
-    if missing := sorted(files.keys() - found.keys()):
-        for name in missing:
-            patience.until_exists(folder / name)
-        found = _sizes(folder)
+    found = {name: (folder / name).stat().st_size for name in data_files(folder)}
     problems = []
     for name in sorted(files):
+        if name not in found and patience.until_exists(folder / name) and (folder / name).is_file():
+            found[name] = (folder / name).stat().st_size
         if name not in found:
             problems.append(f"{name} is missing")
         elif found[name] != files[name]["bytes"]:
@@ -105,24 +103,22 @@ def size_differences(folder: Path, files: dict[str, Any], patience: Patience = N
 def hash_differences(
     folder: Path, files: dict[str, Any], names: Collection[str], patience: Patience = NO_PATIENCE
 ) -> list[str]:
-    """Which of ``names``, files of a manifest that are there, are not what was written. One that is not seen
-    is waited for with ``patience``. Raises OSError, also for one that is gone."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = describe(folder, name)
-        except FileNotFoundError:
-            patience.until_exists(folder / name)
-            found[name] = describe(folder, name)
+    """Which of ``names``, files of a manifest that some host sees, are not what was written. Raises OSError,
+    also for one that this host does not see, after it was waited for with ``patience``."""
     return [
         f"{name} has another sha256 than when it was written"
-        for name, described in found.items()
-        if described["sha256"] != files[name].get("sha256")
+        for name in names
+        if _sha256(folder, name, patience) != files[name].get("sha256")
     ]
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for name in data_files(folder)}
+def _sha256(folder: Path, name: str, patience: Patience) -> Any:
+    try:
+        return describe(folder, name)["sha256"]
+    except FileNotFoundError:
+        if not patience.until_exists(folder / name):
+            raise
+        return describe(folder, name)["sha256"]
 
 
 def _size(path: Path) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from alignkd.checkpoint import resume
 from alignkd.checkpoint.resume import CheckpointSearch, find_checkpoint
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import AlignkdError
@@ -41,10 +42,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def search(ranks: Ranks, run: str, keep_last: int | None) -> CheckpointSearch | tuple[str, str]:
-    try:
-        return find_checkpoint(Path(run), ranks, keep_last)
-    except AlignkdError as error:
-        return type(error).__name__, str(error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+        try:
+            return find_checkpoint(Path(run), ranks, keep_last)
+        except AlignkdError as error:
+            return type(error).__name__, str(error)
 
 
 def counted_search(ranks: Ranks, run: str) -> tuple[CheckpointSearch, Counter[str], list[str]]:
@@ -101,7 +104,7 @@ def test_an_older_checkpoint_counts_by_names_and_sizes_and_is_read_once_it_is_th
     assert four_ranks.run(search, str(run), None) == [CheckpointSearch(8, (8,), ())] * 4
     (step_folder(run, 8) / "stranger.pt").touch()
     (found,) = set(four_ranks.run(search, str(run), 1))
-    assert (found.step, found.verified) == (2, (2,))
+    assert (found.step, found.verified, found.refused_steps) == (2, (2,), (8, 6, 4))
     assert found.refused == (
         "step-8: stranger.pt is not in the manifest",
         "step-6: 7.pt has another sha256 than when it was written",
