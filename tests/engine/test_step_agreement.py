@@ -12,7 +12,7 @@ from alignkd.losses.total import ElementSizes
 from tests import tiny
 from tests.ranks import RankPool
 
-SIZES = ElementSizes(student_heads=4, student_width=48, vision_tokens=144, top_k=16)
+SIZES = ElementSizes(student_heads=4, student_width=48)
 
 
 def agree(ranks: Ranks, only: dict[str, Any]) -> StepInfo:
