@@ -46,7 +46,7 @@ KILLS ?= 100
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
 
-# Break the product in one place after another, and see that a test notices each (about ten minutes on 2 cores):
+# Break the product in one place after another, and see that a test notices each (10 to 25 minutes on 2 cores):
 # make mutants ONLY=alignkd/losses
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY))

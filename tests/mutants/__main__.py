@@ -31,6 +31,7 @@ def main() -> int:
     if problems or not mutants:
         print("\n".join(problems) or "no mutant matches")
         return 1
+    commit = git_commit_short()  # of the copies, whatever is committed while they are judged
     started, counts = time.monotonic(), Counter[str]()
     for outcome in judge(mutants, ROOT, options.jobs):
         counts[outcome.verdict] += 1
@@ -42,7 +43,7 @@ def main() -> int:
             print(outcome.output, flush=True)
     minutes = (time.monotonic() - started) / 60
     shown = ", ".join(f"{counts[verdict]} {verdict.lower()}" for verdict in Verdict)
-    print(f"\n{len(mutants)} mutants at commit {git_commit_short()}: {shown}; {minutes:.0f} minutes")
+    print(f"\n{len(mutants)} mutants at commit {commit}: {shown}; {minutes:.0f} minutes")
     return 1 if counts[Verdict.SURVIVED] or counts[Verdict.ERROR] else 0
 
 
