@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.checkpoint import placement
 from alignkd.checkpoint.placement import check_placement, weight_digests
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
@@ -76,6 +77,25 @@ def test_one_rank_with_a_weight_in_the_wrong_place_stops_all(two_ranks: RankPool
         for name, message in zip("abcd", messages[:4], strict=True):
             assert f"rank 1: 1 of 4 parameters are not those that were saved: {name}" in message
         assert "the optimizer's fp32 weights are not the model's in parameter group 1" in messages[4]
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 100, 1000])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_the_samples_of_all_ranks_together_are_those_of_the_whole_parameter(
+    monkeypatch: pytest.MonkeyPatch, size: int, world_size: int
+) -> None:
+    whole = torch.arange(size, dtype=torch.float32)
+    part = -(-size // world_size)  # as DeepSpeed splits it, with padding at the end
+    padded = torch.cat([whole, torch.full((part * world_size - size,), -1.0)])
+    samples = []
+    for rank in range(world_size):
+        shard = padded[rank * part : (rank + 1) * part]
+        monkeypatch.setattr(placement.dist, "get_rank", lambda group, rank=rank: rank)
+        parameter = SimpleNamespace(
+            ds_id=0, ds_numel=size, ds_tensor=shard, ds_process_group=None, numel=lambda: 0
+        )
+        samples.append(placement._own_samples(parameter))
+    assert torch.cat(samples).equal(placement._own_samples(torch.nn.Parameter(whole)))
 
 
 def initial_digests(ranks: Ranks, run: str) -> dict[str, str]:
