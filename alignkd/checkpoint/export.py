@@ -13,14 +13,15 @@ import torch
 
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, ModelSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
-from alignkd.models.agreement import student_folder, student_model_config
-from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.loading import DTYPES, full_tensors, public_name
-from alignkd.models.saving import FileFormat, save_model_folder
+from alignkd.models.agreement import student_folder
+from alignkd.models.building import DTYPES, full_tensors
+from alignkd.models.families.table import family_name
+from alignkd.models.saving import FileFormat
+from alignkd.models.student_export import save_student
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
@@ -35,12 +36,11 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
-            tensors[public_name(name)] = value.detach().cpu().clone()
+            tensors[name] = value.detach().cpu().clone()
 
     def save() -> None:
         # A finished run that is resumed exports again.
-        facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-        save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
+        save_student(out, config.model, tensors, replace=True, card=card)
 
     ranks.run_on_rank0(save)
 
@@ -69,9 +69,11 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not exist")
     saved = saved_student(run, step)
-    card = model_card(run, saved.step, saved.manifest, saved.manifest["versions"])
+    card = model_card(
+        run, saved.step, saved.manifest, saved.manifest["versions"], family_name(student_folder(saved.model))
+    )
     try:
-        save_model_folder(out, saved.config, saved.tensors, saved.tokenizer_folder, file_format, card=card)
+        save_student(out, saved.model, saved.tensors, file_format, card=card)
     except OSError as error:
         raise FileSystemError(f"{out}: could not be written: {error}") from error
     return saved.step
@@ -83,9 +85,8 @@ class SavedStudent:
 
     step: int
     manifest: dict[str, Any]
-    config: MobileVLMConfig
-    tokenizer_folder: Path
-    tensors: dict[str, torch.Tensor]  # published names, in the training precision
+    model: ModelSection
+    tensors: dict[str, torch.Tensor]  # our names, in the training precision
 
 
 def saved_student(run: Path, step: int | None) -> SavedStudent:
@@ -105,12 +106,11 @@ def saved_student(run: Path, step: int | None) -> SavedStudent:
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {
-        public_name(name.removeprefix(STUDENT_PREFIX)): value.to(dtype)
+        name.removeprefix(STUDENT_PREFIX): value.to(dtype)
         for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
-    facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-    return SavedStudent(chosen, manifest, facts, tokenizer, tensors)
+    return SavedStudent(chosen, manifest, config.model, tensors)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

@@ -11,8 +11,8 @@ import numpy as np
 from alignkd.config.schema import DataSection
 from alignkd.data.images import BadImage, resolve_below
 from alignkd.data.index import Index
-from alignkd.data.index_parts import checked_sample
 from alignkd.data.json_list import JsonListFile
+from alignkd.data.records import parse_sample
 
 SAMPLES = 256
 
@@ -33,7 +33,7 @@ def _chosen(data: DataSection, index: Index) -> Iterator[tuple[str, str]]:
     for number in with_image[places]:
         source = int(index.source[number])
         value = files[source].entry(int(index.start[number]), int(index.stop[number]))
-        sample = checked_sample(value, data.sources[source], source, int(index.entry[number]))
+        sample = parse_sample(value, data.sources[source].file, source, int(index.entry[number]))
         yield str(data.sources[source].image_folder), sample.images[0]
 
 

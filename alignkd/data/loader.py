@@ -10,33 +10,20 @@ from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from alignkd.config.schema import Config
 from alignkd.data.batch import Batch
-from alignkd.data.collate import CollateSettings
 from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
-from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import FileSystemError, TrainingError, UserError
 
 WINDOWS_AHEAD = 1.5
-
-
-class ModelFacts(Protocol):
-    """What the data pipeline needs to know about the models (``MobileVLMConfig`` provides it)."""
-
-    @property
-    def vision_tokens(self) -> int: ...
-
-    @property
-    def preprocessor_config(self) -> dict[str, Any]: ...
 
 
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
@@ -55,8 +42,7 @@ def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
 def build_loader(
     config: Config,
     index: Index,
-    tokenizer: SentencePieceTokenizer,
-    facts: ModelFacts,
+    encoder: SampleEncoder,
     rank: int,
     world_size: int,
     accumulation: int,
@@ -68,16 +54,14 @@ def build_loader(
     to an accelerator."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
-    processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
-    reader = ExampleReader(config.data, index, tokenizer, processor)
     distillation = config.distillation
-    settings = CollateSettings(
-        facts.vision_tokens,
-        processor.shape,
+    settings = encoder.collate_settings(
         attention_rows=distillation.attention_rows,
         logit_positions=distillation.logit_positions,
         packing=config.training.packing,
+        top_k=distillation.top_k,
     )
+    reader = ExampleReader(config.data, index, encoder)
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
     workers = config.data.workers

@@ -44,7 +44,7 @@ def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dic
         rate_name = RATE_NAMES[0]
         if name.startswith("adapters."):
             rate_name = RATE_NAMES[2]
-        elif name.startswith("student.projector."):
+        elif name.startswith("student.") and module.student.is_projector(name.removeprefix("student.")):
             rate_name = RATE_NAMES[1]
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         decays = dimensions > 1 and rate_name != RATE_NAMES[2]

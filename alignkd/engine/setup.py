@@ -15,7 +15,6 @@ from alignkd.config.schema import Config
 from alignkd.data.image_sample import image_sample
 from alignkd.data.index import Index
 from alignkd.data.loader import build_loader, build_sampler
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
@@ -25,7 +24,7 @@ from alignkd.engine.resume import resume_engine
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.engine.state import RunIdentity, TrainingState
-from alignkd.models.agreement import student_folder, student_model_config
+from alignkd.models.encoding import student_encoder
 from alignkd.models.loading import fingerprint
 from alignkd.run_folder.layout import layout_facts
 from alignkd.run_folder.paths import RunPaths
@@ -46,11 +45,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     check_run(config, ranks.world_size, files.accumulation)
 
     progress.report("indexing")
-    model_config = student_model_config(config.model)
-    tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
-    index = shared_index(
-        RunPaths(run).index, config.data, tokenizer, model_config.vision_tokens, ranks, progress
-    )
+    encoder = student_encoder(config)
+    index = shared_index(RunPaths(run).index, config.data, encoder, ranks, progress)
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
@@ -72,8 +68,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     loader = build_loader(
         config,
         index,
-        tokenizer,
-        model_config,
+        encoder,
         ranks.rank,
         ranks.world_size,
         files.accumulation,

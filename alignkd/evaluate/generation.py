@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from alignkd.data.batch import IMAGE_TOKEN_ID, PADDING_ID
 from alignkd.data.tokenizer import SentencePieceTokenizer
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 
 
 @dataclass(frozen=True)

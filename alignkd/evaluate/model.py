@@ -22,9 +22,12 @@ from alignkd.errors import UserError
 from alignkd.evaluate.generation import Decoding, Prompt, generate
 from alignkd.evaluate.model_folders import FolderKind, folder_kind
 from alignkd.evaluate.tasks.pictures import Picture, PictureFile, open_picture
+from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.attention import use_plain_attention
-from alignkd.models.loading import DTYPES, BuildOptions, fingerprint, load_model, model_of_tensors
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.building import DTYPES, BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM, public_name
+from alignkd.models.families.mobilevlm_loading import load_model, model_of_tensors
+from alignkd.models.loading import fingerprint
 from alignkd.run_folder.paths import RunPaths
 
 Padding = Literal["pad", "crop"]  # how an image becomes a square: padded, or its centre cut out
@@ -132,14 +135,16 @@ def load(
     precision = precision or ("fp32" if where.type == "cpu" else "bf16")
     if precision not in DTYPES:
         raise UserError(f"precision {precision!r:.80} is unknown; valid: {', '.join(DTYPES)}")
-    torch.set_float32_matmul_precision("highest")  # fp32 means fp32, not TF32
-    torch.backends.cudnn.allow_tf32 = False
+    if precision == "fp32":  # and not TF32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     options = BuildOptions(DTYPES[precision], where)
     if kind is FolderKind.CHECKPOINT:
         saved = saved_student(folder, step)
         shown = f"{folder}, step {saved.step}"
-        model = model_of_tensors(saved.config, saved.tensors, options, shown)
-        tokenizer_folder = saved.tokenizer_folder
+        tensors = {public_name(name): value for name, value in saved.tensors.items()}
+        model = model_of_tensors(student_model_config(saved.model), tensors, options, shown)
+        tokenizer_folder = student_folder(saved.model)
     else:
         tokenizer_folder = folder if kind is FolderKind.MODEL else RunPaths(folder).student
         model = load_model(tokenizer_folder, options)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alignkd.distributed.ranks import Ranks
+from alignkd.errors import TrainingError
 from alignkd.evaluate.answering import Progress as Report
 from alignkd.evaluate.answering import (
     Work,
@@ -98,16 +99,28 @@ def _answer_task(model: AnsweringModel, work: Work, ranks: Ranks | None) -> None
     one that others have begun to merge."""
     finished = is_finished(work)
     if ranks is not None:
-        finished = ranks.broadcast_object(finished)  # a network file system may show it later elsewhere
+        with _others_alive():
+            finished = ranks.broadcast_object(finished)  # a network file system may show it later elsewhere
     if not finished:
         with _shown(work) as progress:
             answer_own_share(model, work, progress)
         if ranks is not None:
-            ranks.barrier()  # all parts are written
+            with _others_alive():
+                ranks.barrier()  # all parts are written
         if work.rank == 0:
             merge_parts(work)
     elif work.rank == 0:
         remove_parts(work)  # of a start that was killed after it had merged them
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Raises TrainingError where a collective fails, because a rank has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # torch's
+        first = str(error).splitlines()[0]
+        raise TrainingError(f"another rank has ended early; its log says why ({first})") from None
 
 
 @contextmanager

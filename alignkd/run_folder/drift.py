@@ -33,6 +33,7 @@ MAY_CHANGE = (
 STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")
 ANY: Any = object()
+NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
 
 
 def allowed_changes(run: Path) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the data's paths: files may move, and their contents are part of the data's fingerprint."""
     flat = flatten(migrate(config))
     flat["data.sources"] = [
-        {key: value for key, value in source.items() if key not in PATHS} for source in flat["data.sources"]
+        {key: value for key, value in source.items() if key not in PATHS and not (key in NEWER and not value)}
+        for source in flat["data.sources"]
     ]
     return flat

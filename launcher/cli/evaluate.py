@@ -1,4 +1,4 @@
-"""The command that evaluates models, or scores answers, on the public benchmarks: eval."""
+"""Commands that let models answer: eval, chat."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from alignkd.errors import UserError
-from launcher.cli.options import Json
+from launcher.cli.framework import Commands
+from launcher.cli.options import Checkpoint, Json, stdout_is_stderr
 
-evaluations = typer.Typer(rich_markup_mode=None)
+evaluations = Commands()
 
 
 @evaluations.command("eval")
@@ -41,15 +42,12 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Check that all files and images are there.")
     ] = False,
-    step: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Step of a run's checkpoint.", show_default="the newest"),
-    ] = None,
+    step: Checkpoint = None,
     ranks: Annotated[
         int, typer.Option(metavar="N", min=1, help="Processes that share the questions, one per GPU.")
     ] = 1,
     device: Annotated[
-        Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are enough) or cpu.")
+        Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are any) or cpu.")
     ] = "auto",
     precision: Annotated[
         Literal["bf16", "fp16", "fp32"] | None,
@@ -124,3 +122,39 @@ def evaluate(
         by_category,
     )
     raise typer.Exit(run_evaluation(options, ranks, device))
+
+
+@evaluations.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder or run folder.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
+    step: Checkpoint = None,
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(metavar="NAME", help="bf16, fp16 or fp32.", show_default="bf16 on GPUs, fp32 on CPUs"),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0.0, help="Of sampling; 0 takes the likeliest word.")
+    ] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 256,
+) -> None:
+    """Ask a model about an image, line by line.
+
+    Ctrl-D ends; an empty line starts a new conversation.
+    """
+    from alignkd.evaluate.model_folders import folder_kind
+    from alignkd.evaluate.tasks.pictures import PictureFile, require_picture
+
+    folder_kind(model, step)  # before torch is imported, which takes seconds
+    require_picture(PictureFile(image.parent, image.name))
+    try:
+        with stdout_is_stderr():
+            from alignkd.evaluate.chat import chat as start
+            from alignkd.evaluate.generation import Decoding
+            from alignkd.evaluate.model import load
+
+            loaded = load(model, step=step, precision=precision)
+        start(loaded, image, Decoding(max_new_tokens, temperature))
+    except KeyboardInterrupt:
+        print()
+        raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,20 @@ def evaluation_command(out: Path | str) -> list[str]:
     return [sys.executable, "-m", "alignkd.evaluate", str(out)]
 
 
+def absolute(options: EvalOptions) -> EvalOptions:
+    """The same with absolute paths, for ranks that start in another folder."""
+    own = options.own
+    if own is not None and own.image_folder is not None:
+        own = replace(own, image_folder=os.path.abspath(own.image_folder))
+    return replace(
+        options,
+        models=tuple(replace(model, folder=os.path.abspath(model.folder)) for model in options.models),
+        data=os.path.abspath(options.data),
+        out=os.path.abspath(options.out),
+        own=own,
+    )
+
+
 def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cpu"]) -> int:
     """Run an evaluation on this machine, and return its exit code. Rank 0 prints the result.
 
@@ -33,7 +48,6 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
     """
     options.check()
     check_data(options.chosen_tasks(), Path(options.data))
-    write_options(options)
     gpus = visible_gpus(os.environ)
     chosen = "cpu" if device == "cpu" or not gpus else "auto"
     if chosen == "auto" and len(gpus) < ranks:
@@ -41,6 +55,7 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
             f"--ranks {ranks} needs {counted(ranks, 'GPU')}, and this machine has {len(gpus)}; valid: fewer "
             "ranks, or --device cpu"
         )
+    write_options(absolute(options))
     environments = rank_environments(1, ranks, free_port(), chosen, gpus, os.environ)
     command, logs = evaluation_command(options.out), Path(options.out) / "logs"
     group = start_ranks(command, environments, logs, f"$ {shlex.join(command)}", show_first=True)

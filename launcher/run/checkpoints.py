@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.config import load_run_config
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_json, write_text_atomic
@@ -68,6 +67,8 @@ def list_checkpoints(
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
+    from alignkd.config import load_run_config
+
     known = flatten(load_run_config(RunPaths(run).config).model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
@@ -85,6 +86,8 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
     path = RunPaths(run).allowed_changes
     before = path.read_text(encoding="utf-8") if path.exists() else None
     if keys:
+        from alignkd.config import load_run_config
+
         config = load_run_config(RunPaths(run).config).model_dump(mode="json")
         write_json(path, with_accepted(allowed_changes(run), keys, config))
     try:

@@ -12,8 +12,9 @@ from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.evaluate.generation import Decoding, Prompt, _choose, generate
 from alignkd.models.attention import use_plain_attention
-from alignkd.models.loading import BuildOptions, load_model
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
 from tests import tiny
 
 STEPS = 6

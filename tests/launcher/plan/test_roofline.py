@@ -18,7 +18,7 @@ from alignkd.losses.attention import BlockLayout, fused_attention_loss, text_vis
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.tower import PUBLISHED_TOWER_CONFIG
 from launcher.plan import roofline as plan
 from launcher.plan.compute import run_compute
