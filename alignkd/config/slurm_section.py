@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -12,18 +13,42 @@ SlurmText = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x0
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+_SECRET_WORDS = (
+    *("APIKEY", "AUTH", "CREDENTIAL", "CREDENTIALS", "KEY", "PASS", "PASSPHRASE", "PASSWD", "PASSWORD"),
+    *("PWD", "SECRET", "TOKEN"),
+)
+# NAME=VALUE in a shell command or an --export list. A value that begins with $ or ` is read when a job runs.
+_ASSIGNMENT = re.compile(r"""(?:^|[\s;,&|(])([A-Za-z_]\w*)=["']?(?![$`"'\s;,]|$)""")
+
+
 def _open_name(name: str) -> str:
-    if any(
-        word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "APIKEY", "CREDENTIAL")
-    ):
+    words = name.upper().split("_")
+    if any(word in _SECRET_WORDS or word.endswith(("TOKEN", "SECRET", "PASSWORD")) for word in words):
         raise ValueError(
             f"{name} looks like a secret, which must not be written to a file; list its name in slurm.secrets"
         )
     return name
 
 
+def _open_text(text: str) -> str:
+    """Refuse ``export WANDB_API_KEY=abc``, but not ``export WANDB_API_KEY=$(cat ~/.wandb)``."""
+    for name in _ASSIGNMENT.findall(text):
+        _open_name(name)
+    return text
+
+
+def _open_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        if name.startswith("export") and isinstance(value, str):
+            _open_text(value)
+    return options
+
+
 OpenName = Annotated[VariableName, AfterValidator(_open_name)]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+
+
+Options = Annotated[dict[OptionName, SlurmText | int | bool], AfterValidator(_open_options)]
 
 
 class ContainerSection(Section):
@@ -81,7 +106,9 @@ class SlurmSection(Section):
     mail_user: SlurmText | None = None
     mail_type: list[SlurmText] = Field(default_factory=list, description="BEGIN, END, FAIL, REQUEUE, ...")
     modules: list[SlurmText] = Field(default_factory=list, description="`module load` of these, in order")
-    activate: SlurmText | None = Field(None, description="shell command that activates the environment")
+    activate: Annotated[SlurmText, AfterValidator(_open_text)] | None = Field(
+        None, description="shell command that activates the environment"
+    )
     export: dict[OpenName, SlurmText] = Field(
         default_factory=dict,
         description="environment variables of the ranks (NCCL_..., proxies); secrets belong in `secrets`",
@@ -95,10 +122,10 @@ class SlurmSection(Section):
         None, description="network interface for NCCL and gloo; default: their own choice"
     )
     container: ContainerSection = Field(default_factory=ContainerSection)
-    sbatch_options: dict[OptionName, SlurmText | int | bool] = Field(
+    sbatch_options: Options = Field(
         default_factory=dict,
         description="other sbatch options, without the dashes; they override ours, and `false` removes one",
     )
-    srun_options: dict[OptionName, SlurmText | int | bool] = Field(
+    srun_options: Options = Field(
         default_factory=dict, description="other srun options, as in sbatch_options"
     )

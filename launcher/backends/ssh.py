@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 
     from alignkd.config import Config
 
-# No prompts: nobody could answer them for each of many ranks. A lost host is noticed after 45 s.
-_OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
+# No prompts: nobody could answer them for each of many ranks. A host that does not answer is given up after
+# 30 s, one that is lost later after 45 s.
+_OPTIONS = (
+    *("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"),
+    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"),
+)
 _NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM", signal.SIGUSR2: "USR2"}
 
 
@@ -109,7 +113,8 @@ def rank_variables(
     manifest: Manifest, hosts: Sequence[Host], attempt: int, run: Path
 ) -> list[dict[str, str]]:
     """The variables that rank.sh reads, for every rank. The first host is the master."""
-    names = [host.name.rpartition("@")[2] for host in hosts]
+    # Without the brackets of [::1], as ssh and hostfiles write IPv6 addresses.
+    names = [host.name.rpartition("@")[2].strip("[]") for host in hosts]
     port = str(free_port())
     return [
         {
@@ -127,12 +132,17 @@ def rank_variables(
     ]
 
 
-def _start_ranks(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+def remote_command(run: Path) -> str:
+    """What a host runs for each rank. One string: ssh hands it to the login shell, whichever that is."""
     folder, env = shell_word(str(run)), shell_word(str(RunPaths(run).environment_script))
-    # ssh hands a single string to the host's login shell, whichever that is.
-    missing = f'{{ echo "{os.uname().nodename}: the run folder is not there" >&2; exit 2; }}'
+    # The host names itself: this process knows only what ssh calls it.
+    missing = f'{{ echo "$(uname -n): does not see the run folder" {folder} >&2; exit 2; }}'
     script = f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
-    remote = f"exec bash -c {shell_word(script)}"
+    return f"exec bash -c {shell_word(script)}"
+
+
+def _start_ranks(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+    remote = remote_command(run)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank, (name, environment) in enumerate(zip(names, environments, strict=True)):

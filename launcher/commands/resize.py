@@ -22,6 +22,7 @@ from launcher.plan.check import check_memory, configured_memory
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import accumulation_steps, student_config, teacher_config
 from launcher.render.job_scripts import is_current, render_scripts
+from launcher.run.folder import write_scripts
 from launcher.run.manifest import Manifest
 
 
@@ -139,6 +140,5 @@ def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
 
 def _write_scripts(run: Path, scripts: dict[str, str]) -> None:
     """All but an env.sh that exists: it does not depend on the size, and may have been edited by hand."""
-    for name, text in scripts.items():
-        if name != ENVIRONMENT_SCRIPT or not RunPaths(run).environment_script.exists():
-            write_text_atomic(run / name, text, mode=0o755)
+    kept = {ENVIRONMENT_SCRIPT} if RunPaths(run).environment_script.exists() else set()
+    write_scripts(run, {name: text for name, text in scripts.items() if name not in kept})

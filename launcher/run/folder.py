@@ -12,7 +12,7 @@ from typing import Any
 from alignkd.config import Config, dump_config
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import write_json, write_text_atomic
-from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
 from launcher.run.manifest import Manifest
 
 
@@ -36,6 +36,21 @@ def existing_run_problem(run: Path, replace: bool = False) -> str | None:
         f"{run} exists already and is never overwritten; give the new run another name (--name), "
         f"resume the existing one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
     )
+
+
+def write_scripts(run: Path, scripts: dict[str, str]) -> None:
+    """Replace scripts of a run folder, by name.
+
+    All can be executed by whom the umask allows, except env.sh: only its owner reads what a site needs there.
+    """
+    executable = _mode_of(RunPaths(run).logs)
+    for name, text in scripts.items():
+        write_text_atomic(run / name, text, mode=0o600 if name == ENVIRONMENT_SCRIPT else executable)
+
+
+def _mode_of(folder: Path) -> int:
+    """Of a folder that was created by the umask."""
+    return folder.stat().st_mode & 0o777
 
 
 def _never_started(run: Path) -> bool:
@@ -86,10 +101,9 @@ def create_run_folder(
             write_json(made.student_deepspeed, student)
             if teacher is not None:
                 write_json(made.teacher_deepspeed, teacher)
-            for name, text in scripts.items():
-                write_text_atomic(filling / name, text, mode=0o755)
+            write_scripts(filling, scripts)
             write_json(made.manifest, manifest.as_dict())
-            filling.chmod(0o755)  # mkdtemp creates a private folder
+            filling.chmod(_mode_of(made.logs))  # mkdtemp creates a private folder, whatever the umask
             if os.path.lexists(run):
                 run.rename(filling.with_name(f"{filling.name}.replaced"))
             filling.rename(run)

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.backends.hostfile import Host
 from launcher.backends.ranks import free_port
+from launcher.backends.ssh import _OPTIONS, rank_variables, remote_command
 from launcher.run.attempts import read_history
 from tests import tiny
 from tests.needs import cannot_run
@@ -255,3 +257,26 @@ def test_an_unknown_host_ends_the_run(alignkd, prepared) -> None:
     process = alignkd("resume", run)
     assert process.wait(WAIT) == 255, process.stdout.read()
     assert "nowhere.invalid" in process.stdout.read()
+
+
+def test_a_host_without_the_run_folder_names_itself(tmp_path: Path) -> None:
+    """Not the launcher, whose name was in the command."""
+    (tmp_path / "uname").write_text("#!/bin/sh\necho the-other-host\n")
+    (tmp_path / "uname").chmod(0o755)
+    done = subprocess.run(
+        remote_command(Path("/no/such folder/it's")),
+        shell=True, capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "the-other-host: does not see the run folder /no/such folder/it's\n" in done.stderr
+
+
+def test_an_ipv6_address_loses_its_brackets(make_run) -> None:
+    run, manifest = make_run(backend="ssh")
+    for name, address in (("me@[::1]", "::1"), ("[fe80::2]", "fe80::2"), ("me@one", "one")):
+        (first, *_) = rank_variables(manifest, [Host(name, 2)], 1, run)
+        assert first["MASTER_ADDR"] == address
+
+
+def test_a_host_that_does_not_answer_is_given_up_soon() -> None:
+    assert "ConnectTimeout=30" in _OPTIONS

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -31,6 +32,20 @@ def test_a_new_run_folder_holds_all_that_a_rank_reads(create) -> None:
     assert manifest.data == {config.data.sources[0].file: file_hash(run.parents[1] / "data.json")}
     assert manifest.versions["python"].startswith("3.")
     assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
+@pytest.mark.parametrize(("umask", "folder", "script"), [(0o077, 0o700, 0o700), (0o027, 0o750, 0o750)])
+def test_permissions_follow_the_umask_and_env_sh_is_private(
+    create, umask: int, folder: int, script: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        _, run = create(scripts={"rank.sh": "#!/bin/sh\n", "env.sh": ""})
+    finally:
+        os.umask(before)
+    modes = {name: (run / name).stat().st_mode & 0o777 for name in (".", "logs", "rank.sh", "env.sh")}
+    assert modes == {".": folder, "logs": folder, "rank.sh": script, "env.sh": 0o600}
+    assert (run / "config.yaml").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_an_existing_run_is_never_overwritten(create) -> None:
