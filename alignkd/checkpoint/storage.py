@@ -65,9 +65,8 @@ class Storage:
         """An empty ``partial``, and room for the checkpoint."""
         partial.parent.mkdir(parents=True, exist_ok=True)
         self.remove(partial)
-        if is_marked(final):  # passed over at the start, and now saved again: kept, out of the way
-            self.remove(final.with_suffix(PASSED_OVER))
-            final.rename(final.with_suffix(PASSED_OVER))
+        if is_marked(final):  # it would be in the way, and nobody has asked to remove it
+            self.pass_over(final)
         if os.path.lexists(final):
             self.clear(final)
         free = shutil.disk_usage(partial.parent).free
@@ -162,6 +161,14 @@ class Storage:
             flush_to_disk(folder.parent)
             folder = doomed
         shutil.rmtree(folder)
+
+    def pass_over(self, folder: Path) -> str:
+        """Put a marked checkpoint that cannot be used aside, so that nobody takes it for the newest one.
+        Returns its new name."""
+        place = free_name(folder, PASSED_OVER)
+        folder.rename(place)
+        flush_to_disk(folder.parent)
+        return place.name
 
     def clear(self, folder: Path) -> Path | None:
         """Free the name of an unmarked ``step-N``. One with a manifest was complete once: it is put aside

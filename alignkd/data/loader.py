@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from alignkd.data.examples import ExampleReader
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.errors import FileSystemError, TrainingError, UserError
+
+WINDOWS_AHEAD = 1.5
 
 
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
@@ -61,7 +64,14 @@ def build_loader(
     reader = ExampleReader(config.data, index, encoder)
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
-    return WindowLoader(dataset, order, workers=config.data.workers, pin_memory=pin_memory)
+    workers = config.data.workers
+    return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
+
+
+def batches_ahead(accumulation: int, workers: int) -> int | None:
+    """Micro-batches that each worker prepares ahead: together half a window more than a step
+    consumes at once, and not less than torch's default. None without workers."""
+    return max(2, math.ceil(WINDOWS_AHEAD * accumulation / workers)) if workers else None
 
 
 class WindowLoader:
@@ -71,7 +81,13 @@ class WindowLoader:
     """
 
     def __init__(
-        self, dataset: MicroBatchDataset, order: RankMicroBatches, workers: int, *, pin_memory: bool = False
+        self,
+        dataset: MicroBatchDataset,
+        order: RankMicroBatches,
+        workers: int,
+        ahead: int | None,
+        *,
+        pin_memory: bool = False,
     ) -> None:
         self._order = order
         self._loader = DataLoader(
@@ -79,6 +95,7 @@ class WindowLoader:
             batch_size=None,  # an element of the dataset is a whole micro-batch
             sampler=order,
             num_workers=workers,
+            prefetch_factor=ahead,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
             # torch draws a seed for the workers, which must not change the random state of the run.

@@ -6,6 +6,7 @@ stopped and restarted at any time. Delete its folder to start over.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -29,7 +30,7 @@ SAMPLES = 16000
 SEED = 0
 NODES = 2
 
-CONSOLE = Console()
+CONSOLE = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 @dataclass(frozen=True)

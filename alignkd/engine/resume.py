@@ -11,6 +11,7 @@ from alignkd.checkpoint.placement import WEIGHTS, check_placement
 from alignkd.checkpoint.resume import CheckpointSearch, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage
 from alignkd.config.schema import Config
+from alignkd.data.image_sample import SAMPLES
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.state import RunIdentity, library_versions
 from alignkd.errors import CheckpointError, UserError
@@ -84,6 +85,11 @@ def _check_drift(run: Path, manifest: dict[str, Any], identity: RunIdentity) -> 
         problems.append("the data, the tokenizer or the templates have changed")
     if manifest["teacher"] != identity.teacher:
         problems.append("the teacher's weights have changed")
+    images = manifest.get("images", identity.images)  # earlier versions did not record them
+    if images["sizes"] != identity.images["sizes"]:
+        problems.append(f"image files have other sizes than before ({SAMPLES} were looked at)")
+    elif images["times"] != identity.images["times"]:
+        log.warning("image files have other modification times than before: copied, or written again?")
     if problems:
         raise UserError(
             f"{run}: not the run of its checkpoint step-{manifest['step']}\n  " + "\n  ".join(problems) + "\n"

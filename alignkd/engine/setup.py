@@ -12,6 +12,8 @@ from alignkd.checkpoint.shard_files import attach_shard_files
 from alignkd.checkpoint.storage import Storage
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
+from alignkd.data.image_sample import image_sample
+from alignkd.data.index import Index
 from alignkd.data.loader import build_loader, build_sampler
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
@@ -57,6 +59,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         config=config.model_dump(mode="json", exclude={"stages"}),
         data=index.fingerprint,
         teacher=_teacher_fingerprint(teacher, ranks),
+        images=_image_sample(config, index, ranks),
         layout=layout_facts(files.student, describe_groups(engine.module, config.training)),
     )
     identity = resume_engine(engine, run, found, identity, config, ranks, progress, storage or Storage())
@@ -92,6 +95,13 @@ def _build_models(config: Config, files: DeepSpeedFiles, ranks: Ranks) -> tuple[
             held["head"] / 1e6,
         )
     return engine, teacher
+
+
+def _image_sample(config: Config, index: Index, ranks: Ranks) -> dict[str, str]:
+    found: list[dict[str, str]] = []
+    ranks.run_on_rank0(lambda: found.append(image_sample(config.data, index)))
+    shared: dict[str, str] = ranks.broadcast_object(found[0] if found else None)
+    return shared
 
 
 def _teacher_fingerprint(teacher: Teacher | None, ranks: Ranks) -> str | None:

@@ -25,6 +25,7 @@ class RunIdentity:
     data: str  # fingerprint of data files, tokenizer and templates
     teacher: str | None  # fingerprint of its weights
     frozen: str = ""  # fingerprint of the student's frozen weights and buffers
+    images: dict[str, str] = field(default_factory=dict)  # ``data.image_sample``
     layout: dict[str, Any] = field(default_factory=dict)  # of its shards: ``run_folder.layout``
 
 

@@ -8,7 +8,7 @@
 | step-N/random-R.json | random states of rank R: ``alignkd.checkpoint.rank_state``; the rest: DeepSpeed |
 | step-N.ATTEMPT.tmp/ | a save that is under way, or was cut off |
 | step-N.universal/ | the same state in a form that any number of ranks can load; made from step-N |
-| step-N.passed-over/ | marked, but damaged; put aside when step N was saved again |
+| step-N.passed-over/ | marked, but damaged; found and put aside at a start |
 | step-N.set-aside/ | newer than the step that a user went back to |
 | step-N.unmarked/ | has a manifest but no marker; found at a start and put aside |
 | latest | name of the newest checkpoint, for other tools; never read here |

@@ -59,6 +59,8 @@ def rank_environments(
         else:
             # Without it DeepSpeed trains on the CPU where it finds no driver.
             values["DS_ACCELERATOR"] = "cuda"
+            # Batches differ in length: without it the free memory of a GPU falls into pieces.
+            values["PYTORCH_ALLOC_CONF"] = base.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[node * gpus_per_node : (node + 1) * gpus_per_node])
         environments.append({**clean, **values})
     return environments

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, memory_option
+from launcher.cli.framework import Commands
+from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, make_console, memory_option
 
-plans = typer.Typer(rich_markup_mode=None)
+plans = Commands()
 
 
 @plans.command()
@@ -32,10 +33,9 @@ def plan(
 ) -> None:
     """Show the memory, traffic and compute that a run needs.
 
-    If the memory of a GPU is known, it also advises the settings that fit best.
+    If the memory of a GPU is known, it also advises the settings that fit best, and the exit code is 1
+    if the run does not fit.
     """
-    from rich.console import Console
-
     from launcher.commands.plan import PlanRequest, apply_advice, plan_run
     from launcher.plan.as_dict import plan_as_dict
     from launcher.plan.roofline import CHIPS
@@ -47,13 +47,15 @@ def plan(
         config, Cluster(nodes, gpus_per_node), memory_option(gpu_memory), stage, tuple(overrides or ()), apply
     )
     found = plan_run(request)
-    console = Console(stderr=as_json)
+    console = make_console(stderr=as_json)
     for note in found.notes:
         say(console, f"note: {note}")
     if as_json:
         print(json.dumps(plan_as_dict(found.plan, found.gpu_memory, found.advised, CHIPS[chip])))
     else:
-        show_plan(found.plan, found.gpu_memory, found.advised, CHIPS[chip], Console())
+        show_plan(found.plan, found.gpu_memory, found.advised, CHIPS[chip], make_console())
     if apply:
         for line in apply_advice(request, found):
             say(console, line)
+    elif found.gpu_memory is not None and not found.plan.fits(found.gpu_memory):
+        raise typer.Exit(1)

@@ -46,14 +46,12 @@ def show_plan(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Ch
 
 def verdict(plan: Plan, gpu_memory: int | None) -> str:
     """One sentence: how much memory is needed, and whether it fits."""
-    needed = (
-        f"about {_gib(plan.needed)} GiB per GPU "
-        f"({_gib(plan.needed - plan.memory.peak)} GiB of it non-tensor overhead)"
-    )
+    overhead = size_text(plan.needed - plan.memory.peak)
+    needed = f"about {size_text(plan.needed)} per GPU ({overhead} of it non-tensor overhead)"
     if gpu_memory is None:
         return f"{needed}; nothing was checked, because the memory of a GPU is unknown (--gpu-memory 80G)"
     fits = "fits" if plan.fits(gpu_memory) else "does not fit"
-    return f"{needed}, {fits} into {_gib(gpu_memory)} GiB"
+    return f"{needed}, {fits} into {size_text(gpu_memory)}"
 
 
 def _say_workload(plan: Plan, console: Console) -> None:
@@ -110,7 +108,7 @@ def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
     }[plan.memory.peak_phase]
     _say(console, f"Peak {moment}: {verdict(plan, gpu_memory)}.")
     if plan.memory.host:
-        _say(console, f"Host memory: {_gib(plan.host_per_node)} GiB per node.")
+        _say(console, f"Host memory: {size_text(plan.host_per_node)} per node.")
     if gpu_memory is not None:
         largest = largest_micro_batch(plan, gpu_memory)
         is_all = largest == plan.config.training.global_batch_size // plan.cluster.ranks
@@ -166,7 +164,7 @@ def _say_speed(plan: Plan, chip: Chip, console: Console) -> None:
 
 def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Console) -> None:
     if advised is None:
-        _say(console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with full offloading.")
+        _say(console, f"Nothing fits into {size_text(gpu_memory)}, not even one sample with full offloading.")
         _say(console, "Use more GPUs or a smaller data.max_length.")
         return
     different = changes(plan, advised)
@@ -176,8 +174,8 @@ def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Cons
     _say(console, "Advice (--apply writes it into the file):")
     for key, value in different.items():
         _say(console, f"  {key} = {json.dumps(value) if not isinstance(value, str) else value}")
-    host = f", {_gib(advised.host_per_node)} GiB of host memory per node" if advised.memory.host else ""
-    _say(console, f"  needs {_gib(advised.needed)} GiB per GPU{host};")
+    host = f", {size_text(advised.host_per_node)} of host memory per node" if advised.memory.host else ""
+    _say(console, f"  needs {size_text(advised.needed)} per GPU{host};")
     sent = [f"{_gb(advised.received)} GB to each GPU"] if plan.cluster.ranks > 1 else []
     sent += [f"{_gb(advised.entering_node)} GB to each node"] if plan.cluster.nodes > 1 else []
     sent += [f"{_gb(advised.through_host)} GB through host memory"] if advised.through_host else []
@@ -204,6 +202,11 @@ def _say(console: Console, text: str) -> None:
 
 def _million(elements: int) -> str:
     return f"{elements / 1e6:,.1f}"
+
+
+def size_text(size: int) -> str:
+    """In GiB; in MiB where that would round to nothing."""
+    return f"{_gib(size)} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _gib(size: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.checkpoint import save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
@@ -125,6 +126,28 @@ def test_saves_succeed_again_once_a_full_disk_has_room(
         assert two_ranks.run(train_on_a_full_disk, str(run)) == [0, 0]
         assert committed_steps(run) == [4, 3]
         assert {path.name for path in folder.iterdir()} == {"step-3", "step-4", "latest"}
+
+
+class Hung(Storage):
+    """The file system hangs for a while in the save of step 2."""
+
+    def flush_and_hash(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        if partial.name.startswith("step-2."):
+            time.sleep(8)
+        return super().flush_and_hash(partial, written)
+
+
+def train_while_a_disk_hangs(ranks: Ranks, run: str) -> int | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "WRITE_SECONDS", 2.0)
+        return train_with(ranks, run, Hung() if ranks.rank == 1 else Storage())
+
+
+def test_a_file_system_that_hangs_on_one_rank_costs_one_save(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    assert two_ranks.run(train_while_a_disk_hangs, str(run)) == [0, 0]
+    assert committed_steps(run) == [4, 3, 1]
+    assert "rank 1: not written within 2 s; does the file system hang?" in two_ranks.log(0)
 
 
 class OwnMount(Storage):

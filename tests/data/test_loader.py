@@ -23,7 +23,7 @@ from alignkd.config.schema import Config, DataSection, DataSource, ModelSection,
 from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
-from alignkd.data.loader import build_loader, build_sampler
+from alignkd.data.loader import batches_ahead, build_loader, build_sampler
 from alignkd.errors import EXIT_FAILED, FileSystemError, TrainingError, UserError
 from tests.data.records import entry
 from tests.ranks import RANK_NAME
@@ -286,3 +286,17 @@ def test_python_exits_although_a_loader_is_still_open(data_set, write_json, tmp_
         cwd=Path(__file__).parents[2],
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "workers", "ahead"), [(1, 4, 2), (16, 4, 6), (16, 1, 24), (3, 2, 3), (16, 0, None)]
+)
+def test_workers_prepare_more_than_a_window_ahead(accumulation: int, workers: int, ahead: int | None) -> None:
+    assert batches_ahead(accumulation, workers) == ahead
+
+
+def test_the_loader_is_told_how_far_to_read_ahead(data_set, write_json, tmp_path, tokenizer, facts) -> None:
+    config = configure(write_json, tmp_path, data_set, workers=1)
+    index = build_index(config.data, encoder_of(tokenizer, facts))
+    with build_loader(config, index, encoder_of(tokenizer, facts), 0, 1, 16) as loader:
+        assert loader._loader.prefetch_factor == 24
