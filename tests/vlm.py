@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ FAMILIES = tuple(BUILDERS)
 def folder(family: str, role: str = "student") -> Path:
     """Of a teacher or a student, which differ in heads and width."""
     out = Path(tempfile.mkdtemp(prefix=f"alignkd-{family}-{role}-"))
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
     tokenizer = new_tokenizer()
     model, processor = BUILDERS[family]
     with torch.random.fork_rng():

@@ -30,10 +30,8 @@ class BlockLayout:
     """Which rows and columns of the attention map belong to the block.
 
     ``places`` has (sample, column of the first vision token within the sample, number of text rows) for each
-    image, on the host, so that loops over images never wait for the device.
-
-    The vision tokens of an image are V consecutive ones, unless ``columns_IV`` says where they are: in tiles
-    with separators between them, and fewer than V of some images.
+    image, on the host, so that loops over images never wait for the device. Vision tokens of an image are V
+    consecutive ones, unless ``columns_IV`` says where they are.
     """
 
     places: tuple[tuple[int, int, int], ...]  # I
@@ -52,11 +50,8 @@ class BlockLayout:
 def text_vision_block(
     query_BHLE: torch.Tensor, key_BGLE: torch.Tensor, scaling: float, layout: BlockLayout
 ) -> torch.Tensor:
-    """A of equation 1, [I, H, M, V] in fp32 (or wider), from queries and keys after rotary embedding.
-
-    G key heads serve H query heads (grouped-query attention). Rows and vision tokens that an image does not
-    have are zero.
-    """
+    """A of equation 1, [I, H, M, V] in fp32 (or wider), from queries and keys after rotary embedding; G key
+    heads serve H query heads. Rows and vision tokens that an image does not have are zero."""
     images, M = layout.text_rows_IM.shape
     shape = (images, query_BHLE.shape[1], M, layout.vision_tokens)
     block_IHMV = query_BHLE.new_zeros(shape, dtype=at_least_fp32(query_BHLE.dtype))
@@ -75,10 +70,7 @@ def attention_loss_sum(
     filled_IV: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equation 1 as a sum over valid rows (``text_rows_IM`` >= 0) and vision tokens (``filled_IV``; None: all
-    of them), in fp32 (or wider), with a graph.
-
-    ``weight_HT`` and ``bias_H`` are P_attn's.
-    """
+    of them), in fp32 (or wider), with a graph. ``weight_HT`` and ``bias_H`` are P_attn's."""
     teacher_IMVT = teacher_block_ITMV.movedim(1, -1).to(weight_HT.dtype)
     difference = student_block_IHMV.movedim(1, -1) - F.linear(teacher_IMVT, weight_HT, bias_H)
     squares_IMVH = difference.to(at_least_fp32(difference.dtype)).square()
@@ -175,9 +167,9 @@ class _FusedAttentionLoss(torch.autograd.Function):
         return d_query, d_key, d_weight.to(weight_HT), d_bias.to(bias_H), None, None, None
 
 
-def _teacher_rows(teacher_block_ITMV: torch.Tensor, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
+def _teacher_rows(block_ITMV: torch.Tensor, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
     """[T, C * V] of the chunk, in P_attn's dtype."""
-    return teacher_block_ITMV[chunk.image, :, chunk.rows, : chunk.vision_tokens].flatten(1).to(dtype)
+    return block_ITMV[chunk.image, :, chunk.rows, : chunk.vision_tokens].flatten(1).to(dtype)
 
 
 def _difference(

@@ -9,6 +9,7 @@ import pytest
 
 from alignkd.config.schema import DataSection
 from alignkd.data import image_sample as module
+from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.image_sample import image_sample
 from alignkd.data.index import build_index
 from alignkd.data.tokenizer import SentencePieceTokenizer
@@ -36,7 +37,7 @@ def sample(folder: Path) -> dict[str, str]:
     source = {"file": str(folder / "data.json"), "image_folder": str(folder / "images"), "template": "v1"}
     data = DataSection.model_validate({"sources": [source]})
     tokenizer = SentencePieceTokenizer.from_folder(tiny.STUDENT)
-    return image_sample(data, build_index(data, tokenizer, 144))
+    return image_sample(data, build_index(data, MobileVLMEncoder(tokenizer, 144)))
 
 
 def test_images_that_moved_are_the_same(folder: Path, tmp_path: Path) -> None:

@@ -297,6 +297,6 @@ def test_workers_prepare_more_than_a_window_ahead(accumulation: int, workers: in
 
 def test_the_loader_is_told_how_far_to_read_ahead(data_set, write_json, tmp_path, tokenizer, facts) -> None:
     config = configure(write_json, tmp_path, data_set, workers=1)
-    index = build_index(config.data, tokenizer, facts.vision_tokens)
-    with build_loader(config, index, tokenizer, facts, 0, 1, 16) as loader:
+    index = build_index(config.data, encoder_of(tokenizer, facts))
+    with build_loader(config, index, encoder_of(tokenizer, facts), 0, 1, 16) as loader:
         assert loader._loader.prefetch_factor == 24
