@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .PHONY: demo demo-baseline install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
-	benchmark-save gpu-check
+	benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -56,6 +56,12 @@ mutants: $(INSTALLED)
 STOPS ?= 20
 hangs: $(INSTALLED)
 	$(BIN)/python -m tests.hangs --stops $(STOPS) $(if $(SEED),--seed $(SEED))
+
+# All six benchmarks at full size, made up; the evaluation is killed, resumed and compared: make eval-full SHARE=0.01
+SHARE ?= 1
+RANKS ?= 1
+eval-full: $(INSTALLED)
+	$(BIN)/python -m tests.evaluate.full_size --share $(SHARE) --ranks $(RANKS)
 
 # Measurements, on a quiet machine; all but benchmark-save write their tables into docs/performance.md.
 benchmarks: benchmark-step benchmark-scale benchmark-data

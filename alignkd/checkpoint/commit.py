@@ -70,9 +70,10 @@ def commit(
     """Make a save count whose ``files`` all ranks have written and flushed. Raises OSError, and what
     ``require_writer`` raises when the run is another process's by then.
 
-    The order is the protocol: metrics rows, manifest, name, marker. Whatever interrupts it leaves a folder
-    that does not count, or a checkpoint that is complete.
+    The order is the protocol: a look at all files, metrics rows, manifest, name, marker. Whatever interrupts
+    it leaves a folder that does not count, or a checkpoint that is complete.
     """
+    storage.check_visible(save.partial, files)
     sync_rows()  # a resume does not repeat the steps before the checkpoint, nor write their rows again
     manifest = {
         "step": save.step,

@@ -7,12 +7,13 @@ checkpoint's name.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.background import BackgroundWrite
+from alignkd.checkpoint.background import BackgroundWrite, start_thread
 from alignkd.checkpoint.commit import Save, SaveTotals, commit, discard
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.checkpoint.retention import remove_expired
@@ -26,7 +27,9 @@ from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
+WRITE_SECONDS = 3600.0  # well before the process group's own limit, which would end the run
 CLOSE_SECONDS = 60.0  # for a write that is no longer wanted
+REMOVAL_SECONDS = 10.0  # for a removal at the end, whose rest the next start removes
 
 
 class CheckpointSaver:
@@ -56,12 +59,15 @@ class CheckpointSaver:
         self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
+        self._refused = found.refused_steps
         self._failures = 0
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
+        self._removal: threading.Thread | None = None  # of expired checkpoints, on rank 0
         self.newest = found.step or 0  # committed step
         # Of the checkpoint that was resumed from, so that the first save knows what room it needs.
-        size = 0 if found.step is None else stored_bytes(read_manifest(step_folder(run, found.step)))
+        known = ranks.is_first and found.step is not None
+        size = stored_bytes(read_manifest(step_folder(run, found.step or 0))) if known else 0
         self.totals = SaveTotals(bytes=size)
         # Nobody begins a save among folders that are being removed, and all ranks write into the same folder.
         self._agree(self._on_first(self._remove_leftovers))
@@ -98,9 +104,7 @@ class CheckpointSaver:
         needed = int(self.totals.bytes * SPACE_MARGIN)
         # Each part of a save ends with all ranks agreeing that it worked. That is also the barrier that
         # closes a race: nobody writes into a folder that is still being cleared,
-        problem = self._agree(
-            self._on_first(lambda: self._storage.begin(save.partial, save.final, needed))
-        ) or self._agree(
+        problem = self._agree(self._on_first(lambda: self._begin(save, needed))) or self._agree(
             # and nobody starts a writer for a save that another rank has given up.
             lambda: shards.append(
                 self._storage.snapshot_rank(engine, save.partial, self._ranks.rank, copies=background)
@@ -128,7 +132,7 @@ class CheckpointSaver:
             return
         self._save = self._write = None
         started = time.monotonic()
-        own_files, own_problem = write.result()
+        own_files, own_problem = write.result(WRITE_SECONDS)
         # Nobody lists or publishes a folder that others still write into.
         answers = self._ranks.gather_objects((own_files, own_problem, write.seconds))
         problem = next(
@@ -147,9 +151,8 @@ class CheckpointSaver:
         self.newest = save.step
         self._verified.add(save.step)
         if self._ranks.is_first:
-            remove_expired(
-                self._run, self._section, self._verified, self._resumed_from, self._storage, self._is_writer
-            )
+            # Thousands of files: training does not wait for that.
+            self._removal = start_thread("checkpoint-removal", self._remove_expired)
         held = save.held_seconds + time.monotonic() - started
         size = sum(entry["bytes"] for entry in files.values())
         self.totals = self.totals.plus_committed(held, write_seconds, size)
@@ -165,6 +168,8 @@ class CheckpointSaver:
         """End without a commit. Not collective: ranks may come here for reasons of their own."""
         if self._write is not None:
             self._write.wait(CLOSE_SECONDS)  # an interpreter that ends below a running writer may crash
+        if self._removal is not None:
+            self._removal.join(REMOVAL_SECONDS)
 
     def stop_unless_writer(self) -> None:
         """Another job may have taken this one for dead. Whatever lies in the folder is then the other's.
@@ -177,24 +182,32 @@ class CheckpointSaver:
             raise taken_over(self._run)
 
     def _remove_leftovers(self) -> None:
+        for step in self._refused:
+            log.warning(
+                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
+            )
         for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
             log.info("removed %s, which an interrupted save or removal left", name)
+
+    def _begin(self, save: Save, needed_bytes: int) -> None:
+        if self._removal is not None:
+            self._removal.join()  # the room that it makes may be needed
+        self._storage.begin(save.partial, save.final, needed_bytes)
+
+    def _remove_expired(self) -> None:
+        """In a thread. No other one changes what it reads: the next save waits for it."""
+        remove_expired(
+            self._run, self._section, self._verified, self._resumed_from, self._storage, self._is_writer
+        )
 
     def _write_and_flush(self, partial: Path, shards: Shards) -> FileEntries:
         """In the writer's thread."""
         return self._storage.flush_and_hash(partial, self._storage.write_files(shards))
 
     def _commit(self, save: Save, files: FileEntries, write_seconds: float, held_seconds: float) -> None:
-        commit(
-            save,
-            files,
-            write_seconds,
-            held_seconds,
-            self._ranks.world_size,
-            self._storage,
-            self._sync_rows,
-            self._require_writer,
-        )
+        size = self._ranks.world_size
+        storage, sync_rows, require_writer = self._storage, self._sync_rows, self._require_writer
+        commit(save, files, write_seconds, held_seconds, size, storage, sync_rows, require_writer)
 
     def _fail(self, save: Save, problem: str) -> None:
         """Collective; ``problem`` is the same on all ranks."""

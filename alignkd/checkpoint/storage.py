@@ -65,9 +65,8 @@ class Storage:
         """An empty ``partial``, and room for the checkpoint."""
         partial.parent.mkdir(parents=True, exist_ok=True)
         self.remove(partial)
-        if is_marked(final):  # passed over at the start, and now saved again: kept, out of the way
-            self.remove(final.with_suffix(PASSED_OVER))
-            final.rename(final.with_suffix(PASSED_OVER))
+        if is_marked(final):  # it would be in the way, and nobody has asked to remove it
+            self.pass_over(final)
         if os.path.lexists(final):
             self.clear(final)
         free = shutil.disk_usage(partial.parent).free
@@ -112,6 +111,23 @@ class Storage:
         names = [str(path.relative_to(partial)) for path in written]
         return {name: describe(partial, name) for name in names}
 
+    def check_visible(self, partial: Path, files: FileEntries) -> None:
+        """Whether rank 0 sees what all ranks say they have written. A rank that has another file system
+        mounted there writes where no other start would find it."""
+        for name, entry in files.items():
+            try:
+                size = (partial / name).stat().st_size
+            except FileNotFoundError:
+                size = None
+            if size != entry["bytes"]:
+                found = "does not see it" if size is None else f"sees {size:,} bytes"
+                raise OSError(
+                    errno.ENOENT,
+                    f"a rank wrote {entry['bytes']:,} bytes and rank 0 {found}; are the checkpoints on a "
+                    "file system that all ranks share?",
+                    str(partial / name),
+                )
+
     def write_manifest(self, partial: Path, manifest: dict[str, Any]) -> None:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush_to_disk(partial / MANIFEST)
@@ -145,6 +161,14 @@ class Storage:
             flush_to_disk(folder.parent)
             folder = doomed
         shutil.rmtree(folder)
+
+    def pass_over(self, folder: Path) -> str:
+        """Put a marked checkpoint that cannot be used aside, so that nobody takes it for the newest one.
+        Returns its new name."""
+        place = free_name(folder, PASSED_OVER)
+        folder.rename(place)
+        flush_to_disk(folder.parent)
+        return place.name
 
     def clear(self, folder: Path) -> Path | None:
         """Free the name of an unmarked ``step-N``. One with a manifest was complete once: it is put aside

@@ -76,7 +76,7 @@ class Trainer:
             is_writer,
             generation,
         )
-        self.skipped = SkippedSteps(state.config.training.max_skipped_steps, int(state.engine.skipped_steps))
+        self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
         self.teacher_watch = Stopwatch()
@@ -199,7 +199,8 @@ class Trainer:
             # The last row is completed first, so that a loss that is not finite stops the run before a save.
             self.metrics.flush()
             self._report("saving")
-            facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
+            facts = self.state.manifest_facts(self.step) | self.skipped.facts()
+            facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
     def _save_before_failing(self, failure: AlignkdError) -> None:
@@ -244,5 +245,5 @@ class Trainer:
         self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
-        facts |= {"total_steps": self.state.total_steps, "saved_step": self.saver.newest}
-        self.progress.report(phase, step=self.step, **facts)
+        facts |= {"saved_step": self.saver.newest, "resumed_step": self.state.found.step or 0}
+        self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)

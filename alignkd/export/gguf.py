@@ -15,7 +15,7 @@ from alignkd.export import gguf_text, gguf_vision
 from alignkd.export.gguf_card import gguf_card
 from alignkd.export.gguf_file import write_gguf_file
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import check_tensors
+from alignkd.models.families.mobilevlm_loading import check_tensors
 from alignkd.models.weight_files import WeightFiles
 from alignkd.run_folder.atomic_files import flush_to_disk, flush_tree
 from alignkd.run_folder.paths import RunPaths

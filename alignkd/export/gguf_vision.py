@@ -20,7 +20,7 @@ import torch
 from alignkd.errors import CheckpointError
 from alignkd.export.gguf_file import GgufTensor, StoredType, Value
 from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.loading import PROJECTOR_PREFIX, TOWER_PREFIX
+from alignkd.models.families.mobilevlm import PROJECTOR_PREFIX, TOWER_PREFIX
 from alignkd.models.weight_files import WeightFiles
 
 ARCHITECTURE = "clip"

@@ -8,7 +8,7 @@
 | step-N/random-R.json | random states of rank R: ``alignkd.checkpoint.rank_state``; the rest: DeepSpeed |
 | step-N.ATTEMPT.tmp/ | a save that is under way, or was cut off |
 | step-N.universal/ | the same state in a form that any number of ranks can load; made from step-N |
-| step-N.passed-over/ | marked, but damaged; put aside when step N was saved again |
+| step-N.passed-over/ | marked, but damaged; found and put aside at a start |
 | step-N.set-aside/ | newer than the step that a user went back to |
 | step-N.unmarked/ | has a manifest but no marker; found at a start and put aside |
 | latest | name of the newest checkpoint, for other tools; never read here |
@@ -51,10 +51,11 @@ def universal_folder(run: Path, step: int) -> Path:
     return RunPaths(run).checkpoints / (step_name(step) + UNIVERSAL)
 
 
-def new_attempt(generation: int = 0) -> str:
-    """A name for what one process, or one group of ranks, writes as the writer of ``generation``. Another one
-    that still runs (on a node that was given up, for example) never writes into the same folder."""
-    return f"{generation}-{uuid.uuid4().hex[:12]}"
+def new_attempt(generation: int | None = None) -> str:
+    """A name for what one process, or one group of ranks, writes; it tells a writer's ``generation``. Another
+    one that still runs (on a node that was given up, for example) never writes into the same folder."""
+    unique = uuid.uuid4().hex[:12]
+    return unique if generation is None else f"{generation}-{unique}"
 
 
 def partial_folder(final: Path, attempt: str) -> Path:

@@ -5,6 +5,7 @@
 | phase | starting, indexing, loading, converting, training, saving, exporting, done or stopped |
 | updated | Unix time |
 | step, total_steps | optimizer steps |
+| resumed_step | step that this start resumed from; 0 for none |
 | done, total | of the data's files, while indexing |
 | loss, samples_per_second, data_wait_share | of the last row of ``metrics.jsonl`` |
 | saved_step | newest checkpoint, in every phase: a start takes it over from the one before |
@@ -104,6 +105,7 @@ class Snapshot:
     updated: float = 0.0  # Unix time
     done: float | None = None  # share of the data's files, while indexing
     data_wait_share: float | None = None  # of the step, for which a rank waited for its samples
+    resumed_step: int | None = None  # None until the start knows
 
 
 def read_snapshot(path: Path, since: float = 0.0) -> Snapshot | None:
@@ -113,7 +115,7 @@ def read_snapshot(path: Path, since: float = 0.0) -> Snapshot | None:
     updated = _number(values.get("updated"))
     if updated is None or updated < since:
         return None
-    total, step = values.get("total_steps"), values.get("step")
+    total, step, resumed = (values.get(key) for key in ("total_steps", "step", "resumed_step"))
     return Snapshot(
         phase=str(values.get("phase", "training")),
         step=step if isinstance(step, int) else 0,
@@ -123,6 +125,7 @@ def read_snapshot(path: Path, since: float = 0.0) -> Snapshot | None:
         updated=updated,
         done=_share(values.get("done"), values.get("total")),
         data_wait_share=_number(values.get("data_wait_share")),
+        resumed_step=resumed if isinstance(resumed, int) else None,
     )
 
 

@@ -50,6 +50,9 @@ class LocalBackend(WatchedBackend):
         problem = gpu_problem(run, wanted, visible_gpus(os.environ))
         return [] if problem is None else [problem]
 
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
+
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
         return Started(run_local(run, manifest, console), None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -62,6 +63,13 @@ class SshBackend(WatchedBackend):
         if wanted.gpus_per_node > known[0].slots:
             return [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
         return []
+
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        script = shlex.quote(str(RunPaths(run).rank_script))
+        each = counted(manifest.gpus_per_node, "time")
+        lines = [f"would run, {each} on each host, with RANK and the like in its environment:"]
+        hosts = known_hosts(run)[: manifest.nodes]
+        return "\n".join([*lines, *(f"  ssh {shlex.quote(host.name)} bash {script}" for host in hosts)])
 
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
         if shutil.which("ssh") is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING
 from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
-from alignkd.text import counted
 from launcher.backends.base import JobEnd, QueuedJob, Stopped
 from launcher.run.lock import is_locked
-from launcher.run.manifest import Manifest
 
 if TYPE_CHECKING:
     from alignkd.config import Config
@@ -30,9 +27,6 @@ class WatchedBackend:
 
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         return [], []
-
-    def would_run(self, run: Path, manifest: Manifest) -> str:
-        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
 
     def check_idle(self, run: Path) -> None:
         """The run's lock is all there is to check, and whoever starts a run takes it."""

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import typer
 
 from alignkd.errors import UserError
-from launcher.cli.options import Checkpoint, Json, stdout_is_stderr
+from launcher.cli.framework import Commands
+from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
 
-models = typer.Typer(rich_markup_mode=None)
+models = Commands()
 
 
 @models.command()
@@ -73,7 +74,9 @@ def probe(
     teacher: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the teacher.")],
     student: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the student.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")],
-    template: Annotated[Literal["plain", "v1"], typer.Option(help="Conversation template.")],
+    template: Annotated[
+        Literal["plain", "v1"], typer.Option(metavar="NAME", help="Conversation template: plain or v1.")
+    ],
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
     ] = None,
@@ -101,11 +104,9 @@ def probe(
     if as_json:
         print(json.dumps(result))
         return
-    from rich.console import Console
-
     from launcher.cli.tables import probe_table
 
-    Console().print(probe_table(result))
+    make_console().print(probe_table(result))
 
 
 @models.command("sample-data")

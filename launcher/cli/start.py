@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from launcher.backends.base import BackendChoice
-from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, memory_option
+from launcher.cli.framework import Commands
+from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, make_console, memory_option
 
-start = typer.Typer(rich_markup_mode=None)
+start = Commands()
 
 # Those of alignkd.config.presets, whose import takes long; a test compares them.
 PRESET_NAMES = ("sample", "short", "long")
@@ -70,8 +71,6 @@ def launch(
     as_json: Json = False,
 ) -> None:
     """Check a configuration, write its run folder and start it."""
-    from rich.console import Console
-
     from launcher.commands.launch import LaunchRequest
     from launcher.commands.launch import launch as launch_run
     from launcher.commands.preflight import MemoryCheck
@@ -90,7 +89,7 @@ def launch(
         dry_run,
         MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )
-    result = launch_run(request, Console(stderr=as_json))
+    result = launch_run(request, make_console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
     raise typer.Exit(result["code"])

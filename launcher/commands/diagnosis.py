@@ -11,6 +11,7 @@ from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
+from launcher.commands.pending import pending_reason
 from launcher.run.attempts import FAILURES, Attempt, Reason, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
 from launcher.run.job_log import cause_of, ended_at_once, job_lines, job_without_attempt, out_of_memory
@@ -19,23 +20,6 @@ from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
 
 QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
-
-# Slurm's reasons for which a job is pending
-_PENDING = {
-    "None": "Slurm has not considered it yet",
-    "Priority": "jobs with a higher priority come first",
-    "Resources": "not enough free nodes yet",
-    "BeginTime": "Slurm holds a requeued job back for about two minutes",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for has failed; cancel this one",
-    "PartitionTimeLimit": "requests more time than the partition allows",
-    "PartitionNodeLimit": "requests more nodes than the partition has",
-    "PartitionDown": "the partition is down",
-    "ReqNodeNotAvail": "a node that it needs is down or reserved",
-    "JobHeldUser": "held; release it with `scontrol release`",
-    "JobHeldAdmin": "held by an administrator",
-    "QOSMaxJobsPerUserLimit": "the limit of running jobs is reached",
-}
 
 
 @dataclass(frozen=True)
@@ -73,11 +57,11 @@ def diagnose(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> t
     """
     if files.is_done:
         return "done", f"student: {RunPaths(files.run).student}"
-    return _in_queue(files, jobs, now) if files.has_queue else _without_queue(files)
+    return _in_queue(files, jobs, now) if files.has_queue else _without_queue(files, jobs)
 
 
-def _without_queue(files: RunFiles) -> tuple[str, str]:
-    if is_locked(files.run):
+def _without_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None) -> tuple[str, str]:
+    if is_locked(files.run) if jobs is None else bool(jobs):
         return "running", "starting" if files.progress is None else files.progress.phase
     if files.current is not None:
         return "stopped", "its launcher was killed, and the ranks with it"
@@ -90,7 +74,7 @@ def _without_queue(files: RunFiles) -> tuple[str, str]:
 def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> tuple[str, str]:
     if jobs:
         if jobs[0].state == "PENDING":
-            return "queued", _PENDING.get(jobs[0].reason, jobs[0].reason)
+            return "queued", pending_reason(jobs[0].reason)
         if files.current is None:
             return "running", f"job {jobs[0].state.lower()}"
         return "running", _phase(files.progress, files.current, now)
@@ -145,9 +129,12 @@ def _ended(files: RunFiles) -> tuple[str, str]:
         log = log_of_failure(files.run, last.failed_rank)
         why = failure_line(last.failed_rank, last.exit_code, log)
         return "failed", "; ".join([f"{reason}: {why}", *filter(None, [out_of_memory(said)])])
+    at = f"at step {last.saved_step}"
+    if reason in (Reason.CANCELLED, Reason.LOST):
+        return reason, at
     # Without a queue only the user ends a run by SIGTERM.
     stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and not files.has_queue)
-    return ("stopped" if stopped else reason), f"at step {last.saved_step}"
+    return "stopped", at if stopped else f"{reason}, {at}"
 
 
 def reason_with_nodes(attempt: Attempt) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -56,14 +57,14 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     slots = hosts[0].slots if hosts else 1
     cluster = Cluster(request.nodes or len(hosts) or 1, request.gpus_per_node or slots)
     stages = _load_stages(request)
-    problems, warnings = check_stages(stages, backend, cluster, request.memory)
+    problems, warnings = check_stages(stages, backend, cluster, request.memory, request.dry_run)
     for warning in warnings:
         say(console, f"warning: {warning}")
     if problems:
         raise ConfigError(str(request.config), problems)
     runs: list[Path] = []
     for _, config in stages:
-        runs.append(write_run(config, cluster, backend_name))
+        runs.append(write_run(config, cluster, backend_name, replace=request.dry_run))
         backend.prepare(runs[-1], hosts)
         say_plan(config, runs[-1], console)
     for run, following in pairwise(runs):
@@ -93,13 +94,26 @@ def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:
     if request.cpu:
         overrides.append("slurm.gpu_option=none")
     site = read_site()
-    configs = [load_config(request.config, overrides, name, site) for name in names]
+    try:
+        configs = [load_config(request.config, overrides, name, site) for name in names]
+    except ConfigError as error:
+        raise _blaming_name(error, request.name) from None
     check_runs(names, [run_path(config) for config in configs])
     return list(zip(names, configs, strict=True))
 
 
-def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
-    """Create the run folder and return it. Raises UserError when that fails."""
+def _blaming_name(error: ConfigError, name: str | None) -> ConfigError:
+    """The user typed --name, not run.name."""
+    if name is None:
+        return error
+    key = re.compile(r"^run\.name = .*?: not valid")
+    problems = [key.sub(lambda _: f"--name {name}: not valid", problem) for problem in error.problems]
+    return ConfigError(error.source, problems)
+
+
+def write_run(config: Config, cluster: Cluster, backend: str, replace: bool = False) -> Path:
+    """Create the run folder and return it; ``replace`` one that was never started. Raises UserError when that
+    fails."""
     device = device_of(config)
     accumulation = accumulation_steps(config.training, cluster.ranks)
     manifest = make_manifest(config, cluster.nodes, cluster.gpus_per_node, accumulation, backend, device)
@@ -109,4 +123,5 @@ def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
         student_config(config, cluster.ranks, device),
         teacher_config(config, device),
         render_scripts(config, run_path(config), cluster.nodes, cluster.gpus_per_node),
+        replace,
     )

@@ -16,6 +16,7 @@ from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
 from launcher.commands.diagnosis import RunFiles, diagnose, read_run, reason_with_nodes
+from launcher.commands.states import State
 from launcher.run.attempts import Attempt, Reason, last_sign
 from launcher.run.job_log import job_without_attempt
 from launcher.run.manifest import read_manifest
@@ -29,7 +30,7 @@ class RunState:
     """Times are in seconds; ``updated`` is a Unix time."""
 
     run: str
-    state: str
+    state: State
     detail: str
     backend: str
     nodes: int
@@ -76,6 +77,14 @@ def all_states(folder: Path) -> tuple[list[RunState], list[str]]:
     return states, problems
 
 
+def holds_runs(folder: Path) -> bool:
+    """Is this the parent of run folders, and not one itself?"""
+    paths = RunPaths(folder)
+    if paths.manifest.exists() or paths.config.exists() or not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or any(folder.glob(str(RunPaths(Path("*")).manifest)))
+
+
 def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None = None) -> RunState:
     """``jobs`` are the live jobs of this run, None where Slurm does not answer.
 
@@ -93,7 +102,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     attempts = [*files.history, *([files.current] if files.current else [])]
     return RunState(
         run=str(run),
-        state=state,
+        state=State(state),
         detail=detail,
         backend=files.manifest.backend,
         nodes=files.manifest.nodes,

@@ -46,7 +46,8 @@ FAILURES = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.BAD_INPUT)
 @dataclass(frozen=True)
 class Attempt:
     """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` that of the
-    newest checkpoint; the steps between them are lost."""
+    newest checkpoint; the steps between them are lost. ``first_step`` is that of the newest checkpoint when
+    the attempt began, and once it is closed, that of the one it resumed from."""
 
     number: int
     job: str
@@ -147,11 +148,16 @@ def close(
 ) -> Attempt:
     """Move the open attempt to the history. ``codes``: exit codes (default: those the ranks recorded)."""
     saved = newest_step(run)
-    last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
+    progress = read_snapshot(RunPaths(run).progress, attempt.start)
+    # The ranks may have refused what seemed to be the newest checkpoint when the attempt began.
+    resumed = None if progress is None else progress.resumed_step
+    first = attempt.first_step if resumed is None else resumed
+    last = max(saved, first, 0 if progress is None else progress.step)
     codes = exit_codes(run) if codes is None else codes
     failed = failed_rank(codes)
     closed = replace(
         attempt,
+        first_step=first,
         end=time.time() if end is None else end,
         reason=str(reason),
         last_step=last,
@@ -174,11 +180,6 @@ def last_sign(run: Path, attempt: Attempt) -> float:
     """Unix time of the attempt's last sign of life."""
     progress = read_snapshot(RunPaths(run).progress, since=attempt.start)
     return attempt.start if progress is None else progress.updated
-
-
-def _computed_step(run: Path, since: float) -> int:
-    progress = read_snapshot(RunPaths(run).progress, since)
-    return 0 if progress is None else progress.step
 
 
 def exit_codes(run: Path) -> dict[int, int]:

@@ -116,6 +116,19 @@ def test_a_phase_that_fails_leaves_nothing_that_counts(
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("lost", [os.unlink, lambda path: os.truncate(path, 3)])
+def test_files_that_rank_0_does_not_see_as_they_were_written_are_not_committed(
+    save: Save, tmp_path: Path, lost: Callable[[Path], None]
+) -> None:
+    storage = Storage()
+    files = storage.flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    lost(save.partial / SHARDS[1])
+    with pytest.raises(OSError, match=f"that all ranks share(.|\n)*{SHARDS[1]}"):
+        commit(save, files, 2.0, 0.5, 1, storage, lambda: None)
+    assert not (save.partial / "manifest.json").exists()
+    assert committed_steps(tmp_path) == []
+
+
 def test_rows_that_cannot_be_written_stop_the_commit(save: Save, tmp_path: Path) -> None:
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -111,7 +111,7 @@ def test_from_scratch_trains_from_step_0_and_deletes_nothing(
     two_ranks: RankPool, whole: Path, stopped: Path
 ) -> None:
     rows = RunPaths(stopped).metrics.read_text()
-    with rollback_to(stopped, 0), saves_given_up(stopped, True):
+    with rollback_to(stopped, 0, print), saves_given_up(stopped, True):
         pass
     assert two_ranks.run(train_on, str(stopped)) == [(0, 0)] * 2
     same_trajectory(stopped, whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def test_a_save_that_another_job_has_overtaken_is_not_committed(one_rank: RankPo
 
 
 def save_in_a_run_of_another_job(ranks: Ranks, run: str) -> str:
-    saver = saver_of(ranks, run, OneFile(), lambda: False)
+    mine = [True]
+    saver = saver_of(ranks, run, OneFile(), lambda: mine[0])
+    mine[0] = False
     with pytest.raises(TakenOverError) as error:
         saver.save(None, 1, {}, wait=True)
     return str(error.value)
@@ -118,3 +121,56 @@ def test_a_save_that_succeeds_forgives_those_that_failed(one_rank: RankPool, tmp
     ((step, message),) = one_rank.run(failures_of, str(tmp_path / "other"), (2, 3), 6)
     assert step == 3
     assert "2 checkpoints in a row could not be written" in str(message)
+
+
+class SlowToRemove(OneFile):
+    """A removal begins only when ``may_remove`` is set. ``events``: what happens, in which thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_remove = threading.Event()
+        self.events: list[tuple[str, str]] = []
+
+    def _note(self, event: str) -> None:
+        self.events.append((event, threading.current_thread().name))
+
+    def begin(self, partial: Path, final: Path, needed_bytes: int) -> None:
+        self._note(f"begin {final.name}")
+        super().begin(partial, final, needed_bytes)
+
+    def remove(self, folder: Path) -> None:
+        if folder.name == "step-1" and folder.exists():
+            assert self.may_remove.wait(60)
+            super().remove(folder)
+            self._note("removed step-1")
+        else:
+            super().remove(folder)
+
+
+def save_beside_a_slow_removal(ranks: Ranks, run: str) -> list[tuple[str, str]]:
+    storage = SlowToRemove()
+    section = CheckpointSection(keep_last=1)  # type: ignore[call-arg]
+    saver = CheckpointSaver(Path(run), section, ranks, storage, CheckpointSearch(None, (), ()))
+    for step in (1, 2):
+        saver.save(None, step, {}, wait=True)
+    storage.events.append(("training", threading.current_thread().name))
+    threading.Timer(0.5, storage.may_remove.set).start()
+    saver.save(None, 3, {}, wait=True)
+    saver.close()
+    assert committed_steps(Path(run)) == [3]
+    return storage.events
+
+
+def test_training_does_not_wait_for_the_removal_of_old_checkpoints_but_the_next_save_does(
+    one_rank: RankPool, tmp_path: Path
+) -> None:
+    """What it frees may be the room that the save needs."""
+    assert one_rank.run(save_beside_a_slow_removal, str(tmp_path)) == [
+        [
+            ("begin step-1", "MainThread"),
+            ("begin step-2", "MainThread"),
+            ("training", "MainThread"),
+            ("removed step-1", "checkpoint-removal"),
+            ("begin step-3", "MainThread"),
+        ]
+    ]

@@ -33,7 +33,7 @@ from alignkd.losses.total import element_counts
 from alignkd.models import attention
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 from tests.engine.plain_engine import PlainEngine, ResidentTeacher

@@ -15,7 +15,7 @@ from alignkd.engine.build import build_student_engine
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.models.loading import BuildOptions, full_tensors
+from alignkd.models.building import BuildOptions, full_tensors
 from alignkd.teacher.provider import ReplicatedTeacher
 from tests import tiny
 from tests.engine.spy import EngineSpy, reported_loss

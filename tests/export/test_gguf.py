@@ -24,9 +24,10 @@ from alignkd.data.templates import SYSTEM_SENTENCE, encode_prompt
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import CheckpointError
 from alignkd.export.gguf import Quantization, export_gguf
+from alignkd.models.building import BuildOptions
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import BuildOptions, load_model, public_name
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM, public_name
+from alignkd.models.loading import load_model
 from alignkd.run_folder.paths import RunPaths
 from tests import model_folders, tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignkd.models.configuration import read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from tests import model_folders, tiny
 
 

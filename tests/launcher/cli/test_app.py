@@ -5,14 +5,25 @@ import pytest
 from alignkd.config.presets import PRESETS
 from tests.launcher.cli.command import ROOT, alignkd
 
-RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt", "explain", "drill")
+RUNS = ("status", "wait", "logs", "stop", "cancel", "list", "ckpt", "explain", "drill")
 
 
 def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
     done = alignkd("--help")
     assert done.returncode == 0
     assert done.is_light
-    for command in ("init", "plan", "launch", "resume", "eval", "probe", "sample-data", "export", *RUNS):
+    for command in (
+        "init",
+        "plan",
+        "launch",
+        "resume",
+        "eval",
+        "chat",
+        "probe",
+        "sample-data",
+        "export",
+        *RUNS,
+    ):
         assert f"\n  {command} " in done.stdout
         help_text = alignkd(command, "--help")
         assert help_text.returncode == 0
@@ -67,7 +78,7 @@ def test_a_dry_run_writes_the_run_folder_and_starts_nothing(config_file, tmp_pat
     assert "learning_rate: 0.0001" in (run / "config.yaml").read_text()
     assert json.loads((run / "ds/teacher.json").read_text())["zero_optimization"]["stage"] == 3
     assert list((run / "logs").iterdir()) == []
-    again = alignkd(*arguments)
+    again = alignkd(*arguments[:-1])
     assert again.returncode == 2
     assert "never overwritten" in again.stderr
 

@@ -40,10 +40,13 @@ def test_the_tables_fit_80_columns(config_file: Path, published_sizes: list[str]
         "teacher shard",
         "fits into 80.00",
         "zero3_node",
-        "40% of 989 TFLOP/s per GPU",
+        "On h100, 989 TFLOP/s: at least",
+        "% of the peak. Largest costs:",
+        "  teacher's matrix products: ",
     ):
         assert part in done.stdout
-    unknown = alignkd("plan", config_file, *published_sizes, *cluster)
+    unknown = alignkd("plan", config_file, *published_sizes, *cluster, "--chip", "b200")
+    assert "On b200, 2,250 TFLOP/s" in unknown.stdout
     assert "nothing was checked" in unknown.stdout
     assert "Advice" not in unknown.stdout
 

@@ -32,7 +32,7 @@ def test_the_configuration_and_its_stage_override_the_profile(tmp_path, config_f
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slurm: {partion: x}", "slurm.partion: unknown key; valid: account, partition"),
+        ("slurm: {partion: x}", "slurm.partion: unknown key; did you mean partition?"),
         ("slurm: {signal_seconds: 1}", "slurm.signal_seconds: "),
         ("partition: x", "one section: `slurm"),
         ("[]", "one section"),
