@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm chaos mutants lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
+.PHONY: demo demo-baseline install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
 	benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
@@ -50,6 +50,12 @@ chaos: $(INSTALLED)
 # make mutants ONLY=alignkd/losses
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY))
+
+# Stop a random rank at a random moment, again and again: each run must name it, and end like an undisturbed one (about
+# two minutes a stop on 2 cores): make hangs STOPS=3 SEED=1
+STOPS ?= 20
+hangs: $(INSTALLED)
+	$(BIN)/python -m tests.hangs --stops $(STOPS) $(if $(SEED),--seed $(SEED))
 
 # All six benchmarks at full size, made up; the evaluation is killed, resumed and compared: make eval-full SHARE=0.01
 SHARE ?= 1

@@ -24,10 +24,12 @@ from alignkd.text import counted
 from launcher.backends.base import Started
 from launcher.backends.hostfile import Host, read_hosts
 from launcher.backends.ranks import RankGroup, free_port
+from launcher.backends.ssh_probe import OPTIONS, check_hosts
 from launcher.backends.watch import watch_ranks
 from launcher.backends.watched import WatchedBackend
 from launcher.render.quoting import shell_word
 from launcher.run import attempts
+from launcher.run.console import say
 from launcher.run.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -35,12 +37,6 @@ if TYPE_CHECKING:
 
     from alignkd.config import Config
 
-# No prompts: nobody could answer them for each of many ranks. A host that does not answer is given up after
-# 30 s, one that is lost later after 45 s.
-_OPTIONS = (
-    *("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30"),
-    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3"),
-)
 _NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM", signal.SIGUSR2: "USR2"}
 
 
@@ -83,6 +79,8 @@ class SshBackend(WatchedBackend):
             raise UserError(
                 f"{RunPaths(run).hosts}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes"
             )
+        for warning in check_hosts(run, hosts):
+            say(console, f"warning: {warning}")
 
         def start() -> RankGroup:
             attempt = attempts.begin(run, "ssh", ",".join(host.name for host in hosts), None)
@@ -148,7 +146,7 @@ def _start_ranks(run: Path, names: Sequence[str], environments: Sequence[Mapping
         for rank, (name, environment) in enumerate(zip(names, environments, strict=True)):
             with RunPaths(run).ssh_log(rank).open("wb") as log:
                 process = subprocess.Popen(
-                    ["ssh", *_OPTIONS, name, remote],
+                    ["ssh", *OPTIONS, name, remote],
                     stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
             processes.append(process)

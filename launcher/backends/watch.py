@@ -133,7 +133,7 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
         if deadline is not None and time.monotonic() > deadline:
             view.note("a rank did not exit after the save; ending it")
             group.stop(FAILURE_GRACE_SECONDS)
-        if hang is None and (hang := hangs.look()) is not None:
+        if hang is None and (hang := hangs.look(group.codes)) is not None:
             view.note("the ranks hang; ending them")
             hang = record_hang(run, group.size, hang, lambda: group.signal(signal.SIGUSR2))
             group.kill()

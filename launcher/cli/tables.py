@@ -44,6 +44,9 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         shown.append(("waiting", f"{state.data_wait_share:.0%} of a step for data; increase data.workers"))
     if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:
         shown.append(("padding", f"{state.padding_share:.0%} of the positions; see training.packing"))
+    if state.slow_ranks:
+        names = ", ".join(state.slow_ranks[:4]) + (" ..." if len(state.slow_ranks) > 4 else "")
+        shown.append(("slow", f"{names} the median rank's time for samples and forwards"))
     if queue:
         shown.append(("job", state.job or "none"))
     if state.attempts or queue:

@@ -120,7 +120,9 @@ def _ended(files: RunFiles) -> tuple[str, str]:
     if reason in FAILURES:
         said = job_lines(files.run, last.job, last.number)
         if last.bad_nodes and reason == Reason.BAD_INPUT:
-            return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
+            unseen = f"a folder is not visible on {', '.join(last.bad_nodes)}"
+            lines = (line.removeprefix("alignkd: ") for line in said if " cannot see " in line)
+            return "failed", f"{reason}: {next(lines, unseen)}"
         if last.failed_rank is None or last.exit_code is None:
             cause = cause_of(said)
             return "failed", f"{reason}: {cause}" if cause else reason

@@ -153,7 +153,7 @@ def _gave_up(run: Path) -> str | None:
         return None
     if history[-1].bad_nodes:
         nodes = ", ".join(history[-1].bad_nodes)
-        return f"{nodes} cannot see the run folder: it must be on a shared file system"
+        return f"{nodes} cannot see a folder of the run: see alignkd logs {run} --job"
     return f"the run failed: see alignkd logs {run} --errors"
 
 

@@ -20,6 +20,7 @@ from launcher.commands.states import State
 from launcher.run.attempts import Attempt, Reason, last_sign
 from launcher.run.job_log import job_without_attempt
 from launcher.run.manifest import read_manifest
+from launcher.run.stragglers import find_stragglers
 
 _LATE_ROWS = 50  # the metrics rows that the time left, and the shares below, are taken from
 
@@ -41,6 +42,7 @@ class RunState:
     seconds_left: float | None
     data_wait_share: float | None  # share of a step that rank 0 waited for samples; median of late steps
     padding_share: float | None  # share of the computed positions; median of late steps
+    slow_ranks: tuple[str, ...]  # that keep the others waiting, the slowest first
     attempts: int
     reasons: tuple[str, ...]  # why the closed attempts ended
     lost_steps: int  # computed, but not saved: computed again
@@ -112,6 +114,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         seconds_left=_seconds_left(rows, step, total) if running else None,
         data_wait_share=_median(rows, "data_wait_share"),
         padding_share=_median(rows, "padding_share"),
+        slow_ranks=_slow_ranks(files) if running else (),
         attempts=len(attempts),
         reasons=tuple(reason_with_nodes(attempt) for attempt in files.history),
         lost_steps=sum(attempt.lost_steps or 0 for attempt in attempts),
@@ -131,9 +134,15 @@ def _last_job(files: RunFiles, attempts: list[Attempt]) -> str | None:
 
 
 def _started_no_rank(files: RunFiles) -> bool:
-    """Did some nodes not see the run folder? Then there is nothing in the logs."""
+    """Did some nodes not see a folder? Then there is nothing in the logs."""
     last = files.history[-1] if files.history else None
     return last is not None and last.reason == Reason.BAD_INPUT and bool(last.bad_nodes)
+
+
+def _slow_ranks(files: RunFiles) -> tuple[str, ...]:
+    found = find_stragglers(files.run, files.manifest.world_size)
+    per_node = files.manifest.gpus_per_node
+    return tuple(f"rank {one.rank} (node {one.rank // per_node}): {one.times:.3g} x" for one in found)
 
 
 def _median(rows: list[Row], name: str) -> float | None:

@@ -7,7 +7,7 @@ behind follows from where each rank has stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,8 +74,8 @@ class HangWatch:
         self._clock = 0.0  # runs only while this process does: not while the whole job is suspended
         self._seen = [_Seen(None, 0.0, 0.0) for _ in range(world_size)]
 
-    def look(self) -> Hang | None:
-        """Read all beats, at most once per ``interval``. A hang is returned as often as it is looked at."""
+    def look(self, exited: Collection[int] = ()) -> Hang | None:
+        """Read all beats, at most once per ``interval``. The processes of ranks in ``exited`` have ended."""
         passed = self._now() - self._last_look
         if passed < self.interval or not self._hang_seconds:
             return None
@@ -84,7 +84,7 @@ class HangWatch:
         for rank, seen in enumerate(self._seen):
             self._read(rank, seen)
         quiet = self._clock - max(seen.moved_at for seen in self._seen)
-        frozen = self._frozen()
+        frozen = self._frozen(exited)
         limit = self._limit(frozen)
         return self._name(frozen, quiet, limit) if quiet > limit else None
 
@@ -97,13 +97,13 @@ class HangWatch:
             seen.moved_at = self._clock
         seen.beat = beat
 
-    def _frozen(self) -> list[int]:
+    def _frozen(self, exited: Collection[int]) -> list[int]:
         """Ranks whose process cannot run, while others can: without a beat since half of the limit."""
         silence = max(4 * self.interval, self._step_limit() / 2)
         frozen = [
             rank
             for rank, seen in enumerate(self._seen)
-            if self._clock - seen.beat_at > silence and (seen.beat is None or seen.beat.phase != "ended")
+            if self._clock - seen.beat_at > silence and rank not in exited
         ]
         # When no rank beats, it is the file system, or no rank has started (an image is being pulled, say).
         return frozen if len(frozen) < len(self._seen) else []

@@ -1,11 +1,12 @@
 """``python -m tests.hangs.stopping RUN WHERE RANK STEP``: ``alignkd.train RUN``, except that rank RANK sends
-SIGSTOP to itself at WHERE, in or after step STEP."""
+SIGSTOP to itself at WHERE, in or after step STEP; or, if WHERE is ``slow``, sleeps in every forward."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from tests.checkpoint.faulty_storage import FaultyStorage
@@ -38,6 +39,16 @@ def main(run: str, where: str, rank: str, step: str) -> int:
             from alignkd.distributed import ranks
 
             _stop_in_call(ranks, "meet", 1)
+        elif where == "slow":
+            from alignkd.engine.student_step import StudentStep
+
+            original = StudentStep.forward
+
+            def forward(*arguments: Any, **options: Any) -> Any:
+                time.sleep(0.5)
+                return original(*arguments, **options)
+
+            StudentStep.forward = forward  # type: ignore[method-assign]
         elif where == "loader":
             from alignkd.engine.trainer import Trainer
 

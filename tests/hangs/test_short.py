@@ -17,6 +17,7 @@ from launcher.commands.status import current_state
 from launcher.run.attempts import read_history
 from launcher.run.logs import first_error
 from launcher.run.manifest import read_manifest
+from launcher.run.stragglers import find_stragglers
 from tests.chaos.__main__ import launch, write_configuration
 from tests.hangs.stopping import PLACES
 
@@ -53,3 +54,11 @@ def test_the_rank_that_was_stopped_is_named_and_the_attempt_is_ended(
     assert error is not None
     assert "is behind" in error.lines[0]
     assert current_state(run).state == "failed"
+
+
+def test_the_rank_that_keeps_the_others_waiting_is_named(run: Path) -> None:
+    program = [sys.executable, "-m", "tests.hangs.stopping", str(run), "slow", "1", "0"]
+    assert run_local(run, read_manifest(run), Console(file=io.StringIO()), program) == 0
+    slow = find_stragglers(run, 2)
+    assert [one.rank for one in slow] == [1]
+    assert slow[0].times > 1.2

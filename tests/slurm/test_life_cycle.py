@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launcher.conftest import FIXTURE
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.runs import Runs
 
@@ -128,12 +129,42 @@ def test_a_node_that_does_not_see_the_run_folder_is_named(runs: Runs, cluster: C
     assert cluster.job(job)["ExitCode"] == "2:0"
     (attempt,) = runs.attempts(run)
     assert (attempt.reason, attempt.bad_nodes) == ("configuration error", ("n2",))
-    assert f"n2 cannot see {run}: run.folder must be on a shared file system" in runs.log(run)
+    assert f"n2 cannot see run.folder = {run}: it must be on a file system that all nodes share" in runs.log(
+        run
+    )
     state = runs.json("status", run)
     assert (state["state"], state["detail"]) == (
         "failed",
-        "configuration error: the run folder is not visible on n2",
+        f"configuration error: n2 cannot see run.folder = {run}: it must be on a file system that all nodes "
+        "share",
     )
+
+
+def test_every_folder_that_a_node_does_not_see_is_named(runs: Runs, cluster: Cluster) -> None:
+    """Checkpoints are on node-local disks, and the teacher's file system is not mounted on n2."""
+    run, scratch, teacher = runs.prepare(), runs.folder / "scratch", FIXTURE / "teacher"
+    scratch.mkdir()
+    (run / "checkpoints").rmdir()
+    (run / "checkpoints").symlink_to(scratch)
+    cluster.lose_node("n2")
+    hide = 'mount -t tmpfs none "$0" && mount -t tmpfs none "$1" && shift && exec "$@"'
+    cluster.start_node("n2", "unshare", "--mount", "bash", "-c", hide, str(scratch), str(FIXTURE))
+    cluster.wait_for_nodes()
+    try:
+        job = runs.submit(run)
+        assert runs.wait_for_end(job) == "FAILED", runs.log(run)
+    finally:
+        cluster.lose_node("n2")
+        cluster.start_node("n2")
+    assert cluster.job(job)["ExitCode"] == "2:0"
+    (attempt,) = runs.attempts(run)
+    assert (attempt.reason, attempt.bad_nodes) == ("configuration error", ("n2",))
+    shared = (
+        f"n2 cannot see checkpoints = {run}/checkpoints: it must be on a file system that all nodes share"
+    )
+    assert shared in runs.log(run)
+    assert f"n2 cannot see model.teacher = {teacher}" in runs.log(run)
+    assert "cannot see run.folder" not in runs.log(run)
 
 
 def test_one_crash_restarts_from_the_last_checkpoint(runs: Runs) -> None:

@@ -24,6 +24,7 @@ from alignkd.errors import (
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
+from launcher.backends.node_probe import places_of, problems, warnings
 from launcher.backends.slurm.client import (
     hostnames,
     is_running,
@@ -34,7 +35,7 @@ from launcher.backends.slurm.client import (
     run_slurm_command,
 )
 from launcher.backends.slurm.lifecycle import Action, Evidence, JobState, decide
-from launcher.backends.slurm.node_probe import nodes_that_see
+from launcher.backends.slurm.node_probe import ask_nodes, nodes_that_see
 from launcher.run.attempts import (
     Attempt,
     Reason,
@@ -70,7 +71,7 @@ def begin_attempt(run: Path) -> str:
     attempt = begin(run, job, nodes, queue_seconds(job), lost=lost_nodes)
     _say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
     count = _node_count()
-    blind = [name for name, sees in nodes_that_see(run, count).items() if not sees] if count > 1 else []
+    unseen = ask_nodes(places_of(run), count) if count > 1 else {}
     if (asked := _asked(run)) is not None:
         # The signal that came with the file has ended the probe, which says nothing about the nodes.
         reason, code = _end_of(asked)
@@ -78,9 +79,11 @@ def begin_attempt(run: Path) -> str:
         RunPaths(run).stop.unlink(missing_ok=True)
         _say(f"{reason} before the ranks were started; continue with `alignkd resume`")
         return f"exit {code}"
-    if blind:
-        close(run, attempt, Reason.BAD_INPUT, sorted(blind))
-        _say(f"{', '.join(sorted(blind))} cannot see {run}: run.folder must be on a shared file system")
+    for line in (*(refused := problems(unseen)), *warnings(unseen)):
+        _say(line)
+    if refused:
+        blind = [node for node in sorted(unseen) if problems({node: unseen[node]})]
+        close(run, attempt, Reason.BAD_INPUT, blind)
         return f"exit {EXIT_USER_ERROR}"
     return f"run {attempt.number}"
 

@@ -16,7 +16,7 @@ from alignkd.config import load_run_config
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.hang_end import record_hang
 from launcher.backends.slurm.client import hostnames, run_slurm_command, signal_ranks
-from launcher.run.attempts import slurm_step
+from launcher.run.attempts import exit_codes, slurm_step
 from launcher.run.hangs import HangWatch
 from launcher.run.manifest import read_manifest
 
@@ -33,7 +33,7 @@ def watch(run: Path, job: str) -> None:
     script = os.getppid()
     while os.getppid() == script:
         time.sleep(watcher.interval)
-        hang = watcher.look()
+        hang = watcher.look(exit_codes(run))
         if hang is not None:
             break
     else:

@@ -19,7 +19,8 @@ import yaml
 
 from launcher.backends.hostfile import Host
 from launcher.backends.ranks import free_port
-from launcher.backends.ssh import _OPTIONS, rank_variables, remote_command
+from launcher.backends.ssh import rank_variables, remote_command
+from launcher.backends.ssh_probe import OPTIONS
 from launcher.run.attempts import read_history
 from tests import tiny
 from tests.needs import cannot_run
@@ -255,8 +256,9 @@ def test_an_unknown_host_ends_the_run(alignkd, prepared) -> None:
     hosts["hosts"][1]["name"] = "nowhere.invalid"
     (run / "hosts.json").write_text(json.dumps(hosts))
     process = alignkd("resume", run)
-    assert process.wait(WAIT) == 255, process.stdout.read()
-    assert "nowhere.invalid" in process.stdout.read()
+    assert process.wait(WAIT) == 2, process.stdout.read()
+    assert "nowhere.invalid does not answer over ssh: " in process.stdout.read()
+    assert read_history(run) == []  # no rank was started
 
 
 def test_a_host_without_the_run_folder_names_itself(tmp_path: Path) -> None:
@@ -279,4 +281,17 @@ def test_an_ipv6_address_loses_its_brackets(make_run) -> None:
 
 
 def test_a_host_that_does_not_answer_is_given_up_soon() -> None:
-    assert "ConnectTimeout=30" in _OPTIONS
+    assert "ConnectTimeout=30" in OPTIONS
+
+
+def test_every_place_that_a_host_does_not_see_is_named(alignkd, prepared, tmp_path: Path) -> None:
+    run = prepared("")
+    (tmp_path / "data.json").rename(tmp_path / "elsewhere.json")
+    (run / "checkpoints").rmdir()
+    (run / "checkpoints").symlink_to(tmp_path / "not-mounted")
+    process = alignkd("resume", run)
+    assert process.wait(WAIT) == 2, process.stdout.read()
+    said = process.stdout.read()
+    assert f"one, two cannot see data.sources[0].file = {tmp_path}/data.json" in said
+    assert f"one, two cannot see checkpoints = {run}/checkpoints: it must be on a file system" in said
+    assert "cannot see run.folder" not in said

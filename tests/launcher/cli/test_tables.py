@@ -26,6 +26,7 @@ STATE = RunState(
     seconds_left=140,
     data_wait_share=0.12,
     padding_share=0.3,
+    slow_ranks=(),
     attempts=2,
     reasons=("crashed",),
     lost_steps=2,

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.heartbeat import Beat
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
+from launcher.cli.tables import show_state
 from launcher.commands.status import _next, inspect_run
 from launcher.run.attempts import Attempt
 
@@ -118,7 +120,7 @@ def test_nodes_to_blame_are_named(run) -> None:
     )
     past(run, "configuration error", bad_nodes=["n2"])
     state = inspect_run(run, [], NOW)
-    assert state.detail.endswith("the run folder is not visible on n2")
+    assert state.detail.endswith("a folder is not visible on n2")
     assert state.next == f"alignkd resume {run}"
 
 
@@ -165,3 +167,16 @@ def test_shares_are_medians(run) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     state = inspect_run(run, job("RUNNING"), NOW)
     assert (state.data_wait_share, state.padding_share) == (0.12, 0.3)
+
+
+def test_a_rank_that_keeps_the_others_waiting_is_named_while_the_run_runs(run, capsys) -> None:
+    train(run)
+    RunPaths(run).beats.mkdir()
+    for rank, own in enumerate((1.0, 1.5)):
+        beat = Beat("training", 30, steps=9, step_seconds=2.0, own_seconds=own)
+        RunPaths(run).beat(rank).write_text(json.dumps(asdict(beat)))
+    state = inspect_run(run, job("RUNNING"), NOW)
+    assert state.slow_ranks == ("rank 1 (node 0): 1.5 x",)
+    show_state(state)
+    assert "slow      rank 1 (node 0): 1.5 x the median rank's time" in capsys.readouterr().out
+    assert inspect_run(run, [], NOW).slow_ranks == ()

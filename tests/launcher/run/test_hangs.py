@@ -30,14 +30,14 @@ class World:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(asdict(beat) | {"count": self.counts}))
 
-    def wait(self, seconds: float, *beats: tuple[int, Beat]) -> Hang | None:
+    def wait(self, seconds: float, *beats: tuple[int, Beat], exited: tuple[int, ...] = ()) -> Hang | None:
         """Time passes, in which these ranks beat and none moves."""
         end = self.time + seconds
         while self.time < end:
             self.time += self.watch.interval
             for rank, beat in beats:
                 self.beat(rank, beat)
-            if (hang := self.watch.look()) is not None:
+            if (hang := self.watch.look(exited)) is not None:
                 return hang
         return None
 
@@ -118,10 +118,20 @@ def test_a_rank_that_never_starts_is_named(world: World) -> None:
     assert "rank 3 on n2 is behind: it has never started" in hang.message
 
 
-def test_ranks_that_have_ended_are_not_behind(world: World) -> None:
+def test_ranks_whose_process_has_ended_are_not_behind(world: World) -> None:
+    """Their beats have stopped, too. One that does not exit is found like any other."""
+    world.wait(10, *((rank, Beat("ended", 9, steps=9)) for rank in range(4)))
+    hang = world.wait(2 * LIMIT, exited=(0, 1, 2))
+    assert hang is not None
+    assert hang.ranks == (3,)
+    assert "step 9, ended, without a heartbeat" in hang.message
+
+
+def test_a_rank_that_still_works_while_others_have_ended_is_not_a_hang_at_once(world: World) -> None:
     world.wait(10, *((rank, Beat("ended", 9, steps=9)) for rank in range(3)))
     last = (3, Beat("exporting", 9, steps=9))
-    hang = world.wait(2 * LONG_PHASES * LIMIT, last)
+    assert world.wait(3 * LIMIT, last, exited=(0, 1, 2)) is None
+    hang = world.wait(LONG_PHASES * LIMIT, last, exited=(0, 1, 2))
     assert hang is not None
     assert hang.ranks == (3,)
 

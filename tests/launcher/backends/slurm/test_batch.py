@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends.node_probe import Place, run_place
 from launcher.backends.slurm import batch
 from launcher.backends.slurm.lifecycle import Action, Decision, JobState
 from launcher.run import attempts
@@ -21,6 +22,7 @@ def run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("ALIGNKD_RUN", raising=False)
     monkeypatch.setattr(batch, "job_state", lambda _job: JobState())
     monkeypatch.setattr(batch, "nodes_that_see", lambda *_: {})
+    monkeypatch.setattr(batch, "ask_nodes", lambda *_: {})
     monkeypatch.setattr(batch, "hostnames", lambda _nodes: [])
     attempts.begin(folder, "7", "n[1-2]", None)
     return folder
@@ -104,11 +106,11 @@ def test_a_stop_during_the_node_probe_ends_the_attempt(
 ) -> None:
     """Its signal ends the probe, which says nothing about the nodes."""
 
-    def nodes_that_see(*_: object) -> dict[str, bool]:
+    def ask_nodes(*_: object) -> dict[str, list[Place]]:
         RunPaths(run).stop.write_text(f"{name} 8\n")
-        return {"n1": False, "n2": False}
+        return {"n1": [run_place(run)], "n2": [run_place(run)]}
 
-    monkeypatch.setattr(batch, "nodes_that_see", nodes_that_see)
+    monkeypatch.setattr(batch, "ask_nodes", ask_nodes)
     assert batch.begin_attempt(run) == answer
     assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", reason]
 
