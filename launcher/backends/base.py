@@ -90,6 +90,9 @@ class Backend(Protocol):
     def live_jobs(self, run: Path) -> list[QueuedJob] | None:
         """Jobs that train the run, or will; None when the cluster does not answer."""
 
+    def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
+        """``live_jobs`` of each run, with one question to the cluster."""
+
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         """Ask for a save and an end that is not followed by a restart. ``jobs`` are the live ones."""
 

@@ -42,6 +42,9 @@ class WatchedBackend:
         running = is_locked(run) and result_status(run) != "done"
         return [QueuedJob("", "RUNNING", "None", None, "")] if running else []
 
+    def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
+        return [self.live_jobs(run) for run in runs]
+
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         write_text_atomic(RunPaths(run).stop, "USR1\n")
         return Stopped(None, "asked its launcher to save and stop")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
@@ -26,7 +27,7 @@ _PENDING = {
     "Resources": "not enough free nodes yet",
     "BeginTime": "Slurm holds a requeued job back for about two minutes",
     "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for has failed; cancel this one",
+    "DependencyNeverSatisfied": "the job that it waits for has failed; resume the run of that job",
     "PartitionTimeLimit": "requests more time than the partition allows",
     "PartitionNodeLimit": "requests more nodes than the partition has",
     "PartitionDown": "the partition is down",
@@ -35,6 +36,10 @@ _PENDING = {
     "JobHeldAdmin": "held by an administrator",
     "QOSMaxJobsPerUserLimit": "the limit of running jobs is reached",
 }
+
+
+# Reasons after which a run restarts by itself
+_RESTARTED = (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST, Reason.NODE_AT_FAULT)
 
 
 @dataclass(frozen=True)
@@ -93,10 +98,9 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
         if files.current is None:
             return "running", f"job {jobs[0].state.lower()}"
         return "running", _phase(files.progress, files.current, now)
-    unknown = "Slurm does not answer here"
+    if jobs is None:
+        return _without_an_answer(files, now)
     if files.current is not None:
-        if jobs is None:
-            return "running", f"{_phase(files.progress, files.current, now)}; {unknown}"
         return "lost", (
             "its job vanished without recording an exit: a node was lost, or the job was cancelled with too "
             "little grace time"
@@ -104,9 +108,23 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
     if not files.history:
         return "not started", ""
     last = files.history[-1]
-    if last.reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
-        why = reason_with_nodes(last)
-        return ("queued", f"{why}; {unknown}") if jobs is None else ("stopped", f"{why}, not requeued")
+    if last.reason in _RESTARTED:
+        return "stopped", f"{reason_with_nodes(last)}, not requeued"
+    return _ended(files)
+
+
+def _without_an_answer(files: RunFiles, now: float) -> tuple[str, str]:
+    """From the files alone: what they do not prove is unknown, and not "no job"."""
+    silence = "Slurm does not answer here"
+    if files.current is not None:
+        alive = files.progress is not None and now - files.progress.updated < QUIET_SECONDS
+        return "running" if alive else "unknown", f"{_phase(files.progress, files.current, now)}; {silence}"
+    if not files.history:
+        return "unknown", f"no attempt has started yet; {silence}"
+    last = files.history[-1]
+    submitted = (read_json(RunPaths(files.run).job) or {}).get("submitted", 0.0)
+    if last.reason in _RESTARTED or submitted > (last.end or 0.0):
+        return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
     return _ended(files)
 
 

@@ -30,4 +30,4 @@ class _RunEnded:
         if time.monotonic() - self._asked < QUEUE_SECONDS:
             return False
         self._asked = time.monotonic()
-        return current_state(self._run).state not in ("running", "queued")
+        return current_state(self._run).state not in ("running", "queued", "unknown")

@@ -15,7 +15,7 @@ from launcher.render.resources import resource_folder
 
 # The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then re-renders
 # the scripts of older run folders.
-SCRIPT_FORMAT = 2
+SCRIPT_FORMAT = 3
 _MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` re-renders scripts of another format."
 _CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -105,7 +105,7 @@ def test_scripts_carry_their_format(render) -> None:
     scripts = render({})
     assert is_current(scripts["job.sbatch"])
     assert is_current(scripts["rank.sh"])
-    assert not is_current(scripts["job.sbatch"].replace("Script format 2", "Script format 1"))
+    assert not is_current(scripts["job.sbatch"].replace("Script format 3", "Script format 2"))
 
 
 def test_settings_become_sbatch_directives(render) -> None:

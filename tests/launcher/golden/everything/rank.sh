@@ -1,7 +1,7 @@
 #!/bin/bash
 # One rank of the run, with RUN and env.sh in its environment: `srun` starts this script once per GPU (see job.sbatch).
 # The ssh back end does the same, with ALIGNKD_* in place of SLURM_*.
-# Script format 2; `alignkd resume` re-renders scripts of another format.
+# Script format 3; `alignkd resume` re-renders scripts of another format.
 
 RANK=${ALIGNKD_RANK:-$SLURM_PROCID}
 exec >>"$RUN/logs/rank-$RANK.log" 2>&1
