@@ -11,8 +11,9 @@
 | hosts.json | launch | hosts of the ssh back end, in node order: ``launcher.backends.ssh`` |
 | resize.json | resume | the size that the files above are being replaced for: ``launcher.commands.resize`` |
 | .lock | launcher | flock of the only launcher: ``launcher.run.lock`` |
-| job.json | launcher | the job that was submitted last: ``launcher.backends.slurm.backend`` |
+| job.json | launcher, job | the job that was submitted last: ``launcher.backends.slurm.backend`` |
 | next.json | launcher | the run folder of the next stage: ``launcher.commands.stages`` |
+| previous.json | launcher | the run folder of the stage before: ``launcher.commands.stages`` |
 | attempt.json | launcher, job | the open attempt: ``launcher.run.attempts`` |
 | attempts.jsonl | launcher, job | one line per closed attempt: ``launcher.run.attempts`` |
 | exits/rank-R | rank.sh | exit code of rank R in this attempt, and the Unix time |
@@ -102,6 +103,10 @@ class RunPaths:
     @property
     def next_stage(self) -> Path:
         return self.run / "next.json"
+
+    @property
+    def previous_stage(self) -> Path:
+        return self.run / "previous.json"
 
     @property
     def open_attempt(self) -> Path:

@@ -94,6 +94,9 @@ class Backend(Protocol):
     def live_jobs(self, run: Path) -> list[QueuedJob] | None:
         """Jobs that train the run, or will; None when the cluster does not answer."""
 
+    def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
+        """``live_jobs`` of each run, with one question to the cluster."""
+
     def end_of(self, job: str) -> JobEnd | None:
         """How a job that is in no queue ended; None when the cluster has forgotten it or does not answer."""
 

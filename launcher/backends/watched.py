@@ -36,6 +36,9 @@ class WatchedBackend:
         running = is_locked(run) and result_status(run) != "done"
         return [QueuedJob("", "RUNNING", "None", None, "")] if running else []
 
+    def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
+        return [self.live_jobs(run) for run in runs]
+
     def end_of(self, job: str) -> JobEnd | None:
         """There are no jobs."""
         return None

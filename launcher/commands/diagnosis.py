@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
@@ -20,6 +21,10 @@ from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
 
 QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
+
+
+# Reasons after which a run restarts by itself
+_RESTARTED = (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST, Reason.NODE_AT_FAULT)
 
 
 @dataclass(frozen=True)
@@ -78,22 +83,35 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
         if files.current is None:
             return "running", f"job {jobs[0].state.lower()}"
         return "running", _phase(files.progress, files.current, now)
-    unknown = "Slurm does not answer here"
+    if jobs is None:
+        return _without_an_answer(files, now)
     if files.current is not None:
-        if jobs is None:
-            return "running", f"{_phase(files.progress, files.current, now)}; {unknown}"
         return "lost", (
             "its job vanished without recording an exit: a node was lost, or the job was cancelled with too "
             "little grace time"
         )
-    if jobs is not None and (job := job_without_attempt(files.run, files.history)) is not None:
+    if (job := job_without_attempt(files.run, files.history)) is not None:
         return _never_began(files, job)
     if not files.history:
         return "not started", ""
     last = files.history[-1]
-    if last.reason in (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST):
-        why = reason_with_nodes(last)
-        return ("queued", f"{why}; {unknown}") if jobs is None else ("stopped", f"{why}, not requeued")
+    if last.reason in _RESTARTED:
+        return "stopped", f"{reason_with_nodes(last)}, not requeued"
+    return _ended(files)
+
+
+def _without_an_answer(files: RunFiles, now: float) -> tuple[str, str]:
+    """From the files alone: what they do not prove is unknown, and not "no job"."""
+    silence = "Slurm does not answer here"
+    if files.current is not None:
+        alive = files.progress is not None and now - files.progress.updated < QUIET_SECONDS
+        return "running" if alive else "unknown", f"{_phase(files.progress, files.current, now)}; {silence}"
+    if not files.history:
+        return "unknown", f"no attempt has started yet; {silence}"
+    last = files.history[-1]
+    submitted = (read_json(RunPaths(files.run).job) or {}).get("submitted", 0.0)
+    if last.reason in _RESTARTED or submitted > (last.end or 0.0):
+        return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
     return _ended(files)
 
 

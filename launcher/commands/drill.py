@@ -24,8 +24,9 @@ from alignkd.run_folder.paths import RunPaths, log_name
 from alignkd.run_folder.progress import read_snapshot
 from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
-from launcher.backends.slurm.client import may_be_requeued, queued_jobs, run_slurm_command
+from launcher.backends.slurm.client import queued_jobs, run_slurm_command
 from launcher.backends.slurm.drill_events import Event, events
+from launcher.backends.slurm.job_facts import may_be_requeued
 from launcher.commands.control import start_run
 from launcher.commands.launch import write_run
 from launcher.plan.workload import Cluster
@@ -68,7 +69,7 @@ def drill(
     assert job is not None
     for short, number, what in ((whole, whole_job, "left alone"), (cut, job, "interrupted")):
         say(console, f"{short}: job {number}, {what}")
-    if not may_be_requeued(job):
+    if may_be_requeued(job) is False:
         yield Finding(False, "this cluster does not requeue the job; set slurm.requeue: false to chain jobs")
     for event in events(preempt_with):
         yield (finding := _try(event, cut, manifest, slurm_seconds))

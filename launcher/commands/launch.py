@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from alignkd.config import Config, load_config
-from alignkd.errors import ConfigError
+from alignkd.errors import AlignkdError, ConfigError
 from launcher.backends import backend_named, resolve_choice
 from launcher.backends.base import BackendChoice
 from launcher.backends.devices import device_of
@@ -49,7 +50,8 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     """Check the configuration, write the run folder and start the run; stages run one after the other.
 
     Nothing is written when a check fails. Returns the run folder, the job (None if none was submitted) and
-    the exit code; with several stages these of each stage, and the first exit code that is not 0.
+    the exit code; with several stages these of each stage, and the first exit code that is not 0. A stage
+    that cannot be started ends the list, with its ``error``.
     """
     backend_name = resolve_choice(request.backend, request.hostfile)
     backend = backend_named(backend_name)
@@ -77,7 +79,15 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
             results.append({"run": str(run), "job": None, "code": 0})
             continue
         previous = results[-1]["job"] if results else None
-        started = start_run(run, manifest, console, previous)
+        try:
+            started = start_run(run, manifest, console, previous)
+        except AlignkdError as error:
+            if not results:
+                raise
+            # The stages before it are on their way: their jobs must not go unmentioned.
+            say(console, f"{run} was not started: {error}\nlater: alignkd resume {shlex.quote(str(run))}")
+            results.append({"run": str(run), "job": None, "code": error.exit_code, "error": str(error)})
+            break
         say_started(run, started, previous, console)
         results.append({"run": str(run), "job": started.job, "code": started.code})
         if started.code != 0:

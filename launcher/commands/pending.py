@@ -11,7 +11,7 @@ _REASONS = {
     "BeginTime": "Slurm holds a requeued job back for about two minutes",
     "Cleaning": "Slurm is cleaning up after its last start",
     "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for has failed; cancel this one, and resume that run",
+    "DependencyNeverSatisfied": "the job that it waits for has failed; resume the run of that job",
     "PartitionTimeLimit": "requests more time than the partition allows; lower slurm.time_limit",
     "PartitionNodeLimit": "requests more nodes than the partition has; resume it with fewer --nodes",
     "PartitionDown": "the partition is down; wait, or name another slurm.partition",

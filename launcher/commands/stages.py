@@ -34,5 +34,6 @@ def check_runs(names: Sequence[str | None], runs: Sequence[Path]) -> None:
 
 
 def link(run: Path, following: Path) -> None:
-    """Record which run waits for this one."""
+    """Record in both runs that ``following`` waits for ``run``."""
     write_json(RunPaths(run).next_stage, {"run": str(following)})
+    write_json(RunPaths(following).previous_stage, {"run": str(run)})

@@ -68,13 +68,21 @@ def all_states(folder: Path) -> tuple[list[RunState], list[str]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the parent of the run folders")
+    by_backend: dict[str, list[Path]] = {}
     states, problems = [], []
     for manifest in sorted(folder.glob(str(RunPaths(Path("*")).manifest))):
         try:
-            states.append(current_state(manifest.parent))
+            by_backend.setdefault(read_manifest(manifest.parent).backend, []).append(manifest.parent)
         except UserError as error:
             problems.append(str(error))
-    return states, problems
+    for name, runs in by_backend.items():
+        try:
+            jobs = backend_named(name).live_jobs_of(runs)
+        except UserError as error:  # a back end of another version
+            problems += [f"{run}: {error}" for run in runs]
+            continue
+        states += [inspect_run(run, found) for run, found in zip(runs, jobs, strict=True)]
+    return sorted(states, key=lambda state: state.run), problems
 
 
 def holds_runs(folder: Path) -> bool:
@@ -174,6 +182,7 @@ def _next(run: Path, state: str) -> str:
         "done": f"alignkd export {folder} --out FOLDER",
         "running": f"alignkd logs {folder} -f",
         "queued": f"alignkd status {folder}",
+        "unknown": f"alignkd status {folder}",
         "failed": f"alignkd logs {folder} --errors",
     }
     return commands.get(state, f"alignkd resume {folder}")

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     BAD_NODE = "unusable node"  # a rank found no GPU on it
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
+    NODE_AT_FAULT = "node at fault"  # bad input on one node only, in a run that has trained on others
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
 
 
@@ -62,7 +63,8 @@ class Attempt:
     lost_steps: int | None = None
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
-    bad_nodes: tuple[str, ...] = ()  # lost, unusable, suspected of a hang, or without access to a folder
+    failed_node: str | None = None  # the node of that rank, where it is known
+    bad_nodes: tuple[str, ...] = ()  # lost, at fault, suspected of a hang, or without access to a folder
 
     @property
     def progressed(self) -> bool:
@@ -117,17 +119,9 @@ def begin(
     job: str,
     nodes: str,
     queue_seconds: float | None,
-    lost: Callable[[str, float], Sequence[str]] = lambda _nodes, _since: (),
 ) -> Attempt:
-    """Open the next attempt, after closing a killed one.
-
-    ``lost`` returns which nodes of a node list have been lost since a Unix time: they explain why the killed
-    attempt recorded no exit.
-    """
-    left = open_attempt(run)
-    if left is not None:
-        gone = tuple(lost(left.nodes, left.start))
-        close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
+    """Open the next attempt, after ``close_killed``."""
+    close_killed(run)
     for of_one_attempt in (RunPaths(run).exits, RunPaths(run).beats):
         shutil.rmtree(of_one_attempt, ignore_errors=True)
         of_one_attempt.mkdir(exist_ok=True)
@@ -138,6 +132,18 @@ def begin(
     return attempt
 
 
+def close_killed(run: Path, lost: Callable[[str, float], Sequence[str]] = lambda _nodes, _since: ()) -> None:
+    """Close an attempt that was killed, if there is one.
+
+    ``lost`` returns which nodes of a node list have been lost since a Unix time: they explain why the killed
+    attempt recorded no exit.
+    """
+    left = open_attempt(run)
+    if left is not None:
+        gone = tuple(lost(left.nodes, left.start))
+        close(run, left, Reason.NODE_LOST if gone else Reason.LOST, gone, end=last_sign(run, left))
+
+
 def close(
     run: Path,
     attempt: Attempt,
@@ -145,6 +151,7 @@ def close(
     bad_nodes: Sequence[str] = (),
     end: float | None = None,
     codes: Mapping[int, int] | None = None,
+    failed_node: str | None = None,
 ) -> Attempt:
     """Move the open attempt to the history. ``codes``: exit codes (default: those the ranks recorded)."""
     saved = newest_step(run)
@@ -165,6 +172,7 @@ def close(
         lost_steps=last - saved,
         failed_rank=failed,
         exit_code=None if failed is None else codes[failed],
+        failed_node=failed_node,
         bad_nodes=tuple(bad_nodes),
     )
     with RunPaths(run).attempts.open("ab+") as file:
@@ -199,18 +207,3 @@ def slurm_step(run: Path) -> str | None:
         return RunPaths(run).slurm_step.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
-
-
-def fruitless_restarts(run: Path) -> int:
-    """Consecutive failures without a new checkpoint since the user last submitted the run.
-
-    Preemptions and lost nodes are not the run's fault and do not count.
-    """
-    submitted = (read_json(RunPaths(run).job) or {}).get("attempts_before", 0)
-    count = 0
-    for attempt in reversed(read_history(run)[submitted:]):
-        if attempt.progressed:
-            break
-        if attempt.reason in (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.TIME_LIMIT):
-            count += 1
-    return count

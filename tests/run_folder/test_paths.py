@@ -23,6 +23,7 @@ NAMES = {
     "launcher_lock": ".lock",
     "job": "job.json",
     "next_stage": "next.json",
+    "previous_stage": "previous.json",
     "open_attempt": "attempt.json",
     "attempts": "attempts.jsonl",
     "exits": "exits",

@@ -58,7 +58,7 @@ BatchStartTimeout=120
 MinJobAge=3600
 OverTimeLimit=0
 SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,defer,kill_invalid_depend
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobCompType=jobcomp/filetxt
@@ -73,6 +73,8 @@ GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
 PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
+PartitionName=cancel Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
+PartitionName=abrupt Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=CANCEL
 PartitionName=short Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=OFF MaxTime=5
 """  # noqa: E501
 
@@ -114,11 +116,21 @@ class Cluster:
         munge += [f"--key-file={self.folder}/munge.key", f"--seed-file={self.folder}/munge.seed"]
         self._start("munged", ["munged", "--foreground", "--force", *munge])
         wait_for((self.folder / "munge.socket").exists, "munge")
-        self._start("slurmctld", ["slurmctld", "-D", "-c", "-f", str(self.conf)])
+        self.start_controller("-c")
         for number in range(1, NODES + 1):
             self.start_node(f"n{number}")
         self.wait_for_nodes()
         threading.Thread(target=self._let_requeued_jobs_start, daemon=True).start()
+
+    def start_controller(self, *options: str) -> None:
+        """It finds the state of an earlier one, unless told to forget it (``-c``)."""
+        self._start("slurmctld", ["slurmctld", "-D", *options, "-f", str(self.conf)])
+
+    def stop_controller(self) -> None:
+        """Jobs go on; no command of Slurm gets an answer."""
+        controller = self._children["slurmctld"]
+        controller.terminate()
+        controller.wait()
 
     def start_node(self, name: str, *wrapper: str) -> None:
         self._start(name, [*wrapper, "slurmd", "-D", "-N", name, "-f", str(self.conf)])

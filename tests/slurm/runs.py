@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -104,6 +105,18 @@ class Runs:
     def log(self, run: Path) -> str:
         return "\n".join(path.read_text() for path in sorted((run / "logs").glob("*.log")))
 
+    def replace_program(self, name: str, body: str) -> str:
+        """``activate`` for a job that finds a bash script in place of a program of Slurm.
+
+        In the script ``$REAL`` is the program itself.
+        """
+        folder = self.folder / "programs"
+        folder.mkdir(exist_ok=True)
+        path = folder / name
+        path.write_text(f"#!/bin/bash\nREAL={shutil.which(name)}\n{body}\n")
+        path.chmod(0o755)
+        return f"{self.site({})['activate']}; export PATH={shlex.quote(str(folder))}:$PATH"
+
     def _toy_python(self) -> Path:
         """An interpreter that runs the toy when it is asked for ``-m alignkd.train``."""
         path = self.folder / "toy-python"
@@ -111,8 +124,8 @@ class Runs:
         path.write_text(
             "#!/bin/bash\n"
             f'if [[ $2 == alignkd.train ]]; then exec {python} {toy} "$3"; fi\n'
-            'if [[ $3 == end && -e $4/slow ]]; then touch "$4/thinks"; fi\n'
-            "while [[ $3 == end && -e $4/slow ]]; do sleep 0.1; done\n"
+            'if [[ $3 == finish && -e $4/slow ]]; then touch "$4/thinks"; fi\n'
+            "while [[ $3 == finish && -e $4/slow ]]; do sleep 0.1; done\n"
             f'exec {python} "$@"\n'
         )
         path.chmod(0o755)

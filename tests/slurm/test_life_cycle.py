@@ -197,6 +197,34 @@ def test_a_new_checkpoint_resets_the_count_of_restarts(runs: Runs) -> None:
     assert runs.reasons(run) == ["crashed"] * 3 + ["done"]
 
 
+def test_a_node_on_which_two_attempts_crashed_is_excluded(runs: Runs) -> None:
+    failures = [{"attempt": n, "rank": 1, "step": 2, "code": 3} for n in (1, 2)]
+    run = runs.prepare(failures=failures)
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    *crashes, last = runs.attempts(run)
+    assert [(attempt.reason, attempt.failed_node) for attempt in crashes] == [("crashed", "n2")] * 2
+    assert (last.reason, "2" in last.nodes) == ("done", False), last.nodes
+
+
+def test_a_node_that_the_run_needs_is_not_excluded(runs: Runs) -> None:
+    """It would be pending for ever."""
+    failures = [{"attempt": n, "rank": 1, "step": 2, "code": 3} for n in (1, 2)]
+    run = runs.prepare(nodes=4, failures=failures)
+    assert runs.wait_for_end(runs.submit(run)) == "COMPLETED", runs.log(run)
+    assert runs.reasons(run) == ["crashed", "crashed", "done"]
+    assert "n2: not excluded from the next start" in runs.log(run)
+
+
+def test_bad_input_on_one_node_of_a_run_that_has_trained_is_retried_on_other_nodes(runs: Runs) -> None:
+    run = runs.prepare(failures=[{"attempt": 1, "rank": 1, "step": 7, "code": 2}])
+    job = runs.submit(run)
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    first, second = runs.attempts(run)
+    assert (first.reason, first.bad_nodes) == ("node at fault", ("n2",))
+    assert (second.reason, "2" in second.nodes) == ("done", False), second.nodes
+
+
 def test_bad_input_is_never_retried(runs: Runs) -> None:
     run = runs.prepare(failures=[{"attempt": 1, "rank": 1, "step": 0, "code": 2}])
     job = runs.submit(run)
@@ -248,10 +276,58 @@ def test_without_requeue_one_job_follows_another(runs: Runs, cluster: Cluster) -
     assert len(cluster.run("scontrol", "show", "job", "-o").split(f"{run}/job.sbatch")) == 3  # no third job
 
 
+@pytest.mark.parametrize(
+    ("settings", "same_job"),
+    [
+        ({"requeue": False}, False),  # Slurm cancels what it may not requeue
+        ({"partition": "cancel"}, True),
+        ({"partition": "abrupt"}, True),  # without a grace: the job is being ended when the ranks have saved
+        ({"partition": "abrupt", "requeue": False}, False),
+    ],
+)
+def test_a_run_comes_back_after_a_preemption_that_cancels_its_job(
+    runs: Runs, cluster: Cluster, settings: dict[str, object], same_job: bool
+) -> None:
+    run = runs.prepare(hold=[7], slurm=settings)
+    job = runs.submit(run)
+    runs.wait_for_step(run, 7)
+    cluster.preempt()
+    wait_for(lambda: len(runs.attempts(run)) == 2, "two attempts")
+    first, second = runs.attempts(run)
+    assert (first.reason, first.lost_steps, second.reason) == ("preempted", 0, "done"), runs.log(run)
+    assert (second.job == job) == same_job
+    assert runs.wait_for_end(second.job) == "COMPLETED"
+
+
+def test_a_cancel_during_the_grace_of_a_preemption_stays_a_cancel(runs: Runs, cluster: Cluster) -> None:
+    run = runs.prepare(hold=[7])
+    job = runs.submit(run)
+    runs.wait_for_step(run, 7)
+    cluster.preempt()
+    wait_for(lambda: runs.reasons(run) == ["preempted"], "the save")
+    cluster.run("scancel", job)
+    assert runs.wait_for_end(job) == "CANCELLED"
+    wait_for(lambda: cluster.run("squeue", "-h") == "", "an empty queue")
+    assert runs.reasons(run) == ["preempted"], runs.log(run)
+
+
+def test_a_job_that_slurm_refuses_to_requeue_is_followed_by_another(runs: Runs) -> None:
+    activate = runs.replace_program(
+        "scontrol", '[[ $1 != requeue ]] || { echo disabled >&2; exit 1; }; exec "$REAL" "$@"'
+    )
+    run = runs.prepare(
+        failures=[{"attempt": 1, "rank": 1, "step": 6, "code": 3}], slurm={"activate": activate}
+    )
+    job = runs.submit(run)
+    wait_for(lambda: len(runs.attempts(run)) == 2, "two attempts")
+    assert runs.reasons(run) == ["crashed", "done"]
+    assert runs.attempts(run)[1].job != job
+
+
 def test_a_stop_counts_while_the_next_job_is_submitted(runs: Runs, cluster: Cluster) -> None:
     """The verdict is found, and the ranks are gone: nobody is left whom a signal could tell."""
     wait = 'touch "$RUN/submits"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
-    activate = f'{runs.site({})["activate"]}; sbatch() {{ {wait}; command sbatch "$@"; }}'
+    activate = runs.replace_program("sbatch", f'{wait}; exec "$REAL" "$@"')
     failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
     run = runs.prepare(failures=failures, slurm={"requeue": False, "activate": activate})
     (run / "held").touch()
@@ -270,9 +346,9 @@ def test_a_stop_counts_while_the_next_job_is_submitted(runs: Runs, cluster: Clus
 def test_a_cancel_counts_while_the_job_is_being_requeued(runs: Runs, cluster: Cluster) -> None:
     """Slurm requeues a cancelled job, too."""
     wait = 'touch "$RUN/requeues"; while [[ -e $RUN/held ]]; do sleep 0.1; done'
-    held = f'scontrol() {{ if [[ $1 == requeue ]]; then {wait}; fi; command scontrol "$@"; }}'
+    activate = runs.replace_program("scontrol", f'if [[ $1 == requeue ]]; then {wait}; fi; exec "$REAL" "$@"')
     failures = [{"attempt": 1, "rank": 1, "step": 6, "code": 3}]
-    run = runs.prepare(failures=failures, slurm={"activate": f"{runs.site({})['activate']}; {held}"})
+    run = runs.prepare(failures=failures, slurm={"activate": activate})
     (run / "held").touch()
     job = runs.submit(run)
     wait_for((run / "requeues").exists, "the requeue")

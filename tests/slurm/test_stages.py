@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.runs import Runs
@@ -11,18 +14,7 @@ from tests.slurm.runs import Runs
 
 def launch(runs: Runs, plan: dict[str, object], **slurm: object) -> list[tuple[Path, str]]:
     """Submit both stages, held until the toy's plan is there: (run, job) of each."""
-    text = runs.config.read_text()
-    stages = (
-        "stages:\n"
-        "  pretrain: {run: {name: one}}\n"
-        f"  finetune: {{run: {{name: two}}, model: {{student: {runs.folder}/runs/one/student}}}}\n"
-    )
-    runs.config.write_text(text + stages)
-    site = runs.site({**slurm, "sbatch_options": {"hold": True}})
-    result = runs.json(
-        *("launch", runs.config, "--backend", "slurm", "--nodes", 1, "--stages", "pretrain,finetune"),
-        *("--set", f"slurm={json.dumps(site)}"),
-    )
+    result = submit(runs, {**slurm, "sbatch_options": {"hold": True}})
     pairs = [(Path(stage["run"]), stage["job"]) for stage in result["stages"]]
     runs.plan(pairs[0][0], **plan)
     runs.plan(pairs[1][0])
@@ -32,6 +24,25 @@ def launch(runs: Runs, plan: dict[str, object], **slurm: object) -> list[tuple[P
         script.write_text(script.read_text().replace("#SBATCH --hold\n", ""))
         runs.cluster.run("scontrol", "release", job)
     return pairs
+
+
+def submit(runs: Runs, slurm: dict[str, object], code: int = 0, **variables: str) -> Any:
+    """Launch two stages with ``--json``."""
+    text = runs.config.read_text()
+    stages = (
+        "stages:\n"
+        "  pretrain: {run: {name: one}}\n"
+        f"  finetune: {{run: {{name: two}}, model: {{student: {runs.folder}/runs/one/student}}}}\n"
+    )
+    runs.config.write_text(text + stages)
+    return json.loads(
+        runs.alignkd(
+            *("launch", runs.config, "--backend", "slurm", "--nodes", 1, "--stages", "pretrain,finetune"),
+            *("--set", f"slurm={json.dumps(runs.site(slurm))}", "--json"),
+            code=code,
+            **variables,
+        )
+    )
 
 
 def test_the_second_stage_follows_the_first(runs: Runs) -> None:
@@ -63,6 +74,28 @@ def test_a_chained_stage_still_holds_the_next(runs: Runs, cluster: Cluster) -> N
     assert runs.wait_for_end(second) == "COMPLETED", runs.log(one) + runs.log(two)
     assert runs.reasons(one) == ["crashed", "done"]
     assert runs.attempts(one)[1].end <= runs.attempts(two)[0].start  # type: ignore[operator]
+
+
+def test_a_stage_that_sbatch_refuses_is_submitted_later_and_waits_for_the_first(
+    runs: Runs, cluster: Cluster
+) -> None:
+    """The first is on its way by then: its job must be known, and the second must wait for it."""
+    folder = runs.folder / "refusing"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        '#!/bin/bash\nif [[ $* == *dependency* ]]; then echo "job limit reached" >&2; exit 1; fi\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    (folder / "sbatch").chmod(0o755)
+    result = submit(runs, {"sbatch_options": {"hold": True}}, code=1, PATH=f"{folder}:{os.environ['PATH']}")
+    (one, two), (first, second) = ([stage[key] for stage in result["stages"]] for key in ("run", "job"))
+    assert (cluster.state(first), second) == ("PENDING", None)
+    assert "job limit reached" in result["stages"][1]["error"]
+    second = runs.json("resume", two)["job"]
+    assert cluster.job(second)["Dependency"].startswith(f"afterok:{first}")
+    runs.alignkd("cancel", one)
+    runs.alignkd("cancel", two)
+    assert f"first: alignkd resume {one}" in runs.alignkd("resume", two, code=2)
 
 
 def test_impossible_stages_are_refused(runs: Runs) -> None:

@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import read_json, write_json, write_text_atomic
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.result import result_status
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 from launcher.backends.base import JobEnd, QueuedJob, Started, Stopped, refuse_hostfile
 from launcher.backends.hostfile import Host
 from launcher.backends.slurm.client import (
     cancel_job,
     in_allocation,
-    is_running,
-    job_end,
+    jobs_of,
+    own_jobs,
     queued_jobs,
-    retarget_dependency,
+    running_jobs,
     signal_ranks,
-    submit,
 )
+from launcher.backends.slurm.job_facts import job_end
+from launcher.backends.slurm.submission import retarget_dependency, submit
 from launcher.run.attempts import open_attempt, read_history, slurm_step
 from launcher.run.console import say
 from launcher.run.manifest import Manifest
@@ -72,29 +74,45 @@ class SlurmBackend:
         signal_seconds = load_run_config(RunPaths(run).config).slurm.signal_seconds
         if (warning := lead_warning(measured_stop_seconds(run), signal_seconds)) is not None:
             say(console, f"warning: {warning}")
+        after = after or _awaited_job(run)
         if in_allocation():
             return _start_in_allocation(run, console)
-        job = submit(run, [f"--dependency=afterok:{after}"] if after else [])
+        # Should that job fail, this one waits until it has been resumed, also where Slurm would cancel it.
+        waiting = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=no"] if after else []
+        job = submit(run, waiting)
         _record_submission(run, job)
         retarget_dependency(run, job)
         return Started(0, job)
 
     def check_idle(self, run: Path) -> None:
         own = os.environ["SLURM_JOB_ID"] if in_allocation() else None
-        jobs = queued_jobs(run)
-        if jobs:
-            raise UserError(
-                f"{run}: job {jobs[0].id} is {jobs[0].state.lower()} already; see `alignkd status`"
-            )
-        attempt = open_attempt(run)  # of an allocation, whose script in the queue is not the run's
-        if attempt is not None and attempt.job != own and is_running(attempt.job):
-            raise UserError(f"{run}: job {attempt.job} is training it")
+        jobs = self.live_jobs(run)
+        if jobs is None:
+            raise AlignkdError(_silence(run))
+        job = next((job for job in jobs if job.script or job.id != own), None)
+        if job is not None and job.script:
+            raise UserError(f"{run}: job {job.id} is {job.state.lower()} already; see `alignkd status`")
+        if job is not None:
+            raise UserError(f"{run}: job {job.id} is training it")
 
     def live_jobs(self, run: Path) -> list[QueuedJob] | None:
-        jobs, attempt = queued_jobs(run), open_attempt(run)
-        if jobs == [] and attempt is not None and is_running(attempt.job):
-            return [QueuedJob(attempt.job, "RUNNING", "None", None, "")]
-        return jobs
+        return self.live_jobs_of([run])[0]
+
+    def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
+        queue = own_jobs()  # one question for all runs: each may take a minute on a busy cluster
+        if queue is None:
+            return [None for _ in runs]
+        found = {run: jobs_of(run, queue) for run in runs}
+        # A run in an allocation has a job whose script is not the run's; so has a run of another user.
+        open_jobs = {
+            run: attempt.job for run in runs if not found[run] and (attempt := open_attempt(run)) is not None
+        }
+        running = running_jobs(sorted(set(open_jobs.values())))
+        if running is None:
+            return [None if run in open_jobs else found[run] for run in runs]
+        for run, job in open_jobs.items():
+            found[run] = [QueuedJob(job, "RUNNING", "None", None, "")] if job in running else []
+        return [found[run] for run in runs]
 
     def end_of(self, job: str) -> JobEnd | None:
         return job_end(job)
@@ -136,6 +154,27 @@ class SlurmBackend:
             jobs[0].id,
             "cancelled" if own else "asked the ranks to save and exit; the allocation is kept",
         )
+
+
+def _awaited_job(run: Path) -> str | None:
+    """The job of the stage before this one, if that has yet to be done.
+
+    Raises UserError when nothing is about to complete it.
+    """
+    before = (read_json(RunPaths(run).previous_stage) or {}).get("run")
+    if before is None or not Path(before).is_dir() or result_status(Path(before)) == "done":
+        return None
+    jobs = queued_jobs(Path(before))
+    if jobs is None:
+        raise AlignkdError(_silence(Path(before)))
+    if not jobs:
+        resume = f"alignkd resume {shlex.quote(before)}"
+        raise UserError(f"{run}: the stage before it is neither done nor queued; first: {resume}")
+    return jobs[0].id
+
+
+def _silence(run: Path) -> str:
+    return f"{run}: Slurm does not answer, so a job of the run may be queued or running; try again later"
 
 
 def _start_in_allocation(run: Path, console: Console) -> Started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 
@@ -9,7 +10,8 @@ from alignkd.config import Config
 from alignkd.config.combinations import time_limit_seconds
 from alignkd.config.slurm_section import SlurmSection
 from alignkd.run_folder.paths import JOB_SCRIPT
-from launcher.backends.slurm.client import clean_environment, field_of, run_slurm_command
+from launcher.backends.slurm.client import field_of, run_slurm_command
+from launcher.backends.slurm.submission import submission_environment
 from launcher.render.job_scripts import render_scripts
 from launcher.run.disk import file_system
 from launcher.run.folder import run_path
@@ -35,10 +37,14 @@ def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
 
 def slurm_warnings(config: Config, nodes: int) -> list[str]:
     """What may fail but cannot be checked on this machine."""
+    warnings = []
     kind = file_system(run_path(config))
     if nodes > 1 and kind in _LOCAL:
-        return [f"run.folder is on {kind}, which other nodes rarely see; a run needs a shared file system"]
-    return []
+        warnings.append(
+            f"run.folder is on {kind}, which other nodes rarely see; a run needs a shared file system"
+        )
+    _, hidden = _partitions(config.slurm)
+    return [*warnings, *([hidden] if hidden else [])]
 
 
 def minutes(limit: str) -> float | None:
@@ -46,21 +52,33 @@ def minutes(limit: str) -> float | None:
     return time_limit_seconds(limit) / 60 if re.fullmatch(_TIME_LIMIT, limit) else None
 
 
+def _partitions(slurm: SlurmSection) -> tuple[list[str], str | None]:
+    """What Slurm says about the partitions that the job asks for, one line each; else a warning.
+
+    It shows neither hidden partitions nor those that a plug-in of the site chooses: whether the job can run
+    there is for ``sbatch --test-only`` to say.
+    """
+    text = run_slurm_command("scontrol", "show", "partition", "--oneliner") or ""
+    known = {name: line for line in text.splitlines() if (name := field_of(line, "PartitionName"))}
+    wanted = slurm.sbatch_options.get("partition") or slurm.partition or os.environ.get("SBATCH_PARTITION")
+    if not wanted:
+        lines = [line for line in known.values() if field_of(line, "Default") == "YES"]
+        return (
+            lines,
+            None if lines else "slurm.partition is not set, and this cluster shows no default partition",
+        )
+    names = str(wanted).split(",")
+    if any(name not in known for name in names):
+        return [], f"partition {wanted}: `scontrol show partition` lists only {', '.join(known)}"
+    return [known[name] for name in names], None
+
+
 def _partition_problems(slurm: SlurmSection, nodes: int) -> list[str]:
-    text = run_slurm_command("scontrol", "show", "partition", "--oneliner")
-    if text is None:
+    if run_slurm_command("scontrol", "show", "partition", "--oneliner") is None:
         return ["Slurm does not answer here: `scontrol show partition` failed"]
-    partitions = {name: line for line in text.splitlines() if (name := field_of(line, "PartitionName"))}
-    if slurm.partition is None:
-        chosen = [line for line in partitions.values() if field_of(line, "Default") == "YES"]
-        if not chosen:
-            return [f"slurm.partition: this cluster has no default partition; valid: {', '.join(partitions)}"]
-    else:
-        names = slurm.partition.split(",")
-        unknown = [name for name in names if name not in partitions]
-        if unknown:
-            return [f"slurm.partition = {slurm.partition}: no such partition; valid: {', '.join(partitions)}"]
-        chosen = [partitions[name] for name in names]
+    chosen, _ = _partitions(slurm)
+    if not chosen:
+        return []
     problems = []
     most = max(int(field_of(line, "TotalNodes") or 0) for line in chosen)
     if nodes > most:
@@ -97,7 +115,7 @@ def _test_only(script: str) -> list[str]:
     try:
         done = subprocess.run(
             ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=60,
-            env=clean_environment(),
+            env=submission_environment(script),
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         return [f"sbatch --test-only did not answer: {error}"]

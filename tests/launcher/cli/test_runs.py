@@ -61,7 +61,7 @@ def test_logs_errors_of_a_run_that_has_not_failed_says_so(make_run) -> None:
 def slurm_run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Job 42 was submitted, and Slurm has forgotten it."""
     run: Path = make_run(backend="slurm")[0]
-    monkeypatch.setattr(slurm, "queued_jobs", lambda _run: [])
+    monkeypatch.setattr(slurm, "own_jobs", list)
     monkeypatch.setattr(slurm, "job_end", lambda _job: None)
     write_json(RunPaths(run).job, {"job": "42", "attempts_before": 0})
     return run

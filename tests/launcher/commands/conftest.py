@@ -17,7 +17,7 @@ def slurm_run(make_run, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_json(folder / "manifest.json", {**manifest.as_dict(), "backend": "slurm"})
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    monkeypatch.setattr(slurm, "queued_jobs", lambda _run: [])
-    monkeypatch.setattr(slurm, "is_running", lambda _job: True)
+    monkeypatch.setattr(slurm, "own_jobs", list)
+    monkeypatch.setattr(slurm, "running_jobs", set)
     monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, None))
     return folder

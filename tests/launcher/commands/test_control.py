@@ -44,7 +44,7 @@ def test_a_run_in_an_allocation_is_lost_when_the_allocation_is_gone(
 ) -> None:
     run = slurm_run
     write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
-    monkeypatch.setattr(slurm, "is_running", lambda _job: job_runs)
+    monkeypatch.setattr(slurm, "running_jobs", lambda jobs: set(jobs) if job_runs else set())
     cli_runs.status(run, as_json=True)
     assert json.loads(capsys.readouterr().out)["state"] == state
 
@@ -63,10 +63,10 @@ def test_a_cancel_is_recorded_before_scancel(
         assert RunPaths(run).stop.read_text() == "TERM 7\n"
         cancelled.append(job)
 
-    def queued(_run: Path) -> list[QueuedJob]:
+    def queued() -> list[QueuedJob]:
         return [*jobs, following] if RunPaths(run).stop.exists() else jobs
 
-    monkeypatch.setattr(slurm, "queued_jobs", queued)
+    monkeypatch.setattr(slurm, "own_jobs", queued)
     monkeypatch.setattr(slurm, "cancel_job", cancel)
     assert control.cancel_run(run)["job"] == "7"
     assert cancelled == ["7", "9"]
@@ -81,7 +81,7 @@ def test_a_job_that_is_being_requeued_is_stopped_by_the_file_alone(
     run = slurm_run
     jobs = [QueuedJob("7", state, "None", None, str(run / "job.sbatch"))]
     signalled: list[str] = []
-    monkeypatch.setattr(slurm, "queued_jobs", lambda _run: jobs)
+    monkeypatch.setattr(slurm, "own_jobs", lambda: jobs)
     monkeypatch.setattr(slurm, "signal_ranks", lambda job, _name: signalled.append(job) is None)
     assert control.stop_run(run)["action"] == "asked to save and stop"
     assert signalled == sent

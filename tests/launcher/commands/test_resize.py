@@ -215,7 +215,9 @@ def test_a_refused_submission_changes_nothing(make_config, tmp_path: Path) -> No
     before = snapshot(run)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'no such account' >&2; exit 1\n")
-    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")
+    for program in (tmp_path / "bin").iterdir():
+        program.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "resume", str(run), "--step", "10", *ALLOW],

@@ -31,7 +31,7 @@ def test_a_resume_is_refused_while_a_job_of_the_run_is_queued(
 ) -> None:
     run = slurm_run
     queued = [QueuedJob("7", "RUNNING", "None", None, str(run / "job.sbatch"))]
-    monkeypatch.setattr(slurm, "queued_jobs", lambda _run: queued)
+    monkeypatch.setattr(slurm, "own_jobs", lambda: queued)
     before = (run / "manifest.json").read_text()
     with pytest.raises(UserError, match="job 7 is running already"):
         resume_run(run, ResumeRequest(nodes=2), Console(quiet=True))
@@ -45,8 +45,22 @@ def test_a_resume_is_refused_while_an_allocation_trains_the_run(
     write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
     with pytest.raises(UserError, match="job 7 is training it"):
         resume_run(run, ResumeRequest(), Console(quiet=True))
-    monkeypatch.setattr(slurm, "is_running", lambda _job: False)  # it was killed
+    monkeypatch.setattr(slurm, "running_jobs", lambda _jobs: set())  # it was killed
     assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+
+
+@pytest.mark.parametrize("silent", ["own_jobs", "running_jobs"])
+def test_a_resume_is_refused_while_slurm_does_not_answer(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """A job of the run may be in the queue: a second one would only wait to be refused."""
+    run = slurm_run
+    write_json(RunPaths(run).open_attempt, asdict(Attempt(1, "7", "n1", 0.0, 0)))
+    monkeypatch.setattr(slurm, silent, lambda *_: None)
+    before = (run / "manifest.json").read_text()
+    with pytest.raises(AlignkdError, match="Slurm does not answer"):
+        resume_run(run, ResumeRequest(nodes=2), Console(quiet=True))
+    assert (run / "manifest.json").read_text() == before
 
 
 def test_an_attempt_that_was_killed_in_this_allocation_does_not_prevent_a_resume(slurm_run: Path) -> None:
@@ -150,11 +164,13 @@ def test_from_scratch_sets_the_checkpoints_of_a_finished_run_aside(slurm_run: Pa
 
 @pytest.fixture
 def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A login node with an sbatch that writes the script it gets to this path, and nothing else of Slurm."""
+    """A login node with an sbatch that writes the script it gets to this path, and an empty queue."""
     copy = tmp_path / "submitted.sbatch"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(f'#!/bin/bash\n/bin/cp "${{@: -1}}" {copy}\necho 42\n')
     (tmp_path / "bin" / "sbatch").chmod(0o755)
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/bash\n")
+    (tmp_path / "bin" / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)

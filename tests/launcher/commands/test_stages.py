@@ -33,9 +33,13 @@ def test_two_stages_may_not_share_a_run_folder() -> None:
         check_runs(["a", "b", "c"], [Path("/r/a"), Path("/r/b"), Path("/r/a")])
 
 
-def test_the_next_stage_is_recorded_in_the_run_folder(tmp_path) -> None:
-    link(tmp_path, Path("/r/b"))
-    assert json.loads((tmp_path / "next.json").read_text()) == {"run": "/r/b"}
+def test_both_run_folders_record_that_one_stage_follows_the_other(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        run.mkdir()
+    link(one, two)
+    assert json.loads((one / "next.json").read_text()) == {"run": str(two)}
+    assert json.loads((two / "previous.json").read_text()) == {"run": str(one)}
 
 
 RANK = """

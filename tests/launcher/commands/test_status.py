@@ -11,8 +11,11 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.heartbeat import Beat
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
+from launcher.backends.slurm import backend
 from launcher.cli.tables import show_state
-from launcher.commands.status import _next, inspect_run
+from launcher.commands.launch import write_run
+from launcher.commands.status import _next, all_states, inspect_run
+from launcher.plan.workload import Cluster
 from launcher.run.attempts import Attempt
 
 NOW = 10_000.0
@@ -102,6 +105,7 @@ def test_a_run_whose_job_vanished_is_lost(run) -> None:
         ("preempted", "stopped", "resume"),
         ("node lost", "stopped", "resume"),
         ("requeued", "stopped", "resume"),
+        ("node at fault", "stopped", "resume"),
     ],
 )
 def test_the_last_reason_decides_the_state_of_an_ended_run(run, reason: str, word: str, command: str) -> None:
@@ -124,9 +128,49 @@ def test_nodes_to_blame_are_named(run) -> None:
     assert state.next == f"alignkd resume {run}"
 
 
-def test_a_preempted_run_counts_as_queued_where_slurm_does_not_answer(run) -> None:
+def test_a_queue_that_does_not_answer_is_not_an_empty_queue(run) -> None:
+    state = inspect_run(run, None, NOW)
+    assert (state.state, state.next) == ("unknown", f"alignkd status {run}")
     past(run, "preempted")
-    assert inspect_run(run, None, NOW).state == "queued"
+    state = inspect_run(run, None, NOW)
+    assert (state.state, state.detail) == (
+        "unknown",
+        "the last attempt: preempted; Slurm does not answer here",
+    )
+
+
+def test_a_final_end_counts_without_an_answer_unless_the_run_was_submitted_again(run) -> None:
+    past(run, "stopped")
+    assert inspect_run(run, None, NOW).state == "stopped"
+    write_json(RunPaths(run).job, {"job": "8", "submitted": 9500.0})
+    assert inspect_run(run, None, NOW).state == "unknown"
+
+
+@pytest.mark.parametrize(("updated", "word"), [(9995.0, "running"), (9000.0, "unknown")])
+def test_without_an_answer_only_a_sign_of_life_shows_that_a_run_is_running(
+    run, updated: float, word: str
+) -> None:
+    train(run, started=8900.0, updated=updated)
+    state = inspect_run(run, None, NOW)
+    assert state.state == word
+    assert state.detail.endswith("Slurm does not answer here")
+
+
+def test_all_runs_are_listed_with_one_question_to_slurm(make_config, monkeypatch) -> None:
+    runs = [write_run(make_config(f"run.name={name}"), Cluster(1, 1), "slurm") for name in ("b", "a", "c")]
+    write_json(RunPaths(runs[2]).open_attempt, asdict(Attempt(1, "9", "n1", 9900.0, 0)))
+    asked = []
+
+    def own_jobs() -> list[QueuedJob]:
+        asked.append("queue")
+        return [QueuedJob("7", "PENDING", "Priority", None, str(runs[0] / "job.sbatch"))]
+
+    monkeypatch.setattr(backend, "own_jobs", own_jobs)
+    monkeypatch.setattr(backend, "running_jobs", lambda jobs: asked.append(jobs) or {"9"})
+    states, problems = all_states(runs[0].parent)
+    found = [(Path(state.run).name, state.state, state.job) for state in states]
+    assert found == [("a", "not started", None), ("b", "queued", "7"), ("c", "running", "9")]
+    assert (asked, problems) == (["queue", ["9"]], [])
 
 
 def test_a_run_with_a_done_result_is_done(run) -> None:
@@ -151,6 +195,7 @@ def test_a_local_run_is_running_while_its_lock_is_held(make_run) -> None:
         ("done", "export '/a run' --out FOLDER"),
         ("running", "logs '/a run' -f"),
         ("queued", "status '/a run'"),
+        ("unknown", "status '/a run'"),
         ("failed", "logs '/a run' --errors"),
         ("stopped", "resume '/a run'"),
         ("not started", "resume '/a run'"),

@@ -3,16 +3,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
-
 from alignkd.run_folder.paths import RunPaths
 from launcher.run.attempts import (
-    Attempt,
     Reason,
     begin,
     close,
+    close_killed,
     exit_codes,
-    fruitless_restarts,
     open_attempt,
     read_history,
 )
@@ -78,7 +75,8 @@ def test_a_lost_node_is_the_reason_of_a_killed_attempt(tmp_path) -> None:
         asked.append((nodes, since))
         return ["n2"]
 
-    begin(tmp_path, "7", "n[3-4]", None, lost)
+    close_killed(tmp_path, lost)
+    begin(tmp_path, "7", "n[3-4]", None)
     assert asked == [("n[1-2]", first.start)]
     (closed,) = read_history(tmp_path)
     assert (closed.reason, closed.bad_nodes) == ("node lost", ("n2",))
@@ -106,27 +104,6 @@ def test_exit_codes_are_in_the_order_in_which_ranks_ended(tmp_path) -> None:
         (tmp_path / "exits" / f"rank-{rank}").write_text(text + "\n")
     (tmp_path / "exits" / "rank-2").write_text("1 12.")  # still being written
     assert list(exit_codes(tmp_path).items()) == [(1, 3), (0, 143), (10, 143)]
-
-
-@pytest.mark.parametrize(
-    ("endings", "before", "count"),
-    [
-        ([], 0, 0),
-        ([("crashed", 0)], 0, 1),
-        ([("crashed", 0), ("crashed", 0)], 0, 2),
-        ([("crashed", 0), ("crashed", 5), ("crashed", 0)], 0, 1),  # progress resets
-        ([("crashed", 0), ("preempted", 0), ("lost", 0)], 0, 1),  # not the run's fault
-        ([("time limit", 0), ("crashed", 0)], 0, 2),
-        ([("crashed", 0), ("crashed", 0), ("crashed", 0)], 2, 1),  # the user has submitted the run again
-    ],
-)
-def test_failures_without_progress_are_counted(tmp_path, endings, before: int, count: int) -> None:
-    with RunPaths(tmp_path).attempts.open("w") as file:
-        for number, (reason, saved) in enumerate(endings, start=1):
-            attempt = Attempt(number, "7", "n1", 0.0, 0, reason=reason, saved_step=saved)
-            file.write(json.dumps(asdict(attempt)) + "\n")
-    RunPaths(tmp_path).job.write_text(json.dumps({"attempts_before": before}))
-    assert fruitless_restarts(tmp_path) == count
 
 
 def test_a_close_that_was_killed_between_its_two_files_counts_once(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.backends.slurm.lifecycle import WAIT_SECONDS, Action, Evidence, JobState, decide
+from launcher.backends.slurm.lifecycle import (
+    MAX_AT_FAULT,
+    MAX_LOST,
+    WAIT_SECONDS,
+    Action,
+    Evidence,
+    JobState,
+    decide,
+)
 from launcher.run.attempts import Reason
 
 PEACE = Evidence(
@@ -17,8 +25,15 @@ PEACE = Evidence(
 PREEMPTED, CANCELLED = JobState(preempted=True), JobState(state="COMPLETING")
 REQUEUED = JobState(state="COMPLETING", requeued=True)
 TIME_LIMIT = JobState(state="COMPLETING", reason="TimeLimit")
+# Preempted, and not requeued by Slurm: by the mode of the partition, or because the job may not be requeued.
+CANCEL_MODE = JobState(preempted=True, preempt_mode="CANCEL")
+NO_REQUEUE = JobState(preempted=True, requeueable=False)
 USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 0: 143}
 HANG = "rank 1 on n2 is behind: step 7, training; nothing has moved for 700 s"
+
+
+def ended(job: JobState, **changes: bool) -> JobState:
+    return replace(job, state="COMPLETING", **changes)
 
 
 @pytest.mark.parametrize(
@@ -28,13 +43,28 @@ HANG = "rank 1 on n2 is behind: step 7, training; nothing has moved for 700 s"
         # Files count first: the run was finished when the signal came.
         ({"result": "done", "job": CANCELLED, "codes": TERM}, Action.EXIT, Reason.DONE),
         ({"codes": BAD}, Action.EXIT, Reason.BAD_INPUT),
-        ({"codes": BAD, "progressed": True}, Action.EXIT, Reason.BAD_INPUT),
+        ({"codes": BAD, "progressed": True, "trained_before": True}, Action.EXIT, Reason.BAD_INPUT),
         ({"codes": USR1, "result": "stopped"}, Action.RESTART, Reason.TIME_LIMIT),
         ({"codes": USR1, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
         # USR1 kills a rank that has just started; a stop was requested, so this is not a crash.
         ({"codes": {0: 138, 1: 143}, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
         ({"codes": TERM, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
         ({"codes": CRASH, "job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
+        (
+            {"codes": TERM, "job": replace(CANCELLED, preempted=True, requeued=True)},
+            Action.EXIT,
+            Reason.PREEMPTED,
+        ),
+        # Nothing would bring these back.
+        ({"codes": TERM, "job": NO_REQUEUE}, Action.RESTART, Reason.PREEMPTED),
+        ({"codes": TERM, "job": CANCEL_MODE}, Action.RESTART, Reason.PREEMPTED),
+        ({"codes": TERM, "job": CANCEL_MODE, "fruitless_before": 3}, Action.RESTART, Reason.PREEMPTED),
+        ({"codes": TERM, "job": ended(CANCEL_MODE, grace_over=True)}, Action.RESTART, Reason.PREEMPTED),
+        ({"codes": TERM, "job": ended(NO_REQUEUE, grace_over=True)}, Action.RESTART, Reason.PREEMPTED),
+        # Cancelled by a person before the grace was over.
+        ({"codes": TERM, "job": ended(CANCEL_MODE)}, Action.EXIT, Reason.CANCELLED),
+        ({"codes": TERM, "job": ended(PREEMPTED)}, Action.EXIT, Reason.CANCELLED),
+        ({"codes": TERM, "job": ended(PREEMPTED, grace_over=True)}, Action.EXIT, Reason.CANCELLED),
         ({"codes": TERM, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         ({"codes": {}, "srun_status": 143, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
         # Slurm says why it ends the job, so it is not a cancel.
@@ -93,3 +123,83 @@ def test_a_run_that_hangs_again_and_again_is_given_up_with_a_code_of_its_own() -
 
 def test_the_exit_code_is_that_of_the_first_rank_that_failed() -> None:
     assert decide(replace(PEACE, codes={2: 7, 0: 1, 1: 143}, max_restarts=0)).value == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "action"),
+    [
+        # What the files say does not depend on Slurm.
+        ({"result": "done"}, Action.EXIT),
+        ({"codes": BAD}, Action.EXIT),
+        ({"codes": USR1, "stop_requested": True}, Action.EXIT),
+        ({"codes": TERM, "cancel_requested": True}, Action.EXIT),
+        # Everything else does: silence is neither a cancel nor the leave to restart.
+        ({"codes": USR1}, Action.ASK),
+        ({"codes": TERM}, Action.ASK),
+        ({"codes": CRASH}, Action.ASK),
+        ({"codes": CRASH, "fruitless_before": 3}, Action.ASK),
+        ({"codes": BAD, "trained_before": True, "complaining_nodes": ("n1",)}, Action.ASK),
+    ],
+)
+def test_the_silence_of_slurm_decides_nothing(changes, action: Action) -> None:
+    assert decide(replace(PEACE, job=None, **changes)).action is action
+
+
+@pytest.mark.parametrize(
+    ("job", "for_good"),
+    [
+        (JobState(), False),
+        (CANCELLED, True),
+        (TIME_LIMIT, False),
+        (REQUEUED, True),
+        (CANCEL_MODE, False),
+        (ended(CANCEL_MODE), True),
+        (ended(CANCEL_MODE, grace_over=True), False),
+        (ended(NO_REQUEUE, grace_over=True), False),
+        (ended(PREEMPTED, grace_over=True), True),
+    ],
+)
+def test_only_a_job_that_nobody_ended_may_be_brought_back(job: JobState, for_good: bool) -> None:
+    assert job.ended_for_good == for_good
+
+
+AT_FAULT = replace(PEACE, codes=BAD, complaining_nodes=("n1",), trained_before=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "reason"),
+    [
+        ({}, Action.RESTART, Reason.NODE_AT_FAULT),
+        ({"at_fault_before": MAX_AT_FAULT - 1}, Action.RESTART, Reason.NODE_AT_FAULT),
+        ({"at_fault_before": MAX_AT_FAULT}, Action.EXIT, Reason.BAD_INPUT),
+        ({"trained_before": False}, Action.EXIT, Reason.BAD_INPUT),  # the first start: most likely a typo
+        ({"complaining_nodes": ("n1", "n2")}, Action.EXIT, Reason.BAD_INPUT),  # so it is not the node
+        ({"complaining_nodes": ()}, Action.EXIT, Reason.BAD_INPUT),  # unknown
+        ({"stop_requested": True}, Action.EXIT, Reason.STOPPED),
+        ({"job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        ({"job": PREEMPTED}, Action.WAIT, Reason.PREEMPTED),
+    ],
+)
+def test_bad_input_on_one_node_of_a_run_that_has_trained_is_retried_without_it(
+    changes, action: Action, reason: Reason
+) -> None:
+    decision = decide(replace(AT_FAULT, **changes))
+    assert (decision.action, decision.reason) == (action, reason)
+    assert reason is not Reason.BAD_INPUT or decision.value == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "progressed", "action"),
+    [(MAX_LOST - 2, False, Action.RESTART), (MAX_LOST - 1, False, Action.EXIT), (99, True, Action.RESTART)],
+)
+def test_a_run_that_loses_node_after_node_is_given_up(before: int, progressed: bool, action: Action) -> None:
+    lost = replace(PEACE, codes={0: 1}, lost_nodes=("n2",), lost_before=before, progressed=progressed)
+    decision = decide(lost)
+    assert (decision.action, decision.reason) == (action, Reason.NODE_LOST)
+    assert decision.value == 1
+
+
+def test_a_restart_carries_the_exit_code_for_an_allocation_which_is_not_restarted() -> None:
+    assert decide(replace(PEACE, codes=USR1)).value == 85
+    assert decide(replace(PEACE, codes=CRASH)).value == 3
+    assert decide(replace(PEACE, codes={}, srun_status=1)).value == 1

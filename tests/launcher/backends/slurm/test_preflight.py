@@ -45,7 +45,9 @@ def partitions(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{}", 5, "has 4 nodes"),
         ("{partition: 'short,low'}", 4, None),
         ("{partition: short}", 3, "has 2 nodes"),
-        ("{partition: gpu}", 1, "no such partition; valid: low, short"),
+        ("{partition: gpu}", 99, None),  # may be hidden: sbatch --test-only knows
+        ("{partition: short, sbatch_options: {partition: low}}", 4, None),
+        ("{sbatch_options: {partition: short}}", 3, "has 2 nodes"),
         ("{partition: short, time_limit: '24:00:00'}", 1, None),
         ("{partition: short, time_limit: '24:00:01'}", 1, "allows at most 1440 minutes"),
         ("{partition: 'short,low', time_limit: '99:00:00'}", 1, None),
@@ -63,6 +65,24 @@ def test_a_job_must_fit_its_partition(make_config, settings: str, nodes: int, me
         assert message in problem
 
 
+@pytest.mark.usefixtures("partitions")
+def test_the_partition_of_the_login_shell_counts_where_none_is_set(make_config, monkeypatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "short")
+    (problem,) = slurm_problems(make_config(), 3, 1)
+    assert "has 2 nodes" in problem
+    assert slurm_problems(make_config("slurm.partition=low"), 3, 1) == []
+
+
+@pytest.mark.usefixtures("partitions")
+def test_a_partition_that_is_not_shown_gives_a_warning(make_config, monkeypatch) -> None:
+    (warning,) = slurm_warnings(make_config("slurm.partition=gpu"), 1)
+    assert warning == "partition gpu: `scontrol show partition` lists only low, short"
+    assert slurm_warnings(make_config("slurm.partition=short"), 1) == []
+    monkeypatch.setattr(slurm_preflight, "run_slurm_command", lambda *_: PARTITIONS.replace("=YES", "=NO"))
+    assert "no default partition" in slurm_warnings(make_config(), 1)[0]
+    assert slurm_problems(make_config(), 1, 1) == []
+
+
 def test_a_slurm_that_does_not_answer_is_a_problem(make_config, monkeypatch) -> None:
     monkeypatch.setattr(slurm_preflight, "run_slurm_command", lambda *_: None)
     (problem,) = slurm_problems(make_config(), 1, 1)
@@ -71,6 +91,7 @@ def test_a_slurm_that_does_not_answer_is_a_problem(make_config, monkeypatch) -> 
 
 def test_a_local_file_system_gives_a_warning_for_several_nodes(make_config, monkeypatch) -> None:
     assert file_system(Path("/proc/self")) == "proc"
+    monkeypatch.setattr(slurm_preflight, "run_slurm_command", lambda *_: PARTITIONS)
     monkeypatch.setattr(slurm_preflight, "file_system", lambda _: "ext4")
     assert slurm_warnings(make_config(), 1) == []
     assert "shared file system" in slurm_warnings(make_config(), 2)[0]
