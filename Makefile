@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm chaos lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
-	benchmark-save gpu-check
+.PHONY: demo demo-baseline install test test-slurm chaos mutants lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
+	benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -45,6 +45,17 @@ test-slurm: $(INSTALLED)
 KILLS ?= 100
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos --kills $(KILLS) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+# Break the product in one place after another, and see that a test notices each (about ten minutes on 2 cores):
+# make mutants ONLY=alignkd/losses
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only $(ONLY))
+
+# All six benchmarks at full size, made up; the evaluation is killed, resumed and compared: make eval-full SHARE=0.01
+SHARE ?= 1
+RANKS ?= 1
+eval-full: $(INSTALLED)
+	$(BIN)/python -m tests.evaluate.full_size --share $(SHARE) --ranks $(RANKS)
 
 # Measurements, on a quiet machine; all but benchmark-save write their tables into docs/performance.md.
 benchmarks: benchmark-step benchmark-scale benchmark-data

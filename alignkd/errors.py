@@ -16,6 +16,8 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2  # bad input: never retried by a launcher
 EXIT_SAVED_ON_USR1 = 85  # planned stop: saved, may be started again at once
 EXIT_SAVED_ON_TERM = 86  # told to go away: saved, whoever sent the signal decides what comes next
+EXIT_HUNG = 87  # of a launcher that ended ranks because no step came any more
+EXIT_BAD_NODE = 88  # the node cannot train (no GPU, say): a retry must run on other nodes
 
 ERROR_PREFIX = "alignkd: error: "  # the launcher finds a rank's message in its log by this
 
@@ -56,6 +58,12 @@ class TakenOverError(TrainingError):
 
 class FileSystemError(AlignkdError):
     """The file system failed, not the file: a retry may succeed, so a launcher restarts the run."""
+
+
+class NodeError(AlignkdError):
+    """This node cannot train, although others may: a launcher retries without it."""
+
+    exit_code = EXIT_BAD_NODE
 
 
 _PASSING = frozenset(

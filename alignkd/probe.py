@@ -11,7 +11,8 @@ from torch import nn
 
 from alignkd.config.schema import DataSection, DataSource, DistillationSection, ModelSection
 from alignkd.data.batch import Batch
-from alignkd.data.collate import CollateSettings, collate
+from alignkd.data.collate import collate
+from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
@@ -22,8 +23,9 @@ from alignkd.errors import UserError
 from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.agreement import check_agreement
+from alignkd.models.building import BuildOptions
 from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.families.mobilevlm_loading import load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
 PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -70,8 +72,8 @@ def run_probe(
         template=template,
         image_aspect_ratio=image_aspect_ratio,
     )
-    batch = _one_batch(source, student_model.config, student)
-    configs = teacher_model.model.config, student_model.config
+    batch = _one_batch(source, student_model.config, student, distillation.top_k)
+    configs = teacher_model.model.facts, student_model.facts
     adapter_modules = (
         seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
     )
@@ -79,18 +81,19 @@ def run_probe(
     return _measure(step, teacher_model, batch, distillation)
 
 
-def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path) -> Batch:
+def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path, top_k: int) -> Batch:
     data = DataSection(sources=[source], max_length=facts.max_position_embeddings)
-    tokenizer = SentencePieceTokenizer.from_folder(tokenizer_folder)
-    processor = ImageProcessor(facts.preprocessor_config, data.max_image_pixels)
-    index = build_index(data, tokenizer, facts.vision_tokens)
+    encoder = MobileVLMEncoder(
+        SentencePieceTokenizer.from_folder(tokenizer_folder),
+        facts.vision_tokens,
+        ImageProcessor(facts.preprocessor_config, data.max_image_pixels),
+    )
+    index = build_index(data, encoder)
     if any(report.removed for report in index.reports):
         raise UserError(f"{index.summary()}; the probe needs every sample, so remove these")
-    reader = ExampleReader(data, index, tokenizer, processor)
-    return collate(
-        [reader(number) for number in range(len(index))],
-        CollateSettings(facts.vision_tokens, processor.shape),
-    )
+    reader = ExampleReader(data, index, encoder)
+    settings = encoder.collate_settings(top_k=top_k)
+    return collate([reader(number) for number in range(len(index))], settings)
 
 
 def _measure(

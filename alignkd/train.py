@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
 
+from alignkd.config import load_run_config
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.run_folder.heartbeat import Heartbeat, beat_seconds
 from alignkd.run_folder.paths import RunPaths
 
 
@@ -29,6 +33,8 @@ def main(arguments: list[str]) -> int:
     renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)
     faulthandler.enable()
+    # The watch for hangs asks for the stacks. The loader's workers inherit this, and answer too.
+    faulthandler.register(signal.SIGUSR2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
         return _run(Path(arguments[0]), stop)
@@ -37,6 +43,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(run: Path, stop: StopRequest) -> int:
+    training = load_run_config(RunPaths(run).config).training
+    interval = beat_seconds(training.hang_seconds)
+    with Heartbeat(run, int(os.environ["RANK"]), interval) as heartbeat:  # importing torch takes seconds, too
+        return _train(run, stop, heartbeat, training.rendezvous_seconds)
+
+
+def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, rendezvous_seconds: float) -> int:
     import torch.distributed as dist
 
     from alignkd.distributed.ranks import start_ranks
@@ -45,14 +58,15 @@ def _run(run: Path, stop: StopRequest) -> int:
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
 
-    ranks = start_ranks()
-    progress = Progress(run, writes=ranks.is_first)
+    heartbeat.enter("joining")
+    ranks = start_ranks(rendezvous_seconds)
+    progress = Progress(run, writes=ranks.is_first, heartbeat=heartbeat)
     progress.report("starting")
     lock = WriterLock(run, logging.getLogger(__name__).warning)
     with contextlib.ExitStack() as held:
         ranks.run_on_rank0(lambda: held.enter_context(lock))
         state = prepare(run, ranks, progress)
-        code = Trainer(state, stop, progress, is_writer=lock.is_held).train()
+        code = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation).train()
     dist.destroy_process_group()
     return code
 

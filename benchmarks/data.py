@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from alignkd.config.schema import Config
+from alignkd.data.encoder import MobileVLMEncoder
+from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
 from alignkd.data.index_cache import CACHE_VARIABLE, cached_index
 from alignkd.data.loader import build_loader
@@ -72,11 +73,12 @@ def loader_rates(folder: Path, tokenizer: SentencePieceTokenizer, workers: list[
                 "training": {"global_batch_size": MICRO_BATCH, "micro_batch_size": MICRO_BATCH},
             }
         )
-        index = cached_index(folder / "index.bin", config.data, tokenizer, VISION_TOKENS)
-        facts = SimpleNamespace(vision_tokens=VISION_TOKENS, preprocessor_config=PREPROCESSING)
+        index = cached_index(folder / "index.bin", config.data, MobileVLMEncoder(tokenizer, VISION_TOKENS))
+        processor = ImageProcessor(PREPROCESSING, config.data.max_image_pixels)
+        encoder = MobileVLMEncoder(tokenizer, VISION_TOKENS, processor)
         taken = []
         for _ in range(3):
-            with build_loader(config, index, tokenizer, facts, 0, 1, 1) as loader:
+            with build_loader(config, index, encoder, 0, 1, 1) as loader:
                 windows = iter(loader)
                 next(windows)  # workers have started
                 start = time.perf_counter()
@@ -99,7 +101,7 @@ def index_times(folder: Path, tokenizer: SentencePieceTokenizer, file: Path) -> 
 
     def start(name: str) -> tuple[float, Index]:
         begin = time.perf_counter()
-        index = cached_index(folder / name, data, tokenizer, VISION_TOKENS, progress)
+        index = cached_index(folder / name, data, MobileVLMEncoder(tokenizer, VISION_TOKENS), progress)
         return time.perf_counter() - begin, index
 
     cpu = _cpu_seconds()

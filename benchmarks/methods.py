@@ -19,7 +19,7 @@ from alignkd.engine.stopwatch import Stopwatch
 from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.logits import plain_logit_losses
 from alignkd.losses.total import TERMS
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.references import floor, stand_in
 from benchmarks.setting import DISTILLATION, Setting, Sums, total_counts

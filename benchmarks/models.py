@@ -9,8 +9,7 @@ import torch
 from transformers.initialization import no_init_weights
 
 from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.loading import restore_buffers
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.tower import CLIP_MEAN, CLIP_STD, PUBLISHED_TOWER_CONFIG, TOWER_DEFAULTS
 
 VOCABULARY = 32000
@@ -84,7 +83,7 @@ def random_model(config: MobileVLMConfig, dtype: torch.dtype, device: torch.devi
     with torch.device("meta"), no_init_weights():
         model = MobileVLM(config).to(dtype)
     model = model.to_empty(device=device)
-    restore_buffers(model, device)
+    model.restore_buffers(device)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:

@@ -23,7 +23,7 @@ from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets, divergence_sum
 from alignkd.losses.total import TERMS, term_scales
 from alignkd.losses.vision import focus_indices, vision_loss_sums
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from benchmarks.setting import DISTILLATION, Setting, Sums
 
 Terms = dict[str, torch.Tensor]

@@ -12,7 +12,7 @@ from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import element_counts
 from alignkd.models.adapters import seeded_adapters
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from alignkd.data.batch import Batch
-from alignkd.models.loading import DTYPES
+from alignkd.models.building import DTYPES
 from benchmarks import chips, report
 from benchmarks.batches import Shape, random_window
 from benchmarks.measure import Memory, seconds, step_memory

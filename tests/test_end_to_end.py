@@ -57,7 +57,8 @@ def alignkd(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def launch(configuration: Path, name: str) -> subprocess.Popen[str]:
-    return alignkd("launch", "--nodes", "2", "--backend", "local", "--name", name, cwd=configuration.parent)
+    options = ("--nodes", "2", "--backend", "local", "--cpu", "--name", name)
+    return alignkd("launch", *options, cwd=configuration.parent)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 180) -> str:

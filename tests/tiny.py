@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from alignkd.config import dump_config, load_config
+from alignkd.config import Config, dump_config, load_config
 from alignkd.data.batch import Batch
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.images import ImageProcessor
@@ -96,7 +96,11 @@ def write_run(folder: Path, world_size: int, **changes: Any) -> Path:
     }
     (folder / "source.yaml").write_text(yaml.safe_dump(document))
     overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
-    config = load_config(folder / "source.yaml", overrides)
+    return write_run_of(load_config(folder / "source.yaml", overrides), folder, world_size)
+
+
+def write_run_of(config: Config, folder: Path, world_size: int) -> Path:
+    """Complete a run folder from its configuration."""
     RunPaths(folder).config.write_text(dump_config(config))
     RunPaths(folder).deepspeed.mkdir()
     RunPaths(folder).student_deepspeed.write_text(json.dumps(student_config(config, world_size, "cpu")))

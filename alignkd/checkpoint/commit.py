@@ -65,12 +65,15 @@ def commit(
     world_size: int,
     storage: Storage,
     sync_rows: Callable[[], None],
+    require_writer: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make a save count whose ``files`` all ranks have written and flushed. Raises OSError.
+    """Make a save count whose ``files`` all ranks have written and flushed. Raises OSError, and what
+    ``require_writer`` raises when the run is another process's by then.
 
-    The order is the protocol: metrics rows, manifest, name, marker. Whatever interrupts it leaves a folder
-    that does not count, or a checkpoint that is complete.
+    The order is the protocol: a look at all files, metrics rows, manifest, name, marker. Whatever interrupts
+    it leaves a folder that does not count, or a checkpoint that is complete.
     """
+    storage.check_visible(save.partial, files)
     sync_rows()  # a resume does not repeat the steps before the checkpoint, nor write their rows again
     manifest = {
         "step": save.step,
@@ -84,7 +87,9 @@ def commit(
         "files": dict(sorted(files.items())),
     }
     storage.write_manifest(save.partial, manifest)
+    require_writer()  # the disk may have taken its time, and these names are the other process's too
     storage.publish(save.partial, save.final)
+    require_writer()
     storage.mark(save.final)
     try:
         storage.write_latest(save.final)
@@ -94,6 +99,7 @@ def commit(
 
 def discard(save: Save, storage: Storage) -> None:
     """Remove what a failed save has left. Raises OSError."""
-    storage.remove(save.partial)
-    if not is_marked(save.final):
+    if save.partial.exists():  # not renamed: whatever has the final name is not of this save
+        storage.remove(save.partial)
+    elif not is_marked(save.final):
         storage.remove(save.final)

@@ -5,6 +5,7 @@ The adapters serve training only: they are not part of it, but go into a file of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, ModelSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
-from alignkd.models.agreement import student_folder, student_model_config
-from alignkd.models.loading import DTYPES, full_tensors, public_name
-from alignkd.models.saving import FileFormat, save_model_folder
+from alignkd.models.agreement import student_folder
+from alignkd.models.building import DTYPES, full_tensors
+from alignkd.models.families.table import family_name
+from alignkd.models.saving import FileFormat
+from alignkd.models.student_export import save_student
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
@@ -33,12 +36,11 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
     tensors = {}
     for name, value in full_tensors(engine.module.student):
         if ranks.is_first:
-            tensors[public_name(name)] = value.detach().cpu().clone()
+            tensors[name] = value.detach().cpu().clone()
 
     def save() -> None:
         # A finished run that is resumed exports again.
-        facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-        save_model_folder(out, facts, tensors, tokenizer, replace=True, card=card)
+        save_student(out, config.model, tensors, replace=True, card=card)
 
     ranks.run_on_rank0(save)
 
@@ -66,6 +68,30 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     """
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not exist")
+    saved = saved_student(run, step)
+    card = model_card(
+        run, saved.step, saved.manifest, saved.manifest["versions"], family_name(student_folder(saved.model))
+    )
+    try:
+        save_student(out, saved.model, saved.tensors, file_format, card=card)
+    except OSError as error:
+        raise FileSystemError(f"{out}: could not be written: {error}") from error
+    return saved.step
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """The student in a checkpoint of a run."""
+
+    step: int
+    manifest: dict[str, Any]
+    model: ModelSection
+    tensors: dict[str, torch.Tensor]  # our names, in the training precision
+
+
+def saved_student(run: Path, step: int | None) -> SavedStudent:
+    """Read the student of a checkpoint, the newest by default. Raises UserError when ``run`` is no run
+    folder, CheckpointError when the step does not exist or its files have changed."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
@@ -80,17 +106,11 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
     tensors = {
-        public_name(name.removeprefix(STUDENT_PREFIX)): value.to(dtype)
+        name.removeprefix(STUDENT_PREFIX): value.to(dtype)
         for name, value in module
         if name.startswith(STUDENT_PREFIX)
     }
-    card = model_card(run, chosen, manifest, manifest["versions"])
-    facts, tokenizer = student_model_config(config.model), student_folder(config.model)
-    try:
-        save_model_folder(out, facts, tensors, tokenizer, file_format, card=card)
-    except OSError as error:
-        raise FileSystemError(f"{out}: could not be written: {error}") from error
-    return chosen
+    return SavedStudent(chosen, manifest, config.model, tensors)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

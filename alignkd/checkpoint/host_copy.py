@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ _GROUP_FILES = (  # limit, usage, and the entry of memory.stat that can be recla
 )
 
 
-def host_copy(state: Any) -> Any:
+def host_copy(state: Any, copies: int = 1) -> Any:
     """``state`` with every tensor on the host; containers and other objects are copied too.
+
+    ``copies``: how many ranks of this host copy as much at the same time.
 
     A storage that several tensors share is copied once and shared again, so the copy is as large as the
     original, in memory and when it is written. On an accelerator the copies go to pinned memory and are
@@ -29,8 +30,7 @@ def host_copy(state: Any) -> Any:
     containers other than dicts, lists and tuples, and for subclasses of tensors: DeepSpeed has neither.
     """
     needed = _bytes_to_take(_storages(state))
-    # Every rank of this host copies at the same time.
-    together = needed * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    together = needed * copies
     free = free_host_bytes()
     if together * MEMORY_MARGIN > free:
         raise OSError(errno.ENOMEM, f"{free:,} bytes of host memory free, the copies take {together:,}")

@@ -15,14 +15,17 @@ from alignkd.run_folder.paths import RunPaths
 SECTIONS = ("training", "distillation", "student", "teacher")
 
 
-def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them."""
+def model_card(
+    run: Path, step: int, facts: Mapping[str, Any], versions: Mapping[str, str], family: str = "mobilevlm"
+) -> str:
+    """``facts`` are ``config``, ``data`` and ``teacher`` as a checkpoint's manifest has them; ``family`` is
+    the student's."""
     config = facts["config"]
     # The last part of a path is the name by which people know a model or a file.
     teacher = Path(config["model"]["teacher"]).name if facts["teacher"] is not None else None
     front = {
         "pipeline_tag": "image-text-to-text",
-        "tags": ["mobilevlm", "distillation", "align-kd"],
+        "tags": [family, "distillation", "align-kd"],
         "alignkd": {
             "version": versions["alignkd"],
             "step": step,
@@ -32,6 +35,7 @@ def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping
             "data_sha256": facts["data"],
         },
     }
+    kind = "MobileVLM V2" if family == "mobilevlm" else family
     taught = f"distilled from {teacher}" if teacher is not None else "trained on labels alone"
     sources = [
         {
@@ -50,7 +54,7 @@ def model_card(run: Path, step: int, facts: Mapping[str, Any], versions: Mapping
             _yaml(front) + "---",
             f"# {config['run']['name']}",
             "",
-            f"A MobileVLM V2 model, {taught} with alignkd {versions['alignkd']}.",
+            f"A {kind} model, {taught} with alignkd {versions['alignkd']}.",
             f"It is the state at optimizer step {step}, without the adapters of the distillation.",
             "",
             "## Last metrics row",

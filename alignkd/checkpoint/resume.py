@@ -22,11 +22,15 @@ from alignkd.run_folder.checkpoints import (
     universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.verification import verify
+from alignkd.run_folder.patience import Patience
+from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
+from alignkd.run_folder.verification import NO_PATIENCE, hash_differences, share_of, verify_sizes
 
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
+
+PATIENCE_SECONDS = 30.0  # network file systems show what another host wrote that much later
 
 
 @dataclass(frozen=True)
@@ -34,32 +38,69 @@ class CheckpointSearch:
     """What :func:`find_checkpoint` has found."""
 
     step: int | None  # None when there is no checkpoint
-    verified: tuple[int, ...]  # steps that are whole, newest first
+    verified: tuple[int, ...]  # steps that retention may rely on, newest first: ``step`` and older ones
     refused: tuple[str, ...]  # newer ones that were passed over, with the reason
+    refused_steps: tuple[int, ...] = ()
 
 
 def find_checkpoint(run: Path, ranks: Ranks, keep_last: int | None) -> CheckpointSearch:
     """The newest checkpoint whose files fit its manifest. Collective.
 
-    Rank 0 decides what is looked at, each rank hashes a share of the files, and all get the same answer.
-    Older ones are verified as well, up to ``keep_last``, so that retention knows what it can rely on. Raises
-    CheckpointError when there are marked checkpoints but none is whole, TrainingError when one cannot be
-    read: that may be the file system's fault, and resuming from an older one would throw work away.
+    Rank 0 alone looks at folders and sizes; each rank hashes a share of the newest checkpoint's files, and
+    all get the same answer. Of older ones, up to ``keep_last``, only names and sizes are compared, so that
+    retention knows what it can rely on. Raises CheckpointError when there are marked checkpoints but none is
+    whole, or none at all although the run's records know of a save; TrainingError when one cannot be read:
+    that may be the file system's fault, and resuming from an older one would throw work away.
     """
-    steps: list[int] = ranks.broadcast_object(committed_steps(run) if ranks.is_first else None)
+    patience = Patience(PATIENCE_SECONDS)
+    steps, missing = ranks.broadcast_object(_visible_steps(run, patience) if ranks.is_first else None)
+    if missing is not None:
+        raise CheckpointError(missing)
     refused: list[str] = []
-    verified: list[int] = []
-    for step in steps:
-        if len(verified) >= (keep_last or 1):
-            break
-        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME)
+    refused_steps: list[int] = []
+    for position, step in enumerate(steps):
+        problems = _agreed_problems(step_folder(run, step), ranks, NEEDED_TO_RESUME, patience)
         if not problems:
-            verified.append(step)
-        elif not verified:
-            refused.append(f"{step_name(step)}: {_shown(problems)}")
-    if refused and not verified:
+            older = steps[position + 1 :]
+            whole = ranks.broadcast_object(
+                _of_right_size(run, older, (keep_last or 1) - 1) if ranks.is_first else None
+            )
+            return CheckpointSearch(step, (step, *whole), tuple(refused), tuple(refused_steps))
+        refused.append(f"{step_name(step)}: {_shown(problems)}")
+        refused_steps.append(step)
+    if refused:
         raise CheckpointError(f"{RunPaths(run).checkpoints}: no usable checkpoint\n  " + "\n  ".join(refused))
-    return CheckpointSearch(verified[0] if verified else None, tuple(verified), tuple(refused))
+    return CheckpointSearch(None, (), ())
+
+
+def _of_right_size(run: Path, steps: list[int], count: int) -> list[int]:
+    """The first ``count`` of ``steps`` whose files are there with their sizes."""
+    found: list[int] = []
+    for step in steps:
+        if len(found) == count:
+            break
+        try:
+            problems, _ = verify_sizes(step_folder(run, step), needed=NEEDED_TO_RESUME)
+        except OSError as error:  # it is not resumed from, so it only has to be kept
+            problems = [str(error)]
+        if problems:
+            log.warning("%s does not count: %s", step_name(step), _shown(problems))
+        else:
+            found.append(step)
+    return found
+
+
+def _visible_steps(run: Path, patience: Patience) -> tuple[list[int], str | None]:
+    """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late."""
+    patience.until(lambda: missing_checkpoints(run) is None)
+    missing, steps = missing_checkpoints(run), committed_steps(run)
+    saved = recorded_save(run)
+    if steps and saved is not None and saved.step > steps[0]:
+        log.warning(
+            "step-%d was saved (%s) and is not among the checkpoints; the newest is step-%d",
+            *(saved.step, saved.source, steps[0]),
+        )
+    return steps, missing
 
 
 def load_converted(engine: Any, run: Path, step: int, ranks: Ranks, seed: int, storage: Storage) -> None:
@@ -96,19 +137,32 @@ def load_checkpoint(engine: Any, run: Path, step: int, ranks: Ranks) -> None:
     load_rank_state(folder, ranks.rank)
 
 
-def _agreed_problems(folder: Path, ranks: Ranks, needed: tuple[str, ...] = ()) -> list[str]:
-    """What :func:`verify` says on all ranks together, each hashing its share. Collective."""
+def _agreed_problems(
+    folder: Path, ranks: Ranks, needed: tuple[str, ...] = (), patience: Patience = NO_PATIENCE
+) -> list[str]:
+    """What ``verify`` says of a checkpoint, by all ranks together. Rank 0 looks at names and sizes: a walk by
+    every rank would be 512 times the load on a metadata server. Each rank hashes its share. Collective."""
     problems: list[str] = []
+    files: dict[str, Any] = {}
     unreadable = None
     try:
-        problems = verify(folder, needed=needed, share=(ranks.rank, ranks.world_size))
+        if ranks.is_first:
+            problems, files = verify_sizes(folder, needed=needed, patience=patience)
     except OSError as error:
-        unreadable = f"rank {ranks.rank}: {error}"
-    answers = ranks.gather_objects((problems, unreadable))
-    for _, failure in answers:
-        if failure is not None:
-            raise TrainingError(f"{folder}: cannot be read: {failure}")
-    return [problem for found, _ in answers for problem in found]
+        unreadable = f"rank 0: {error}"
+    problems, files, unreadable = ranks.broadcast_object((problems, files, unreadable))
+    if not problems and unreadable is None:
+        try:
+            share = share_of(files, ranks.rank, ranks.world_size)
+            problems = hash_differences(folder, files, share, patience)
+        except OSError as error:
+            unreadable = f"rank {ranks.rank}: {error}"
+        answers = ranks.gather_objects((problems, unreadable))
+        problems = [problem for found, _ in answers for problem in found]
+        unreadable = next((failure for _, failure in answers if failure is not None), None)
+    if unreadable is not None:
+        raise TrainingError(f"{folder}: cannot be read: {unreadable}")
+    return problems
 
 
 def _shown(problems: list[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from alignkd.checkpoint.storage import Storage
@@ -19,13 +19,17 @@ def remove_expired(
     verified: Collection[int],
     resumed_from: int | None,
     storage: Storage,
+    is_writer: Callable[[], bool] = lambda: True,
 ) -> None:
     """Remove checkpoints beyond ``checkpoint.keep_last`` and ``keep_every``, with their conversions; one that
-    cannot be removed is logged. The one that the run was resumed from stays."""
+    cannot be removed is logged. The one that the run was resumed from stays. Nothing more is removed once
+    ``is_writer`` says that the run is another process's."""
     protected = set() if resumed_from is None else {resumed_from}
     for step in expired_steps(
         committed_steps(run), verified, protected, section.keep_last, section.keep_every
     ):
+        if not is_writer():
+            return
         try:
             storage.remove(universal_folder(run, step))
             storage.remove(step_folder(run, step))

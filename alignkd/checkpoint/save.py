@@ -7,12 +7,13 @@ checkpoint's name.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignkd.checkpoint.background import BackgroundWrite
+from alignkd.checkpoint.background import BackgroundWrite, start_thread
 from alignkd.checkpoint.commit import Save, SaveTotals, commit, discard
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.checkpoint.retention import remove_expired
@@ -22,10 +23,13 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import new_attempt, read_manifest, step_folder, step_name, stored_bytes
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SPACE_MARGIN = 1.05
+WRITE_SECONDS = 3600.0  # well before the process group's own limit, which would end the run
 CLOSE_SECONDS = 60.0  # for a write that is no longer wanted
+REMOVAL_SECONDS = 10.0  # for a removal at the end, whose rest the next start removes
 
 
 class CheckpointSaver:
@@ -40,9 +44,13 @@ class CheckpointSaver:
         found: CheckpointSearch,
         sync_rows: Callable[[], None] = lambda: None,
         is_writer: Callable[[], bool] = lambda: True,
+        generation: int = 0,
     ) -> None:
-        """Both on rank 0: ``sync_rows`` flushes the metrics rows to the disk or raises OSError; ``is_writer``
-        says whether this process may still write the run."""
+        """All on rank 0: ``sync_rows`` flushes the metrics rows to the disk or raises OSError; ``is_writer``
+        says whether this process may still write the run, as its writer of ``generation``. Collective.
+
+        Raises TakenOverError on all ranks when it may not.
+        """
         self._run = run
         self._section = section
         self._ranks = ranks
@@ -51,18 +59,19 @@ class CheckpointSaver:
         self._is_writer = is_writer
         self._resumed_from = found.step
         self._verified = set(found.verified)
+        self._refused = found.refused_steps
         self._failures = 0
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
+        self._removal: threading.Thread | None = None  # of expired checkpoints, on rank 0
         self.newest = found.step or 0  # committed step
         # Of the checkpoint that was resumed from, so that the first save knows what room it needs.
-        size = 0 if found.step is None else stored_bytes(read_manifest(step_folder(run, found.step)))
+        known = ranks.is_first and found.step is not None
+        size = stored_bytes(read_manifest(step_folder(run, found.step or 0))) if known else 0
         self.totals = SaveTotals(bytes=size)
-        if ranks.is_first:
-            for name in storage.remove_leftovers(RunPaths(run).checkpoints):
-                log.info("removed %s, which an interrupted save or removal left", name)
         # Nobody begins a save among folders that are being removed, and all ranks write into the same folder.
-        self._attempt: str = ranks.broadcast_object(new_attempt() if ranks.is_first else None)
+        self._agree(self._on_first(self._remove_leftovers))
+        self._attempt: str = ranks.broadcast_object(new_attempt(generation) if ranks.is_first else None)
 
     @property
     def in_flight(self) -> bool:
@@ -77,11 +86,8 @@ class CheckpointSaver:
     @property
     def taken_over(self) -> TakenOverError | None:
         """Why this process must stop writing, or None. Known on rank 0 only."""
-        if not self._ranks.is_first or self._is_writer():
-            return None
-        return TakenOverError(
-            f"{self._run}: another process has taken over this run; nothing more is written"
-        )
+        lost = self._ranks.is_first and not self._is_writer()
+        return taken_over(self._run) if lost else None
 
     def save(self, engine: Any, step: int, facts: dict[str, Any], *, wait: bool) -> None:
         """Take the state of ``step`` and write it, in a thread while training continues unless ``wait`` or
@@ -91,7 +97,6 @@ class CheckpointSaver:
         a row.
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
-        self.stop_unless_writer()
         background = self._section.asynchronous and not wait
         save = Save.of_step(self._run, step, self._attempt, facts, asynchronous=background)
         started = time.monotonic()
@@ -99,9 +104,7 @@ class CheckpointSaver:
         needed = int(self.totals.bytes * SPACE_MARGIN)
         # Each part of a save ends with all ranks agreeing that it worked. That is also the barrier that
         # closes a race: nobody writes into a folder that is still being cleared,
-        problem = self._agree(
-            self._on_first(lambda: self._storage.begin(save.partial, save.final, needed))
-        ) or self._agree(
+        problem = self._agree(self._on_first(lambda: self._begin(save, needed))) or self._agree(
             # and nobody starts a writer for a save that another rank has given up.
             lambda: shards.append(
                 self._storage.snapshot_rank(engine, save.partial, self._ranks.rank, copies=background)
@@ -129,7 +132,7 @@ class CheckpointSaver:
             return
         self._save = self._write = None
         started = time.monotonic()
-        own_files, own_problem = write.result()
+        own_files, own_problem = write.result(WRITE_SECONDS)
         # Nobody lists or publishes a folder that others still write into.
         answers = self._ranks.gather_objects((own_files, own_problem, write.seconds))
         problem = next(
@@ -137,7 +140,6 @@ class CheckpointSaver:
         )
         files = {name: entry for part, _, _ in answers for name, entry in part.items()}
         write_seconds = max(seconds for _, _, seconds in answers)
-        self.stop_unless_writer()
         if problem is None:
             held = save.held_seconds + time.monotonic() - started
             # Nobody continues, or exits, before the checkpoint counts.
@@ -149,7 +151,8 @@ class CheckpointSaver:
         self.newest = save.step
         self._verified.add(save.step)
         if self._ranks.is_first:
-            remove_expired(self._run, self._section, self._verified, self._resumed_from, self._storage)
+            # Thousands of files: training does not wait for that.
+            self._removal = start_thread("checkpoint-removal", self._remove_expired)
         held = save.held_seconds + time.monotonic() - started
         size = sum(entry["bytes"] for entry in files.values())
         self.totals = self.totals.plus_committed(held, write_seconds, size)
@@ -165,13 +168,37 @@ class CheckpointSaver:
         """End without a commit. Not collective: ranks may come here for reasons of their own."""
         if self._write is not None:
             self._write.wait(CLOSE_SECONDS)  # an interpreter that ends below a running writer may crash
+        if self._removal is not None:
+            self._removal.join(REMOVAL_SECONDS)
 
     def stop_unless_writer(self) -> None:
         """Another job may have taken this one for dead. Whatever lies in the folder is then the other's.
         Collective."""
-        found = self.taken_over
-        if self._ranks.broadcast_object(found is not None):
-            self._ranks.raise_together(found)
+        self._agree(self._on_first(lambda: None))
+
+    def _require_writer(self) -> None:
+        """On rank 0, before each change to the run folder."""
+        if not self._is_writer():
+            raise taken_over(self._run)
+
+    def _remove_leftovers(self) -> None:
+        for step in self._refused:
+            log.warning(
+                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
+            )
+        for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
+            log.info("removed %s, which an interrupted save or removal left", name)
+
+    def _begin(self, save: Save, needed_bytes: int) -> None:
+        if self._removal is not None:
+            self._removal.join()  # the room that it makes may be needed
+        self._storage.begin(save.partial, save.final, needed_bytes)
+
+    def _remove_expired(self) -> None:
+        """In a thread. No other one changes what it reads: the next save waits for it."""
+        remove_expired(
+            self._run, self._section, self._verified, self._resumed_from, self._storage, self._is_writer
+        )
 
     def _write_and_flush(self, partial: Path, shards: Shards) -> FileEntries:
         """In the writer's thread."""
@@ -179,7 +206,14 @@ class CheckpointSaver:
 
     def _commit(self, save: Save, files: FileEntries, write_seconds: float, held_seconds: float) -> None:
         commit(
-            save, files, write_seconds, held_seconds, self._ranks.world_size, self._storage, self._sync_rows
+            save,
+            files,
+            write_seconds,
+            held_seconds,
+            self._ranks.world_size,
+            self._storage,
+            self._sync_rows,
+            self._require_writer,
         )
 
     def _fail(self, save: Save, problem: str) -> None:
@@ -195,14 +229,25 @@ class CheckpointSaver:
             )
 
     def _on_first(self, action: Callable[[], None]) -> Callable[[], None]:
-        """``action`` on rank 0, nothing elsewhere."""
-        return action if self._ranks.is_first else lambda: None
+        """``action`` on rank 0, if the run is still this process's; nothing elsewhere."""
+
+        def act() -> None:
+            self._require_writer()
+            action()
+
+        return act if self._ranks.is_first else lambda: None
 
     def _agree(self, action: Callable[[], None]) -> str | None:
-        """Run ``action`` on every rank; the first rank's OSError, as all ranks see it."""
-        problem = None
+        """Run ``action`` on every rank; the first rank's OSError, as all ranks see it. A TakenOverError is
+        raised on all of them."""
+        problem, lost = None, None
         try:
             action()
+        except TakenOverError as error:
+            lost = error
         except OSError as error:
             problem = f"rank {self._ranks.rank}: {error}"
-        return next((found for found in self._ranks.gather_objects(problem) if found is not None), None)
+        answers = self._ranks.gather_objects((problem, lost is not None))
+        if any(is_lost for _, is_lost in answers):
+            self._ranks.raise_together(lost)
+        return next((found for found, _ in answers if found is not None), None)

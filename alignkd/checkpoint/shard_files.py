@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
             return
         if self._copies:
             try:
-                self.waiting.append((Path(path), host_copy(state_dict)))
+                self.waiting.append((Path(path), host_copy(state_dict, _copies_on_this_host(Path(path)))))
                 return
             except (OSError, MemoryError, RuntimeError) as error:  # torch's allocators raise the last
                 log.warning(
@@ -67,6 +68,11 @@ class ShardFiles(TorchCheckpointEngine):  # type: ignore[misc]
         # Mapped: the ranks of a host read the model's weights from the same pages; otherwise each would hold
         # a copy of the whole file. It holds DeepSpeed's own objects, which `weights_only` would refuse.
         return torch.load(path, map_location=map_location, weights_only=False, mmap=True)
+
+
+def _copies_on_this_host(path: Path) -> int:
+    """How many ranks of this host write such a file now. The model's is one rank's, except at stage 3."""
+    return 1 if path.name.startswith("mp_rank_") else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def attach_shard_files(engine: Any) -> ShardFiles:

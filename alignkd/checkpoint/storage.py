@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,13 @@ from alignkd.run_folder.checkpoints import (
     PARTIAL,
     PASSED_OVER,
     UNIVERSAL,
+    UNMARKED,
+    free_name,
+    has_manifest,
     is_marked,
+    marker_text,
+    new_attempt,
+    partial_folder,
     step_folders,
 )
 from alignkd.run_folder.verification import describe
@@ -58,10 +65,10 @@ class Storage:
         """An empty ``partial``, and room for the checkpoint."""
         partial.parent.mkdir(parents=True, exist_ok=True)
         self.remove(partial)
-        if is_marked(final):  # passed over at the start, and now saved again: kept, out of the way
-            self.remove(final.with_suffix(PASSED_OVER))
-            final.rename(final.with_suffix(PASSED_OVER))
-        self.remove(final)
+        if is_marked(final):  # it would be in the way, and nobody has asked to remove it
+            self.pass_over(final)
+        if os.path.lexists(final):
+            self.clear(final)
         free = shutil.disk_usage(partial.parent).free
         if free < needed_bytes:
             raise OSError(
@@ -104,6 +111,23 @@ class Storage:
         names = [str(path.relative_to(partial)) for path in written]
         return {name: describe(partial, name) for name in names}
 
+    def check_visible(self, partial: Path, files: FileEntries) -> None:
+        """Whether rank 0 sees what all ranks say they have written. A rank that has another file system
+        mounted there writes where no other start would find it."""
+        for name, entry in files.items():
+            try:
+                size = (partial / name).stat().st_size
+            except FileNotFoundError:
+                size = None
+            if size != entry["bytes"]:
+                found = "does not see it" if size is None else f"sees {size:,} bytes"
+                raise OSError(
+                    errno.ENOENT,
+                    f"a rank wrote {entry['bytes']:,} bytes and rank 0 {found}; are the checkpoints on a "
+                    "file system that all ranks share?",
+                    str(partial / name),
+                )
+
     def write_manifest(self, partial: Path, manifest: dict[str, Any]) -> None:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush_to_disk(partial / MANIFEST)
@@ -114,33 +138,64 @@ class Storage:
         flush_to_disk(final.parent)
 
     def mark(self, final: Path) -> None:
-        """From here on the checkpoint counts."""
-        (final / MARKER).touch()
-        flush_to_disk(final)
+        """From here on the checkpoint counts. The marker is not empty, so that no clean-up of empty files
+        takes it."""
+        write_text_atomic(final / MARKER, marker_text(final))
 
     def write_latest(self, final: Path) -> None:
         """The file by which other tools find the newest checkpoint; never read here."""
         write_text_atomic(final.parent / "latest", final.name, durable=False)
 
     def remove(self, folder: Path) -> None:
-        """The marker goes first, so that an interrupted removal leaves nothing that counts."""
-        if not folder.exists():
+        """Renamed first, so that an interrupted removal leaves nothing that counts. Of a link to a folder
+        elsewhere only the link is removed: what it points to was put there by a user."""
+        if not os.path.lexists(folder):
             return
-        (folder / MARKER).unlink(missing_ok=True)
-        flush_to_disk(folder)
+        if folder.is_symlink():
+            log.warning("%s is a link: it is removed, %s stays", folder, folder.resolve())
+            folder.unlink()
+            return
+        if folder.suffix != PARTIAL:
+            doomed = partial_folder(folder, new_attempt())
+            folder.rename(doomed)
+            flush_to_disk(folder.parent)
+            folder = doomed
         shutil.rmtree(folder)
+
+    def pass_over(self, folder: Path) -> str:
+        """Put a marked checkpoint that cannot be used aside, so that nobody takes it for the newest one.
+        Returns its new name."""
+        place = free_name(folder, PASSED_OVER)
+        folder.rename(place)
+        flush_to_disk(folder.parent)
+        return place.name
+
+    def clear(self, folder: Path) -> Path | None:
+        """Free the name of an unmarked ``step-N``. One with a manifest was complete once: it is put aside
+        under the name that is returned. Anything else is removed."""
+        if not has_manifest(folder):
+            self.remove(folder)
+            return None
+        place = free_name(folder, UNMARKED)
+        folder.rename(place)
+        flush_to_disk(folder.parent)
+        log.warning("%s has a manifest but no marker %s: kept as %s", folder, MARKER, place.name)
+        return place
 
     def remove_leftovers(self, parent: Path) -> list[str]:
         """Remove what killed saves and removals left behind; returns the names of what is gone."""
         leftovers = [path for path in sorted(parent.glob(f"step-*{PARTIAL}")) if path.is_dir()]
         conversions = sorted(parent.glob(f"step-*{UNIVERSAL}"))
         leftovers += [path for path in conversions if not (path.with_suffix("") / MARKER).exists()]
-        # Without the marker: killed before it was set, or in a removal. Neither will ever count.
-        leftovers += [path for path in step_folders(parent) if not (path / MARKER).exists()]
+        # Without the marker: the save was killed before it was set, or the marker was lost since.
+        unmarked = [path for path in step_folders(parent) if not is_marked(path)]
         removed = []
-        for path in leftovers:
+        for path in leftovers + unmarked:
             try:
-                self.remove(path)
+                if path not in unmarked:
+                    self.remove(path)
+                elif self.clear(path) is not None:
+                    continue
                 removed.append(path.name)
             except OSError as error:  # a writer that was given up may still write there, which is harmless
                 log.warning("%s could not be removed: %s", path, error)

@@ -25,9 +25,12 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    teacher: PathText | None = Field(None, description="folder of the frozen teacher (MobileVLM V2 format)")
+    teacher: PathText | None = Field(
+        None, description="folder of the frozen teacher: MobileVLM V2, or a family of docs/models.md"
+    )
     student: PathText = Field(
-        description="folder to start from: MobileVLM V2, a plain LLaMA, or `scratch` for random weights"
+        description="folder to start from: MobileVLM V2, a family of docs/models.md, a plain LLaMA, or "
+        "`scratch` for random weights"
     )
     student_config: PathText | None = Field(
         None, description="folder with config.json and tokenizer.model of a `scratch` student"
@@ -45,13 +48,20 @@ class ModelSection(Section):
 
 
 class DataSource(Section):
-    file: PathText = Field(description="LLaVA-style JSON list")
+    file: PathText = Field(description="LLaVA-style JSON list or JSON Lines")
     image_folder: PathText | None = Field(
         None, description="image paths are relative to this folder and may not leave it"
     )
-    template: Literal["plain", "v1"] = "v1"
+    template: Literal["plain", "v1", "chat"] = Field(
+        "v1",
+        description="`plain` and `v1` are MobileVLM's; `chat` is the chat template of any other folder",
+    )
     image_aspect_ratio: Literal["pad", "square"] = Field(
         "pad", description="`pad` pads to a square first (finetuning), `square` crops (pretraining)"
+    )
+    image_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="options of the folder's image processor, such as `size`; with the template `chat`",
     )
     weight: float = Field(
         1.0,
@@ -107,6 +117,15 @@ class TrainingSection(Section):
         "first step takes longer, and the nodes need a C compiler",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
+    hang_seconds: int = Field(
+        600,
+        ge=0,
+        description="an attempt without a step for so long (or for 10 steps, if that is longer) is ended; "
+        "0: never",
+    )
+    rendezvous_seconds: PositiveInt = Field(
+        300, description="for which ranks wait for each other at the start"
+    )
     train_vision_tower: bool = Field(False, description="false freezes it, as in the paper")
     seed: int = Field(0, ge=0, lt=2**31)
 

@@ -12,7 +12,7 @@ the image that has most, N logit positions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ IGNORE_INDEX = -100  # label of an unsupervised token
 IMAGE_TOKEN_ID = -200  # V of them mark the place of an image's vision tokens
 PADDING_ID = 0
 NO_ROW = -1  # padding of ``text_rows_IM``
+NO_COLUMN = -1  # padding of ``columns_IV``
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,16 @@ class TermCounts:
 
     supervised: int = 0  # positions of L_Sup
     logits: int = 0  # positions of the logit divergence
-    attention_rows: int = 0  # valid (image, text row) pairs
-    images: int = 0
-    focus_images: int = 0  # images followed by at least one text row
+    attention_pairs: int = 0  # pairs of a vision token and a text row after its image
+    vision_tokens: int = 0
+    focus_tokens: int = 0  # K per image with text rows, or all of its vision tokens if it has fewer
     tokens: int = 0  # tokens without padding, vision tokens included
     samples: int = 0
     skipped: int = 0  # bad samples that were skipped (data.on_bad_sample: skip)
     slots: int = 0  # positions computed, padding included
 
     def as_list(self) -> list[int]:
-        return [getattr(self, field.name) for field in fields(self)]
+        return [getattr(self, one.name) for one in fields(self)]
 
     @classmethod
     def from_list(cls, values: list[int]) -> TermCounts:
@@ -46,6 +47,13 @@ class TermCounts:
 
     def __add__(self, other: TermCounts) -> TermCounts:
         return TermCounts(*(a + b for a, b in zip(self.as_list(), other.as_list(), strict=True)))
+
+
+class ImageSpan(NamedTuple):
+    """Extent of an image whose vision tokens need not be consecutive, on the host."""
+
+    tokens: int  # vision tokens of this image
+    columns: int  # from its first vision token to its last, both included
 
 
 class ImagePlace(NamedTuple):
@@ -58,9 +66,11 @@ class ImagePlace(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    input_ids_BL: torch.Tensor  # int64, IMAGE_TOKEN_ID at vision tokens, PADDING_ID as padding
-    pixel_values: torch.Tensor  # float32 [I, 3, H, W]; a zero image if the batch has none
-    image_count: int  # real images: the first of ``pixel_values``
+    input_ids_BL: torch.Tensor  # int64, the family's image token at vision tokens, PADDING_ID as padding
+    # MobileVLM: float32 [I, 3, H, W], a zero image if the batch has none; other families: what their
+    # processor makes of the batch's images, one after the other (a blank one if it has none)
+    pixel_values: torch.Tensor
+    image_count: int  # real images
     image_samples: torch.Tensor  # int64 [image_count], row of the batch
     image_starts: torch.Tensor  # int64 [image_count], column of the first vision token
     text_rows_IM: torch.Tensor  # int64 [image_count, M], columns of text tokens after the image, or NO_ROW
@@ -73,6 +83,10 @@ class Batch:
     position_ids_BL: torch.Tensor | None = None
     # packed: int32 [segments + 1], columns at which segments begin, and the end (cu_seqlens); padded: None
     segment_bounds: torch.Tensor | None = None
+    # Images of other families than MobileVLM, which differ in their number of vision tokens:
+    columns_IV: torch.Tensor | None = None  # int64, within the sample; NO_COLUMN fills up images with fewer
+    image_spans: tuple[ImageSpan, ...] = ()  # one per real image
+    image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of the tower, beside pixel_values
 
     @property
     def sample_count(self) -> int:
@@ -89,8 +103,9 @@ class Batch:
 
     def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         changed: dict[str, Any] = {
-            field.name: change(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+            one.name: change(value)
+            for one in fields(self)
+            if isinstance(value := getattr(self, one.name), torch.Tensor)
         }
+        changed["image_inputs"] = {name: change(value) for name, value in self.image_inputs.items()}
         return replace(self, **changed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from alignkd.data.batch import Batch
-from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.data.collate import CollateSettings, Example, ExpandedExample, collate
 from alignkd.data.records import BadSample
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.errors import AlignkdError, FileSystemError
@@ -26,7 +26,10 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
     """A key is a list of samples (elements of the index); an empty list gives the masked batch."""
 
     def __init__(
-        self, read_example: Callable[[int], Example], settings: CollateSettings, skip_bad: bool
+        self,
+        read_example: Callable[[int], Example | ExpandedExample],
+        settings: CollateSettings,
+        skip_bad: bool,
     ) -> None:
         self._read_example = read_example
         self._settings = settings

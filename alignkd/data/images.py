@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +57,15 @@ class ImageProcessor:
 
         ``pad`` pads the image to a square with the mean colour; ``square`` relies on CLIP's centre crop.
         """
-        image = self._decode(resolve_below(folder, path), path, aspect_ratio)
+        file = resolve_below(folder, path)
+        return self._pixels(decode_image(file, path, self._max_image_pixels, aspect_ratio), aspect_ratio)
+
+    def pixels(self, image: Image.Image, name: str, aspect_ratio: AspectRatio) -> torch.Tensor:
+        """The same of a decoded image; ``name`` is for errors. Raises BadImage for its size."""
+        _check_size(image.size, name, self._max_image_pixels, aspect_ratio)
+        return self._pixels(image.convert("RGB"), aspect_ratio)
+
+    def _pixels(self, image: Image.Image, aspect_ratio: AspectRatio) -> torch.Tensor:
         if aspect_ratio == "pad":
             image = pad_to_square(image, self._mean_colour)
         pixels: np.ndarray[Any, Any] = self._clip(image, return_tensors="np")["pixel_values"][0]
@@ -66,36 +76,49 @@ class ImageProcessor:
         red, green, blue = (int(mean * 255) for mean in self._clip.image_mean)
         return red, green, blue
 
-    def _decode(self, file: Path, path: str, aspect_ratio: AspectRatio) -> Image.Image:
-        try:
-            # Opening reads the header only; pixels are decoded once the size has been checked.
-            with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", Image.DecompressionBombWarning
-                )  # our own limit is checked next
-                image = Image.open(file, formats=FORMATS)
-            with image:
-                self._check_size(image.size, path, aspect_ratio)
-                return image.convert("RGB")  # of an animation, the first frame
-        except BadImage:
-            raise
-        except Image.DecompressionBombError as error:
-            raise BadImage("image too large", path, str(error)) from error
-        except Exception as error:  # decoders raise nearly anything on corrupt bytes
-            raise_if_passing(error, file)
-            raise BadImage("broken image", path, f"{type(error).__name__}: {error}") from error
 
-    def _check_size(self, size: tuple[int, int], path: str, aspect_ratio: AspectRatio) -> None:
-        width, height = size
-        long, short = max(size), min(size)
-        described, pixels = f"{width} x {height}", width * height
-        if aspect_ratio == "pad" and width != height:
-            described, pixels = f"{described}, {long} x {long} padded", long * long
-        if pixels > self._max_image_pixels:
-            limit = f"at most {self._max_image_pixels:,} pixels (data.max_image_pixels)"
-            raise BadImage("image too large", path, f"{described}; {limit}")
-        if long > LARGEST_ASPECT_RATIO * max(short, 1):
-            raise BadImage("image too narrow", path, f"{described}; at most {LARGEST_ASPECT_RATIO} : 1")
+def decode_image(file: Path, path: str, max_pixels: int, aspect_ratio: AspectRatio = "square") -> Image.Image:
+    """The image in RGB, of an animation the first frame. ``path``: its name in messages. Raises BadImage."""
+    with _opened(file, path, max_pixels, aspect_ratio) as image:
+        return image.convert("RGB")
+
+
+def image_size(file: Path, path: str, max_pixels: int) -> tuple[int, int]:
+    """Width and height by the file's header. Raises BadImage."""
+    with _opened(file, path, max_pixels, "square") as image:
+        return image.size
+
+
+@contextmanager
+def _opened(file: Path, path: str, max_pixels: int, aspect_ratio: AspectRatio) -> Iterator[Image.Image]:
+    try:
+        # Opening reads the header only; pixels are decoded once the size has been checked.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            _check_size(image.size, path, max_pixels, aspect_ratio)
+            yield image
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage("image too large", path, str(error)) from error
+    except Exception as error:  # decoders raise nearly anything on corrupt bytes
+        raise_if_passing(error, file)
+        raise BadImage("broken image", path, f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(size: tuple[int, int], path: str, max_pixels: int, aspect_ratio: AspectRatio) -> None:
+    width, height = size
+    long, short = max(size), min(size)
+    described, pixels = f"{width} x {height}", width * height
+    if aspect_ratio == "pad" and width != height:
+        described, pixels = f"{described}, {long} x {long} padded", long * long
+    if pixels > max_pixels:
+        limit = f"at most {max_pixels:,} pixels (data.max_image_pixels)"
+        raise BadImage("image too large", path, f"{described}; {limit}")
+    if long > LARGEST_ASPECT_RATIO * max(short, 1):
+        raise BadImage("image too narrow", path, f"{described}; at most {LARGEST_ASPECT_RATIO} : 1")
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from alignkd.config.schema import DataSection, DataSource
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.index_parts import (
     COLUMNS,
     TOO_LONG,
@@ -27,8 +28,6 @@ from alignkd.data.index_parts import (
 )
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.processes import map_in_order
-from alignkd.data.token_counts import TokenCounter
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -100,8 +99,7 @@ class Index:
 
 def build_index(
     data: DataSection,
-    tokenizer: SentencePieceTokenizer,
-    vision_tokens: int,
+    encoder: SampleEncoder,
     progress: Progress | None = None,
     hashes: Sequence[str] | None = None,
 ) -> Index:
@@ -112,14 +110,13 @@ def build_index(
     files = [JsonListFile(source.file) for source in data.sources]
     sizes = [len(file) for file in files]
     settings = [
-        PartSettings(source, number, vision_tokens, data.max_length, data.on_bad_sample == "skip")
+        PartSettings(source, number, data.max_length, data.on_bad_sample == "skip")
         for number, source in enumerate(data.sources)
     ]
-    counter = TokenCounter(tokenizer)
 
     def work(task: Task) -> tuple[Task, IndexPart]:
         number = task.source
-        return task, index_part(files[number], task.first, task.ranges_E2, settings[number], counter)
+        return task, index_part(files[number], task.first, task.ranges_E2, settings[number], encoder)
 
     columns: list[IntArray] = []
     entries, removed = [0] * len(files), [Counter[str]() for _ in files]
@@ -144,7 +141,7 @@ def build_index(
             for source, found, lost in zip(data.sources, entries, removed, strict=True)
         ),
         max_length=data.max_length,
-        fingerprint=data_fingerprint(data, tokenizer, vision_tokens, hashes),
+        fingerprint=data_fingerprint(data, encoder, hashes),
     )
     if len(index) == 0:
         raise UserError(f"no sample is left to train on:\n{index.summary()}")
@@ -171,22 +168,26 @@ def _check_image_folder(source: DataSource, number: int) -> None:
 
 def data_fingerprint(
     data: DataSection,
-    tokenizer: SentencePieceTokenizer,
-    vision_tokens: int,
+    encoder: SampleEncoder,
     hashes: Sequence[str] | None = None,
 ) -> str:
     """sha256 over contents and settings, without paths: a data set that was moved stays the same."""
     if hashes is None:
         hashes = [JsonListFile(source.file).sha256() for source in data.sources]
     sources = [
-        {**source.model_dump(exclude={"file", "image_folder"}), "sha256": sha256}
-        for source, sha256 in zip(data.sources, hashes, strict=True)
+        {**_described(source), "sha256": sha256} for source, sha256 in zip(data.sources, hashes, strict=True)
     ]
     described = {
         "sources": sources,
-        "tokenizer": tokenizer.fingerprint(),
-        "vision_tokens": vision_tokens,
+        **encoder.fingerprint(),
         "max_length": data.max_length,
         "on_bad_sample": data.on_bad_sample,
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _described(source: DataSource) -> dict[str, Any]:
+    """Without paths, and without options that are not set, so that data stay the same when a release brings
+    new options."""
+    unset = {"image_options"} if not source.image_options else set()
+    return source.model_dump(exclude={"file", "image_folder", *unset})

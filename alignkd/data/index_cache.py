@@ -10,10 +10,10 @@ from pathlib import Path
 
 from alignkd import __version__
 from alignkd.config.schema import DataSection
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.index import Index, Progress, build_index, data_fingerprint
 from alignkd.data.index_file import FileState, StoredIndex, read_index, write_index
 from alignkd.data.json_list import JsonListFile
-from alignkd.data.tokenizer import SentencePieceTokenizer
 
 CACHE_VARIABLE = "ALIGNKD_CACHE"
 KEPT = 8  # most recently used indices in the user's cache
@@ -30,8 +30,7 @@ def cache_folder() -> Path:
 def cached_index(
     path: Path,
     data: DataSection,
-    tokenizer: SentencePieceTokenizer,
-    vision_tokens: int,
+    encoder: SampleEncoder,
     progress: Progress | None = None,
 ) -> Index:
     """The index in ``path`` if it belongs to these data and settings, otherwise one from the user's cache,
@@ -43,7 +42,7 @@ def cached_index(
     own = read_index(path)
     states = _file_states(data, own)
     hashes = [state.sha256 for state in states]
-    fingerprint = data_fingerprint(data, tokenizer, vision_tokens, hashes)
+    fingerprint = data_fingerprint(data, encoder, hashes)
     if own is not None and own.index.fingerprint == fingerprint:
         if own.files != states:
             _write(path, StoredIndex(own.index, states))
@@ -56,7 +55,7 @@ def cached_index(
         with suppress(OSError):
             os.utime(shared)
     else:
-        index = build_index(data, tokenizer, vision_tokens, progress, hashes)
+        index = build_index(data, encoder, progress, hashes)
         with suppress(OSError):
             shared.parent.mkdir(parents=True, exist_ok=True)
         _write(shared, StoredIndex(index, states))

@@ -12,7 +12,8 @@ from itertools import accumulate
 import torch
 from torch.nn import functional as F
 
-from alignkd.data.batch import NO_ROW, PADDING_ID, Batch, TermCounts
+from alignkd.data.batch import NO_COLUMN, NO_ROW, PADDING_ID, Batch, TermCounts
+from alignkd.data.collate import joined_inputs
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -31,11 +32,16 @@ def join(batches: Sequence[Batch]) -> Batch:
     rows = [0] * len(batches) if packed else _before([len(batch.input_ids_BL) for batch in batches])
     shifts = _before(columns) if packed else [0] * len(batches)
     width = sum(columns) if packed else max(columns)
-    images = [batch.pixel_values[: batch.image_count] for batch in batches if batch.image_count]
+    inputs = joined_inputs(
+        [
+            {"pixel_values": batch.pixel_values, **batch.image_inputs}
+            for batch in [batch for batch in batches if batch.image_count] or batches[:1]
+        ]
+    )
     joined = replace(
         first,
         input_ids_BL=_joined_rows([batch.input_ids_BL for batch in batches], packed),
-        pixel_values=torch.cat(images) if images else first.pixel_values,
+        pixel_values=inputs.pop("pixel_values"),
         image_count=sum(batch.image_count for batch in batches),
         image_samples=torch.cat(
             [batch.image_samples + row for batch, row in zip(batches, rows, strict=True)]
@@ -44,6 +50,9 @@ def join(batches: Sequence[Batch]) -> Batch:
             [batch.image_starts + shift for batch, shift in zip(batches, shifts, strict=True)]
         ),
         text_rows_IM=_joined_text_rows(batches, shifts),
+        columns_IV=_joined_columns(batches),
+        image_spans=tuple(span for batch in batches for span in batch.image_spans),
+        image_inputs=inputs,
         logit_positions_N=torch.cat(
             [
                 _moved_positions(batch.logit_positions_N, before, width, row, shift)
@@ -96,6 +105,13 @@ def _joined_text_rows(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.
         for batch, shift in zip(batches, shifts, strict=True)
     ]
     return torch.cat([F.pad(rows, (0, most - rows.shape[1]), value=NO_ROW) for rows in moved])
+
+
+def _joined_columns(batches: Sequence[Batch]) -> torch.Tensor | None:
+    columns = [batch.columns_IV for batch in batches if batch.columns_IV is not None]
+    most = max((of.shape[1] for of in columns), default=0)
+    padded = [F.pad(of, (0, most - of.shape[1]), value=NO_COLUMN) for of in columns]
+    return torch.cat(padded) if padded else None
 
 
 def _moved_positions(

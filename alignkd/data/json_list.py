@@ -1,4 +1,4 @@
-"""Reads a large JSON list entry by entry.
+"""Reads a large JSON list, or JSON Lines, entry by entry.
 
 Real files have millions of entries and more than a gigabyte. They are parsed once, window by window, to
 find the byte range of every entry. Later an entry is read and parsed when it is needed, so no process holds
@@ -92,12 +92,18 @@ class JsonListFile:
             return self.parsed(raw, start, stop)
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """The byte range of each entry, in order. Raises UserError with line and column if this is not a JSON
-        list. Whether texts are UTF-8 is only known once an entry is parsed."""
+        """The byte range of each entry, in order. Raises UserError with line and column if this is neither a
+        JSON list nor JSON Lines. Whether texts are UTF-8 is only known once an entry is parsed."""
         window = _Window(self)
+        if window.next_character() == "{":  # JSON Lines; nothing depends on where a line ends
+            while window.next_character():
+                yield window.take_value()
+            return
         if window.next_character() != "[":
             begin = window.text[window.at : window.at + 20]
-            raise UserError(f"{self.path}: must be a JSON list of entries, begins with {begin!r}")
+            raise UserError(
+                f"{self.path}: must be a JSON list of entries or JSON Lines, begins with {begin!r}"
+            )
         window.at += 1
         if window.next_character() != "]":
             yield window.take_value()

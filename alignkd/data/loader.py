@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 
 from alignkd.config.schema import Config
 from alignkd.data.batch import Batch
-from alignkd.data.collate import CollateSettings
 from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
-from alignkd.data.images import ImageProcessor
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import FileSystemError, TrainingError, UserError
 
-
-class ModelFacts(Protocol):
-    """What the data pipeline needs to know about the models (``MobileVLMConfig`` provides it)."""
-
-    @property
-    def vision_tokens(self) -> int: ...
-
-    @property
-    def preprocessor_config(self) -> dict[str, Any]: ...
+WINDOWS_AHEAD = 1.5
 
 
 def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
@@ -52,8 +42,7 @@ def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
 def build_loader(
     config: Config,
     index: Index,
-    tokenizer: SentencePieceTokenizer,
-    facts: ModelFacts,
+    encoder: SampleEncoder,
     rank: int,
     world_size: int,
     accumulation: int,
@@ -65,19 +54,24 @@ def build_loader(
     to an accelerator."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
-    processor = ImageProcessor(facts.preprocessor_config, config.data.max_image_pixels)
-    reader = ExampleReader(config.data, index, tokenizer, processor)
     distillation = config.distillation
-    settings = CollateSettings(
-        facts.vision_tokens,
-        processor.shape,
+    settings = encoder.collate_settings(
         attention_rows=distillation.attention_rows,
         logit_positions=distillation.logit_positions,
         packing=config.training.packing,
+        top_k=distillation.top_k,
     )
+    reader = ExampleReader(config.data, index, encoder)
     dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
-    return WindowLoader(dataset, order, workers=config.data.workers, pin_memory=pin_memory)
+    workers = config.data.workers
+    return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
+
+
+def batches_ahead(accumulation: int, workers: int) -> int | None:
+    """Micro-batches that each worker prepares ahead: together half a window more than a step
+    consumes at once, and not less than torch's default. None without workers."""
+    return max(2, math.ceil(WINDOWS_AHEAD * accumulation / workers)) if workers else None
 
 
 class WindowLoader:
@@ -87,7 +81,13 @@ class WindowLoader:
     """
 
     def __init__(
-        self, dataset: MicroBatchDataset, order: RankMicroBatches, workers: int, *, pin_memory: bool = False
+        self,
+        dataset: MicroBatchDataset,
+        order: RankMicroBatches,
+        workers: int,
+        ahead: int | None,
+        *,
+        pin_memory: bool = False,
     ) -> None:
         self._order = order
         self._loader = DataLoader(
@@ -95,6 +95,7 @@ class WindowLoader:
             batch_size=None,  # an element of the dataset is a whole micro-batch
             sampler=order,
             num_workers=workers,
+            prefetch_factor=ahead,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
             # torch draws a seed for the workers, which must not change the random state of the run.

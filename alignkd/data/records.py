@@ -1,7 +1,11 @@
-"""Turns an entry of a LLaVA-style JSON list into a checked ``Sample``.
+"""Turns an entry of a data file into a checked ``Sample``.
 
-An entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from", "value"}]}``,
-where ``from`` is ``human`` or ``gpt``. Files come from others, so nothing in an entry is trusted.
+A LLaVA-style entry is ``{"id", "image" (optional: a path or a list of paths), "conversations": [{"from",
+"value"}]}``, where ``from`` is ``human`` or ``gpt``. One in the messages format is ``{"messages": [{"role",
+"content"}], "images" (optional)}``, where ``role`` is ``user``, ``assistant`` or, first, ``system``, and
+``content`` a text or a list of ``{"type": "text", "text"}`` and ``{"type": "image", "image" (optional: a
+path)}``; images without a path of their own are those of ``images``, in order. Files come from others, so
+nothing in an entry is trusted.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from alignkd.errors import UserError
 IMAGE_MARKER = "<image>"
 Speaker = Literal["human", "gpt"]
 _SPEAKERS = ("human", "gpt")
+_SPEAKER_OF_ROLE = {"user": "human", "assistant": "gpt"}
 
 
 # Named tuples here and in ``templates``: millions are created, and frozen dataclasses take twice as long.
@@ -28,6 +33,7 @@ class Sample(NamedTuple):
     id: str
     images: tuple[str, ...]  # relative to the source's image folder
     turns: tuple[Turn, ...]  # human and gpt alternate, starting with human
+    system: str = ""  # what a system message says before the first turn
 
 
 class BadSample(UserError):
@@ -54,8 +60,12 @@ def parse_sample(value: Any, file: str, source: int, entry: int) -> Sample:
     try:
         if not isinstance(value, dict):
             raise _Problem("not an object", f"found {type(value).__name__}")
-        images = _images_of(value.get("image"))
-        turns = _turns_of(value.get("conversations"))
+        system = ""
+        if "messages" in value:
+            images, turns, system = _messages_of(value["messages"], value.get("images"))
+        else:
+            images = _images_of(value.get("image"))
+            turns = _turns_of(value.get("conversations"))
         markers = 0
         for _, question in turns[::2]:
             markers += question.count(IMAGE_MARKER)
@@ -66,7 +76,63 @@ def parse_sample(value: Any, file: str, source: int, entry: int) -> Sample:
             )
     except _Problem as problem:
         raise BadSample(file, entry, sample_id, problem.reason, problem.detail) from None
-    return Sample(source, entry, sample_id if sample_id is not None else str(entry), images, turns)
+    return Sample(source, entry, sample_id if sample_id is not None else str(entry), images, turns, system)
+
+
+def _messages_of(messages: Any, images: Any) -> tuple[tuple[str, ...], tuple[Turn, ...], str]:
+    """(images, turns, system message) of the messages format."""
+    if not isinstance(messages, list) or not messages:
+        raise _Problem("no conversation", "'messages' must be a list of messages")
+    system = ""
+    if isinstance(messages[0], dict) and messages[0].get("role") == "system":
+        system = "".join(part for part in _parts_of(messages[0], 0) if isinstance(part, str))
+        messages = messages[1:]
+    listed = list(_images_of(images))
+    found: list[str] = []
+    conversation = []
+    for number, message in enumerate(messages):
+        text = ""
+        for part in _parts_of(message, number):
+            if isinstance(part, str):
+                text += part
+                continue
+            if part.path is None and not listed:
+                raise _Problem(
+                    "missing image path", f"message {number} has an image, and 'images' none for it"
+                )
+            found.append(listed.pop(0) if part.path is None else part.path)
+            text += IMAGE_MARKER
+        role = message.get("role")
+        speaker = _SPEAKER_OF_ROLE.get(role, role) if isinstance(role, str) else role
+        conversation.append({"from": speaker, "value": text})
+    if listed:
+        raise _Problem("markers do not match images", f"{len(listed)} of 'images' are in no message")
+    return _images_of(found), _turns_of(conversation), system
+
+
+class _ImagePart(NamedTuple):
+    path: str | None
+
+
+def _parts_of(message: Any, number: int) -> list[str | _ImagePart]:
+    """The texts and images of a message. A text with an image's marker is refused: it is not one."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise _Problem("message has no content", f"'content' of message {number} is no text and no list")
+    parts: list[str | _ImagePart] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            if IMAGE_MARKER in part["text"]:
+                raise _Problem("marker in text", f"message {number} contains {IMAGE_MARKER} as text")
+            parts.append(part["text"])
+        elif kind == "image":
+            parts.append(_ImagePart(part.get("image", part.get("path"))))
+        else:
+            raise _Problem("unknown content", f"message {number}: {part!s:.80}; valid types: text, image")
+    return parts
 
 
 def _id_of(value: Any, entry: int) -> str | None:

@@ -10,13 +10,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 
 from alignkd.errors import UserError, raise_if_passing
 
 MODEL_FILE = "tokenizer.model"
+
+
+class PieceKind(IntEnum):
+    """Numbered as in sentencepiece's ``ModelProto.SentencePiece.Type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    UNUSED = 5
+    BYTE = 6
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary; ``score``: its log-probability."""
+
+    text: str
+    score: float
+    kind: PieceKind
 
 
 class SentencePieceTokenizer:
@@ -84,6 +104,24 @@ class SentencePieceTokenizer:
         known = [int(i) for i in ids if 0 <= int(i) < len(self) and int(i) not in special]
         text: str = self._processor.decode(known)
         return text
+
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, by id."""
+        model = self._processor
+        kinds = (
+            (PieceKind.UNKNOWN, model.is_unknown),
+            (PieceKind.CONTROL, model.is_control),
+            (PieceKind.UNUSED, model.is_unused),
+            (PieceKind.BYTE, model.is_byte),
+        )
+        return [
+            Piece(
+                str(model.id_to_piece(i)),
+                float(model.get_score(i)),
+                next((kind for kind, holds in kinds if holds(i)), PieceKind.NORMAL),
+            )
+            for i in range(len(self))
+        ]
 
     def fingerprint(self) -> str:
         """sha256 of the model file; it must be equal for teacher and student."""

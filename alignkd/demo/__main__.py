@@ -6,7 +6,7 @@ stopped and restarted at any time. Delete its folder to start over.
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -22,13 +22,15 @@ from rich.rule import Rule
 
 from alignkd.demo.report import TrainedModel, print_report
 from alignkd.errors import AlignkdError, TrainingError, report_error
+from alignkd.evaluate.scoring import score_file
+from alignkd.evaluate.tasks import sample
 from alignkd.run_folder.paths import RunPaths
 
 SAMPLES = 16000
 SEED = 0
 NODES = 2
 
-CONSOLE = Console()
+CONSOLE = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,18 @@ def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
         command = ["alignkd", "resume", str(run)]
     else:
         command = ["alignkd", "launch", str(configuration), "--stage", stage]
-        command += ["--nodes", str(NODES), "--backend", "local"]
+        command += ["--nodes", str(NODES), "--backend", "local", "--cpu"]
     _run(Part(title, command, RunPaths(run).student / "config.json"))
 
 
 def _evaluate(stage: str, run: Path, data: Path) -> TrainedModel:
-    """Measure accuracy by greedy generation on the test questions, and store it beside the run."""
-    kept = run.parent.parent / f"accuracy_{stage}.json"
-    command = [sys.executable, "-m", "alignkd.evaluate", str(RunPaths(run).student)]
-    command += ["--data", str(data / "test.json"), "--image-folder", str(data / "images"), "--out", str(kept)]
-    _run(Part(f"{stage}: answers to the test questions", command, kept))
-    accuracy: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-    return TrainedModel.of_run(stage, run, accuracy)
+    """Let the model answer the test questions, and score its answers."""
+    out = run.parent.parent / "eval"
+    answers = out / stage / f"{sample.TASK.name}.jsonl"
+    command = ["alignkd", "eval", str(RunPaths(run).student), "--task", sample.TASK.name]
+    command += ["--data", str(data), "--out", str(out), "--device", "cpu"]
+    _run(Part(f"{stage}: answers to the test questions", command, answers))
+    return TrainedModel.of_run(stage, run, score_file(sample.TASK, answers, data))
 
 
 def _run(part: Part) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from alignkd.evaluate.task_score import SCORE, Numbers, TaskScore
+from alignkd.evaluate.tasks.own import KIND
+from alignkd.evaluate.tasks.sample import BASELINE
 from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 
@@ -21,19 +24,19 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A finished run and the accuracy of its model."""
+    """A finished run and the score of its model."""
 
     name: str
-    accuracy: dict[str, Any]  # `Accuracy.as_dict()`
+    score: TaskScore  # of its answers to the sample task
     rows: list[dict[str, Any]]  # metrics.jsonl
     seconds: float
     peak_memory_bytes: list[int]  # per rank
 
     @classmethod
-    def of_run(cls, name: str, run: Path, accuracy: dict[str, Any]) -> TrainedModel:
+    def of_run(cls, name: str, run: Path, score: TaskScore) -> TrainedModel:
         result = json.loads(RunPaths(run).result.read_text(encoding="utf-8"))
         rows = list(iter_rows(RunPaths(run).metrics))
-        return cls(name, accuracy, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
+        return cls(name, score, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
 
 
 def accuracy_table(models: Sequence[TrainedModel]) -> Table:
@@ -44,14 +47,17 @@ def accuracy_table(models: Sequence[TrainedModel]) -> Table:
         table.add_column(model.name, justify="right")
     table.add_column("most frequent answer", justify="right")
     table.add_column("questions", justify="right")
-    first = models[0].accuracy
-    for kind in (*first["kinds"], None):
+    for kind in (*models[0].score.categories[KIND], None):
         cells = [
-            model.accuracy["overall"] if kind is None else model.accuracy["kinds"][kind] for model in models
+            model.score.overall if kind is None else model.score.categories[KIND][kind] for model in models
         ]
-        shown = [f"{cell['accuracy']:.3f}" for cell in cells]
-        table.add_row(kind or "all", *shown, f"{cells[0]['baseline']:.3f}", str(cells[0]["count"]))
+        shown = [_share(cell, SCORE) for cell in cells]
+        table.add_row(kind or "all", *shown, _share(cells[0], BASELINE), str(cells[0].questions))
     return table
+
+
+def _share(numbers: Numbers, name: str) -> str:
+    return f"{numbers.estimates[name].value / 100:.3f}"
 
 
 def loss_table(models: Sequence[TrainedModel]) -> Table:

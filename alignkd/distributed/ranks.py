@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -17,7 +16,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from alignkd.distributed.device import take_device
 from alignkd.distributed.failures import as_shown, describe_failure, error_elsewhere
+from alignkd.distributed.rendezvous import meet
 from alignkd.errors import AlignkdError, TrainingError
 
 POLL_SECONDS = 0.2
@@ -81,13 +82,17 @@ class Ranks:
             raise error_elsewhere(*failure)
 
     def raise_together(self, own: AlignkdError | None) -> NoReturn:
-        """Raise on every rank: the error of the first rank that has one, or a rank's own of the same kind. At
-        least one rank must have one. Collective."""
+        """Raise :meth:`shared_error` on every rank. Collective."""
+        raise self.shared_error(own)
+
+    def shared_error(self, own: AlignkdError | None) -> AlignkdError:
+        """On every rank: the error of the first rank that has one, or a rank's own of the same kind. At least
+        one rank must have one. Collective."""
         failures = self.gather_objects(None if own is None else describe_failure(self.rank, own))
         first = next(failure for failure in failures if failure is not None)
         # One kind everywhere, because it decides what a rank does next (a last save, for instance).
         same_kind = failures[self.rank] is not None and failures[self.rank][0] == first[0]
-        raise own if own is not None and same_kind else error_elsewhere(*first)
+        return own if own is not None and same_kind else error_elsewhere(*first)
 
     def barrier(self) -> None:
         dist.barrier(group=self.cpu_group)
@@ -106,8 +111,12 @@ def _wait_for(store: Any, key: str) -> str:
     return value
 
 
-def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
-    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe."""
+def start_ranks(rendezvous_seconds: float = 300.0, timeout: timedelta = timedelta(hours=2)) -> Ranks:
+    """Join the process group that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe.
+
+    Raises NodeError when this rank gets no GPU, and TrainingError when not all ranks come within
+    ``rendezvous_seconds``; ``timeout`` is that of later collectives.
+    """
     accelerator = get_accelerator()
     # fp32 means fp32, also in convolutions, where torch defaults to TF32. A bf16 run has only small fp32
     # products: rotary angles, whose positions TF32 would cut to 11 bits.
@@ -116,16 +125,14 @@ def start_ranks(timeout: timedelta = timedelta(hours=2)) -> Ranks:
     # cuDNN's attention plans every new shape (111 ms each, forward and backward, on an H200), and batches
     # differ in length and number of images all the time. Flash attention takes as long and plans nothing.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    if accelerator.device_name() != "cpu":
-        # A cluster may show each rank only its own device. DeepSpeed reads the variable too.
-        index = int(os.environ["LOCAL_RANK"]) % max(accelerator.device_count(), 1)
-        os.environ["LOCAL_RANK"] = str(index)
-        accelerator.set_device(index)
+    take_device(accelerator)
     if accelerator.device_name() == "cpu":
         _skip_the_compiled_all_reduce()
+    store = meet(rendezvous_seconds)
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(), auto_mpi_discovery=False, timeout=timeout
     )
+    del store  # the group has joined it, and keeps it
     return Ranks(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

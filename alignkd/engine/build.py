@@ -13,9 +13,9 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine.optimizer import build_optimizer, parameter_groups
 from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
+from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
-from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import DTYPES, BuildOptions, load_student, restore_buffers
+from alignkd.models.loading import load_student, model_facts
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
@@ -53,16 +53,16 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
         compile_layers(student, ranks.device)
     adapters = None
     if config.distillation.enabled and config.model.teacher is not None:
-        teacher = read_model_config(config.model.teacher)
+        teacher = model_facts(config.model.teacher)
         source = config.model.adapters
         adapters = (
-            seeded_adapters(teacher, student.config, config.training.seed)
+            seeded_adapters(teacher, student.facts, config.training.seed)
             if source is None
-            else load_adapters(Path(source), teacher, student.config)
+            else load_adapters(Path(source), teacher, student.facts)
         ).to(options.dtype)
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]
-    restore_buffers(student, ranks.device)
+    student.restore_buffers(ranks.device)
     engine.train()
     return engine, completed

@@ -6,7 +6,7 @@ from deepspeed.accelerator import get_accelerator
 
 from alignkd.config.schema import Config
 from alignkd.errors import UserError
-from alignkd.models.agreement import check_agreement
+from alignkd.models.agreement import check_agreement, check_templates
 
 
 def check_run(config: Config, world_size: int, accumulation: int) -> None:
@@ -14,7 +14,7 @@ def check_run(config: Config, world_size: int, accumulation: int) -> None:
     _check_batch_size(config, world_size, accumulation)
     _check_precision(config)
     problems = check_agreement(config.model, config.distillation.top_k if config.distillation.enabled else 1)
-    if problems:
+    if problems := problems or check_templates(config):
         raise UserError("; ".join(problems))
 
 

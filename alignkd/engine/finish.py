@@ -12,6 +12,8 @@ from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.model_card import model_card
 from alignkd.engine.state import TrainingState, library_versions
 from alignkd.errors import FileSystemError
+from alignkd.models.agreement import student_folder
+from alignkd.models.families.table import family_name
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import write_result
 
@@ -42,7 +44,8 @@ def finish_complete_run(
 
     try:
         export_adapters(state.engine, state.run, state.ranks)
-        card = model_card(state.run, result["step"], asdict(state.identity), library_versions())
+        family = family_name(student_folder(state.config.model))
+        card = model_card(state.run, result["step"], asdict(state.identity), library_versions(), family)
         export_engine(state.engine, state.config, RunPaths(state.run).student, state.ranks, card)
         state.ranks.run_on_rank0(write)
     except FileSystemError as error:

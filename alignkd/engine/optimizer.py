@@ -44,7 +44,7 @@ def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dic
         rate_name = RATE_NAMES[0]
         if name.startswith("adapters."):
             rate_name = RATE_NAMES[2]
-        elif name.startswith("student.projector."):
+        elif name.startswith("student.") and module.student.is_projector(name.removeprefix("student.")):
             rate_name = RATE_NAMES[1]
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         decays = dimensions > 1 and rate_name != RATE_NAMES[2]
@@ -58,6 +58,15 @@ def parameter_groups(module: StudentStep, training: TrainingSection) -> list[dic
             "rate_name": rate_name,
         }
         for (rate_name, decay), parameters in groups.items()
+    ]
+
+
+def describe_groups(module: StudentStep, training: TrainingSection) -> list[list[list[Any]]]:
+    """[name, shape] of every parameter, in the order in which the optimizer has them, by group."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [
+        [[names[id(one)], list(getattr(one, "ds_shape", one.shape))] for one in group["params"]]
+        for group in parameter_groups(module, training)
     ]
 
 

@@ -30,6 +30,7 @@ class StepInfo:
     usr1: bool  # some rank received SIGUSR1
     term: bool  # some rank received SIGTERM
     written: bool = True  # the checkpoint writers of all ranks are idle
+    failure: AlignkdError | None = None  # why the step cannot be taken: of the same kind on all ranks
 
 
 @dataclass(frozen=True)
@@ -64,22 +65,25 @@ def all_reduce_step_info(
     """Sum the counts of the coming step, the stop flags, and whether this rank's checkpoint is ``written``:
     one all-reduce on the host, without the device. Collective.
 
-    ``problem``: why this rank cannot take the step. Any rank's problem is raised on all of them.
+    ``problem``: why this rank cannot take the step. Any rank's problem is the ``failure`` of all of them.
     """
     local = sum((batch.counts for batch in window), start=TermCounts())
     flags = (stop.usr1, stop.term, written, problem is not None)
     summed = ranks.sum_on_host([*local.as_list(), *map(int, flags)])
     usr1, term, writers, problems = summed[-len(flags) :]
-    if problems:
-        ranks.raise_together(problem)
     counts = TermCounts.from_list(summed[: -len(flags)])
-    if counts.samples == 0:
-        raise TrainingError(
+    failure: AlignkdError | None = None
+    if problems:
+        failure = ranks.shared_error(problem)
+    elif counts.samples == 0:
+        failure = TrainingError(
             f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
             "image folder missing? Set data.on_bad_sample to error to see the first one"
         )
     elements = element_counts(counts, sizes)
-    return StepInfo(counts, elements, usr1 > 0, term > 0, written=writers == ranks.world_size)
+    return StepInfo(
+        counts, elements, usr1 > 0, term > 0, written=writers == ranks.world_size, failure=failure
+    )
 
 
 def run_optimizer_step(

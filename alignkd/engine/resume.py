@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from alignkd.checkpoint.placement import WEIGHTS, check_placement
 from alignkd.checkpoint.resume import CheckpointSearch, load_checkpoint, load_converted
 from alignkd.checkpoint.storage import Storage
 from alignkd.config.schema import Config
+from alignkd.data.image_sample import SAMPLES
 from alignkd.distributed.ranks import Ranks
-from alignkd.engine.state import RunIdentity
+from alignkd.engine.state import RunIdentity, library_versions
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.loading import frozen_fingerprint
 from alignkd.run_folder.checkpoints import read_manifest, step_folder, step_name
@@ -22,6 +24,7 @@ from alignkd.run_folder.drift import (
     must_convert,
     saved_stage,
 )
+from alignkd.run_folder.layout import layout_problems, version_changes
 from alignkd.run_folder.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -50,7 +53,9 @@ def resume_engine(
         manifest = read_manifest(step_folder(run, found.step))
         _check_conversion(run, manifest, config, ranks)
         _check_drift(run, manifest, identity)
+        _check_layout(run, manifest, identity, config, ranks)
         _load(engine, run, manifest, config, ranks, progress, storage)
+        check_placement(engine, manifest.get(WEIGHTS), ranks)
         log.info("resumed at step %d", found.step)
     # After the load: a plain load restores the frozen weights, a converted one does not touch them.
     frozen = ranks.broadcast_object(frozen_fingerprint(engine.module, hashing=ranks.is_first))
@@ -80,10 +85,30 @@ def _check_drift(run: Path, manifest: dict[str, Any], identity: RunIdentity) -> 
         problems.append("the data, the tokenizer or the templates have changed")
     if manifest["teacher"] != identity.teacher:
         problems.append("the teacher's weights have changed")
+    images = manifest.get("images", identity.images)  # earlier versions did not record them
+    if images["sizes"] != identity.images["sizes"]:
+        problems.append(f"image files have other sizes than before ({SAMPLES} were looked at)")
+    elif images["times"] != identity.images["times"]:
+        log.warning("image files have other modification times than before: copied, or written again?")
     if problems:
         raise UserError(
             f"{run}: not the run of its checkpoint step-{manifest['step']}\n  " + "\n  ".join(problems) + "\n"
             "Undo the change, or accept a key with `alignkd resume RUN --allow-change KEY`."
+        )
+
+
+def _check_layout(
+    run: Path, manifest: dict[str, Any], identity: RunIdentity, config: Config, ranks: Ranks
+) -> None:
+    converts = must_convert(manifest, ranks.world_size, config.student.zero_stage)
+    problems, harmless = layout_problems(manifest, identity.layout, converts=converts)
+    for line in harmless + version_changes(manifest, library_versions()):
+        log.warning("%s", line)
+    if problems:
+        raise CheckpointError(
+            f"{run}: the shards of {step_name(manifest['step'])} have another layout than this run reads\n  "
+            + "\n  ".join(problems)
+            + "\nUndo the change, or start a new run from an exported student."
         )
 
 

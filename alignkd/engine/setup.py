@@ -12,18 +12,21 @@ from alignkd.checkpoint.shard_files import attach_shard_files
 from alignkd.checkpoint.storage import Storage
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
+from alignkd.data.image_sample import image_sample
+from alignkd.data.index import Index
 from alignkd.data.loader import build_loader, build_sampler
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
 from alignkd.engine.deepspeed_files import DeepSpeedFiles, read_deepspeed_files
+from alignkd.engine.optimizer import describe_groups
 from alignkd.engine.resume import resume_engine
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.engine.state import RunIdentity, TrainingState
-from alignkd.models.agreement import student_folder, student_model_config
+from alignkd.models.encoding import student_encoder
 from alignkd.models.loading import fingerprint
+from alignkd.run_folder.layout import layout_facts
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
@@ -42,11 +45,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     check_run(config, ranks.world_size, files.accumulation)
 
     progress.report("indexing")
-    model_config = student_model_config(config.model)
-    tokenizer = SentencePieceTokenizer.from_folder(student_folder(config.model))
-    index = shared_index(
-        RunPaths(run).index, config.data, tokenizer, model_config.vision_tokens, ranks, progress
-    )
+    encoder = student_encoder(config)
+    index = shared_index(RunPaths(run).index, config.data, encoder, ranks, progress)
     log.info("%s", index.summary())
     sampler = build_sampler(config, index)
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
@@ -59,6 +59,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         config=config.model_dump(mode="json", exclude={"stages"}),
         data=index.fingerprint,
         teacher=_teacher_fingerprint(teacher, ranks),
+        images=_image_sample(config, index, ranks),
+        layout=layout_facts(files.student, describe_groups(engine.module, config.training)),
     )
     identity = resume_engine(engine, run, found, identity, config, ranks, progress, storage or Storage())
     if teacher is not None:
@@ -66,8 +68,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     loader = build_loader(
         config,
         index,
-        tokenizer,
-        model_config,
+        encoder,
         ranks.rank,
         ranks.world_size,
         files.accumulation,
@@ -94,6 +95,13 @@ def _build_models(config: Config, files: DeepSpeedFiles, ranks: Ranks) -> tuple[
             held["head"] / 1e6,
         )
     return engine, teacher
+
+
+def _image_sample(config: Config, index: Index, ranks: Ranks) -> dict[str, str]:
+    found: list[dict[str, str]] = []
+    ranks.run_on_rank0(lambda: found.append(image_sample(config.data, index)))
+    shared: dict[str, str] = ranks.broadcast_object(found[0] if found else None)
+    return shared
 
 
 def _teacher_fingerprint(teacher: Teacher | None, ranks: Ranks) -> str | None:

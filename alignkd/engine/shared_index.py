@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignkd.config.schema import DataSection
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.index import Index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.index_file import read_index
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.progress import Progress
 
@@ -16,8 +16,7 @@ from alignkd.run_folder.progress import Progress
 def shared_index(
     path: Path,
     data: DataSection,
-    tokenizer: SentencePieceTokenizer,
-    vision_tokens: int,
+    encoder: SampleEncoder,
     ranks: Ranks,
     progress: Progress,
 ) -> Index:
@@ -28,7 +27,7 @@ def shared_index(
         progress.report("indexing", done=done, total=total)
 
     built: list[Index] = []
-    ranks.run_on_rank0(lambda: built.append(cached_index(path, data, tokenizer, vision_tokens, report)))
+    ranks.run_on_rank0(lambda: built.append(cached_index(path, data, encoder, report)))
     index = built[0] if built else None
     fingerprint = ranks.broadcast_object(None if index is None else index.fingerprint)
     if index is None:

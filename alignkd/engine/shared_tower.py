@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from alignkd.distributed.ranks import Ranks
-from alignkd.models.loading import tower_fingerprint
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.interface import VisionLanguageModel
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm_loading import tower_fingerprint
 
 
-def reason_for_own_tower(teacher: MobileVLM, student: MobileVLM, ranks: Ranks) -> str | None:
+def reason_for_own_tower(
+    teacher: VisionLanguageModel, student: VisionLanguageModel, ranks: Ranks
+) -> str | None:
     """Why both towers must run, or None when one serves both; the same answer on all ranks. Collective.
 
     Preprocessing is not compared: a run whose models differ there does not start (``models.agreement``).
     """
+    if not isinstance(teacher, MobileVLM) or not isinstance(student, MobileVLM):
+        return "only MobileVLMs share one"
     if student.train_vision_tower:
         return "the student's tower is trained"
     if teacher.config.tower_config != student.config.tower_config:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from alignkd import __version__
+from alignkd.checkpoint.placement import WEIGHTS, weight_digests
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.config.schema import Config
 from alignkd.data.loader import WindowLoader
@@ -24,6 +25,8 @@ class RunIdentity:
     data: str  # fingerprint of data files, tokenizer and templates
     teacher: str | None  # fingerprint of its weights
     frozen: str = ""  # fingerprint of the student's frozen weights and buffers
+    images: dict[str, str] = field(default_factory=dict)  # ``data.image_sample``
+    layout: dict[str, Any] = field(default_factory=dict)  # of its shards: ``run_folder.layout``
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class TrainingState:
         }
 
     def manifest_facts(self, step: int) -> dict[str, Any]:
-        """What a checkpoint after ``step`` optimizer steps records of the run."""
+        """What a checkpoint after ``step`` optimizer steps records of the run. Collective."""
         return {
             **asdict(self.identity),
             "samples": self.sampler.samples_before(step),
             "versions": library_versions(),
+            WEIGHTS: weight_digests(self.engine.module, self.ranks),
         }
 
 

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+import torch
 from deepspeed.accelerator import get_accelerator
 
 
@@ -52,3 +53,11 @@ class Reading:
         for _, end in self._events:
             end.synchronize()
         return self._host_seconds + sum(float(start.elapsed_time(end)) for start, end in self._events) / 1000
+
+
+def timed_forwards(module: torch.nn.Module) -> Stopwatch:
+    """A stopwatch that runs during every forward of ``module``."""
+    watch = Stopwatch()
+    module.register_forward_pre_hook(lambda *_: watch.__enter__())
+    module.register_forward_hook(lambda *_: watch.__exit__(None, None, None))
+    return watch

@@ -20,7 +20,7 @@ from alignkd.losses.logits import LogitLosses, LogitTargets
 from alignkd.losses.total import ElementSizes
 from alignkd.losses.vision import vision_loss_sums
 from alignkd.models.adapters import AlignmentAdapters
-from alignkd.models.mobilevlm import MobileVLM, ModelOutputs
+from alignkd.models.families.interface import ModelOutputs, VisionLanguageModel
 from alignkd.teacher.targets import TeacherTargets, block_layout
 
 
@@ -33,18 +33,20 @@ class StudentStep(nn.Module):
     """``adapters`` is None when distillation is off; then only the cross-entropy is computed."""
 
     def __init__(
-        self, student: MobileVLM, adapters: AlignmentAdapters | None, distillation: DistillationSection
+        self,
+        student: VisionLanguageModel,
+        adapters: AlignmentAdapters | None,
+        distillation: DistillationSection,
     ) -> None:
         super().__init__()
         self.student = student
         self.adapters = adapters
         self.divergence = distillation.divergence
         self.temperature = distillation.temperature
-        self.top_k = distillation.top_k
 
     def sizes(self) -> ElementSizes:
-        config = self.student.config
-        return ElementSizes(config.num_attention_heads, config.hidden_size, config.vision_tokens, self.top_k)
+        facts = self.student.facts
+        return ElementSizes(facts.num_attention_heads, facts.hidden_size)
 
     def forward(
         self,
@@ -78,11 +80,12 @@ class StudentStep(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """L_A, L_V-all and L_V-focus as sums (equations 1, 4 and 3)."""
         query_BHLE, key_BGLE, scaling = outputs.first_layer
+        layout = block_layout(batch, self.student.facts)
         loss_of_queries_and_keys = partial(
             fused_attention_loss,
             teacher_block_ITMV=targets.block_IHMV,
             scaling=scaling,
-            layout=block_layout(batch, self.student.config.vision_tokens),
+            layout=layout,
         )
         attention = adapters.attention(query_BHLE, key_BGLE, loss_of_queries_and_keys)
         vision_all, vision_focus = vision_loss_sums(
@@ -90,6 +93,7 @@ class StudentStep(nn.Module):
             outputs.vision_tokens_IVD[: batch.image_count],
             targets.focus_indices_IK,
             batch.text_rows_IM,
+            layout.filled_IV(),
         )
         return attention, vision_all, vision_focus
 

@@ -23,12 +23,14 @@ from alignkd.engine.optimizer_step import (
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
-from alignkd.engine.step_clock import StepClock
-from alignkd.engine.stopwatch import Stopwatch
+from alignkd.engine.step_clock import StepClock, StepTime
+from alignkd.engine.stopwatch import Reading, Stopwatch, timed_forwards
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
+from alignkd.run_folder.heartbeat import DATA, TRAINING
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
+from alignkd.run_folder.writer_lock import taken_over
 
 log = logging.getLogger(__name__)
 SHOWN = ("loss", "samples_per_second", "data_wait_share")  # of a metrics row, in progress.json
@@ -44,15 +46,24 @@ class Trainer:
         progress: Progress,
         storage: Storage | None = None,
         is_writer: Callable[[], bool] = lambda: True,
+        generation: int = 0,
     ) -> None:
-        """``is_writer`` says on rank 0 whether this process may still write to the run. Collective.
+        """``is_writer`` says on rank 0 whether this process may still write to the run, as its writer of
+        ``generation``. Collective.
 
-        Raises FileSystemError on all ranks when rank 0 cannot rewrite the metrics file.
+        Raises FileSystemError on all ranks when rank 0 cannot rewrite the metrics file, TakenOverError when
+        the run is another process's by now.
         """
         self.state, self.stop, self.progress = state, stop, progress
         self.step = state.found.step or 0  # optimizer steps done
         rows = RunPaths(state.run).metrics
-        state.ranks.run_on_rank0(lambda: cut_rows_after(rows, self.step))
+
+        def cut_rows() -> None:
+            if not is_writer():
+                raise taken_over(state.run)
+            cut_rows_after(rows, self.step)
+
+        state.ranks.run_on_rank0(cut_rows)
         file = MetricsFile(rows) if state.ranks.is_first else None
         self.metrics = Metrics(file, state.config.distillation)
         self.saver = CheckpointSaver(
@@ -63,11 +74,14 @@ class Trainer:
             state.found,
             self.metrics.sync,
             is_writer,
+            generation,
         )
-        self.skipped = SkippedSteps(state.config.training.max_skipped_steps, int(state.engine.skipped_steps))
+        self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
         self.teacher_watch = Stopwatch()
+        self.forward_watch = timed_forwards(state.engine.module)
+        self.late: tuple[StepTime, Reading] | None = None  # times of the step before
         self.clock = StepClock()
 
     def train(self) -> int:
@@ -82,8 +96,11 @@ class Trainer:
         except TakenOverError:
             raise
         except AlignkdError:
-            # All ranks come here after the same step (a loss that is not finite, a bad sample on one rank).
-            # The save of an earlier step that is still being written is valid, and the newest.
+            # All ranks come here after the same step (a loss that is not finite, say). The save of an earlier
+            # step that is still being written is valid, and the newest. The row of the last step may say what
+            # went wrong.
+            with contextlib.suppress(TrainingError):
+                self.metrics.flush()
             with contextlib.suppress(TrainingError):
                 self.saver.finish()
             raise
@@ -95,8 +112,13 @@ class Trainer:
     def _run_steps(self) -> int:
         while self.step < self.state.total_steps:
             window, info = self._next_window()
+            if info.failure is not None:
+                self._save_before_failing(info.failure)
             if info.usr1 or info.term:
+                # Also after a failure: the signal that asks for a stop may have killed a loader process too.
                 return exit_code(info.usr1, info.term)
+            if info.failure is not None:
+                raise info.failure
             with self.clock.paused():
                 self.saver.poll(info.written)
             self._train_step(window, info)
@@ -105,9 +127,11 @@ class Trainer:
         return EXIT_OK
 
     def _next_window(self) -> tuple[list[Batch], StepInfo]:
-        """The next window and what all ranks know of it. Raises on all ranks when one cannot continue."""
+        """The next window and what all ranks know of it, including why one of them cannot continue."""
+        self.progress.enter(DATA, self.step)
         with self.clock.data_wait():
             window, problem = self._load_window()
+        self.progress.enter(TRAINING, self.step)
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
         # add rows to the metrics of the process that took over.
         problem = self.saver.taken_over or problem
@@ -141,32 +165,62 @@ class Trainer:
         )
         self.step += 1
         applied = state.engine.was_step_applied()
-        self.skipped.count(applied, self.step)
+        self.skipped.count(applied)
         row = {
             **state.position(self.step),
             **learning_rates(state.engine.optimizer),
             "skipped_steps": self.skipped.total,
         }
-        self.metrics.add(row, sums, info, self.teacher_watch.take(), self.clock.end_step(), applied=applied)
+        taken = self.clock.end_step()
+        self.metrics.add(row, sums, info, self.teacher_watch.take(), taken, applied=applied)
+        self._beat(taken)
+        self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
-            shown |= {"saved_step": self.saver.newest, "save_held_seconds": self.saver.totals.held_seconds}
-            self._report("training", **shown)
+            held = self.saver.totals.held_seconds
+            self._report("training", **shown, save_held_seconds=held)
+
+    def _beat(self, taken: StepTime) -> None:
+        """Tell the heartbeat that a step is done, and the times of the one before: this one's forwards may
+        not be over.
+
+        Loading data and forwards make no rank wait for another, so they tell a slow rank from those that wait
+        for it. (At stage 3 forwards gather weights, and only loading does.)
+        """
+        late, self.late = self.late, (taken, self.forward_watch.take())
+        times = None
+        if late is not None:
+            seconds = late[0].seconds
+            times = (seconds, late[0].data_wait_share * seconds + late[1].seconds())
+        self.progress.end_step(self.step, times)
 
     def _save(self, *, wait: bool) -> None:
         with self.clock.paused():
             # The last row is completed first, so that a loss that is not finite stops the run before a save.
             self.metrics.flush()
             self._report("saving")
-            facts = self.state.manifest_facts(self.step) | {"step_seconds": self.clock.take_slowest()}
+            facts = self.state.manifest_facts(self.step) | self.skipped.facts()
+            facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
-    def _save_last_step(self, code: int) -> None:
+    def _save_before_failing(self, failure: AlignkdError) -> None:
+        """All ranks stand between two steps, where the state is sound. Raises ``failure`` when the run is
+        another process's, and TrainingError when the last loss is not finite or the disk refuses the save too
+        often."""
+        if isinstance(failure, TakenOverError):
+            raise failure
+        log.error("cannot continue after step %d: %s", self.step, failure)
+        self._save_up_to_here()
+
+    def _save_up_to_here(self) -> None:
         self.metrics.flush()
         # A save in flight is committed first: should time run out, it is the newest one to resume from.
         self.saver.finish()
         if self.step > self.saver.newest:
             self._save(wait=True)
+
+    def _save_last_step(self, code: int) -> None:
+        self._save_up_to_here()
         if self.step > self.saver.newest and code != EXIT_OK:
             raise TrainingError(
                 f"stopped at step {self.step}, but it could not be saved; the newest checkpoint is of step "
@@ -191,4 +245,5 @@ class Trainer:
         self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
+        facts |= {"saved_step": self.saver.newest, "resumed_step": self.state.found.step or 0}
         self.progress.report(phase, step=self.step, total_steps=self.state.total_steps, **facts)

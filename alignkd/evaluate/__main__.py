@@ -1,77 +1,65 @@
-"""``python -m alignkd.evaluate MODEL --data FILE.json --image-folder DIR [--json] [--out FILE]``."""
+"""``python -m alignkd.evaluate OUT``: one rank of an evaluation, whose options lie in OUT/evaluation.json.
+
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment; without them, this
+process is the only one. Rank 0 scores the answers and prints the result.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import redirect_stdout
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from alignkd.errors import AlignkdError, UserError, report_error
-from alignkd.evaluate.accuracy import ALL_KINDS, Accuracy
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
 
 
-@app.command()
-def main(
-    model: Annotated[Path, typer.Argument(help="Model folder in the MobileVLM V2 format.")],
-    data: Annotated[
-        Path, typer.Option(help="LLaVA-style JSON list; the last turn of an entry is the expected answer.")
-    ],
-    image_folder: Annotated[
-        Path | None, typer.Option(help="Folder that image paths are relative to.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
-) -> None:
-    """Measure accuracy per kind of question, by greedy generation on the CPU."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before the folder module imports deepspeed
-    from alignkd.evaluate.folder import evaluate_folder
-
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m alignkd.evaluate OUT", file=sys.stderr)
+        return EXIT_USER_ERROR
     try:
-        with _progress_bar() as bar:
-            task = bar.add_task(f"answering with {model}", total=None)
-            accuracy = evaluate_folder(
-                model,
-                data,
-                image_folder,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        return _run(Path(arguments[0]))
     except AlignkdError as error:
-        raise typer.Exit(report_error(error)) from None
-    text = json.dumps(accuracy.as_dict(), indent=1)
-    if as_json:
-        print(text)
+        return report_error(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _run(out: Path) -> int:
+    from rich.console import Console
+
+    from alignkd.evaluate.options import read_options
+
+    options = read_options(out)
+    options.check()
+    with redirect_stdout(sys.stderr):  # DeepSpeed greets on standard output, which is for the result
+        from alignkd.evaluate.program import answer_all
+
+        ranks = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from alignkd.distributed.ranks import start_ranks
+
+            ranks = start_ranks(timeout=timedelta(days=2))  # the slowest rank is waited for
+        answer_all(options, ranks)
+    if ranks is not None and not ranks.is_first:
+        return 0
+    from alignkd.evaluate.program import score_all
+    from alignkd.evaluate.report import print_report, report_json
+    from alignkd.run_folder.atomic_files import write_json
+
+    scores = score_all(options)
+    report = report_json(scores, options.limit)
+    write_json(out / "scores.json", report)
+    if options.as_json:
+        print(json.dumps(report))
     else:
-        Console().print(accuracy_table(accuracy))
-    if out is None:
-        return
-    try:
-        out.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:  # the result, which may have taken hours, was printed
-        raise typer.Exit(report_error(UserError(f"--out {out}: cannot be written ({error})"))) from None
-
-
-def accuracy_table(accuracy: Accuracy) -> Table:
-    table = Table(title="exact answers by greedy generation")
-    table.add_column("kind of question")
-    for column in ("accuracy", "majority baseline", "questions"):
-        table.add_column(column, justify="right")
-    for kind, row in [*accuracy.kinds.items(), (ALL_KINDS, accuracy.overall)]:
-        table.add_row(kind, f"{row.accuracy:.3f}", f"{row.baseline:.3f}", str(row.count))
-    return table
-
-
-def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+        print_report(scores, Console(), categories=options.categories, limit=options.limit)
+    return 0
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(main(sys.argv[1:]))

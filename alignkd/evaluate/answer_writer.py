@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from alignkd.errors import UserError, raise_if_passing
-from alignkd.evaluate.files import Row, read_json_lines
+from alignkd.evaluate.files import Row, read_complete_lines
 from alignkd.evaluate.tasks.task import Question
 from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
 
@@ -26,15 +27,16 @@ class AnswerWriter:
         self, path: Path, questions: Sequence[Question], model_id: str, metadata: Mapping[str, Any]
     ) -> None:
         """Opens ``path`` and cuts a torn last line. Raises UserError when its answers are another model's, to
-        other questions, or were made with another ``metadata``."""
+        other questions, or were made with another ``metadata``, and when another process writes it."""
         self._path = path
         self._questions = questions
         self._model_id, self._metadata = model_id, dict(metadata)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(path)
-            self.done = self._checked_rows()
             self._file = path.open("ab", buffering=0)
+            _take_alone(self._file, path)
+            _cut_torn_line(path)
+            self.done = answered_in(path, questions, model_id, metadata)
         except OSError as error:
             raise_if_passing(error, path)
             raise UserError(f"{path}: cannot be written ({error})") from None
@@ -62,23 +64,36 @@ class AnswerWriter:
             raise UserError(f"{self._path}: cannot be written ({error})") from None
         self.done |= answers.keys()
 
-    def _checked_rows(self) -> set[int]:
-        if self._path.stat().st_size == 0:
-            return set()
-        return {self._checked(row) for row in read_json_lines(self._path)}
 
-    def _checked(self, row: Row) -> int:
-        number = _number(row, len(self._questions))
-        expected = answer_row(
-            self._questions[number], number, row.text("text"), self._model_id, self._metadata
+def answered_in(
+    path: Path, questions: Sequence[Question], model_id: str, metadata: Mapping[str, Any]
+) -> set[int]:
+    """Numbers of the questions that ``path`` answers; a torn last line does not count, and the file may be
+    missing. Raises UserError as :class:`AnswerWriter` does."""
+    return {_checked(row, questions, model_id, metadata) for row in read_complete_lines(path)}
+
+
+def _checked(row: Row, questions: Sequence[Question], model_id: str, metadata: Mapping[str, Any]) -> int:
+    number = _number(row, len(questions))
+    expected = answer_row(questions[number], number, row.text("text"), model_id, metadata)
+    for key, value in expected.items():
+        if row.value.get(key) != value:
+            found, wanted = _difference(row.value.get(key), value)
+            raise UserError(
+                f"{row.where}: `{key}` is {found:.200}, this evaluation's is {wanted:.200}; move the file "
+                "away or give another folder for the answers"
+            )
+    return number
+
+
+def _difference(found: object, wanted: object) -> tuple[str, str]:
+    """Both, without what is equal in two objects."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in found | wanted if found.get(key) != wanted.get(key)]
+        return tuple(  # type: ignore[return-value]
+            repr({key: value[key] for key in keys if key in value}) for value in (found, wanted)
         )
-        for key, value in expected.items():
-            if row.value.get(key) != value:
-                raise UserError(
-                    f"{row.where}: `{key}` is {row.value.get(key)!r:.120}, this evaluation's is "
-                    f"{value!r:.120}; move the file away or give another folder for the answers"
-                )
-        return number
+    return repr(found), repr(wanted)
 
 
 def answer_row(
@@ -101,9 +116,7 @@ def merge_answers(parts: Sequence[Path], questions: int, out: Path) -> None:
     """
     rows: dict[int, dict[str, Any]] = {}
     for part in parts:
-        if not part.exists() or part.stat().st_size == 0:  # a rank without a question
-            continue
-        for row in read_json_lines(part):
+        for row in read_complete_lines(part):
             number = _number(row, questions)
             if number in rows:
                 raise UserError(f"{row.where}: answer {number} is in another part already")
@@ -129,6 +142,16 @@ def _number(row: Row, questions: int) -> int:
             f"found {text!r:.80}; this is no file of an evaluation of the same questions"
         )
     return int(text)
+
+
+def _take_alone(file: IO[bytes], path: Path) -> None:
+    """One process writes a file. Raises UserError; some network file systems have no such locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another evaluation is writing it; wait for its end") from None
+    except OSError:
+        pass
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -12,11 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignkd.errors import UserError
 from alignkd.evaluate.files import Row, read_json_lines
 
+Label = TypeVar("Label")
 Key = tuple[str, ...]  # what identifies a question: its id, for some tasks with its text
 
 
@@ -34,6 +35,7 @@ class AnswerFile:
     path: Path
     answers: tuple[Answer, ...]
     models: tuple[str, ...]  # distinct `model_id`s
+    is_partial: bool = False  # only some questions were asked: those without an answer do not count
 
     def settings(self) -> dict[str, str]:
         """How the answers were made (precision, batch size, padding), where ``metadata`` says so.
@@ -47,7 +49,7 @@ class AnswerFile:
         return {key: " and ".join(found) for key, found in values.items()}
 
 
-def read_answers(path: Path) -> AnswerFile:
+def read_answers(path: Path, *, partial: bool = False) -> AnswerFile:
     """Raises UserError, naming the line, for a file that is not in this format."""
     rows = read_json_lines(path)
     models: dict[str, None] = {}
@@ -56,7 +58,7 @@ def read_answers(path: Path) -> AnswerFile:
         answers.append(_answer(row))
         if isinstance(row.value.get("model_id"), str):
             models[row.value["model_id"]] = None
-    return AnswerFile(path, tuple(answers), tuple(models))
+    return AnswerFile(path, tuple(answers), tuple(models), partial)
 
 
 def _answer(row: Row) -> Answer:
@@ -133,6 +135,20 @@ def match_all(
             f"{_shown(missing[0])}; was the evaluation stopped early?"
         )
     return [answer for answer in found if answer is not None]
+
+
+def answered(
+    file: AnswerFile,
+    labels: Sequence[Label],
+    keys: Sequence[Key],
+    task: str,
+    key_of: Callable[[Answer], Key] = id_key,
+) -> list[tuple[Label, Answer]]:
+    """Labels with their answers, as ``match_all`` finds them; of a partial file those that have one."""
+    if not file.is_partial:
+        return list(zip(labels, match_all(file, keys, task, key_of), strict=True))
+    found = match(file, keys, task, key_of)
+    return [(label, answer) for label, answer in zip(labels, found, strict=True) if answer is not None]
 
 
 def check_prompts(file: AnswerFile, pairs: Sequence[tuple[Answer, str]], task: str) -> None:

@@ -58,9 +58,25 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> list[Row]:
     """One object per line; blank lines are skipped. Raises UserError for a broken line or an empty file."""
+    rows = _rows_of(read_text(path), path)
+    if not rows:
+        raise UserError(f"{path}: is empty; expected one JSON object per line")
+    return rows
+
+
+def read_complete_lines(path: Path) -> list[Row]:
+    """The same of a file that a process is writing or has not finished: what follows the last newline is
+    left out, and the file may be empty or missing."""
+    if not path.exists():
+        return []
+    text = read_text(path)
+    return _rows_of(text[: text.rfind("\n") + 1], path)
+
+
+def _rows_of(text: str, path: Path) -> list[Row]:
     rows = []
     # Not splitlines: a JSON string may hold U+2028 and its like.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
@@ -71,6 +87,4 @@ def read_json_lines(path: Path) -> list[Row]:
         if not isinstance(value, dict):
             raise UserError(f"{where}: must be a JSON object, found {value!r:.80}")
         rows.append(Row(where, value))
-    if not rows:
-        raise UserError(f"{path}: is empty; expected one JSON object per line")
     return rows

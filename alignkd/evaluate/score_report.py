@@ -60,22 +60,21 @@ def paper_table(models: Mapping[str, Sequence[TaskScore]]) -> Table:
     """One row per model, one column per task that any of them has, like the paper's."""
     tasks = {score.task for scores in models.values() for score in scores}
     shown = [name for name in BENCHMARKS if name in tasks] + sorted(tasks - BENCHMARKS.keys())
-    table = Table(
-        title="Scores ± standard error",
-        caption="per cent, MME: sum over perception (2,000), divided by 20 in the average",
-    )
+    has_average = not tasks.isdisjoint(BENCHMARKS)
+    caption = "per cent, MME: sum over perception (2,000), divided by 20 in the average"
+    table = Table(title="Scores ± standard error", caption=caption if has_average else "per cent")
     table.add_column("model")
     for name in shown:
         table.add_column(BENCHMARKS[name].title if name in BENCHMARKS else name, justify="right")
-    table.add_column("average", justify="right")
+    if has_average:
+        table.add_column("average", justify="right")
     for model, scores in models.items():
         by_task = {score.task: score.score for score in scores}
-        average = paper_average(scores)
-        table.add_row(
-            model,
-            *(_cell(by_task[name]) if name in by_task else "-" for name in shown),
-            "-" if average is None else f"{average:.1f}",
-        )
+        cells = [_cell(by_task[name]) if name in by_task else "-" for name in shown]
+        if has_average:
+            average = paper_average(scores)
+            cells.append("-" if average is None else f"{average:.1f}")
+        table.add_row(model, *cells)
     return table
 
 

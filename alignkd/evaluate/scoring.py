@@ -15,13 +15,14 @@ from alignkd.evaluate.tasks.task import Task
 _SHOWN_PICTURES = 3
 
 
-def score_file(task: Task, answers: Path, data: Path) -> TaskScore:
-    """Score one answer file; ``data`` is the folder of all benchmarks or the task's own.
+def score_file(task: Task, answers: Path, data: Path, *, partial: bool = False) -> TaskScore:
+    """Score one answer file; ``data`` is the folder of all benchmarks or the task's own. ``partial``: only
+    some questions were asked.
 
     Raises MissingData or UserError.
     """
     require([task.layout], data, scoring_only=True)
-    return task.score(data, read_answers(answers))
+    return task.score(data, read_answers(answers, partial=partial))
 
 
 def check_data(tasks: Sequence[Task], data: Path) -> dict[str, int]:

@@ -31,12 +31,22 @@ class BlockLayout:
 
     ``places`` has (sample, column of the first vision token within the sample, number of text rows) for each
     image, on the host, so that loops over images never wait for the device.
+
+    The vision tokens of an image are V consecutive ones, unless ``columns_IV`` says where they are: in tiles
+    with separators between them, and fewer than V of some images.
     """
 
     places: tuple[tuple[int, int, int], ...]  # I
     text_rows_IM: torch.Tensor  # int64, columns of the batch's rows; negative where an image has fewer than M
-    vision_tokens: int  # V
+    vision_tokens: int  # V, of the image that has most
     segments: tuple[int, ...] = ()  # lengths of packed samples; empty: every row of the batch is one sample
+    columns_IV: torch.Tensor | None = None  # int64, within the sample, ascending; negative: filler at the end
+    spans: tuple[tuple[int, int], ...] = ()  # with columns_IV: (vision tokens, columns from first to last)
+    window: int | None = None  # a row sees itself and the window - 1 keys before it; None: all keys before it
+
+    def filled_IV(self) -> torch.Tensor | None:
+        """Where vision tokens are, if not everywhere."""
+        return None if self.columns_IV is None else self.columns_IV >= 0
 
 
 def text_vision_block(
@@ -44,14 +54,15 @@ def text_vision_block(
 ) -> torch.Tensor:
     """A of equation 1, [I, H, M, V] in fp32 (or wider), from queries and keys after rotary embedding.
 
-    G key heads serve H query heads (grouped-query attention). Rows that an image does not have are zero.
+    G key heads serve H query heads (grouped-query attention). Rows and vision tokens that an image does not
+    have are zero.
     """
     images, M = layout.text_rows_IM.shape
     shape = (images, query_BHLE.shape[1], M, layout.vision_tokens)
     block_IHMV = query_BHLE.new_zeros(shape, dtype=at_least_fp32(query_BHLE.dtype))
     for chunk in _chunks(layout, query_BHLE.shape[2]):
         maps_HCK = attention_rows(query_BHLE, key_BGLE, scaling, chunk)
-        block_IHMV[chunk.image, :, chunk.rows] = maps_HCK[..., chunk.vision]
+        block_IHMV[chunk.image, :, chunk.rows, : chunk.vision_tokens] = maps_HCK[..., chunk.vision]
     return block_IHMV
 
 
@@ -61,15 +72,18 @@ def attention_loss_sum(
     weight_HT: torch.Tensor,
     bias_H: torch.Tensor,
     text_rows_IM: torch.Tensor,
+    filled_IV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Equation 1 as a sum over valid rows (``text_rows_IM`` >= 0), in fp32 (or wider), with a graph.
+    """Equation 1 as a sum over valid rows (``text_rows_IM`` >= 0) and vision tokens (``filled_IV``; None: all
+    of them), in fp32 (or wider), with a graph.
 
     ``weight_HT`` and ``bias_H`` are P_attn's.
     """
     teacher_IMVT = teacher_block_ITMV.movedim(1, -1).to(weight_HT.dtype)
     difference = student_block_IHMV.movedim(1, -1) - F.linear(teacher_IMVT, weight_HT, bias_H)
     squares_IMVH = difference.to(at_least_fp32(difference.dtype)).square()
-    return (squares_IMVH * (text_rows_IM >= 0)[:, :, None, None]).sum()
+    squares_IMVH = squares_IMVH * (text_rows_IM >= 0)[:, :, None, None]
+    return (squares_IMVH if filled_IV is None else squares_IMVH * filled_IV[:, None, :, None]).sum()
 
 
 def plain_attention_loss(
@@ -88,7 +102,9 @@ def plain_attention_loss(
     keys before it releases P_attn, and a rank that did not get them would deadlock the others.
     """
     block_IHMV = text_vision_block(query_BHLE, key_BGLE, scaling, layout)
-    loss = attention_loss_sum(teacher_block_ITMV, block_IHMV, weight_HT, bias_H, layout.text_rows_IM)
+    loss = attention_loss_sum(
+        teacher_block_ITMV, block_IHMV, weight_HT, bias_H, layout.text_rows_IM, layout.filled_IV()
+    )
     return loss + 0.0 * (query_BHLE.sum() + key_BGLE.sum())
 
 
@@ -151,7 +167,8 @@ class _FusedAttentionLoss(torch.autograd.Function):
             d_scores = maps_HCK.mul_(-weighted_HCV.sum(dim=2, keepdim=True))
             d_scores[..., chunk.vision] += weighted_HCV
             d_scores = d_scores.to(key_BGLE.dtype).view(G, H // G * C, K)
-            query_GRE = _scaled_queries(query_BHLE, ctx.scaling, chunk).reshape(G, H // G * C, -1)
+            query_HCE = query_BHLE[chunk.batch_row][:, chunk.rows_C] * ctx.scaling
+            query_GRE = query_HCE.reshape(G, H // G * C, -1)
             key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys] * ctx.scaling
             d_query[chunk.batch_row][:, chunk.rows_C] += (d_scores @ key_GKE).view(H, C, -1)
             d_key[chunk.batch_row, :, chunk.keys] += d_scores.transpose(1, 2) @ query_GRE
@@ -160,7 +177,7 @@ class _FusedAttentionLoss(torch.autograd.Function):
 
 def _teacher_rows(teacher_block_ITMV: torch.Tensor, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
     """[T, C * V] of the chunk, in P_attn's dtype."""
-    return teacher_block_ITMV[chunk.image, :, chunk.rows].flatten(1).to(dtype)
+    return teacher_block_ITMV[chunk.image, :, chunk.rows, : chunk.vision_tokens].flatten(1).to(dtype)
 
 
 def _difference(
@@ -178,8 +195,10 @@ class Chunk(NamedTuple):
     rows_C: torch.Tensor  # int64, columns of these tokens in the batch's row
     batch_row: int
     keys: slice  # K columns of the batch's row, from the beginning of the sample
-    vision: slice  # V of those keys
+    vision: slice | torch.Tensor  # which of those keys are the image's V vision tokens
+    vision_tokens: int  # V of this image
     seen_by_all: int  # how many of those keys come before every row of the chunk
+    window: int | None  # as in BlockLayout
 
 
 def _chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
@@ -189,7 +208,11 @@ def _chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
         batch_row, begin, length = sample, 0, columns
         if layout.segments:
             batch_row, begin, length = 0, begins[sample], layout.segments[sample]
-        vision = slice(start, start + layout.vision_tokens)
+        count, width = layout.vision_tokens, layout.vision_tokens
+        vision: slice | torch.Tensor = slice(start, start + count)
+        if layout.columns_IV is not None:
+            count, width = layout.spans[image]
+            vision = layout.columns_IV[image, :count]
         for first in range(0, row_count, ROWS_PER_CHUNK):
             rows = slice(first, min(first + ROWS_PER_CHUNK, row_count))
             # Rows ascend, so the columns behind the chunk's last row hold at least the rows that follow. This
@@ -202,27 +225,34 @@ def _chunks(layout: BlockLayout, columns: int) -> Iterator[Chunk]:
                 batch_row=batch_row,
                 keys=slice(begin, begin + visible),
                 vision=vision,
-                # The image and the rows of earlier chunks come before every row of this one.
-                seen_by_all=vision.stop + first,
+                vision_tokens=count,
+                # The image and the rows of earlier chunks come before every row of this one. With a window,
+                # what comes before may be out of sight.
+                seen_by_all=start + width + first if layout.window is None else 0,
+                window=layout.window,
             )
 
 
 def attention_rows(
     query_BHLE: torch.Tensor, key_BGLE: torch.Tensor, scaling: float, chunk: Chunk
 ) -> torch.Tensor:
-    """Probabilities [H, C, K] in fp32 (or wider), zero where the key comes after the row."""
-    query_HCE = _scaled_queries(query_BHLE, scaling, chunk)
-    key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys]
+    """Probabilities [H, C, K] in fp32 (or wider), zero where the key comes after the row, or so long before
+    it that it is out of the window.
+
+    So are the scores: rounded to bf16 before the softmax, they would change the block by up to 1 %. These are
+    few rows of one layer, so the product in fp32 costs little.
+    """
+    wide = at_least_fp32(query_BHLE.dtype)
+    query_HCE = query_BHLE[chunk.batch_row][:, chunk.rows_C].to(wide) * scaling
+    key_GKE = key_BGLE[chunk.batch_row, :, chunk.keys].to(wide)
     H, C, _ = query_HCE.shape
     G, K, _ = key_GKE.shape
     scores = query_HCE.reshape(G, H // G * C, -1) @ key_GKE.transpose(1, 2)
-    scores_HCK = scores.to(at_least_fp32(scores.dtype)).view(H, C, K)
+    scores_HCK = scores.view(H, C, K)
     first, end = chunk.keys.start + chunk.seen_by_all, chunk.keys.stop
     columns = torch.arange(first, end, device=scores.device)
-    scores_HCK[..., chunk.seen_by_all :].masked_fill_(columns > chunk.rows_C[:, None], float("-inf"))
+    hidden_CK = columns > chunk.rows_C[:, None]
+    if chunk.window is not None:
+        hidden_CK |= columns <= chunk.rows_C[:, None] - chunk.window
+    scores_HCK[..., chunk.seen_by_all :].masked_fill_(hidden_CK, float("-inf"))
     return scores_HCK.softmax(dim=2)
-
-
-def _scaled_queries(query_BHLE: torch.Tensor, scaling: float, chunk: Chunk) -> torch.Tensor:
-    """[H, C, E] of the chunk's rows. Scaled before their product with the keys, which fp16 may not hold."""
-    return query_BHLE[chunk.batch_row][:, chunk.rows_C] * scaling

@@ -22,11 +22,11 @@ class Counts(Protocol):
     @property
     def logits(self) -> int: ...  # positions of the divergence
     @property
-    def attention_rows(self) -> int: ...  # pairs of an image and a text row after it
+    def attention_pairs(self) -> int: ...  # pairs of a vision token and a text row after its image
     @property
-    def images(self) -> int: ...
+    def vision_tokens(self) -> int: ...
     @property
-    def focus_images(self) -> int: ...  # images with at least one text row
+    def focus_tokens(self) -> int: ...  # K of every image with at least one text row, or all if it has fewer
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class ElementSizes:
 
     student_heads: int
     student_width: int
-    vision_tokens: int
-    top_k: int
 
 
 def element_counts(counts: Counts, sizes: ElementSizes) -> dict[str, int]:
@@ -44,9 +42,9 @@ def element_counts(counts: Counts, sizes: ElementSizes) -> dict[str, int]:
     return {
         "ce": counts.supervised,
         "divergence": counts.logits,
-        "attention": counts.attention_rows * sizes.vision_tokens * sizes.student_heads,
-        "vision_all": counts.images * sizes.vision_tokens * sizes.student_width,
-        "vision_focus": counts.focus_images * sizes.top_k * sizes.student_width,
+        "attention": counts.attention_pairs * sizes.student_heads,
+        "vision_all": counts.vision_tokens * sizes.student_width,
+        "vision_focus": counts.focus_tokens * sizes.student_width,
     }
 
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from alignkd.errors import CheckpointError
-from alignkd.models.configuration import MobileVLMConfig
 from alignkd.models.saving import write_tensors
 from alignkd.run_folder.atomic_files import replacing
 from alignkd.run_folder.paths import RunPaths
 
 LossOfQueriesAndKeys = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class ModelShape(Protocol):
+    """What the adapters need to know of a model."""
+
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
 
 
 class AttentionAdapter(nn.Linear):
@@ -35,13 +44,13 @@ class AlignmentAdapters(nn.Module):
     maps. They are trained together with the student and saved in its checkpoints, and at the end in a file of
     their own, because the exported student does not contain them."""
 
-    def __init__(self, teacher: MobileVLMConfig, student: MobileVLMConfig) -> None:
+    def __init__(self, teacher: ModelShape, student: ModelShape) -> None:
         super().__init__()
         self.attention = AttentionAdapter(teacher.num_attention_heads, student.num_attention_heads)
         self.vision = nn.Linear(teacher.hidden_size, student.hidden_size)
 
 
-def seeded_adapters(teacher: MobileVLMConfig, student: MobileVLMConfig, seed: int) -> AlignmentAdapters:
+def seeded_adapters(teacher: ModelShape, student: ModelShape, seed: int) -> AlignmentAdapters:
     """PyTorch's default initialisation from ``seed``, the same on every rank."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,7 +68,7 @@ def save_adapters(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         write_tensors(tensors, temporary)
 
 
-def load_adapters(path: Path, teacher: MobileVLMConfig, student: MobileVLMConfig) -> AlignmentAdapters:
+def load_adapters(path: Path, teacher: ModelShape, student: ModelShape) -> AlignmentAdapters:
     """From a safetensors file with ``attention.weight [H_S, H_T]``, ``attention.bias``, ``vision.weight [D_S,
     D_T]`` and ``vision.bias``, or from the folder of a finished run. Raises CheckpointError naming the
     tensors that do not fit."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from alignkd.config.schema import ModelSection
+from alignkd.config.schema import Config, ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.families.table import Family, family_of
+from alignkd.models.processor_files import chat_problems
 
 PIXEL_KEYS = (
     "size",
@@ -47,7 +49,30 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def check_agreement(model: ModelSection, top_k: int) -> list[str]:
-    """Every reason why this teacher cannot distil this student (empty: none).
+    """Every reason why this teacher cannot distil this student (empty: none)."""
+    problems: list[str] = []
+    families: list[Family | None] = []
+    readable: list[Path] = []
+    for folder in [student_folder(model), *([Path(model.teacher)] if model.teacher else [])]:
+        try:
+            families.append(family_of(folder))
+            readable.append(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        if families == [None]:  # the other folder is no MobileVLM; say at once what is wrong with this one
+            _read(readable[0], model.vision_tower if readable[0] == student_folder(model) else None, problems)
+        return problems
+    if families == [None] * len(families):
+        return _mobilevlm_problems(model, top_k)
+    if len(set(families)) > 1:
+        names = [family.model_type if family else "mobilevlm" for family in families]
+        return [f"teacher and student are of different families: {names[1]} and {names[0]}"]
+    return chat_problems(model, student_folder(model))
+
+
+def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
+    """The same for two MobileVLMs.
 
     Both models see the same ids and pixels, so the tokenizer file, the vocabulary size, the number of vision
     tokens of an image (whose placeholder id is the same in the whole family) and the preprocessing are
@@ -80,6 +105,22 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
             f"distillation.top_k is {top_k}, but an image has {student.vision_tokens} vision tokens; "
             f"valid: 1 to {student.vision_tokens}"
         )
+    return problems
+
+
+def check_templates(config: Config) -> list[str]:
+    """Sources whose template the models do not have, and settings that only MobileVLM knows."""
+    family = family_of(student_folder(config.model))
+    problems = []
+    for number, source in enumerate(config.data.sources):
+        valid = ("plain", "v1") if family is None else ("chat",)
+        if source.template not in valid:
+            key = f"data.sources[{number}].template = {source.template}"
+            problems.append(f"{key}: valid for these models: {', '.join(valid)}")
+        if family is None and source.image_options:
+            problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
+    if family is not None and config.training.packing:
+        problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
     return problems
 
 

@@ -20,11 +20,14 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, LlamaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from alignkd.data.batch import Batch
 
 ATTENTION_NAME = "alignkd_sdpa"
 FIRST_ATTENTION_NAME = "alignkd_first_sdpa"
+MASKED_ATTENTION_NAME = "alignkd_masked_sdpa"
+FIRST_MASKED_ATTENTION_NAME = "alignkd_first_masked_sdpa"
 FLASH_HEAD_WIDTH = 256  # at most
 LENGTH_STEP = 128  # the kernel's longest length is rounded up, so that compiled guards see few of them
 CAUSAL = (-1, 0)  # keys to the left and to the right of a query: all, none
@@ -128,6 +131,12 @@ def capture_first_layer(model: LlamaModel) -> None:
     model.layers[0].self_attn.config = own
 
 
+def use_plain_attention(model: LlamaModel) -> None:
+    """Undo the above for generation: transformers' own SDPA, with the masks that left padding needs."""
+    model.set_attn_implementation("sdpa")
+    model.layers[0].self_attn.config = model.config
+
+
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     """Flash attention, which torch ships for GPUs from Ampere on, in 16 bits."""
     return (
@@ -173,3 +182,9 @@ def _runs(tensors: Sequence[torch.Tensor], segments: tuple[int, ...]) -> Iterato
 # packed sequences in the positions either, for which the host would wait for the device.
 AttentionInterface.register(ATTENTION_NAME, attention)
 AttentionInterface.register(FIRST_ATTENTION_NAME, first_attention)
+# For models with sliding windows or images whose vision tokens see one another. Without a mask function these
+# would get no mask, and be wrong without a word.
+AttentionInterface.register(MASKED_ATTENTION_NAME, attention)
+AttentionInterface.register(FIRST_MASKED_ATTENTION_NAME, first_attention)
+for _name in (MASKED_ATTENTION_NAME, FIRST_MASKED_ATTENTION_NAME):
+    AttentionMaskInterface.register(_name, sdpa_mask)

@@ -11,12 +11,13 @@ import logging
 import torch
 
 from alignkd.models import attention
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.interface import VisionLanguageModel
+from alignkd.models.families.mobilevlm import MobileVLM
 
 log = logging.getLogger(__name__)
 
 
-def compile_layers(model: MobileVLM, device: torch.device, backend: str = "inductor") -> None:
+def compile_layers(model: VisionLanguageModel, device: torch.device, backend: str = "inductor") -> None:
     """Compile every decoder layer but the first on their next call.
 
     One graph serves all layers and all packings of a batch (one more those of a single token): the layers do
@@ -25,6 +26,9 @@ def compile_layers(model: MobileVLM, device: torch.device, backend: str = "induc
     layer hands out its queries and keys, which would break the graph. Not for a model that ZeRO-3 shards: its
     hooks break the graph at every weight.
     """
+    if not isinstance(model, MobileVLM):
+        log.warning("training.compile_layers has no effect here: only the layers of MobileVLMs are compiled")
+        return
     dtype = next(model.language_model.parameters()).dtype
     if not attention.has_varlen_kernel(device, dtype, model.head_width):
         log.warning(

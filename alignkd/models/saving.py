@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,24 @@ def save_model_folder(
     replace: bool = False,
     card: str | None = None,
 ) -> None:
-    """Atomic: ``out`` appears complete or not at all. ``tensors`` have published names and the dtype to save
-    in; ``card`` is the text of README.md.
+    """``tensors`` have published names and the dtype to save in; ``card`` is the text of README.md.
 
     The tower's configuration and preprocessing go into a folder inside ``out``, so that it can be moved.
+    Errors as in :func:`write_folder`.
+    """
+    write_folder(
+        out,
+        lambda partial: _write(partial, config, tensors, tokenizer_folder, file_format),
+        replace=replace,
+        card=card,
+    )
+
+
+def write_folder(
+    out: Path, write: Callable[[Path], None], *, replace: bool = False, card: str | None = None
+) -> None:
+    """Atomic: ``out`` appears complete or not at all. ``write`` gets an empty folder to fill.
+
     Raises CheckpointError when ``out`` exists, unless ``replace`` is set: then the old folder stays until the
     new one is complete. Raises OSError when writing fails.
     """
@@ -44,7 +58,11 @@ def save_model_folder(
     for left_over in (partial, old) if out.exists() else (partial,):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
-        _write(partial, config, tensors, tokenizer_folder, file_format, card)
+        partial.mkdir(parents=True)
+        write(partial)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        flush_tree(partial)
         if out.exists():
             out.rename(old)  # a folder that is not empty cannot be replaced in one step
         partial.rename(out)
@@ -74,10 +92,8 @@ def _write(
     tensors: Mapping[str, torch.Tensor],
     tokenizer_folder: Path,
     file_format: FileFormat,
-    card: str | None,
 ) -> None:
-    """Write all files of the folder and flush them to disk."""
-    partial.mkdir(parents=True)
+    """Write all files of the folder but README.md."""
     names = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
     write_tensors(tensors, partial / names[file_format])
     tower = portable_tower_name(config.mm_vision_tower)
@@ -90,9 +106,6 @@ def _write(
     (partial / tower).mkdir(parents=True, exist_ok=True)
     _write_json(partial / tower / "config.json", {"model_type": "clip_vision_model", **config.tower_config})
     _write_json(partial / tower / "preprocessor_config.json", config.preprocessor_config)
-    if card is not None:
-        (partial / "README.md").write_text(card, encoding="utf-8")
-    flush_tree(partial)
 
 
 def _write_json(path: Path, value: object) -> None:

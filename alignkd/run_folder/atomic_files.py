@@ -62,6 +62,12 @@ def write_text_atomic(path: Path, text: str, *, mode: int | None = None, durable
             temporary.chmod(mode)
 
 
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Replace ``path`` with ``content``, durably. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` with ``value``, durably. Raises OSError."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -4,12 +4,13 @@
 |---|---|
 | step-N/ | the checkpoint of optimizer step N |
 | step-N/manifest.json | every other file of it with size and sha256, and what a resume must know |
-| step-N/COMMITTED | the marker: written last, removed first |
+| step-N/COMMITTED | the marker, written last: step and sha256 of the manifest (older ones are empty) |
 | step-N/random-R.json | random states of rank R: ``alignkd.checkpoint.rank_state``; the rest: DeepSpeed |
 | step-N.ATTEMPT.tmp/ | a save that is under way, or was cut off |
 | step-N.universal/ | the same state in a form that any number of ranks can load; made from step-N |
-| step-N.passed-over/ | marked, but damaged; put aside when step N was saved again |
+| step-N.passed-over/ | marked, but damaged; found and put aside at a start |
 | step-N.set-aside/ | newer than the step that a user went back to |
+| step-N.unmarked/ | has a manifest but no marker; found at a start and put aside |
 | latest | name of the newest checkpoint, for other tools; never read here |
 
 A checkpoint is written as ``step-N.ATTEMPT.tmp``, gets its manifest, is renamed and marked. Only a marked
@@ -18,7 +19,9 @@ folder whose files fit its manifest is used. ``step-N.universal`` comes to count
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import uuid
 from pathlib import Path
@@ -32,6 +35,7 @@ PARTIAL = ".tmp"
 UNIVERSAL = ".universal"
 PASSED_OVER = ".passed-over"
 SET_ASIDE = ".set-aside"
+UNMARKED = ".unmarked"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -47,10 +51,11 @@ def universal_folder(run: Path, step: int) -> Path:
     return RunPaths(run).checkpoints / (step_name(step) + UNIVERSAL)
 
 
-def new_attempt() -> str:
-    """A name for what one process, or one group of ranks, writes. Another one that still runs (on a node
-    that was given up, for example) never writes into the same folder."""
-    return uuid.uuid4().hex[:12]
+def new_attempt(generation: int | None = None) -> str:
+    """A name for what one process, or one group of ranks, writes; it tells a writer's ``generation``. Another
+    one that still runs (on a node that was given up, for example) never writes into the same folder."""
+    unique = uuid.uuid4().hex[:12]
+    return unique if generation is None else f"{generation}-{unique}"
 
 
 def partial_folder(final: Path, attempt: str) -> Path:
@@ -67,6 +72,32 @@ def committed_steps(run: Path) -> list[int]:
 
 def is_marked(folder: Path) -> bool:
     return (folder / MARKER).is_file()
+
+
+def marker_text(folder: Path) -> str:
+    """What the marker of ``folder`` must hold: a marker of another manifest vouches for nothing. Raises
+    OSError or ValueError when the manifest cannot be read."""
+    content = (folder / MANIFEST).read_bytes()
+    facts = {"step": json.loads(content)["step"], "manifest_sha256": hashlib.sha256(content).hexdigest()}
+    return json.dumps(facts) + "\n"
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether all files of ``folder`` were once complete: the manifest is written after them. Its files are
+    not looked at."""
+    try:
+        return isinstance(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def free_name(folder: Path, suffix: str) -> Path:
+    """A name that is not taken, for ``folder`` to be put aside under."""
+    number, place = 1, folder.with_suffix(suffix)
+    while os.path.lexists(place):
+        number += 1
+        place = folder.with_suffix(f"{suffix}-{number}")
+    return place
 
 
 def step_folders(parent: Path) -> list[Path]:

@@ -27,40 +27,59 @@ MAY_CHANGE = (
     "training.compile_layers",
     "training.tokens_per_micro_batch",
     "training.max_skipped_steps",
+    "training.hang_seconds",
+    "training.rendezvous_seconds",
 )
 STAGE = "student.zero_stage"
 PATHS = ("file", "image_folder")
+ANY: Any = object()
+NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
 
 
-def allowed_changes(run: Path) -> list[str]:
-    """Keys that the user has accepted (``alignkd resume --allow-change``). Raises UserError for a damaged
-    file."""
+def allowed_changes(run: Path) -> dict[str, Any]:
+    """Keys that the user has accepted (``alignkd resume --allow-change``), each with the value that the run
+    had then: another change of the same key is another decision. :data:`ANY` where an earlier version did not
+    record it. Raises UserError for a damaged file."""
     path = RunPaths(run).allowed_changes
     if not path.exists():
-        return []
+        return {}
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        accepted = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise_if_passing(error, path)
-        keys = None
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        accepted = None
+    if isinstance(accepted, list) and all(isinstance(key, str) for key in accepted):
+        accepted = dict.fromkeys(accepted, ANY)
+    if not isinstance(accepted, dict):
         raise UserError(
-            f"{path}: not a JSON list of keys; remove it, and accept the keys again with "
+            f"{path}: holds no keys with their values; remove it, and accept the keys again with "
             f"`alignkd resume {run} --allow-change KEY`"
         )
-    names: list[str] = keys
-    return [RENAMED.get(name, name) for name in names]
+    values: dict[str, Any] = accepted
+    return {RENAMED.get(key, key): value for key, value in values.items()}
 
 
-def config_drift(saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Collection[str]) -> list[str]:
-    """One line for every key whose value differs, unless the key is harmless or in ``allowed``."""
+def with_accepted(
+    accepted: Mapping[str, Any], keys: Collection[str], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``accepted`` and ``keys``, these and any :data:`ANY` with the values of the run's ``config``."""
+    now = _comparable(config)
+    known = {key: now.get(key) if value is ANY else value for key, value in accepted.items()}
+    return known | {key: now.get(key) for key in keys}
+
+
+def config_drift(
+    saved: Mapping[str, Any], current: Mapping[str, Any], allowed: Mapping[str, Any]
+) -> list[str]:
+    """One line for every key whose value differs, unless the key is harmless or ``allowed`` has it with its
+    current value."""
     before, after = _comparable(saved), _comparable(current)
     return [
         f"{key}: the checkpoint has {before.get(key)!r}, the run has {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
         and not key.startswith(MAY_CHANGE)
-        and key not in allowed
+        and not (key in allowed and (allowed[key] is ANY or allowed[key] == after.get(key)))
         and not (key == STAGE and {before.get(key), after.get(key)} == {1, 2})
     ]
 
@@ -97,6 +116,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the data's paths: files may move, and their contents are part of the data's fingerprint."""
     flat = flatten(migrate(config))
     flat["data.sources"] = [
-        {key: value for key, value in source.items() if key not in PATHS} for source in flat["data.sources"]
+        {key: value for key, value in source.items() if key not in PATHS and not (key in NEWER and not value)}
+        for source in flat["data.sources"]
     ]
     return flat

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.atomic_files import flush_to_disk, write_text_atomic
+from alignkd.run_folder.atomic_files import flush_to_disk, write_bytes_atomic
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -53,15 +53,23 @@ def last_rows(path: Path, count: int) -> list[Row]:
 
 
 def cut_rows_after(path: Path, step: int) -> None:
-    """Drop the rows of steps after ``step``, and torn lines; nothing is written when there are none. Raises
-    OSError."""
+    """Move the rows of steps after ``step``, and torn lines, to the end of ``metrics.jsonl.after-step-N``
+    beside it; nothing is written when there are none. Raises OSError."""
     if not path.exists():
         return
-    before = path.read_bytes()
-    after = b"".join(line + b"\n" for line in before.splitlines() if _step(line) <= step)
-    if after != before:
-        # Durable: a resume does not repeat the steps whose rows a checkpoint vouches for.
-        write_text_atomic(path, after.decode())
+    lines = path.read_bytes().splitlines()
+    stays = b"".join(line + b"\n" for line in lines if _step(line) <= step)
+    cut = b"".join(line + b"\n" for line in lines if _step(line) > step)
+    if not cut and path.read_bytes() == stays:
+        return
+    if cut:
+        beside = path.with_name(f"{path.name}.after-step-{step}")
+        kept = beside.read_bytes() if beside.exists() else b""
+        if not kept.endswith(cut):  # else a start was killed between these two writes
+            write_bytes_atomic(beside, kept + cut)
+            log.info("rows after step %d are kept in %s", step, beside)
+    # Durable: a resume does not repeat the steps whose rows a checkpoint vouches for.
+    write_bytes_atomic(path, stays)
 
 
 class MetricsFile:

@@ -17,16 +17,21 @@
 | attempt.json | launcher, job | the open attempt: ``launcher.run.attempts`` |
 | attempts.jsonl | launcher, job | one line per closed attempt: ``launcher.run.attempts`` |
 | exits/rank-R | rank.sh | exit code of rank R in this attempt, and the Unix time |
+| exits/hang | launcher, job | which rank hangs, if the attempt is ended for it: ``launcher.run.hangs`` |
+| beats/rank-R | rank R | what the rank is doing: ``run_folder.heartbeat`` |
 | exits/step | rank.sh | JOB.STEP, the Slurm step that the ranks are |
 | stop | stop, cancel | a signal's name, then the jobs it is meant for |
 | allowed_changes.json | resume | keys that may differ from the checkpoint's: ``run_folder.drift`` |
+| from_scratch.json | resume | up to which attempt saves were given up: ``run_folder.saved_steps`` |
 | logs/rank-R.log | back end | output of rank R; every attempt appends |
 | logs/ssh-R.log | back end | what ssh itself said about rank R |
 | logs/slurm-JOB.log | job.sbatch | output of the batch script |
-| writer.json | rank 0 | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
+| writers/G.json | rank 0, resume | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
+| metrics.jsonl.after-step-N | rank 0 | rows that a resume from step N cut off |
+| metrics.jsonl.given-up | resume | rows from before `--from-scratch` |
 | checkpoints/ | all ranks | ``run_folder.checkpoints`` |
 | result.json | rank 0 | how training ended, written last: ``run_folder.result`` |
 | student/ | rank 0 | the trained student, a model folder: ``alignkd.models.saving`` |
@@ -123,12 +128,27 @@ class RunPaths:
         return self.exits / "step"
 
     @property
+    def hang(self) -> Path:
+        return self.exits / "hang"
+
+    @property
+    def beats(self) -> Path:
+        return self.run / "beats"
+
+    def beat(self, rank: int) -> Path:
+        return self.beats / f"rank-{rank}"
+
+    @property
     def stop(self) -> Path:
         return self.run / "stop"
 
     @property
     def allowed_changes(self) -> Path:
         return self.run / "allowed_changes.json"
+
+    @property
+    def from_scratch(self) -> Path:
+        return self.run / "from_scratch.json"
 
     @property
     def logs(self) -> Path:
@@ -140,9 +160,12 @@ class RunPaths:
     def ssh_log(self, rank: int) -> Path:
         return self.logs / f"ssh-{rank}.log"
 
+    def job_log(self, job: str) -> Path:
+        return self.logs / f"slurm-{job}.log"
+
     @property
-    def writer(self) -> Path:
-        return self.run / "writer.json"
+    def writers(self) -> Path:
+        return self.run / "writers"
 
     @property
     def index(self) -> Path:

@@ -10,26 +10,51 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import MANIFEST, MARKER, read_manifest
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, read_manifest
+from alignkd.run_folder.patience import Patience
 
-Share = tuple[int, int]  # rank, number of ranks
-ALL: Share = (0, 1)
+NO_PATIENCE = Patience(0.0)
 
 
-def verify(folder: Path, *, needed: Collection[str] = (), share: Share = ALL) -> list[str]:
-    """Why the checkpoint in ``folder`` cannot be used; empty when it can.
+def verify(folder: Path, *, needed: Collection[str] = ()) -> list[str]:
+    """Why the checkpoint in ``folder`` cannot be used; empty when it can. Every file is read.
 
-    ``needed`` are keys that its manifest must have. Of the files, this rank's ``share`` is read and hashed.
-    All ranks see files that the manifest does not know: they are always wrong, since DeepSpeed would unpickle
-    them. Raises OSError when the file system fails, which says nothing about the checkpoint.
+    ``needed`` are keys that its manifest must have. Raises OSError when the file system fails, which says
+    nothing about the checkpoint.
+    """
+    problems, files = verify_sizes(folder, needed=needed)
+    complete = [name for name in sorted(files) if _size(folder / name) == files[name]["bytes"]]
+    return problems + hash_differences(folder, files, complete)
+
+
+def verify_sizes(
+    folder: Path, *, needed: Collection[str] = (), patience: Patience = NO_PATIENCE
+) -> tuple[list[str], dict[str, Any]]:
+    """The part of :func:`verify` that reads no file but the manifest: names and sizes. Also gives the files
+    of the manifest, with what :func:`hash_differences` compares them to.
+
+    A file that the manifest does not know is a problem too, since DeepSpeed would unpickle it. One that is
+    missing is waited for with ``patience``.
     """
     try:
+        patience.until_exists(folder / MANIFEST)
         manifest = read_manifest(folder)
         files: dict[str, Any] = manifest["files"]
         problems = [f"{MANIFEST} lacks the key {name}" for name in needed if name not in manifest]
-        return problems + differences(folder, files, share_of(sorted(files), share))
+        if not _is_marker_of(folder):
+            problems.append(f"{MARKER} belongs to another {MANIFEST}")
+        return problems + size_differences(folder, files, patience), files
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
+        return [f"{MANIFEST} cannot be read ({error})"], {}
+
+
+def _is_marker_of(folder: Path) -> bool:
+    """Also true without a marker, and for an empty one, as earlier versions wrote it."""
+    try:
+        text = (folder / MARKER).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return True
+    return text in ("", marker_text(folder))
 
 
 def problems_of(folder: Path, *, needed: Collection[str] = ()) -> list[str]:
@@ -49,10 +74,9 @@ def data_files(folder: Path) -> list[str]:
     )
 
 
-def share_of(names: list[str], share: Share) -> list[str]:
+def share_of(names: Collection[str], rank: int, world_size: int) -> list[str]:
     """The part of the files that one rank hashes: together, the ranks hash each file once."""
-    rank, world_size = share
-    return names[rank::world_size]
+    return sorted(names)[rank::world_size]
 
 
 def describe(folder: Path, name: str) -> dict[str, Any]:
@@ -62,19 +86,44 @@ def describe(folder: Path, name: str) -> dict[str, Any]:
     return {"bytes": (folder / name).stat().st_size, "sha256": digest.hexdigest()}
 
 
-def differences(folder: Path, files: dict[str, Any], names: Collection[str]) -> list[str]:
-    """How ``folder`` differs from ``files``, a manifest's. Of those, only ``names`` are read; a file that is
-    not in the manifest is always found."""
-    found = [problem for name in names if (problem := _difference(folder, name, files[name]))]
-    return found + [f"{name} is not in the manifest" for name in data_files(folder) if name not in files]
+def size_differences(folder: Path, files: dict[str, Any], patience: Patience = NO_PATIENCE) -> list[str]:
+    """How names and sizes in ``folder`` differ from ``files``, a manifest's."""
+    found = _sizes(folder)
+    if missing := sorted(files.keys() - found.keys()):
+        for name in missing:
+            patience.until_exists(folder / name)
+        found = _sizes(folder)
+    problems = []
+    for name in sorted(files):
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name] != files[name]["bytes"]:
+            problems.append(f"{name} has {found[name]} bytes instead of {files[name]['bytes']}")
+    return problems + [f"{name} is not in the manifest" for name in found if name not in files]
 
 
-def _difference(folder: Path, name: str, expected: dict[str, Any]) -> str | None:
-    path = folder / name
-    if not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-    if describe(folder, name)["sha256"] != expected["sha256"]:
-        return f"{name} has another sha256 than when it was written"
-    return None
+def hash_differences(
+    folder: Path, files: dict[str, Any], names: Collection[str], patience: Patience = NO_PATIENCE
+) -> list[str]:
+    """Which of ``names``, files of a manifest that are there, are not what was written. One that is not seen
+    is waited for with ``patience``. Raises OSError, also for one that is gone."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = describe(folder, name)
+        except FileNotFoundError:
+            patience.until_exists(folder / name)
+            found[name] = describe(folder, name)
+    return [
+        f"{name} has another sha256 than when it was written"
+        for name, described in found.items()
+        if described["sha256"] != files[name].get("sha256")
+    ]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in data_files(folder)}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

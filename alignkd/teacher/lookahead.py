@@ -41,12 +41,15 @@ def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[Tea
         if patches is not None:
             # A batch without images takes any image: its projector output is multiplied by zero.
             patches = patches[images] if batch.image_count else patches[:1]
+        # Images of the other batches may have more vision tokens. Focus indices are sorted by score, so those
+        # that a smaller image lacks are the last ones.
+        V = None if batch.columns_IV is None else batch.columns_IV.shape[1]
         parts.append(
             TeacherTargets(
                 hidden_ND=targets.hidden_ND[positions],
-                block_IHMV=targets.block_IHMV[images, :, : batch.text_rows_IM.shape[1]],
-                vision_tokens_IVD=targets.vision_tokens_IVD[images],
-                focus_indices_IK=targets.focus_indices_IK[images],
+                block_IHMV=targets.block_IHMV[images, :, : batch.text_rows_IM.shape[1], :V],
+                vision_tokens_IVD=targets.vision_tokens_IVD[images, :V],
+                focus_indices_IK=targets.focus_indices_IK[images, :V],
                 patches_IPC=patches,
             )
         )

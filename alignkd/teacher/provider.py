@@ -8,7 +8,8 @@ import deepspeed
 import torch
 
 from alignkd.data.batch import Batch
-from alignkd.models.loading import BuildOptions, load_model, restore_buffers
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
 
@@ -51,7 +52,8 @@ class ReplicatedTeacher:
         return targets
 
     def head_weight(self) -> torch.Tensor:
-        return self.model.model.head.weight.detach()
+        head = self.model.model.head
+        return head.cut(head.weight).detach()
 
 
 class ShardedTeacher:
@@ -64,7 +66,7 @@ class ShardedTeacher:
         assert options.zero3 is not None
         self.in_host_memory = "offload_param" in options.zero3["zero_optimization"]
         self.engine = deepspeed.initialize(model=self.model, config=options.zero3)[0]
-        restore_buffers(self.model.model, options.device)
+        self.model.model.restore_buffers(options.device)
         self.engine.eval()
 
     def targets(self, batch: Batch) -> TeacherTargets:
@@ -74,5 +76,6 @@ class ShardedTeacher:
     def head_weight(self) -> torch.Tensor:
         # A copy, because the parameter is partitioned again when the context ends, and the student's losses
         # need it until the last backward of the optimizer step.
-        with deepspeed.zero.GatheredParameters([self.model.model.head.weight]):
-            return self.model.model.head.weight.detach().clone()
+        head = self.model.model.head
+        with deepspeed.zero.GatheredParameters([head.weight]):
+            return head.cut(head.weight).detach().clone()

@@ -14,7 +14,7 @@ from torch import nn
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import BlockLayout, text_vision_block
 from alignkd.losses.vision import focus_indices
-from alignkd.models.mobilevlm import MobileVLM, ModelOutputs
+from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLanguageModel
 
 
 class TeacherTargets(NamedTuple):
@@ -31,7 +31,7 @@ class TeacherModel(nn.Module):
     ``shares_tower``: the student has the same vision tower, so the targets include its features.
     """
 
-    def __init__(self, model: MobileVLM, top_k: int) -> None:
+    def __init__(self, model: VisionLanguageModel, top_k: int) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.top_k = top_k
@@ -40,18 +40,29 @@ class TeacherModel(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherTargets:
         outputs: ModelOutputs = self.model(batch)
-        layout = block_layout(batch, self.model.config.vision_tokens)
+        layout = block_layout(batch, self.model.facts)
         block_IHMV = text_vision_block(*outputs.first_layer, layout)
         return TeacherTargets(
             hidden_ND=outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N],
             # The focus is chosen from the fp32 block. Kept is the precision of the queries and keys.
             block_IHMV=block_IHMV.to(outputs.hidden_BLD.dtype),
             vision_tokens_IVD=outputs.vision_tokens_IVD[: batch.image_count],
-            focus_indices_IK=focus_indices(block_IHMV, self.top_k),
+            focus_indices_IK=focus_indices(block_IHMV, self.top_k, layout.filled_IV()),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
         )
 
 
-def block_layout(batch: Batch, vision_tokens: int) -> BlockLayout:
-    """Where the text x vision blocks of ``batch`` are, for both models."""
-    return BlockLayout(batch.image_places, batch.text_rows_IM, vision_tokens, batch.segments)
+def block_layout(batch: Batch, facts: ModelFacts) -> BlockLayout:
+    """Where the text x vision blocks of ``batch`` are in a model's first layer."""
+    columns_IV = batch.columns_IV
+    vision_tokens = facts.vision_tokens if columns_IV is None else columns_IV.shape[1]
+    assert vision_tokens is not None, "a family with images of different sizes says where they are"
+    return BlockLayout(
+        batch.image_places,
+        batch.text_rows_IM,
+        vision_tokens,
+        batch.segments,
+        columns_IV,
+        batch.image_spans,
+        facts.window,
+    )

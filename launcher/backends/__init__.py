@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from launcher.backends.base import Backend, BackendChoice
 
 
@@ -27,10 +29,24 @@ def backend_named(name: str) -> Backend:
     raise UserError(f"back end {name}: unknown; valid: local, slurm, ssh")
 
 
-def resolve_choice(choice: BackendChoice) -> str:
-    """The name of a back end: ``auto`` is Slurm where a controller answers, else this machine."""
+def resolve_choice(choice: BackendChoice, hostfile: Path | None = None) -> str:
+    """The name of a back end. ``auto`` is ssh with a hostfile, Slurm where it is installed, else local.
+
+    Raises UserError where Slurm is installed but silent: a run meant for a cluster must not end up here.
+    """
     if choice != "auto":
         return choice
-    from launcher.backends.slurm.client import slurm_answers
+    if hostfile is not None:
+        return "ssh"
+    from launcher.backends.slurm.client import slurm_answers, slurm_is_installed
 
-    return "slurm" if slurm_answers() else "local"
+    if not slurm_is_installed():
+        return "local"
+    if slurm_answers():
+        return "slurm"
+    from alignkd.errors import UserError
+
+    raise UserError(
+        "sbatch is installed here, but no Slurm controller answers (`scontrol ping`); retry on a login node, "
+        "or train on this machine with --backend local"
+    )

@@ -35,6 +35,13 @@ class QueuedJob:
     script: str
 
 
+class JobEnd(NamedTuple):
+    """How a job ended, in the cluster's words; ``comment`` is what the job itself left there."""
+
+    state: str
+    comment: str | None
+
+
 class Started(NamedTuple):
     """``code`` is the run's exit code where the back end waited for its end; ``job``: one was submitted."""
 
@@ -59,9 +66,6 @@ class Backend(Protocol):
 
         Raises UserError for a hostfile that is missing, too short, or of no use.
         """
-
-    def device(self, config: Config, cluster: Cluster) -> str:
-        """ "cpu", or "auto" for one GPU per rank."""
 
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         """Everything that would keep a new run from starting, and what is only worth a warning."""
@@ -92,6 +96,9 @@ class Backend(Protocol):
 
     def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
         """``live_jobs`` of each run, with one question to the cluster."""
+
+    def end_of(self, job: str) -> JobEnd | None:
+        """How a job that is in no queue ended; None when the cluster has forgotten it or does not answer."""
 
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         """Ask for a save and an end that is not followed by a restart. ``jobs`` are the live ones."""

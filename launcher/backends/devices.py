@@ -1,4 +1,4 @@
-"""The GPUs of this machine, found without torch."""
+"""What a run trains on, and the GPUs of this machine, found without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alignkd.config import Config
+
+
+def device_of(config: Config) -> str:
+    """ "cpu" where the user chose it, else "auto": one GPU per rank, and never a silent change to the CPU."""
+    return "cpu" if config.slurm.gpu_option == "none" else "auto"
 
 
 def visible_gpus(environment: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:

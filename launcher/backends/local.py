@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
+from alignkd.text import counted
 from launcher.backends.base import Started, refuse_hostfile
-from launcher.backends.devices import visible_gpus
+from launcher.backends.devices import device_of, visible_gpus
 from launcher.backends.hostfile import Host
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
 from launcher.backends.watch import watch_ranks
@@ -34,8 +35,11 @@ class LocalBackend(WatchedBackend):
         refuse_hostfile(hostfile)
         return ()
 
-    def device(self, config: Config, cluster: Cluster) -> str:
-        return choose_device(cluster.ranks, visible_gpus(os.environ))
+    def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
+        gpus = visible_gpus(os.environ)
+        if device_of(config) == "cpu" or len(gpus) >= cluster.ranks:
+            return [], []
+        return [_missing_gpus(cluster, len(gpus))], []
 
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         """The ranks get everything from this process."""
@@ -46,13 +50,21 @@ class LocalBackend(WatchedBackend):
         problem = gpu_problem(run, wanted, visible_gpus(os.environ))
         return [] if problem is None else [problem]
 
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
+
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
         return Started(run_local(run, manifest, console), None)
 
 
-def choose_device(ranks: int, gpus: Sequence[str]) -> str:
-    """ "auto" (one GPU per rank), or "cpu" where there are too few GPUs."""
-    return "auto" if len(gpus) >= ranks else "cpu"
+def _missing_gpus(cluster: Cluster, found: int) -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden!r})"
+    wanted = f"--nodes {cluster.nodes} --gpus-per-node {cluster.gpus_per_node}"
+    return (
+        f"{wanted} needs {counted(cluster.ranks, 'GPU')}, "
+        f"and this machine has {found}{why}; valid: fewer ranks, --cpu to train on CPUs, or another --backend"
+    )
 
 
 def gpu_problem(run: Path, manifest: Manifest, gpus: Sequence[str]) -> str | None:

@@ -57,6 +57,10 @@ def rank_environments(
             # All ranks are on this machine, and its host name may not resolve.
             values |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
         else:
+            # Without it DeepSpeed trains on the CPU where it finds no driver.
+            values["DS_ACCELERATOR"] = "cuda"
+            # Batches differ in length: without it the free memory of a GPU falls into pieces.
+            values["PYTORCH_ALLOC_CONF"] = base.get("PYTORCH_ALLOC_CONF", "expandable_segments:True")
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[node * gpus_per_node : (node + 1) * gpus_per_node])
         environments.append({**clean, **values})
     return environments
@@ -128,9 +132,11 @@ def start_ranks(
     environments: Sequence[Mapping[str, str]],
     log_folder: Path,
     heading: str | None = None,
+    *,
+    show_first: bool = False,
 ) -> RankGroup:
     """Start one process per environment; its output is appended to ``log_folder/rank-R.log``, after the
-    line ``heading``.
+    line ``heading``. With ``show_first``, rank 0 writes to this process's output instead.
 
     The ranks die with this process, however it dies. Raises OSError when one cannot be started, after the
     others were killed.
@@ -146,8 +152,9 @@ def start_ranks(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank, environment in enumerate(environments):
-            with (log_folder / log_name(rank)).open("ab") as log:
-                if heading is not None:
+            shown = show_first and rank == 0
+            with contextlib.nullcontext() if shown else (log_folder / log_name(rank)).open("ab") as log:
+                if heading is not None and log is not None:
                     log.write(f"{heading}\n".encode())
                     log.flush()
                 processes.append(
@@ -156,7 +163,7 @@ def start_ranks(
                         env=dict(environment),
                         stdin=subprocess.DEVNULL,
                         stdout=log,
-                        stderr=subprocess.STDOUT,
+                        stderr=None if shown else subprocess.STDOUT,
                         start_new_session=True,
                         preexec_fn=die_with_launcher,
                     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from alignkd.config import Config
-    from launcher.plan.workload import Cluster
 
 # No prompts: nobody could answer them for each of many ranks. A lost host is noticed after 45 s.
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3")
-_NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM"}
+_NAMES = {signal.SIGUSR1: "USR1", signal.SIGTERM: "TERM", signal.SIGUSR2: "USR2"}
 
 
 class SshBackend(WatchedBackend):
@@ -45,9 +45,6 @@ class SshBackend(WatchedBackend):
         if hostfile is None:
             raise UserError("--backend ssh needs --hostfile: one `host slots=N` per line")
         return read_hosts(hostfile, nodes, gpus_per_node)
-
-    def device(self, config: Config, cluster: Cluster) -> str:
-        return "cpu" if config.slurm.gpu_option == "none" else "auto"
 
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         if hosts:
@@ -67,6 +64,13 @@ class SshBackend(WatchedBackend):
             return [f"--gpus-per-node {wanted.gpus_per_node}: the hosts have {known[0].slots} slots each"]
         return []
 
+    def would_run(self, run: Path, manifest: Manifest) -> str:
+        script = shlex.quote(str(RunPaths(run).rank_script))
+        each = counted(manifest.gpus_per_node, "time")
+        lines = [f"would run, {each} on each host, with RANK and the like in its environment:"]
+        hosts = known_hosts(run)[: manifest.nodes]
+        return "\n".join([*lines, *(f"  ssh {shlex.quote(host.name)} bash {script}" for host in hosts)])
+
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
         if shutil.which("ssh") is None:
             raise UserError("ssh is not on PATH")
@@ -78,7 +82,7 @@ class SshBackend(WatchedBackend):
 
         def start() -> RankGroup:
             attempt = attempts.begin(run, "ssh", ",".join(host.name for host in hosts), None)
-            environments = rank_variables(manifest, hosts[0], attempt.number, run)
+            environments = rank_variables(manifest, hosts, attempt.number, run)
             names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
             return _start_ranks(run, names, environments)
 
@@ -101,9 +105,11 @@ class SshGroup(RankGroup):
                     process.stdin.flush()
 
 
-def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) -> list[dict[str, str]]:
-    """The variables that rank.sh reads, for every rank."""
-    address = master.name.rpartition("@")[2]
+def rank_variables(
+    manifest: Manifest, hosts: Sequence[Host], attempt: int, run: Path
+) -> list[dict[str, str]]:
+    """The variables that rank.sh reads, for every rank. The first host is the master."""
+    names = [host.name.rpartition("@")[2] for host in hosts]
     port = str(free_port())
     return [
         {
@@ -113,7 +119,8 @@ def rank_variables(manifest: Manifest, master: Host, attempt: int, run: Path) ->
             "ALIGNKD_LOCAL_RANK": str(rank % manifest.gpus_per_node),
             "ALIGNKD_NODE_RANK": str(rank // manifest.gpus_per_node),
             "ALIGNKD_WORLD_SIZE": str(manifest.world_size),
-            "MASTER_ADDR": os.environ.get("ALIGNKD_MASTER_ADDR", address),
+            "ALIGNKD_NODES": " ".join(names),
+            "MASTER_ADDR": os.environ.get("ALIGNKD_MASTER_ADDR", names[0]),
             "MASTER_PORT": port,
         }
         for rank in range(manifest.world_size)

@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import IO
 
-SIGNALS = {"USR1": signal.SIGUSR1, "TERM": signal.SIGTERM}
+SIGNALS = {"USR1": signal.SIGUSR1, "TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}
 
 
 def main() -> int:

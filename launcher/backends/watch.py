@@ -13,16 +13,19 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from alignkd.errors import EXIT_SAVED_ON_USR1
+from alignkd.config import load_run_config
+from alignkd.errors import EXIT_HUNG, EXIT_SAVED_ON_USR1
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
+from launcher.backends.hang_end import record_hang
 from launcher.backends.ranks import RankGroup
 from launcher.backends.slurm.lifecycle import Evidence, decide
 from launcher.run import attempts
 from launcher.run.attempts import Reason
 from launcher.run.console import say
 from launcher.run.exit_codes import ended_by, exit_code, failed_rank, failure_report, is_failure
+from launcher.run.hangs import Hang, HangWatch, hang_codes
 from launcher.run.logs import log_of_failure
 from launcher.run.progress_view import GONE, LastingView, Pace, View, make_view
 
@@ -45,22 +48,25 @@ def watch_ranks(run: Path, start: Callable[[], RankGroup], console: Console) -> 
         group = start()
         view = LastingView(lambda: make_view(console))
         try:
-            _watch(group, run, started, view, stops)
+            hang = _watch(group, run, started, view, stops)
         finally:
             group.kill()
             view.close()
         try:
-            _close_attempt(run, group, stopped=bool(stops.received))
+            _close_attempt(run, group, stopped=bool(stops.received), hang=hang)
         except OSError as error:  # the ranks have ended as they have, whether or not it can be recorded
             print(f"{RunPaths(run).attempts}: {error.strerror}", file=sys.stderr)
     with contextlib.suppress(*GONE):  # nobody may be reading, but the exit code may still count
-        _report_end(group, run, console, stopped=bool(stops.received))
-    return exit_code(group.codes)
+        _report_end(group, run, console, stopped=bool(stops.received), hang=hang)
+    return EXIT_HUNG if hang is not None else exit_code(group.codes)
 
 
-def _close_attempt(run: Path, group: RankGroup, stopped: bool) -> None:
+def _close_attempt(run: Path, group: RankGroup, stopped: bool, hang: Hang | None) -> None:
     attempt = attempts.open_attempt(run)
     if attempt is None:  # where files cannot be locked, another launcher may have started and closed it
+        return
+    if hang is not None:
+        attempts.close(run, attempt, Reason.HUNG, hang.nodes, codes=hang_codes(hang))
         return
     # With ssh, rank.sh records the exit codes: ssh's own codes say less.
     codes = attempts.exit_codes(run) or group.codes
@@ -103,8 +109,10 @@ class _Stops:
         self.received.append(number)
 
 
-def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stops) -> None:
-    pace, seen, deadline = Pace(), 0, None
+def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stops) -> Hang | None:
+    """Returns the hang for which the ranks were ended."""
+    pace, seen, deadline, hang = Pace(), 0, None, None
+    hangs = _hang_watch(run, group)
     view.show(Snapshot(), None)
     while group.running:
         ended = group.next_exit(POLL_SECONDS)
@@ -125,6 +133,17 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
         if deadline is not None and time.monotonic() > deadline:
             view.note("a rank did not exit after the save; ending it")
             group.stop(FAILURE_GRACE_SECONDS)
+        if hang is None and (hang := hangs.look()) is not None:
+            view.note("the ranks hang; ending them")
+            hang = record_hang(run, group.size, hang, lambda: group.signal(signal.SIGUSR2))
+            group.kill()
+    return hang
+
+
+def _hang_watch(run: Path, group: RankGroup) -> HangWatch:
+    attempt = attempts.open_attempt(run)
+    nodes = attempt.nodes.split(",") if attempt is not None else []
+    return HangWatch(run, group.size, nodes, load_run_config(RunPaths(run).config).training.hang_seconds)
 
 
 def _read_stop_file(run: Path, stops: _Stops) -> None:
@@ -148,9 +167,12 @@ def _forward(group: RankGroup, number: int, first: bool, view: View) -> None:
         group.kill()
 
 
-def _report_end(group: RankGroup, run: Path, console: Console, stopped: bool) -> None:
+def _report_end(group: RankGroup, run: Path, console: Console, stopped: bool, hang: Hang | None) -> None:
     rank = failed_rank(group.codes)
-    if rank is None:
+    if hang is not None:
+        print(f"hung: {hang.message}", file=sys.stderr)
+        say(console, f"resume from the newest checkpoint with: alignkd resume {shlex.quote(str(run))}")
+    elif rank is None:
         if exit_code(group.codes) != 0:
             say(console, f"stopped and saved; resume with: alignkd resume {shlex.quote(str(run))}")
     elif stopped and _ended_by_stop(group.codes[rank]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING
 from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
-from alignkd.text import counted
-from launcher.backends.base import QueuedJob, Stopped
+from launcher.backends.base import JobEnd, QueuedJob, Stopped
 from launcher.run.lock import is_locked
-from launcher.run.manifest import Manifest
 
 if TYPE_CHECKING:
     from alignkd.config import Config
@@ -31,9 +28,6 @@ class WatchedBackend:
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         return [], []
 
-    def would_run(self, run: Path, manifest: Manifest) -> str:
-        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
-
     def check_idle(self, run: Path) -> None:
         """The run's lock is all there is to check, and whoever starts a run takes it."""
 
@@ -44,6 +38,10 @@ class WatchedBackend:
 
     def live_jobs_of(self, runs: Sequence[Path]) -> list[list[QueuedJob] | None]:
         return [self.live_jobs(run) for run in runs]
+
+    def end_of(self, job: str) -> JobEnd | None:
+        """There are no jobs."""
+        return None
 
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         write_text_atomic(RunPaths(run).stop, "USR1\n")

@@ -5,36 +5,22 @@ A command imports what it needs when it runs: `alignkd --help` must not wait for
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from alignkd import __version__
-from alignkd.errors import AlignkdError, UserError, raise_if_passing, report_error
 from launcher.cli.checks import checks
 from launcher.cli.ckpt import ckpt
 from launcher.cli.evaluate import evaluations
+from launcher.cli.framework import Root
 from launcher.cli.models import models
 from launcher.cli.plan import plans
 from launcher.cli.runs import runs
 from launcher.cli.start import start
 
-# The order in which a user comes to need them.
-ORDER = (
-    *("init", "plan", "launch", "status", "logs", "stop", "resume", "cancel", "list", "ckpt", "export"),
-    *("eval", "probe", "sample-data", "drill", "explain"),
-)
-
-
-class _InOrder(TyperGroup):
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
-
-
 app = typer.Typer(
-    cls=_InOrder,
+    cls=Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -62,21 +48,5 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: errors of the user are one message and an exit code, never a traceback."""
-    try:
-        app()
-    except AlignkdError as error:
-        sys.exit(report_error(error))
-    except OSError as error:
-        if error.filename is None:  # not about a file: a bug of ours
-            raise
-        sys.exit(report_error(_file_error(error)))
-
-
-def _file_error(error: OSError) -> AlignkdError:
-    """For file errors that no command explained better: a forbidden folder, a full disk, a dead server."""
-    try:
-        raise_if_passing(error, error.filename)
-    except AlignkdError as passing:
-        return passing
-    return UserError(f"{error.filename}: {error.strerror}")
+    """Entry point of the command."""
+    app()

@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 
 from alignkd.errors import UserError
-from launcher.cli.options import Json, Run
+from launcher.cli.framework import Commands
+from launcher.cli.options import Json, Run, make_console
 
-checks = typer.Typer(rich_markup_mode=None)
+checks = Commands()
 
 
 @checks.command()
@@ -34,8 +35,6 @@ def drill(
 
     The exit code is 1 if it does not.
     """
-    from rich.console import Console
-
     from launcher.commands.drill import drill as run_drill
 
     findings = []
@@ -45,7 +44,7 @@ def drill(
         raise UserError(
             f"--preempt-with {preempt_with}: {error}; valid: options quoted as in a shell"
         ) from error
-    for finding in run_drill(Path(os.path.abspath(run)), steps, Console(stderr=as_json), options):
+    for finding in run_drill(Path(os.path.abspath(run)), steps, make_console(stderr=as_json), options):
         findings.append(finding)
         if not as_json:
             print(f"{'ok ' if finding.ok else 'NOT OK'}  {finding.text}", flush=True)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from launcher.cli.options import Checkpoint, Json, Run, stdout_is_stderr
+from launcher.cli.framework import Commands
+from launcher.cli.options import Checkpoint, Json, Run, make_console, stdout_is_stderr
 
 if TYPE_CHECKING:
     from launcher.run.checkpoints import CheckpointSummary
 
-ckpt = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, verify or convert a run's checkpoints."
-)
+ckpt = Commands(no_args_is_help=True, help="List, verify or convert a run's checkpoints.")
 
 
 @ckpt.command("list")
@@ -33,11 +32,9 @@ def ckpt_verify(run: Run, as_json: Json = False) -> None:
 
     The exit code is 1 if a checkpoint is broken.
     """
-    from rich.console import Console
-
     from launcher.run.checkpoints import list_checkpoints
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     rows = list_checkpoints(run, verify=True, progress=lambda name: console.print(f"reading {name}"))
     _show(run, rows, as_json)
     raise typer.Exit(int(any(row.state == "broken" for row in rows)))
@@ -65,8 +62,6 @@ def _show(run: Path, rows: list[CheckpointSummary], as_json: bool) -> None:
     elif not rows:
         print(f"{run}: no checkpoint yet; see: alignkd status {shlex.quote(str(run))}")
     else:
-        from rich.console import Console
-
         from launcher.cli.tables import checkpoint_table
 
-        Console().print(checkpoint_table(rows))
+        make_console().print(checkpoint_table(rows))

@@ -1,17 +1,17 @@
-"""The command that scores answers to the public benchmarks: eval."""
+"""Commands that let models answer: eval, chat."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from alignkd.errors import UserError
-from launcher.cli.options import Json
+from launcher.cli.framework import Commands
+from launcher.cli.options import Checkpoint, Json, stdout_is_stderr
 
-evaluations = typer.Typer(rich_markup_mode=None)
+evaluations = Commands()
 
 
 @evaluations.command("eval")
@@ -22,10 +22,19 @@ def evaluate(
             "--task",
             "--tasks",
             metavar="NAME,...",
-            help="Benchmarks: gqa, sqa, textvqa, pope, mme, mmbench, or all; own for your own questions.",
+            help="Benchmarks: gqa, sqa, textvqa, pope, mme, mmbench, or all; sample for the digits of "
+            "sample-data; own for your own questions.",
         ),
     ],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the benchmarks' published files.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Models to evaluate: model folders or run folders; NAME=FOLDER gives one a name.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for answers and scores.")] = Path("eval"),
     score: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Score these answers (JSONL); given twice, compare the two."),
@@ -33,8 +42,31 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Check that all files and images are there.")
     ] = False,
+    step: Checkpoint = None,
+    ranks: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Processes that share the questions, one per GPU.")
+    ] = 1,
+    device: Annotated[
+        Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are any) or cpu.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(metavar="NAME", help="bf16, fp16 or fp32.", show_default="bf16 on GPUs, fp32 on CPUs"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions answered together.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Ask only the first N questions of each task.")
+    ] = None,
+    image_padding: Annotated[
+        Literal["pad", "crop"] | None,
+        typer.Option(
+            metavar="MODE",
+            help="Pad images to a square, or crop their centre.",
+            show_default="crop for sqa, else as the model was trained",
+        ),
+    ] = None,
     questions: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Question file of task own, below DIR.")
+        str | None, typer.Option(metavar="FILE", help="Question file of task own, below the data folder.")
     ] = None,
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images of task own.", show_default="beside FILE")
@@ -45,67 +77,84 @@ def evaluate(
             metavar="NAME", help="Metric of task own: exact, vqa, letter, yes-no.", show_default="exact"
         ),
     ] = None,
+    by_category: Annotated[
+        bool, typer.Option("--by-category", help="Print a table per category of each task.")
+    ] = False,
     upload: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write MMBench's upload file (.tsv, .xlsx) as well.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score answers by the official rules of the public benchmarks."""
-    from rich.console import Console
+    """Evaluate models, or score answers, on the public benchmarks."""
+    from alignkd.evaluate.options import EvalOptions, OwnQuestions, chosen_tasks, named_models
 
-    from alignkd.evaluate import score_report
-    from alignkd.evaluate.answers import read_answers
-    from alignkd.evaluate.scoring import check_data, score_file
-    from alignkd.evaluate.tasks import mmbench
-    from alignkd.evaluate.tasks.own import own_task
-    from alignkd.evaluate.tasks.registry import tasks_named
-
-    if (questions is None) != (tasks != "own"):
-        raise UserError("--task own (alone) and --questions FILE go together")
+    if sum(map(bool, (models, check, score))) != 1:
+        raise UserError("give either models, --check or --score FILE")
     if questions is None and (metric is not None or image_folder is not None):
         raise UserError("--metric and --image-folder are only for --task own")
-    if questions is None:
-        chosen = tasks_named(tasks)
-    else:
-        chosen = [own_task(data / questions, image_folder, metric or "exact")]
-    if check == bool(score):
-        raise UserError("give either --check or --score FILE")
-    if check and upload is not None:
+    if upload is not None and not score:
         raise UserError("--upload needs --score FILE")
-    if check:
-        counts = check_data(chosen, data)
-        print(
-            json.dumps(counts)
-            if as_json
-            else "\n".join(f"{name}: {n:,} questions" for name, n in counts.items())
-        )
+    images = None if image_folder is None else str(image_folder)
+    own = None if questions is None else OwnQuestions(questions, images, metric or "exact")
+    if not models:
+        from launcher.commands.score import show_check, show_scores
+
+        chosen = chosen_tasks(tasks, data, own)
+        if check:
+            show_check(chosen, data, as_json=as_json)
+        else:
+            show_scores(chosen, score or [], data, upload, as_json=as_json)
         return
-    if len(chosen) != 1 or len(score or ()) > 2:
-        raise UserError("--score takes one or two answer files of one task; valid: --task pope --score FILE")
-    task, files = chosen[0], score or []
-    if len(set(files)) < len(files):
-        raise UserError(f"--score {files[0]}: given twice; a comparison needs two different files")
-    scores = [[score_file(task, file, data)] for file in files]
-    if upload is not None:
-        if task is not mmbench.TASK or len(files) > 1:
-            raise UserError(
-                f"--upload: only mmbench has an upload file, of one --score FILE, not {task.name}"
-            )
-        mmbench.write_upload_file(data, read_answers(files[0]), upload)
-    console, names = Console(), [file.stem for file in files]
-    first, *others = scores
-    comparisons = score_report.compare(first, others[0]) if others else []
-    if as_json:
-        report = score_report.as_json(first)
-        if others:
-            report["other"] = score_report.as_json(others[0])
-            report["comparison"] = [score_report.comparison_json(found) for found in comparisons]
-        print(json.dumps(report))
-        return
-    console.print(score_report.paper_table(dict(zip(names, scores, strict=True))))
-    for table in score_report.category_tables(first[0]):
-        console.print(table)
-    if others:
-        console.print(score_report.comparison_table(names[0], names[1], comparisons))
-    for note in first[0].notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    from launcher.commands.evaluate import run_evaluation
+
+    options = EvalOptions(
+        named_models(models),
+        tasks,
+        str(data),
+        str(out),
+        own,
+        step,
+        precision,
+        batch_size,
+        limit,
+        image_padding,
+        as_json,
+        by_category,
+    )
+    raise typer.Exit(run_evaluation(options, ranks, device))
+
+
+@evaluations.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder or run folder.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
+    step: Checkpoint = None,
+    precision: Annotated[
+        Literal["bf16", "fp16", "fp32"] | None,
+        typer.Option(metavar="NAME", help="bf16, fp16 or fp32.", show_default="bf16 on GPUs, fp32 on CPUs"),
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0.0, help="Of sampling; 0 takes the likeliest word.")
+    ] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 256,
+) -> None:
+    """Ask a model about an image, line by line.
+
+    Ctrl-D ends; an empty line starts a new conversation.
+    """
+    from alignkd.evaluate.model_folders import folder_kind
+    from alignkd.evaluate.tasks.pictures import PictureFile, require_picture
+
+    folder_kind(model, step)  # before torch is imported, which takes seconds
+    require_picture(PictureFile(image.parent, image.name))
+    try:
+        with stdout_is_stderr():
+            from alignkd.evaluate.chat import chat as start
+            from alignkd.evaluate.generation import Decoding
+            from alignkd.evaluate.model import load
+
+            loaded = load(model, step=step, precision=precision)
+        start(loaded, image, Decoding(max_new_tokens, temperature))
+    except KeyboardInterrupt:
+        print()
+        raise typer.Exit(130) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -9,29 +10,62 @@ from typing import Annotated, Literal
 
 import typer
 
-from launcher.cli.options import Checkpoint, Json, Run, stdout_is_stderr
+from alignkd.errors import UserError
+from launcher.cli.framework import Commands
+from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
 
-models = typer.Typer(rich_markup_mode=None)
+models = Commands()
 
 
 @models.command()
 def export(
-    run: Run,
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder; with --format gguf also a MobileVLM folder.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the student.")],
     step: Checkpoint = None,
     file_format: Annotated[
-        Literal["safetensors", "bin"],
-        typer.Option("--format", metavar="NAME", help="Weights as safetensors or bin."),
+        Literal["safetensors", "bin", "gguf"],
+        typer.Option("--format", metavar="NAME", help="Weights as safetensors, bin, or gguf for llama.cpp."),
     ] = "safetensors",
+    quantize: Annotated[
+        Literal["f16", "q8_0", "q4_0"] | None,
+        typer.Option(metavar="TYPE", help="GGUF weights: f16, q8_0 or q4_0.", show_default="q8_0"),
+    ] = None,
+    class_token: Annotated[
+        bool | None,
+        typer.Option(
+            "--class-token/--no-class-token",
+            help="GGUF: keep the vision tower's class token.",
+            show_default="class-token",
+        ),
+    ] = None,
 ) -> None:
-    """Write a run's student in the MobileVLM V2 format."""
+    """Write a run's student: MobileVLM V2 format or GGUF."""
+    if file_format != "gguf" and (quantize is not None or class_token is not None):
+        raise UserError("--quantize and --[no-]class-token need --format gguf")
     from launcher.run.checkpoints import step_of
 
-    step_of(run, step)  # before torch is imported, which takes seconds
+    is_model = file_format == "gguf" and (run / "config.json").is_file()
+    if is_model and step is not None:
+        raise UserError(f"--step {step}: {run} is a model folder, which has no checkpoints")
+    if not is_model:
+        step_of(run, step)  # before torch is imported, which takes seconds
     with stdout_is_stderr():
-        from alignkd.checkpoint.export import export_run
+        if file_format == "gguf":
+            if importlib.util.find_spec("gguf") is None:
+                raise UserError("--format gguf needs the package gguf: pip install 'alignkd[gguf]'")
+            from alignkd.export.gguf import export_gguf, export_run_as_gguf
 
-        export_run(run, out, step, file_format)
+            kept = class_token is not False
+            if is_model:
+                export_gguf(run, out, run.resolve().name, quantize or "q8_0", class_token=kept)
+            else:
+                export_run_as_gguf(run, out, step, quantize or "q8_0", class_token=kept)
+        else:
+            from alignkd.checkpoint.export import export_run
+
+            export_run(run, out, step, file_format)
     print(f"wrote {out}")
 
 
@@ -40,7 +74,9 @@ def probe(
     teacher: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the teacher.")],
     student: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the student.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")],
-    template: Annotated[Literal["plain", "v1"], typer.Option(help="Conversation template.")],
+    template: Annotated[
+        Literal["plain", "v1"], typer.Option(metavar="NAME", help="Conversation template: plain or v1.")
+    ],
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
     ] = None,
@@ -68,11 +104,9 @@ def probe(
     if as_json:
         print(json.dumps(result))
         return
-    from rich.console import Console
-
     from launcher.cli.tables import probe_table
 
-    Console().print(probe_table(result))
+    make_console().print(probe_table(result))
 
 
 @models.command("sample-data")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignkd.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="Configuration file.")]
@@ -38,6 +42,13 @@ def memory_option(text: str | None) -> int | None:
             f"--gpu-memory {text}: not a memory size; valid: a number followed by M, G or T (80G)"
         )
     return size
+
+
+def make_console(stderr: bool = False) -> Console:
+    """With NO_COLOR set (no-color.org), neither colours nor bold or dim text."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def stdout_is_stderr() -> AbstractContextManager[object]:

@@ -7,30 +7,66 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignkd.errors import UserError
-from launcher.cli.options import Json, Run
+from launcher.cli.framework import Commands
+from launcher.cli.options import Json, Run, make_console
 
-runs = typer.Typer(rich_markup_mode=None)
+if TYPE_CHECKING:
+    from launcher.commands.status import RunState
+
+runs = Commands()
 
 
 @runs.command()
 def status(
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="Run folder.", show_default="all in ./runs")
+        Path | None,
+        typer.Argument(metavar="RUN", help="Run folder, or a folder of runs.", show_default="./runs"),
     ] = None,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with the code of the state, as `wait` does.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the state of a run, or of all runs."""
-    if run is None:
-        list_runs(Path("runs"), as_json)
-        return
-    from launcher.commands.status import current_state
+    """Show the state of a run, or of all runs in a folder."""
+    from launcher.commands.states import exit_code_of
+    from launcher.commands.status import current_state, holds_runs
 
+    if run is None or holds_runs(run):
+        if exit_code:
+            raise UserError("--exit-code needs one RUN")
+        folder = Path(os.path.abspath(run or "runs"))
+        if folder.is_dir():
+            _list_runs(folder, as_json)
+        else:
+            print("[]" if as_json else f"no runs yet in {folder}; start one with: alignkd launch")
+        return
     state = current_state(Path(os.path.abspath(run)))
+    _show_state(state, as_json)
+    if exit_code:
+        raise typer.Exit(exit_code_of(state.state))
+
+
+@runs.command()
+def wait(run: Run, as_json: Json = False) -> None:
+    """Wait until a run has ended, then show its state.
+
+    The exit code is 0 if it is done, 1 if it failed or was lost, 85 if it was stopped, 86 if it was
+    cancelled, and 3 if it was never started.
+    """
+    from launcher.commands.states import exit_code_of
+    from launcher.commands.wait import wait_for_end
+
+    state = wait_for_end(Path(os.path.abspath(run)))
+    _show_state(state, as_json)
+    raise typer.Exit(exit_code_of(state.state))
+
+
+def _show_state(state: RunState, as_json: bool) -> None:
     if as_json:
         print(json.dumps(state.as_dict()))
         return
@@ -47,20 +83,22 @@ def list_runs(
     as_json: Json = False,
 ) -> None:
     """List all runs in a folder."""
+    _list_runs(Path(os.path.abspath(folder)), as_json)
+
+
+def _list_runs(folder: Path, as_json: bool) -> None:
     from launcher.commands.status import all_states
 
-    folder = Path(os.path.abspath(folder))
     states, problems = all_states(folder)
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     if as_json:
         print(json.dumps([state.as_dict() for state in states]))
     elif states:
-        from rich.console import Console
-
         from launcher.cli.tables import state_table
 
-        Console().print(state_table(states))
+        console = make_console()
+        console.print(state_table(states, console))
     else:
         print(f"no runs in {folder}")
 
@@ -74,20 +112,28 @@ def logs(
         int | None, typer.Option(metavar="N", min=1, help="Attempt to show.", show_default="the last")
     ] = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="Show the error of the rank that failed first.")
+        bool, typer.Option("--errors", help="Show the first error: of a rank, else of the job.")
+    ] = False,
+    job: Annotated[
+        bool, typer.Option("--job", help="Show what the Slurm job said: its script, srun, OOM kills.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the log of a rank."""
+    """Show the log of a rank, or of the Slurm job."""
     from launcher.commands.logs import follow_run
-    from launcher.run.logs import attempt_lines
+    from launcher.run.logs import attempt_lines, job_log_lines
     from launcher.run.manifest import read_manifest
 
     read_manifest(run)
-    if follow and (as_json or errors or attempt is not None):
+    if follow and (as_json or errors or job or attempt is not None):
         raise UserError("--follow works with --rank only")
+    if errors and job:
+        raise UserError("--errors and --job: give only one of them")
     if errors:
         _show_first_error(run, attempt, as_json)
+    elif job:
+        number, lines = job_log_lines(run, attempt)
+        print(json.dumps({"job": number, "lines": lines}) if as_json else "\n".join(lines))
     elif follow:
         for text in follow_run(Path(os.path.abspath(run)), rank):
             print(text, end="", flush=True)
@@ -105,8 +151,17 @@ def _show_first_error(run: Path, attempt: int | None, as_json: bool) -> None:
     elif error is None:
         print("no attempt has failed" if attempt is None else f"attempt {attempt} has not failed")
     else:
-        print(f"attempt {error.attempt}: rank {error.rank} failed first, with exit code {error.exit_code}")
+        if error.attempt is None:
+            print(f"job {error.job} ended before an attempt began; the end of {error.log}:")
+        elif error.rank is None:
+            print(f"attempt {error.attempt}: no rank recorded an exit; the end of {error.log}:")
+        else:
+            print(
+                f"attempt {error.attempt}: rank {error.rank} failed first, with exit code {error.exit_code}"
+            )
         print("\n".join(f"  | {line}" for line in error.lines))
+        if error.cause is not None:
+            print(f"cause: {error.cause}")
 
 
 @runs.command()
@@ -151,6 +206,10 @@ def resume(
             metavar="N", min=1, help="Roll back to the checkpoint of this step; newer ones are set aside."
         ),
     ] = None,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Train from step 0; checkpoints and metrics are set aside."),
+    ] = False,
     allow_change: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Accept that KEY differs from the checkpoint; repeatable."),
@@ -159,14 +218,12 @@ def resume(
 ) -> None:
     """Resume a run, optionally on a different number of nodes.
 
-    It continues from the newest checkpoint, or from that of --step.
+    It continues from the newest checkpoint, from that of --step, or from nothing with --from-scratch.
     """
-    from rich.console import Console
-
     from launcher.commands.resume import ResumeRequest, resume_run
 
-    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()))
-    result = resume_run(run, request, Console(stderr=as_json))
+    request = ResumeRequest(nodes, gpus_per_node, hostfile, step, tuple(allow_change or ()), from_scratch)
+    result = resume_run(run, request, make_console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
     elif result["job"]:

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from launcher.backends.base import BackendChoice
-from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, memory_option
+from launcher.cli.framework import Commands
+from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, make_console, memory_option
 
-start = typer.Typer(rich_markup_mode=None)
+start = Commands()
 
 # Those of alignkd.config.presets, whose import takes long; a test compares them.
 PRESET_NAMES = ("sample", "short", "long")
@@ -44,7 +45,8 @@ def launch(
     backend: Annotated[
         BackendChoice,
         typer.Option(
-            metavar="NAME", help="auto, local, slurm or ssh; auto is slurm if it answers, else local."
+            metavar="NAME",
+            help="auto, local, slurm or ssh; auto: ssh with --hostfile, else slurm if installed.",
         ),
     ] = "auto",
     hostfile: Annotated[
@@ -56,6 +58,9 @@ def launch(
         str | None, typer.Option(metavar="A,B", help="Stages to run one after another.")
     ] = None,
     overrides: Overrides = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Train on CPUs, as slurm.gpu_option = none does.")
+    ] = False,
     gpu_memory: GpuMemory = None,
     skip_memory_check: Annotated[
         bool, typer.Option("--skip-memory-check", help="Launch a run that `alignkd plan` says cannot fit.")
@@ -66,8 +71,6 @@ def launch(
     as_json: Json = False,
 ) -> None:
     """Check a configuration, write its run folder and start it."""
-    from rich.console import Console
-
     from launcher.commands.launch import LaunchRequest
     from launcher.commands.launch import launch as launch_run
     from launcher.commands.preflight import MemoryCheck
@@ -82,10 +85,11 @@ def launch(
         stage,
         stages,
         tuple(overrides or ()),
+        cpu,
         dry_run,
         MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )
-    result = launch_run(request, Console(stderr=as_json))
+    result = launch_run(request, make_console(stderr=as_json))
     if as_json:
         print(json.dumps(result))
     raise typer.Exit(result["code"])

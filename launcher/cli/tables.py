@@ -11,6 +11,7 @@ from launcher.commands.status import RunState
 from launcher.run.progress_view import NOTABLE_WAIT
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from launcher.run.checkpoints import CheckpointSummary
@@ -55,20 +56,35 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
     return [*shown, ("next", state.next)]
 
 
-def state_table(states: list[RunState]) -> Table:
-    """Runs of one folder are shown by name: whole paths would be cut until they look the same."""
+_COLUMNS = ("state", "step", "left", "loss", "attempts", "goodput")
+
+
+def state_table(states: list[RunState], console: Console) -> Table:
+    """Runs of one folder are shown by name: whole paths would be cut until they look the same.
+
+    On a narrow console the last columns are left out: names are not.
+    """
+    unlimited = console.options.update(max_width=1000)
+    for count in range(len(_COLUMNS), 1, -1):
+        table = _state_columns(states, count)
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            return table
+    return _state_columns(states, 1)
+
+
+def _state_columns(states: list[RunState], count: int) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
-    for column in ("state", "step", "left", "loss", "attempts", "goodput"):
+    for column in _COLUMNS[:count]:
         table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for state in states:
         left = "" if state.seconds_left is None else duration(state.seconds_left)
         loss = "" if state.loss is None else f"{state.loss:.4g}"
         goodput = "" if state.goodput is None else f"{state.goodput:.0%}"
-        attempts = str(state.attempts)
-        table.add_row(Path(state.run).name, state.state, _steps(state), left, loss, attempts, goodput)
+        cells = (state.state, _steps(state), left, loss, str(state.attempts), goodput)
+        table.add_row(Path(state.run).name, *cells[:count])
     return table
 
 
@@ -98,8 +114,8 @@ def _framed(texts: list[str], numbers: list[str]) -> Table:
     from rich.table import Table
 
     table = Table()
-    for name in texts:
-        table.add_column(name)
+    for index, name in enumerate(texts):
+        table.add_column(name, overflow="fold", no_wrap=index == 0)  # the name stays on a narrow terminal
     for name in numbers:
         table.add_column(name, justify="right")
     return table

@@ -12,30 +12,15 @@ from alignkd.run_folder.progress import Snapshot, read_snapshot
 from alignkd.run_folder.result import result_status
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
-from launcher.run.attempts import Attempt, Reason, open_attempt, read_history
+from launcher.commands.pending import pending_reason
+from launcher.run.attempts import FAILURES, Attempt, Reason, open_attempt, read_history
 from launcher.run.exit_codes import failure_line
+from launcher.run.job_log import cause_of, ended_at_once, job_lines, job_without_attempt, out_of_memory
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
 
 QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
-
-# Slurm's reasons for which a job is pending
-_PENDING = {
-    "None": "Slurm has not considered it yet",
-    "Priority": "jobs with a higher priority come first",
-    "Resources": "not enough free nodes yet",
-    "BeginTime": "Slurm holds a requeued job back for about two minutes",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for has failed; resume the run of that job",
-    "PartitionTimeLimit": "requests more time than the partition allows",
-    "PartitionNodeLimit": "requests more nodes than the partition has",
-    "PartitionDown": "the partition is down",
-    "ReqNodeNotAvail": "a node that it needs is down or reserved",
-    "JobHeldUser": "held; release it with `scontrol release`",
-    "JobHeldAdmin": "held by an administrator",
-    "QOSMaxJobsPerUserLimit": "the limit of running jobs is reached",
-}
 
 
 # Reasons after which a run restarts by itself
@@ -77,11 +62,11 @@ def diagnose(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> t
     """
     if files.is_done:
         return "done", f"student: {RunPaths(files.run).student}"
-    return _in_queue(files, jobs, now) if files.has_queue else _without_queue(files)
+    return _in_queue(files, jobs, now) if files.has_queue else _without_queue(files, jobs)
 
 
-def _without_queue(files: RunFiles) -> tuple[str, str]:
-    if is_locked(files.run):
+def _without_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None) -> tuple[str, str]:
+    if is_locked(files.run) if jobs is None else bool(jobs):
         return "running", "starting" if files.progress is None else files.progress.phase
     if files.current is not None:
         return "stopped", "its launcher was killed, and the ranks with it"
@@ -94,7 +79,7 @@ def _without_queue(files: RunFiles) -> tuple[str, str]:
 def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> tuple[str, str]:
     if jobs:
         if jobs[0].state == "PENDING":
-            return "queued", _PENDING.get(jobs[0].reason, jobs[0].reason)
+            return "queued", pending_reason(jobs[0].reason)
         if files.current is None:
             return "running", f"job {jobs[0].state.lower()}"
         return "running", _phase(files.progress, files.current, now)
@@ -105,6 +90,8 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
             "its job vanished without recording an exit: a node was lost, or the job was cancelled with too "
             "little grace time"
         )
+    if (job := job_without_attempt(files.run, files.history)) is not None:
+        return _never_began(files, job)
     if not files.history:
         return "not started", ""
     last = files.history[-1]
@@ -128,20 +115,42 @@ def _without_an_answer(files: RunFiles, now: float) -> tuple[str, str]:
     return _ended(files)
 
 
+def _never_began(files: RunFiles, job: str) -> tuple[str, str]:
+    """For a job that was submitted last, is in the queue no more, and has not begun an attempt."""
+    lines = job_lines(files.run, job)
+    if lines:
+        stopped = ended_at_once(lines)
+        why = f"job {job} ended before an attempt began: {cause_of(lines) or lines[-1]}"
+        return (stopped, f"job {job}, before it started") if stopped else ("failed", why)
+    end = backend_named(files.manifest.backend).end_of(job)
+    if end is None:
+        return "lost", f"job {job} left no log: its node does not see the run folder, or it was cancelled"
+    if end.state == "CANCELLED":
+        return "cancelled", f"job {job}, before it started"
+    why = f": {end.comment}" if end.comment else ""
+    return "failed", f"job {job} ended as {end.state} without a log{why}"
+
+
 def _ended(files: RunFiles) -> tuple[str, str]:
     """For a run whose last attempt has ended for good."""
     last = files.history[-1]
     reason = last.reason or ""
-    if reason in (Reason.CRASHED, Reason.BAD_INPUT):
-        if last.bad_nodes:
+    if reason in FAILURES:
+        said = job_lines(files.run, last.job, last.number)
+        if last.bad_nodes and reason == Reason.BAD_INPUT:
             return "failed", f"{reason}: the run folder is not visible on {', '.join(last.bad_nodes)}"
         if last.failed_rank is None or last.exit_code is None:
-            return "failed", reason
+            cause = cause_of(said)
+            return "failed", f"{reason}: {cause}" if cause else reason
         log = log_of_failure(files.run, last.failed_rank)
-        return "failed", f"{reason}: {failure_line(last.failed_rank, last.exit_code, log)}"
+        why = failure_line(last.failed_rank, last.exit_code, log)
+        return "failed", "; ".join([f"{reason}: {why}", *filter(None, [out_of_memory(said)])])
+    at = f"at step {last.saved_step}"
+    if reason in (Reason.CANCELLED, Reason.LOST):
+        return reason, at
     # Without a queue only the user ends a run by SIGTERM.
     stopped = reason == Reason.STOPPED or (reason == Reason.TERMINATED and not files.has_queue)
-    return ("stopped" if stopped else reason), f"at step {last.saved_step}"
+    return "stopped", at if stopped else f"{reason}, {at}"
 
 
 def reason_with_nodes(attempt: Attempt) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,7 @@ from alignkd.config import Config, load_config
 from alignkd.errors import AlignkdError, ConfigError
 from launcher.backends import backend_named, resolve_choice
 from launcher.backends.base import BackendChoice
+from launcher.backends.devices import device_of
 from launcher.commands.control import start_run
 from launcher.commands.launch_report import say_files, say_plan, say_started
 from launcher.commands.preflight import MemoryCheck, check_stages
@@ -39,6 +41,7 @@ class LaunchRequest:
     stage: str | None = None
     stages: str | None = None  # names of stages to run one after the other, separated by commas
     overrides: tuple[str, ...] = ()
+    cpu: bool = False  # train on CPUs, as slurm.gpu_option = none does
     dry_run: bool = False
     memory: MemoryCheck = field(default_factory=MemoryCheck)
 
@@ -50,20 +53,20 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     the exit code; with several stages these of each stage, and the first exit code that is not 0. A stage
     that cannot be started ends the list, with its ``error``.
     """
-    backend_name = resolve_choice(request.backend)
+    backend_name = resolve_choice(request.backend, request.hostfile)
     backend = backend_named(backend_name)
     hosts = backend.hosts(request.hostfile, request.nodes, request.gpus_per_node)
     slots = hosts[0].slots if hosts else 1
     cluster = Cluster(request.nodes or len(hosts) or 1, request.gpus_per_node or slots)
     stages = _load_stages(request)
-    problems, warnings = check_stages(stages, backend, cluster, request.memory)
+    problems, warnings = check_stages(stages, backend, cluster, request.memory, request.dry_run)
     for warning in warnings:
         say(console, f"warning: {warning}")
     if problems:
         raise ConfigError(str(request.config), problems)
     runs: list[Path] = []
     for _, config in stages:
-        runs.append(write_run(config, cluster, backend_name))
+        runs.append(write_run(config, cluster, backend_name, replace=request.dry_run))
         backend.prepare(runs[-1], hosts)
         say_plan(config, runs[-1], console)
     for run, following in pairwise(runs):
@@ -98,15 +101,30 @@ def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:
     overrides = list(request.overrides)
     if request.name is not None:
         overrides.append(f"run.name={json.dumps(request.name)}")
+    if request.cpu:
+        overrides.append("slurm.gpu_option=none")
     site = read_site()
-    configs = [load_config(request.config, overrides, name, site) for name in names]
+    try:
+        configs = [load_config(request.config, overrides, name, site) for name in names]
+    except ConfigError as error:
+        raise _blaming_name(error, request.name) from None
     check_runs(names, [run_path(config) for config in configs])
     return list(zip(names, configs, strict=True))
 
 
-def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
-    """Create the run folder and return it. Raises UserError when that fails."""
-    device = backend_named(backend).device(config, cluster)
+def _blaming_name(error: ConfigError, name: str | None) -> ConfigError:
+    """The user typed --name, not run.name."""
+    if name is None:
+        return error
+    key = re.compile(r"^run\.name = .*?: not valid")
+    problems = [key.sub(lambda _: f"--name {name}: not valid", problem) for problem in error.problems]
+    return ConfigError(error.source, problems)
+
+
+def write_run(config: Config, cluster: Cluster, backend: str, replace: bool = False) -> Path:
+    """Create the run folder and return it; ``replace`` one that was never started. Raises UserError when that
+    fails."""
+    device = device_of(config)
     accumulation = accumulation_steps(config.training, cluster.ranks)
     manifest = make_manifest(config, cluster.nodes, cluster.gpus_per_node, accumulation, backend, device)
     return create_run_folder(
@@ -115,4 +133,5 @@ def write_run(config: Config, cluster: Cluster, backend: str) -> Path:
         student_config(config, cluster.ranks, device),
         teacher_config(config, device),
         render_scripts(config, run_path(config), cluster.nodes, cluster.gpus_per_node),
+        replace,
     )

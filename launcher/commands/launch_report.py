@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from alignkd.run_folder.paths import RunPaths
 from alignkd.text import counted, duration
 from launcher.backends import backend_named
 from launcher.backends.base import Started
-from launcher.backends.devices import visible_gpus
 from launcher.render.deepspeed import batch_split
 from launcher.run.console import say
 from launcher.run.manifest import Manifest, read_manifest
@@ -32,10 +30,7 @@ def say_plan(config: Config, run: Path, console: Console) -> None:
     teacher = f"teacher {config.teacher.placement}" if config.distillation.enabled else "no teacher"
     say(console, f"  student ZeRO-{config.student.zero_stage}, {teacher}, {training.precision}")
     if manifest.device == "cpu":
-        why = ""
-        if config.slurm.gpu_option != "none":  # then nobody asked for the CPU
-            why = f"{ranks} and {counted(len(visible_gpus(os.environ)), 'GPU')} here: "
-        say(console, f"  {why}running on the CPU (gloo)")
+        say(console, "  on CPUs (gloo), as --cpu or slurm.gpu_option = none asks")
 
 
 def say_files(run: Path, manifest: Manifest, console: Console) -> None:

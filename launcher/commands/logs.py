@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.commands.states import ONGOING
 from launcher.commands.status import current_state
 from launcher.run.logs import follow, is_over
 
@@ -14,20 +15,21 @@ QUEUE_SECONDS = 30.0  # between two questions to Slurm
 
 def follow_run(run: Path, rank: int) -> Iterator[str]:
     """Raises UserError when the run has ended without a log of this rank."""
-    return follow(run, rank, _RunEnded(run))
+    return follow(run, rank, RunEnded(run))
 
 
-class _RunEnded:
-    """Has the run ended? The files are read at every call, Slurm is asked every 30 seconds only."""
+class RunEnded:
+    """Has the run ended? The files are read at every call, its state is asked for every 30 seconds only."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, seconds: float = QUEUE_SECONDS) -> None:
         self._run = run
+        self._seconds = seconds
         self._asked = 0.0
 
     def __call__(self) -> bool:
         if is_over(self._run):
             return True
-        if time.monotonic() - self._asked < QUEUE_SECONDS:
+        if time.monotonic() - self._asked < self._seconds:
             return False
         self._asked = time.monotonic()
-        return current_state(self._run).state not in ("running", "queued", "unknown")
+        return current_state(self._run).state not in ONGOING

@@ -12,6 +12,7 @@ from typing import Literal
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
 from launcher.backends.base import Backend
+from launcher.backends.devices import device_of
 from launcher.plan.check import check_memory
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
@@ -31,42 +32,54 @@ class MemoryCheck:
 
 
 def check_stages(
-    stages: Sequence[tuple[str | None, Config]], backend: Backend, cluster: Cluster, memory: MemoryCheck
+    stages: Sequence[tuple[str | None, Config]],
+    backend: Backend,
+    cluster: Cluster,
+    memory: MemoryCheck,
+    replace: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """Problems and warnings of all stages, which run one after the other."""
+    """Problems and warnings of all stages, which run one after the other. With ``replace``, run folders that
+    were never started are no problem."""
     problems: list[str] = []
     warnings: list[str] = []
     for index, (name, config) in enumerate(stages):
         earlier = [config for _, config in stages[:index]]
         prefix = f"[stage {name}] " if len(stages) > 1 else ""
-        found, notes = _check_stage(config, earlier, backend, cluster, memory)
+        found, notes = _check_stage(config, earlier, backend, cluster, memory, replace)
         problems += [prefix + problem for problem in found]
         warnings += [prefix + note for note in notes]
     return problems, warnings
 
 
 def _check_stage(
-    config: Config, earlier: Sequence[Config], backend: Backend, cluster: Cluster, memory: MemoryCheck
+    config: Config,
+    earlier: Sequence[Config],
+    backend: Backend,
+    cluster: Cluster,
+    memory: MemoryCheck,
+    replace: bool,
 ) -> tuple[list[str], list[str]]:
     """Problems and warnings. ``earlier`` are the stages that run before this one."""
     warnings = warnings_of(config)
-    problems = launch_problems(config, cluster.ranks, [run_path(stage) for stage in earlier])
+    problems = launch_problems(config, cluster.ranks, [run_path(stage) for stage in earlier], replace)
     if not problems and not earlier:
         problems += space_problems(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
-    if not problems and not memory.skip and backend.device(config, cluster) != "cpu":
+    if not problems and not memory.skip and device_of(config) != "cpu":
         refused, notes = check_memory(config, cluster, memory.gpu_memory, earlier)
         problems, warnings = problems + refused, warnings + notes
     return problems, warnings
 
 
-def launch_problems(config: Config, world_size: int, upstream: Sequence[Path] = ()) -> list[str]:
+def launch_problems(
+    config: Config, world_size: int, upstream: Sequence[Path] = (), replace: bool = False
+) -> list[str]:
     """Every reason not to start this run on ``world_size`` ranks (empty: none).
 
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
-    problems = [problem for problem in [existing_run_problem(run_path(config))] if problem]
+    problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
     problems += _data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*_model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
@@ -101,7 +114,9 @@ def _data_problems(config: Config) -> list[str]:
         key = f"data.sources[{index}]"
         problem = _unreadable(Path(source.file), "file")
         if problem:
-            problems.append(f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list")
+            problems.append(
+                f"{key}.file = {source.file}: {problem}; valid: a LLaVA-style JSON list or JSON Lines"
+            )
         problem = None if source.image_folder is None else _unreadable(Path(source.image_folder), "folder")
         if problem:
             problems.append(f"{key}.image_folder = {source.image_folder}: {problem}")
@@ -121,7 +136,7 @@ def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:
 
 def model_problems(config: Config) -> list[str]:
     """Missing model folders; else disagreements of teacher and student about tokens and pixels."""
-    from alignkd.models.agreement import check_agreement
+    from alignkd.models.agreement import check_agreement, check_templates
 
     model = config.model
     named = _model_folders(config)
@@ -137,7 +152,7 @@ def model_problems(config: Config) -> list[str]:
         model = model.model_copy(update={"teacher": None})
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
-    return problems
+    return problems or check_templates(config)
 
 
 def _made_by(folder: str, config: Config) -> str:

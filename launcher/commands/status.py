@@ -16,7 +16,9 @@ from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
 from launcher.commands.diagnosis import RunFiles, diagnose, read_run, reason_with_nodes
-from launcher.run.attempts import last_sign
+from launcher.commands.states import State
+from launcher.run.attempts import Attempt, Reason, last_sign
+from launcher.run.job_log import job_without_attempt
 from launcher.run.manifest import read_manifest
 
 _LATE_ROWS = 50  # the metrics rows that the time left, and the shares below, are taken from
@@ -27,7 +29,7 @@ class RunState:
     """Times are in seconds; ``updated`` is a Unix time."""
 
     run: str
-    state: str
+    state: State
     detail: str
     backend: str
     nodes: int
@@ -81,6 +83,14 @@ def all_states(folder: Path) -> tuple[list[RunState], list[str]]:
     return sorted(states, key=lambda state: state.run), problems
 
 
+def holds_runs(folder: Path) -> bool:
+    """Is this the parent of run folders, and not one itself?"""
+    paths = RunPaths(folder)
+    if paths.manifest.exists() or paths.config.exists() or not folder.is_dir():
+        return False
+    return not any(folder.iterdir()) or any(folder.glob(str(RunPaths(Path("*")).manifest)))
+
+
 def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None = None) -> RunState:
     """``jobs`` are the live jobs of this run, None where Slurm does not answer.
 
@@ -98,12 +108,12 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     attempts = [*files.history, *([files.current] if files.current else [])]
     return RunState(
         run=str(run),
-        state=state,
+        state=State(state),
         detail=detail,
         backend=files.manifest.backend,
         nodes=files.manifest.nodes,
         world_size=files.manifest.world_size,
-        job=(job.id if job else None) or (attempts[-1].job if attempts and files.has_queue else None),
+        job=(job.id if job else None) or _last_job(files, attempts),
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
@@ -117,9 +127,21 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         queue_seconds=sum(attempt.queue_seconds or 0.0 for attempt in attempts),
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=None if progress is None else progress.updated,
-        # Where nodes are to blame, no rank was started that could have logged anything.
-        next=_next(run, "stopped" if state == "failed" and files.history[-1].bad_nodes else state),
+        next=_next(run, "stopped" if state == "failed" and _started_no_rank(files) else state),
     )
+
+
+def _last_job(files: RunFiles, attempts: list[Attempt]) -> str | None:
+    if not files.has_queue:
+        return None
+    waiting = None if files.current else job_without_attempt(files.run, files.history)
+    return waiting or (attempts[-1].job if attempts else None)
+
+
+def _started_no_rank(files: RunFiles) -> bool:
+    """Did some nodes not see the run folder? Then there is nothing in the logs."""
+    last = files.history[-1] if files.history else None
+    return last is not None and last.reason == Reason.BAD_INPUT and bool(last.bad_nodes)
 
 
 def _median(rows: list[Row], name: str) -> float | None:

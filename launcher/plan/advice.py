@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -62,7 +63,7 @@ def _cost(found: Plan, given: Plan, gpu_memory: int) -> tuple[float, ...]:
     """Lower is better; the first number that differs decides. Ties go to the configured settings."""
     config = found.config
     busy = min(found.work.tokens, BUSY_TOKENS)
-    slow, fast = (found.entering_node, found.through_host), found.received
+    slow, fast = (_about(found.entering_node), _about(found.through_host)), _about(found.received)
     tight = found.needed > COMFORTABLE_SHARE * gpu_memory
     other = (
         config.teacher.placement != given.config.teacher.placement,
@@ -80,6 +81,11 @@ def _cost(found: Plan, given: Plan, gpu_memory: int) -> tuple[float, ...]:
         *other,
         found.needed,
     )
+
+
+def _about(traffic: int) -> int:
+    """A number that differs where the bytes differ by some 5 %: less should not decide."""
+    return round(math.log(max(traffic, 1)) / math.log(1.05))
 
 
 def _candidates(plan: Plan) -> Iterator[Plan]:

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.plan.advice import changes, largest_micro_batch
-from launcher.plan.compute import Speed
 from launcher.plan.plan import Plan
+from launcher.plan.roofline import Chip, roofline
 
 
-def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed) -> dict[str, Any]:
+def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Chip) -> dict[str, Any]:
     """In bytes, elements, FLOP and seconds, not rounded."""
     sizes, work = plan.sizes, plan.work
+    found = roofline(plan.config, sizes, work, plan.compute, chip)
     return {
         "nodes": plan.cluster.nodes,
         "gpus_per_node": plan.cluster.gpus_per_node,
@@ -50,10 +51,12 @@ def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, speed
         "compute": {
             "teacher_flops": plan.compute.teacher_flops,
             "student_flops": plan.compute.student_flops,
-            "assumed_flops": speed.flops,
-            "assumed_utilisation": speed.utilisation,
-            "step_seconds": plan.compute.step_seconds(speed),
-            "tokens_per_second": plan.compute.tokens_per_second(speed),
+        },
+        "roofline": {
+            "chip": asdict(chip),
+            "step_seconds": found.seconds,
+            "peak_share": found.peak_share,
+            "costs": [{**asdict(cost), "seconds": cost.seconds(chip)} for cost in found.costs],
         },
         "advice": None if advised is None else changes(plan, advised),
     }

@@ -1,4 +1,4 @@
-"""Floating-point operations of an optimizer step, and how long they take at an assumed speed.
+"""Floating-point operations of an optimizer step.
 
 A multiplication and an addition are two operations. Counted are the matrix products of the language models,
 of their heads at supervised positions, of the towers and of the projectors; causal attention counts half.
@@ -14,34 +14,17 @@ from launcher.plan.sharding import shares_tower
 from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster, Workload
 
-H100_BF16_DENSE = 989e12
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Assumed, not measured."""
-
-    flops: float = H100_BF16_DENSE  # peak of one GPU, per second
-    utilisation: float = 0.4  # share of the peak that training reaches
-
 
 @dataclass(frozen=True)
 class Compute:
     teacher_flops: float  # per rank and optimizer step
     student_flops: float
     tokens: float  # per rank and optimizer step, including image tokens
-    ranks: int
+    micro_batches: float  # of the planned size, per rank and optimizer step
 
     @property
     def flops(self) -> float:
         return self.teacher_flops + self.student_flops
-
-    def step_seconds(self, speed: Speed) -> float:
-        return self.flops / (speed.flops * speed.utilisation)
-
-    def tokens_per_second(self, speed: Speed) -> float:
-        """Of all ranks, if nothing waits for data or the network."""
-        return self.tokens * self.ranks / self.step_seconds(speed)
 
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
@@ -62,7 +45,7 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
         teacher += head_flops(model, work)
     # From a rank's share of the global batch, since micro-batches of a token budget need not be full.
     times = training.global_batch_size / (cluster.ranks * work.samples)
-    return Compute(teacher * times, own * times, work.tokens * times, cluster.ranks)
+    return Compute(teacher * times, own * times, work.tokens * times, times)
 
 
 def layer_flops(model: ModelSizes, work: Workload) -> float:

@@ -9,12 +9,13 @@ from rich.table import Table
 
 from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
-from launcher.plan.compute import Speed
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
+from launcher.plan.roofline import Chip, roofline
 from launcher.plan.weights import weight_notes
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
+LARGEST_COSTS = 3
 PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
 PARTS = (
     ("tower", "vision_tower."),
@@ -25,9 +26,7 @@ PARTS = (
 )
 
 
-def show_plan(
-    plan: Plan, gpu_memory: int | None, advised: Plan | None, speed: Speed, console: Console
-) -> None:
+def show_plan(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Chip, console: Console) -> None:
     _say_workload(plan, console)
     _show_table(_parameter_table(plan), console)
     for note in weight_notes(plan.config, plan.sizes):
@@ -40,21 +39,19 @@ def show_plan(
         _say(console, f"Between each GPU and host memory: about {_gb(plan.through_host)} GB per step.\n")
     if plan.sizes.teacher is not None:
         _show_table(_placement_table(plan, gpu_memory), console)
-    _say_speed(plan, speed, console)
+    _say_speed(plan, chip, console)
     if gpu_memory is not None:
         _say_advice(plan, gpu_memory, advised, console)
 
 
 def verdict(plan: Plan, gpu_memory: int | None) -> str:
     """One sentence: how much memory is needed, and whether it fits."""
-    needed = (
-        f"about {_gib(plan.needed)} GiB per GPU "
-        f"({_gib(plan.needed - plan.memory.peak)} GiB of it non-tensor overhead)"
-    )
+    overhead = size_text(plan.needed - plan.memory.peak)
+    needed = f"about {size_text(plan.needed)} per GPU ({overhead} of it non-tensor overhead)"
     if gpu_memory is None:
         return f"{needed}; nothing was checked, because the memory of a GPU is unknown (--gpu-memory 80G)"
     fits = "fits" if plan.fits(gpu_memory) else "does not fit"
-    return f"{needed}, {fits} into {_gib(gpu_memory)} GiB"
+    return f"{needed}, {fits} into {size_text(gpu_memory)}"
 
 
 def _say_workload(plan: Plan, console: Console) -> None:
@@ -111,7 +108,7 @@ def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
     }[plan.memory.peak_phase]
     _say(console, f"Peak {moment}: {verdict(plan, gpu_memory)}.")
     if plan.memory.host:
-        _say(console, f"Host memory: {_gib(plan.host_per_node)} GiB per node.")
+        _say(console, f"Host memory: {size_text(plan.host_per_node)} per node.")
     if gpu_memory is not None:
         largest = largest_micro_batch(plan, gpu_memory)
         is_all = largest == plan.config.training.global_batch_size // plan.cluster.ranks
@@ -145,24 +142,29 @@ def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
     return table
 
 
-def _say_speed(plan: Plan, speed: Speed, console: Console) -> None:
-    compute = plan.compute
+def _say_speed(plan: Plan, chip: Chip, console: Console) -> None:
+    compute, found = plan.compute, roofline(plan.config, plan.sizes, plan.work, plan.compute, chip)
     share = compute.teacher_flops / compute.flops
     _say(
         console,
         f"Compute per rank and step: {compute.flops / 1e12:,.0f} TFLOP, {share:.0%} of it by the teacher.",
     )
+    tokens = compute.tokens * plan.cluster.ranks / found.seconds
     _say(
         console,
-        f"At {speed.utilisation:.0%} of {speed.flops / 1e12:,.0f} TFLOP/s per GPU, without any waiting: "
-        f"{compute.step_seconds(speed):.2g} s per step, {compute.tokens_per_second(speed):,.0f} tokens/s in "
-        "total.\n",
+        f"On {chip.name}, {chip.peak / 1e12:,.0f} TFLOP/s: at least {found.seconds:.2g} s per step, at most "
+        f"{tokens:,.0f} tokens/s in",
     )
+    _say(console, f"total, {found.peak_share:.0%} of the peak. Largest costs:")
+    for cost in found.costs[:LARGEST_COSTS]:
+        seconds = cost.seconds(chip)
+        _say(console, f"  {cost.name}: {seconds:.2g} s, {seconds / found.seconds:.0%}")
+    _say(console, "")
 
 
 def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Console) -> None:
     if advised is None:
-        _say(console, f"Nothing fits into {_gib(gpu_memory)} GiB, not even one sample with full offloading.")
+        _say(console, f"Nothing fits into {size_text(gpu_memory)}, not even one sample with full offloading.")
         _say(console, "Use more GPUs or a smaller data.max_length.")
         return
     different = changes(plan, advised)
@@ -172,8 +174,8 @@ def _say_advice(plan: Plan, gpu_memory: int, advised: Plan | None, console: Cons
     _say(console, "Advice (--apply writes it into the file):")
     for key, value in different.items():
         _say(console, f"  {key} = {json.dumps(value) if not isinstance(value, str) else value}")
-    host = f", {_gib(advised.host_per_node)} GiB of host memory per node" if advised.memory.host else ""
-    _say(console, f"  needs {_gib(advised.needed)} GiB per GPU{host};")
+    host = f", {size_text(advised.host_per_node)} of host memory per node" if advised.memory.host else ""
+    _say(console, f"  needs {size_text(advised.needed)} per GPU{host};")
     sent = [f"{_gb(advised.received)} GB to each GPU"] if plan.cluster.ranks > 1 else []
     sent += [f"{_gb(advised.entering_node)} GB to each node"] if plan.cluster.nodes > 1 else []
     sent += [f"{_gb(advised.through_host)} GB through host memory"] if advised.through_host else []
@@ -200,6 +202,11 @@ def _say(console: Console, text: str) -> None:
 
 def _million(elements: int) -> str:
     return f"{elements / 1e6:,.1f}"
+
+
+def size_text(size: int) -> str:
+    """In GiB; in MiB where that would round to nothing."""
+    return f"{_gib(size)} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _gib(size: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config
+from alignkd.errors import CheckpointError
 from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from launcher.plan.upstream_stages import config_folders
@@ -15,7 +16,7 @@ from launcher.plan.upstream_stages import config_folders
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Elements of every tensor, by its name in ``alignkd.models.mobilevlm.MobileVLM``."""
+    """Elements of every tensor, by its name in ``alignkd.models.families.mobilevlm.MobileVLM``."""
 
     config: MobileVLMConfig
     tensors: dict[str, int]
@@ -62,13 +63,24 @@ class RunSizes:
 
 
 def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
-    """``stages`` are those that may have yet to write the models. Raises CheckpointError when a model folder
-    has no usable ``config.json``."""
-    student = _sizes_of(student_folder(config.model), config.model.vision_tower, stages)
-    if not config.distillation.enabled or config.model.teacher is None:
-        return RunSizes(None, student, {})
-    teacher = _sizes_of(Path(config.model.teacher), None, stages)
-    return RunSizes(teacher, student, adapter_sizes(teacher.config, student.config))
+    """``stages`` are those that may have yet to write the models. Raises CheckpointError with every key whose
+    folder has no usable ``config.json``."""
+    model, problems = config.model, []
+    key = "model.student_config" if model.student == "scratch" else "model.student"
+    wanted: dict[str, tuple[Path, str | None]] = {key: (student_folder(model), model.vision_tower)}
+    if config.distillation.enabled and model.teacher is not None:
+        wanted["model.teacher"] = Path(model.teacher), None
+    found: dict[str, ModelSizes] = {}
+    for name, (folder, tower) in wanted.items():
+        try:
+            found[name] = _sizes_of(folder, tower, stages)
+        except CheckpointError as error:
+            problems.append(f"{name} = {folder}: {error}")
+    if problems:
+        raise CheckpointError("\n".join(problems))
+    student, teacher = found[key], found.get("model.teacher")
+    adapters = {} if teacher is None else adapter_sizes(teacher.config, student.config)
+    return RunSizes(teacher, student, adapters)
 
 
 def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config]) -> ModelSizes:

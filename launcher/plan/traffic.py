@@ -85,9 +85,10 @@ def _student_transfers(
     gradients = sum(sizes.trainable(config).values()) * size
     if stage == 0:
         return [Transfer("gradients", gradients, *everywhere, passes=2)]
-    # At stage 1 each rank keeps whole gradients until the last micro-batch.
+    # At stage 1 each rank keeps whole gradients until the last micro-batch. Stages 1 and 2 all-reduce them,
+    # in spite of `reduce_scatter: true` (DeepSpeed 0.19.8); only stage 3 reduces and scatters.
     times = 1 if stage == 1 else work.accumulation
-    found = [Transfer("gradients", gradients * times, *everywhere)]
+    found = [Transfer("gradients", gradients * times, *everywhere, passes=1 if stage == 3 else 2)]
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
     backward = gathered_once(sizes.trainable(config), files.student)

@@ -32,17 +32,23 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     TERMINATED = "terminated"
     CRASHED = "crashed"
+    HUNG = "hung"
     BAD_INPUT = "configuration error"
+    BAD_NODE = "unusable node"  # a rank found no GPU on it
     REQUEUED = "requeued"  # by Slurm or an administrator, without a stated reason
     NODE_LOST = "node lost"
     NODE_AT_FAULT = "node at fault"  # bad input on one node only, in a run that has trained on others
     LOST = "lost"  # killed before it recorded why, although all its nodes are up: too little grace, say
 
 
+FAILURES = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.BAD_INPUT)
+
+
 @dataclass(frozen=True)
 class Attempt:
     """Times are Unix seconds. ``last_step`` is the last step that was computed, ``saved_step`` that of the
-    newest checkpoint; the steps between them are lost."""
+    newest checkpoint; the steps between them are lost. ``first_step`` is that of the newest checkpoint when
+    the attempt began, and once it is closed, that of the one it resumed from."""
 
     number: int
     job: str
@@ -58,7 +64,7 @@ class Attempt:
     failed_rank: int | None = None  # the rank to blame
     exit_code: int | None = None  # of that rank
     failed_node: str | None = None  # the node of that rank, where it is known
-    bad_nodes: tuple[str, ...] = ()  # lost, at fault, or without access to the run folder
+    bad_nodes: tuple[str, ...] = ()  # lost, at fault, suspected of a hang, or without access to a folder
 
     @property
     def progressed(self) -> bool:
@@ -116,8 +122,9 @@ def begin(
 ) -> Attempt:
     """Open the next attempt, after ``close_killed``."""
     close_killed(run)
-    shutil.rmtree(RunPaths(run).exits, ignore_errors=True)
-    RunPaths(run).exits.mkdir(exist_ok=True)
+    for of_one_attempt in (RunPaths(run).exits, RunPaths(run).beats):
+        shutil.rmtree(of_one_attempt, ignore_errors=True)
+        of_one_attempt.mkdir(exist_ok=True)
     RunPaths(run).result.unlink(missing_ok=True)  # that of an earlier attempt
     number = max((closed.number for closed in read_history(run)), default=0) + 1
     attempt = Attempt(number, job, nodes, time.time(), newest_step(run), queue_seconds)
@@ -148,11 +155,16 @@ def close(
 ) -> Attempt:
     """Move the open attempt to the history. ``codes``: exit codes (default: those the ranks recorded)."""
     saved = newest_step(run)
-    last = max(saved, attempt.first_step, _computed_step(run, attempt.start))
+    progress = read_snapshot(RunPaths(run).progress, attempt.start)
+    # The ranks may have refused what seemed to be the newest checkpoint when the attempt began.
+    resumed = None if progress is None else progress.resumed_step
+    first = attempt.first_step if resumed is None else resumed
+    last = max(saved, first, 0 if progress is None else progress.step)
     codes = exit_codes(run) if codes is None else codes
     failed = failed_rank(codes)
     closed = replace(
         attempt,
+        first_step=first,
         end=time.time() if end is None else end,
         reason=str(reason),
         last_step=last,
@@ -176,11 +188,6 @@ def last_sign(run: Path, attempt: Attempt) -> float:
     """Unix time of the attempt's last sign of life."""
     progress = read_snapshot(RunPaths(run).progress, since=attempt.start)
     return attempt.start if progress is None else progress.updated
-
-
-def _computed_step(run: Path, since: float) -> int:
-    progress = read_snapshot(RunPaths(run).progress, since)
-    return 0 if progress is None else progress.step
 
 
 def exit_codes(run: Path) -> dict[int, int]:

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignkd.config import load_run_config
 from alignkd.config.dotted import did_you_mean, flatten
 from alignkd.errors import UserError
-from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.checkpoints import (
     MANIFEST,
     committed_steps,
@@ -20,9 +19,9 @@ from alignkd.run_folder.checkpoints import (
     step_folder,
     step_name,
 )
-from alignkd.run_folder.drift import allowed_changes, saved_stage
+from alignkd.run_folder.drift import allowed_changes, saved_stage, with_accepted
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.verification import differences, problems_of
+from alignkd.run_folder.verification import problems_of, size_differences
 from alignkd.text import listed
 
 IN_DEEPSPEED_FILES = (
@@ -68,6 +67,8 @@ def list_checkpoints(
 
 def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
+    from alignkd.config import load_run_config
+
     known = flatten(load_run_config(RunPaths(run).config).model_dump()) if keys else {}
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
@@ -80,16 +81,20 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
-    """Record that these keys may differ from the checkpoint's; undone when the block fails."""
+    """Record that these keys may have their present values although the checkpoint's differ; undone when the
+    block fails."""
     path = RunPaths(run).allowed_changes
-    before = allowed_changes(run) if path.exists() else None
+    before = path.read_text(encoding="utf-8") if path.exists() else None
     if keys:
-        write_json(path, sorted({*(before or []), *keys}))
+        from alignkd.config import load_run_config
+
+        config = load_run_config(RunPaths(run).config).model_dump(mode="json")
+        write_json(path, with_accepted(allowed_changes(run), keys, config))
     try:
         yield
     except BaseException:
         if keys and before is not None:
-            write_json(path, before)
+            write_text_atomic(path, before)
         elif keys:
             path.unlink(missing_ok=True)
         raise
@@ -129,7 +134,7 @@ def _summary(folder: Path, verify: bool) -> CheckpointSummary:
         manifest = read_manifest(folder)
         step, world_size = int(manifest["step"]), int(manifest["world_size"])
         stage = saved_stage(manifest) if "config" in manifest else int(manifest["zero_stage"])
-        problems = problems_of(folder) if verify else differences(folder, manifest["files"], [])
+        problems = problems_of(folder) if verify else size_differences(folder, manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems = [f"{MANIFEST} cannot be read ({error})"]
     if not is_marked(folder):

@@ -10,6 +10,7 @@ from textwrap import shorten
 
 from alignkd.errors import (
     ERROR_PREFIX,
+    EXIT_HUNG,
     EXIT_OK,
     EXIT_SAVED_ON_TERM,
     EXIT_SAVED_ON_USR1,
@@ -53,7 +54,7 @@ def failure_report(rank: int, code: int, log: Path) -> str:
     """Why a rank failed: its own message for a user error, else the last lines of its log."""
     lines = _last_attempt(log)
     message = error_message(lines)
-    if code == EXIT_USER_ERROR and message:
+    if code in (EXIT_USER_ERROR, EXIT_HUNG) and message:
         return message
     shown = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:]) or "  (empty)"
     return f"rank {rank} {_end(code)}; the last lines of {log}:\n{shown}"
@@ -69,6 +70,8 @@ def failure_line(rank: int, code: int, log: Path) -> str:
 
 
 def _end(code: int) -> str:
+    if code == EXIT_HUNG:
+        return "hung"
     number = ended_by(code)
     if number is None:
         return f"ended with exit code {code}"

@@ -20,14 +20,40 @@ def run_path(config: Config) -> Path:
     return Path(config.run.folder) / config.run.name
 
 
-def existing_run_problem(run: Path) -> str | None:
-    """Why no run can be created at ``run``; None when nothing is there."""
-    if not os.path.lexists(run):
+def existing_run_problem(run: Path, replace: bool = False) -> str | None:
+    """Why no run can be created at ``run``; None when nothing is there.
+
+    With ``replace`` also None when a run folder is there that was never started.
+    """
+    if not os.path.lexists(run) or (replace and _never_started(run) and not _edited(run)):
         return None
+    if replace and _never_started(run):
+        return (
+            f"{run} was written by an earlier --dry-run, and edited since: {', '.join(_edited(run))}; "
+            f"start it (`alignkd resume {shlex.quote(str(run))}`), move it away, or give another --name"
+        )
     return (
         f"{run} exists already and is never overwritten; give the new run another name (--name), "
         f"resume the existing one (`alignkd resume {shlex.quote(str(run))}`), or move it away"
     )
+
+
+def _never_started(run: Path) -> bool:
+    """Is it a run folder that no launcher and no job has used?"""
+    paths = RunPaths(run)
+    used = (paths.launcher_lock, paths.job, paths.open_attempt, paths.attempts, paths.metrics)
+    if not paths.manifest.is_file() or run.is_symlink() or any(path.exists() for path in used):
+        return False
+    return not any([*paths.logs.glob("*"), *paths.checkpoints.glob("*")])
+
+
+def _edited(run: Path) -> list[str]:
+    """Files that were changed after the run folder was complete: its manifest is written last."""
+    paths = RunPaths(run)
+    scripts = (paths.job_script, paths.rank_script, paths.environment_script)
+    written = paths.manifest.stat().st_mtime
+    files = (paths.config, paths.student_deepspeed, paths.teacher_deepspeed, *scripts)
+    return [path.name for path in files if path.exists() and path.stat().st_mtime > written]
 
 
 def create_run_folder(
@@ -36,15 +62,17 @@ def create_run_folder(
     student: dict[str, Any],
     teacher: dict[str, Any] | None,
     scripts: dict[str, str],
+    replace: bool = False,
 ) -> Path:
     """Write the run folder and return it.
 
     It is filled under a temporary name and renamed, so a folder with a manifest is always complete.
     ``student`` and ``teacher`` are DeepSpeed configurations; ``scripts`` maps the names of executable files
-    to their texts. Raises UserError when the folder exists or cannot be written.
+    to their texts. ``replace`` removes a run folder that was never started.
+    Raises UserError when the folder exists or cannot be written.
     """
     run = run_path(config)
-    problem = existing_run_problem(run)
+    problem = existing_run_problem(run, replace)
     if problem:
         raise UserError(problem)
     try:
@@ -62,7 +90,10 @@ def create_run_folder(
                 write_text_atomic(filling / name, text, mode=0o755)
             write_json(made.manifest, manifest.as_dict())
             filling.chmod(0o755)  # mkdtemp creates a private folder
+            if os.path.lexists(run):
+                run.rename(filling.with_name(f"{filling.name}.replaced"))
             filling.rename(run)
+            shutil.rmtree(filling.with_name(f"{filling.name}.replaced"), ignore_errors=True)
         except BaseException:
             shutil.rmtree(filling, ignore_errors=True)
             raise

@@ -10,20 +10,37 @@ from pathlib import Path
 
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths, log_name
-from launcher.run.attempts import open_attempt, read_history
+from launcher.run.attempts import FAILURES, open_attempt, read_history
 from launcher.run.exit_codes import ATTEMPT_PREFIX, clean_lines, error_message
+from launcher.run.job_log import (
+    cause_of,
+    ended_at_once,
+    job_lines,
+    job_without_attempt,
+    log_of_job,
+    newest_job,
+    out_of_memory,
+)
 from launcher.run.lock import is_locked
 
 _BEGIN = re.compile(rf"{ATTEMPT_PREFIX}(\d+): ")
+_SHOWN = 40  # lines of a log that has no error message
 
 
 @dataclass(frozen=True)
 class FirstError:
-    """The error of the rank that failed first; ``lines`` are its message, or the end of its log."""
+    """The error of the rank that failed first; ``lines`` are its message, or the end of its log.
 
-    attempt: int
-    rank: int
+    Where no rank recorded an exit, ``rank`` is None and ``log`` is that of the job; where the job did not get
+    as far as an attempt, ``attempt`` is None too. ``cause`` is what the job's log says about it, if anything.
+    """
+
+    attempt: int | None
+    job: str | None  # None without a queue
+    rank: int | None
     exit_code: int | None
+    cause: str | None
+    log: str
     lines: list[str]
 
 
@@ -57,12 +74,31 @@ def _lines_of(path: Path, data: bytes, attempt: int | None) -> list[str]:
     raise UserError(f"{path} has no attempt {wanted}; it has: {known}")
 
 
+def job_log_lines(run: Path, attempt: int | None) -> tuple[str, list[str]]:
+    """A job of the run and what it logged: the job of ``attempt``, else the last one.
+
+    Raises UserError when there is none.
+    """
+    if attempt is None:
+        job = job_without_attempt(run, read_history(run)) or newest_job(run)
+        lines = job_lines(run, job) if job else []
+    else:
+        jobs = {closed.number: closed.job for closed in [*read_history(run), open_attempt(run)] if closed}
+        job = jobs.get(attempt)
+        lines = job_lines(run, job, attempt) if job else []
+    if job is None or not lines:
+        which = "no job of this run" if attempt is None else f"no job of attempt {attempt}"
+        raise UserError(f"{RunPaths(run).logs}: {which} has left a log")
+    return job, lines
+
+
 def _ranks_text(run: Path) -> str:
     found = sorted(
         int(path.stem[5:]) for path in RunPaths(run).logs.glob(log_name("*")) if path.stem[5:].isdigit()
     )
     if not found:
-        return "no rank has started yet"
+        job = newest_job(run)
+        return "no rank has started yet" + (f"; see what job {job} said with --job" if job else "")
     ranks = "rank 0 only" if found == [0] else f"ranks {found[0]} to {found[-1]}"
     return f"no such log; there are logs of {ranks}"
 
@@ -78,22 +114,39 @@ def log_of_failure(run: Path, rank: int) -> Path:
 def first_error(run: Path, attempt: int | None) -> FirstError | None:
     """The rank that failed first in ``attempt``, or else in the last attempt that failed, and its error.
 
-    None when there is no such failure. Errors of the other ranks only follow from the first one.
+    Errors of the other ranks only follow from the first one. A job that failed before it began an attempt
+    comes first. None when there is no such failure.
     """
-    failed = [a for a in read_history(run) if a.failed_rank is not None]
+    history = read_history(run)
+    job = job_without_attempt(run, history)
+    lines = [] if job is None or attempt is not None else job_lines(run, job)
+    if lines and open_attempt(run) is None and ended_at_once(lines) is None:
+        return _job_error(run, job or "", None, lines)
+    failed = [a for a in history if a.failed_rank is not None or a.reason in FAILURES]
     chosen = [a for a in failed if attempt is None or a.number == attempt]
     if not chosen:
         return None
     last = chosen[-1]
-    assert last.failed_rank is not None
+    said = job_lines(run, last.job, last.number)
+    if last.failed_rank is None:
+        return _job_error(run, last.job, last.number, said)
     path = log_of_failure(run, last.failed_rank)
-    if last == read_history(run)[-1] and path != RunPaths(run).log(last.failed_rank):
+    if last == history[-1] and path != RunPaths(run).log(last.failed_rank):
         lines = clean_lines(path.read_bytes())
     else:
+        path = RunPaths(run).log(last.failed_rank)
         lines = attempt_lines(run, last.failed_rank, last.number)
     message = error_message(lines)
-    shown = message.splitlines() if message else lines[-40:]
-    return FirstError(last.number, last.failed_rank, last.exit_code, shown)
+    shown = message.splitlines() if message else lines[-_SHOWN:]
+    job = last.job if said else None
+    return FirstError(
+        last.number, job, last.failed_rank, last.exit_code, out_of_memory(said), str(path), shown
+    )
+
+
+def _job_error(run: Path, job: str, attempt: int | None, lines: list[str]) -> FirstError:
+    path = log_of_job(run, job)
+    return FirstError(attempt, job, None, None, cause_of(lines), str(path), lines[-_SHOWN:])
 
 
 def follow(run: Path, rank: int, ended: Callable[[], bool], seconds: float = 0.5) -> Iterator[str]:

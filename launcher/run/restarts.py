@@ -10,7 +10,8 @@ from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.run.attempts import Attempt, Reason, read_history
 
-FAILURES = (Reason.CRASHED, Reason.TIME_LIMIT)  # the run's own; a preemption or a lost node is not
+# The run's own failures: a preemption or a lost node is not.
+COUNTED = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.TIME_LIMIT)
 _SUSPECT_AFTER = 2  # failures that began on the same node
 
 
@@ -34,12 +35,12 @@ def in_a_row(attempts: Sequence[Attempt], reasons: Collection[str]) -> int:
 
 
 def suspected_nodes(attempts: Sequence[Attempt]) -> tuple[str, ...]:
-    """Nodes to exclude from the next start: at fault once, or where two attempts crashed or were lost."""
+    """Nodes to exclude from the next start: at fault once, or blamed twice for a crash or a hang."""
     marks: Counter[str] = Counter()
     for attempt in attempts:
-        if attempt.reason == Reason.NODE_AT_FAULT:
+        if attempt.reason in (Reason.NODE_AT_FAULT, Reason.BAD_NODE):
             marks.update(dict.fromkeys(attempt.bad_nodes, _SUSPECT_AFTER))
-        elif attempt.reason == Reason.NODE_LOST:
+        elif attempt.reason in (Reason.NODE_LOST, Reason.HUNG):
             marks.update(attempt.bad_nodes)
         elif attempt.reason == Reason.CRASHED and attempt.failed_node is not None:
             marks[attempt.failed_node] += 1

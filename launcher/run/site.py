@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from alignkd.config.dotted import did_you_mean
 from alignkd.config.slurm_section import SlurmSection
 from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import ConfigError
@@ -42,6 +43,8 @@ def read_site(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
         for details in error.errors(include_url=False):
             key = ".".join(str(part) for part in ("slurm", *details["loc"]))
             unknown = details["type"] == "extra_forbidden"
-            problems.append(f"{key}: unknown key; valid: {valid}" if unknown else f"{key}: {details['msg']}")
+            meant = did_you_mean(str(details["loc"][-1]), SlurmSection.model_fields)
+            unknown_text = f"{key}: unknown key{meant or f'; valid: {valid}'}"
+            problems.append(unknown_text if unknown else f"{key}: {details['msg']}")
         raise ConfigError(str(path), problems) from None
     return document

@@ -1,7 +1,8 @@
 """``python -m tests.chaos``: kill a training run again and again at random, resume it as a user would, and
 compare it with an undisturbed run.
 
-Exits with 1 when a committed checkpoint was lost, a resume took the wrong one, or anything differs.
+In between, other things happen to it (``tests.chaos.accidents``). Exits with 1 when a committed checkpoint
+was lost, a resume took the wrong one or went on without one, or anything differs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,20 +24,20 @@ import yaml
 
 from alignkd.run_folder.paths import RunPaths
 from tests import tiny
+from tests.chaos.accidents import (
+    LONGEST_START,
+    alignkd,
+    between_starts,
+    can_fill_a_disk,
+    start_on_a_filling_disk,
+)
 from tests.chaos.oracle import Left, differing_rows, look, rows, weights_hash
-from tests.chaos.plan import START, Kill, kills
+from tests.chaos.plan import ACCIDENTS, BETWEEN_STARTS, DISK, DISTURBED, START, Kill, kills
 from tests.chaos.report import Report
 from tests.checkpoint.faulty_storage import children
-from tests.checkpoint.killing import start_with_kill, wait_until_gone
+from tests.checkpoint.killing import start_program, start_with_kill, wait_until_gone
 
 EVERY = 2  # steps between two checkpoints
-LONGEST_START = 300.0  # seconds that a start may take before it counts as hung
-
-
-def alignkd(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    with (folder / "launcher.log").open("ab") as log:
-        command = [sys.executable, "-m", "launcher.cli", *arguments]
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 
 
 def write_configuration(folder: Path, steps: int) -> None:
@@ -60,7 +60,7 @@ def write_configuration(folder: Path, steps: int) -> None:
 
 
 def launch(folder: Path, name: str, *options: str) -> Path:
-    words = ("launch", "--nodes", "2", "--backend", "local", "--name", name, *options)
+    words = ("launch", "--nodes", "2", "--backend", "local", "--cpu", "--name", name, *options)
     code = alignkd(folder, *words).wait(timeout=900)
     if code != 0:
         raise SystemExit(f"alignkd launch ended with {code}; see {folder / 'launcher.log'}")
@@ -69,12 +69,17 @@ def launch(folder: Path, name: str, *options: str) -> Path:
 
 def start_and_kill(run: Path, kill: Kill, committed: int, last_step: int) -> int:
     """Returns the launcher's exit code."""
+    if kill.phase == DISK:
+        return start_on_a_filling_disk(run, kill.amount)
     if kill.in_save:
         step = min(committed + kill.save * EVERY, last_step)
         process = start_with_kill(run, kill.phase, kill.rank, kill.victim, step)
         return process.wait(timeout=LONGEST_START)
     before = len(rows(run))
-    process = alignkd(run, "resume", str(run))
+    if kill.phase in DISTURBED:
+        process = start_program(run, "tests.chaos.rank", kill.phase, str(kill.rank), str(kill.amount))
+    else:
+        process = alignkd(run, "resume", str(run))
     deadline = time.monotonic() + LONGEST_START
     fresh = False
     while not fresh and kill.phase != START and process.poll() is None:
@@ -122,15 +127,21 @@ def one_run(run: Path, plan: Iterator[Kill], most: int, expected: Path, report: 
     last_step = len(rows(expected))
     left: Left | None = None
     while True:
+        kill = next(plan) if len(report.kills) < most else None
+        if kill is not None and kill.phase in ACCIDENTS and (left is None or not left.committed):
+            continue  # there is nothing yet that could be lost
         log = run / "logs" / "rank-0.log"
         offset = log.stat().st_size if log.exists() else 0
         where = f"{run.name}, start after {len(report.kills)} kills"
+        if kill is not None and kill.phase in BETWEEN_STARTS:
+            between_starts(run, kill.phase, kill.seconds, report, where)
+            print(f"          {kill.phase}", flush=True)
+            continue
         RunPaths(run).progress.unlink(missing_ok=True)
-        if len(report.kills) < most:
-            kill = next(plan)
-            code = start_and_kill(run, kill, 0 if left is None else left.committed, last_step)
+        if kill is None:
+            code = alignkd(run, "resume", str(run)).wait(timeout=3 * LONGEST_START)
         else:
-            kill, code = None, alignkd(run, "resume", str(run)).wait(timeout=3 * LONGEST_START)
+            code = start_and_kill(run, kill, 0 if left is None else left.committed, last_step)
         wait_until_gone(run)
         after = look(run, offset)
         judge(report, left, after, where)
@@ -145,14 +156,18 @@ def one_run(run: Path, plan: Iterator[Kill], most: int, expected: Path, report: 
             )
         if code not in (-signal.SIGKILL, 128 + signal.SIGKILL, 1):
             raise SystemExit(f"{where}: ended with {code}; see {run}")
+        left = after
+        if kill.phase == DISK:
+            report.accidents[DISK] += 1
+            print(f"          {DISK}, committed {after.committed:2}", flush=True)
+            continue
         report.kills.append(kill)
         report.lost_steps.append(after.computed - after.committed)
         print(
-            f"kill {len(report.kills):3}: {kill.victim:6} at {kill.phase:8} ({kill.seconds:.1f} s) "
+            f"kill {len(report.kills):3}: {kill.victim:6} at {kill.phase:11} ({kill.seconds:.1f} s) "
             f"step {after.computed:2}, committed {after.committed:2}, lost {report.lost_steps[-1]}",
             flush=True,
         )
-        left = after
 
 
 def main() -> int:
@@ -173,7 +188,10 @@ def main() -> int:
     write_configuration(folder, options.steps)
     settings = [word for setting in options.set for word in ("--set", setting)]
     expected = launch(folder, "undisturbed", *settings)
-    plan, number = kills(seed), 0
+    can_fill = can_fill_a_disk()
+    if not can_fill:
+        print("no tmpfs may be mounted here: no disk fills")
+    plan, number = (kill for kill in kills(seed) if can_fill or kill.phase != DISK), 0
     while len(report.kills) < options.kills:
         run = launch(folder, f"killed-{(number := number + 1)}", "--dry-run", *settings)
         one_run(run, plan, options.kills, expected, report)

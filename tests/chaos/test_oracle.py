@@ -8,8 +8,9 @@ from pathlib import Path
 
 from alignkd.run_folder.paths import RunPaths
 from tests.chaos.__main__ import judge
+from tests.chaos.accidents import contents
 from tests.chaos.oracle import Left, differing_rows, look
-from tests.chaos.plan import kills
+from tests.chaos.plan import ACCIDENTS, DISTURBED, START, TRAINING, kills
 from tests.chaos.report import Report
 from tests.checkpoint.faulty_storage import PHASES, VICTIMS
 
@@ -64,9 +65,26 @@ def test_the_judge_reports_every_wrong_outcome() -> None:
         report = Report()
         judge(report, had, bad, "")
         assert not report.ok, bad
+    assert not Report(silent=["the start ended with 0"]).ok
+
+
+def test_what_a_start_changes_is_seen(tmp_path: Path) -> None:
+    run = write_rows(tmp_path / "run", {"step": 1})
+    (run / "checkpoints" / "step-1").mkdir(parents=True)
+    (run / "checkpoints" / "step-1" / "shard.pt").write_text("x")
+    before = contents(run)
+    (run / "progress.json").write_text("{}")
+    assert contents(run) == before
+    (run / "checkpoints" / "step-1" / "shard.pt").write_text("y")
+    assert contents(run) != before
+    (run / "checkpoints" / "step-1" / "shard.pt").write_text("x")
+    RunPaths(run).metrics.write_text("")
+    assert contents(run) != before
 
 
 def test_the_plan_pairs_every_phase_with_every_victim() -> None:
-    planned = [kill for kill in itertools.islice(kills(3), 2 * len(PHASES) * len(VICTIMS)) if kill.in_save]
-    assert {(kill.phase, kill.victim) for kill in planned} == set(itertools.product(PHASES, VICTIMS))
+    planned = list(itertools.islice(kills(3), 3 * len(PHASES) * len(VICTIMS)))
+    in_saves = [(kill.phase, kill.victim) for kill in planned if kill.in_save]
+    assert sorted(in_saves) == sorted(itertools.product(PHASES, VICTIMS))
+    assert {kill.phase for kill in planned} == {START, TRAINING, *PHASES, *DISTURBED, *ACCIDENTS}
     assert list(itertools.islice(kills(7), 20)) == list(itertools.islice(kills(7), 20))

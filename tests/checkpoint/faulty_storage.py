@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.checkpoint.storage import Shards, Storage
+from alignkd.run_folder.checkpoints import partial_folder
 
 PHASES = (
     "begin",
@@ -27,7 +28,7 @@ PHASES = (
     "publish",
     "mark",
     "latest",
-    "removal",  # of an expired checkpoint, marker gone, files still there
+    "removal",  # of an expired checkpoint: renamed, files still there
 )
 
 
@@ -85,7 +86,7 @@ class FaultyStorage(Storage):
 
     def remove(self, folder: Path) -> None:
         if folder.exists() and folder.suffix != ".tmp":
-            (folder / "COMMITTED").unlink(missing_ok=True)
+            folder = folder.rename(partial_folder(folder, "removal"))
             self._at("removal")
         super().remove(folder)
 

@@ -1,7 +1,7 @@
 """Runs under the local back end whose ranks, or whose launcher, are really killed.
 
-``python -m tests.checkpoint.killing RUN PHASE RANK VICTIM STEP`` is the launcher of ``alignkd resume RUN``
-with the ranks of ``tests.checkpoint.faulty_storage``.
+``python -m tests.checkpoint.killing RUN PROGRAM ARGUMENT...`` is the launcher of ``alignkd resume RUN`` whose
+ranks run ``python -m PROGRAM RUN ARGUMENT...`` instead of ``alignkd.train``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from alignkd.run_folder.paths import RunPaths
 from launcher.backends.local import run_local
 from launcher.run.manifest import Manifest, read_manifest
 
+FAULTY_STORAGE = "tests.checkpoint.faulty_storage"
+PROGRAMS = ("alignkd.train", FAULTY_STORAGE, "tests.chaos.rank")
 CPU_RANKS = Manifest("", 2, 1, 2, 1, "local", "cpu", {}, None, {})
 
 
@@ -29,16 +31,13 @@ def write_manifest(run: Path) -> None:
 
 def start_with_kill(run: Path, phase: str, rank: int, victim: str, step: int) -> subprocess.Popen[bytes]:
     """The launcher's process; it ends by the kill, or after it."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.checkpoint.killing",
-        str(run),
-        phase,
-        str(rank),
-        victim,
-        str(step),
-    ]
+    return start_program(run, FAULTY_STORAGE, phase, str(rank), victim, str(step))
+
+
+def start_program(run: Path, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """The process of a launcher with ranks of another program, one of ``PROGRAMS``."""
+    assert program in PROGRAMS
+    command = [sys.executable, "-m", "tests.checkpoint.killing", str(run), program, *arguments]
     with (run / "launcher.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
@@ -51,7 +50,10 @@ def rank_processes(run: Path) -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        of_rank = b"alignkd.train" in words or b"tests.checkpoint.faulty_storage" in words
+        of_rank = (
+            any(program.encode() in words for program in PROGRAMS)
+            and b"tests.checkpoint.killing" not in words
+        )
         if of_rank and str(run).encode() in words:
             found.append(int(path.parent.name))
     return sorted(found)
@@ -65,8 +67,8 @@ def wait_until_gone(run: Path, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def main(run: str, *fault: str) -> int:
-    command = [sys.executable, "-m", "tests.checkpoint.faulty_storage", run, *fault]
+def main(run: str, program: str, *arguments: str) -> int:
+    command = [sys.executable, "-m", program, run, *arguments]
     return run_local(Path(run), read_manifest(Path(run)), Console(), command)
 
 

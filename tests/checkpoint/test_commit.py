@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alignkd.checkpoint.commit import Save, commit, discard
 from alignkd.checkpoint.storage import FileEntries, Storage
+from alignkd.errors import TakenOverError
 from alignkd.run_folder.checkpoints import committed_steps, is_marked
 from alignkd.run_folder.verification import verify
 
@@ -50,30 +53,37 @@ def test_a_committed_checkpoint_is_whole_and_says_what_it_cost(save: Save, tmp_p
     assert sorted(files) == sorted(SHARDS)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-4"
     assert not save.partial.exists()
+    manifest = (save.final / "manifest.json").read_bytes()
+    marker = {"step": 4, "manifest_sha256": hashlib.sha256(manifest).hexdigest()}
+    assert json.loads((save.final / "COMMITTED").read_text()) == marker
 
 
 def test_everything_is_on_the_disk_before_the_next_thing_relies_on_it(
     save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename, touch = os.fsync, Path.rename, Path.touch
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
 
     def recorded_fsync(descriptor: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        events.append(f"fsync {path.relative_to(tmp_path / 'checkpoints')}")
+        events.append(f"fsync {named(path)}")
         fsync(descriptor)
 
     def recorded_rename(path: Path, target: Path) -> Path:
         events.append(f"rename {path.name} to {Path(target).name}")
         return rename(path, target)
 
-    def recorded_touch(path: Path, *arguments: Any, **options: Any) -> None:
-        events.append(f"touch {path.relative_to(tmp_path / 'checkpoints')}")
-        touch(path, *arguments, **options)
+    def recorded_replace(path: Path, target: Path) -> Path:
+        events.append(f"replace {named(Path(target))}")
+        return replace(path, target)
+
+    def named(path: Path) -> str:
+        """Without what is drawn in the name of a temporary file."""
+        return re.sub(r"\.[0-9a-f]{12}\.tmp$", ".tmp", str(path.relative_to(tmp_path / "checkpoints")))
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "rename", recorded_rename)
-    monkeypatch.setattr(Path, "touch", recorded_touch)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
     run_commit(save, Storage(), lambda: events.append("rows"))
     partial = "step-4.attempt.tmp"
     assert events == [
@@ -83,8 +93,10 @@ def test_everything_is_on_the_disk_before_the_next_thing_relies_on_it(
         f"fsync {partial}",
         f"rename {partial} to step-4",
         "fsync .",
-        "touch step-4/COMMITTED",
+        "fsync step-4/.COMMITTED.tmp",
+        "replace step-4/COMMITTED",
         "fsync step-4",
+        "replace latest",
     ]
 
 
@@ -102,6 +114,19 @@ def test_a_phase_that_fails_leaves_nothing_that_counts(
     assert committed_steps(tmp_path) == []
     discard(save, storage)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", [os.unlink, lambda path: os.truncate(path, 3)])
+def test_files_that_rank_0_does_not_see_as_they_were_written_are_not_committed(
+    save: Save, tmp_path: Path, lost: Callable[[Path], None]
+) -> None:
+    storage = Storage()
+    files = storage.flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    lost(save.partial / SHARDS[1])
+    with pytest.raises(OSError, match=f"that all ranks share(.|\n)*{SHARDS[1]}"):
+        commit(save, files, 2.0, 0.5, 1, storage, lambda: None)
+    assert not (save.partial / "manifest.json").exists()
+    assert committed_steps(tmp_path) == []
 
 
 def test_rows_that_cannot_be_written_stop_the_commit(save: Save, tmp_path: Path) -> None:
@@ -134,6 +159,35 @@ def test_discarding_a_save_keeps_a_checkpoint_that_counts(save: Save) -> None:
     assert not save.partial.exists()
 
 
+def test_discarding_a_save_leaves_a_folder_that_another_writer_published(save: Save, tmp_path: Path) -> None:
+    other = Save.of_step(tmp_path, 4, "other", {"config": {}}, asynchronous=True)
+    Storage().begin(other.partial, other.final, needed_bytes=0)
+    for name in SHARDS:
+        (other.partial / name).write_bytes(b"the other's")
+    storage = Storage()
+    storage.publish(other.partial, other.final)  # and is about to mark it
+    with pytest.raises(OSError, match="not empty"):
+        run_commit(save, storage)
+    discard(save, storage)
+    assert not save.partial.exists()
+    assert (other.final / SHARDS[0]).read_bytes() == b"the other's"
+
+
+def test_a_save_over_a_whole_checkpoint_that_lost_its_marker_puts_it_aside(
+    save: Save, tmp_path: Path
+) -> None:
+    run_commit(save, Storage())
+    for number in ("", "-2"):
+        (save.final / "COMMITTED").unlink()
+        Storage().begin(save.partial, save.final, needed_bytes=0)
+        aside = tmp_path / "checkpoints" / f"step-4.unmarked{number}"
+        assert (aside / SHARDS[0]).read_bytes() == SHARDS[0].encode()
+        assert not save.final.exists()
+        for name in SHARDS:
+            (save.partial / name).write_bytes(name.encode())
+        run_commit(save, Storage())
+
+
 def test_a_save_over_a_refused_checkpoint_puts_it_aside(save: Save, tmp_path: Path) -> None:
     run_commit(save, Storage())
     (save.final / SHARDS[0]).write_bytes(b"damaged")
@@ -150,7 +204,9 @@ def test_a_save_that_does_not_fit_is_refused_before_anything_is_written(save: Sa
     assert not save.partial.exists()
 
 
-def test_a_removal_takes_the_marker_first(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_removal_leaves_nothing_that_counts(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_commit(save, Storage())
 
     def fails(_folder: Path) -> None:
@@ -159,8 +215,25 @@ def test_a_removal_takes_the_marker_first(save: Save, monkeypatch: pytest.Monkey
     monkeypatch.setattr("alignkd.checkpoint.storage.shutil.rmtree", fails)
     with pytest.raises(OSError, match="Input/output error"):
         Storage().remove(save.final)
-    assert (save.final / SHARDS[0]).exists()
-    assert not is_marked(save.final)
+    assert not save.final.exists()
+    (left,) = tmp_path.glob("checkpoints/step-4.*.tmp")
+    assert (left / SHARDS[0]).exists()
+    monkeypatch.undo()
+    assert Storage().remove_leftovers(left.parent) == [left.name]
+
+
+def test_a_link_to_a_checkpoint_elsewhere_is_removed_without_what_it_points_to(
+    save: Save, tmp_path: Path
+) -> None:
+    run_commit(save, Storage())
+    elsewhere = save.final.rename(tmp_path / "elsewhere")
+    save.final.symlink_to(elsewhere)
+    assert committed_steps(tmp_path) == [4]
+    Storage().remove(save.final)
+    assert committed_steps(tmp_path) == []
+    assert not save.final.is_symlink()
+    assert is_marked(elsewhere)
+    assert verify(elsewhere) == []
 
 
 def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
@@ -173,3 +246,36 @@ def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
     (parent / "step-9.tmp").touch()  # not a folder: nobody here has made it
     assert sorted(Storage().remove_leftovers(parent)) == sorted(left)
     assert sorted(path.name for path in parent.iterdir()) == sorted([*kept, "step-9.tmp"])
+
+
+def test_a_folder_that_was_whole_is_never_removed_for_want_of_a_marker(save: Save, tmp_path: Path) -> None:
+    run_commit(save, Storage())
+    (save.final / "COMMITTED").unlink()
+    copied = save.final.with_name("step-6")  # by hand: it describes another step
+    shutil.copytree(save.final, copied)
+    assert Storage().remove_leftovers(save.final.parent) == []
+    assert sorted(path.name for path in save.final.parent.iterdir()) == [
+        "latest",
+        "step-4.unmarked",
+        "step-6.unmarked",
+    ]
+    assert (save.final.parent / "step-4.unmarked" / SHARDS[0]).read_bytes() == SHARDS[0].encode()
+
+
+@pytest.mark.parametrize("lost_before", ["publish", "mark"])
+def test_a_commit_stops_where_another_process_takes_over(
+    save: Save, tmp_path: Path, lost_before: str
+) -> None:
+    """The disk hangs after the manifest, or after the rename."""
+    looks: list[str] = ["publish", "mark"]
+
+    def require_writer() -> None:
+        if looks.pop(0) == lost_before:
+            raise TakenOverError("another process writes this run")
+
+    files = Storage().flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    with pytest.raises(TakenOverError):
+        commit(save, files, 2.0, 0.5, 1, Storage(), lambda: None, require_writer)
+    assert committed_steps(tmp_path) == []
+    assert save.partial.exists() is (lost_before == "publish")
+    assert not (tmp_path / "checkpoints" / "latest").exists()

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from alignkd.checkpoint import resume
 from alignkd.checkpoint.export import export_run
 from alignkd.checkpoint.resume import CheckpointSearch, find_checkpoint
 from alignkd.distributed.ranks import Ranks
@@ -32,7 +34,9 @@ OPTIMIZER = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
 
 def go_on(ranks: Ranks, run: str) -> tuple[int, CheckpointSearch]:
     progress = Progress(Path(run), writes=ranks.is_first)
-    state = prepare(Path(run), ranks, progress)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+        state = prepare(Path(run), ranks, progress)
     return Trainer(state, StopRequest(), progress).train(), state.found
 
 
@@ -150,13 +154,48 @@ def test_a_damaged_checkpoint_is_named_and_the_next_older_one_resumed(
         export_run(stopped, stopped / "out", 6, "safetensors")
     assert not (stopped / "out").exists()
     for code, found in two_ranks.run(go_on, str(stopped)):
-        assert (code, found.step) == (0, 4)
+        assert (code, found.step, found.refused_steps) == (0, 4, (6,))
         assert len(found.refused) == 1
         assert found.refused[0].startswith("step-6: ")
         assert named in found.refused[0]
     assert not (stopped / "exploded").exists()
     same_trajectory(stopped, whole)
     assert committed_steps(stopped)[:2] == [8, 6]
+    assert (RunPaths(stopped).checkpoints / "step-6.passed-over").exists()
+
+
+def start(ranks: Ranks, run: str) -> None:
+    """Up to the first step."""
+    progress = Progress(Path(run), writes=ranks.is_first)
+    Trainer(prepare(Path(run), ranks, progress), StopRequest(), progress)
+
+
+def test_a_refused_checkpoint_counts_no_longer_once_an_older_one_is_resumed(
+    two_ranks: RankPool, stopped: Path
+) -> None:
+    bit_flipped(RunPaths(stopped).checkpoints / "step-6")
+    for number in ("", "-2"):
+        two_ranks.run(start, str(stopped))
+        assert committed_steps(stopped) == [4, 2]
+        kept = RunPaths(stopped).checkpoints / f"step-6.passed-over{number}"
+        assert (kept / MODEL).exists()
+        shutil.copytree(kept, kept.with_name("step-6"))
+
+
+def find_while_a_file_is_late(ranks: Ranks, run: str, aside: str, late: str) -> CheckpointSearch:
+    if ranks.rank == 1:
+        threading.Timer(1.5, lambda: Path(aside).rename(late)).start()
+    return find_checkpoint(Path(run), ranks, keep_last=1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", MODEL, "random-1.json"])
+def test_a_file_that_a_rank_sees_late_does_not_cost_a_checkpoint(
+    two_ranks: RankPool, stopped: Path, name: str
+) -> None:
+    path = RunPaths(stopped).checkpoints / "step-6" / name
+    aside = path.rename(stopped / "aside")
+    found = two_ranks.run(find_while_a_file_is_late, str(stopped), str(aside), str(path))
+    assert found == [CheckpointSearch(6, (6,), ())] * 2
 
 
 def test_the_pickle_that_must_not_be_loaded_would_be_noticed(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_resume_command_changes_the_number_of_ranks(tmp_path: Path) -> None:
     configuration = write_configuration(tmp_path)
     changes = ("checkpoint.every=2", "training.max_steps=6", "student.zero_stage=2")
     launched = alignkd(
-        *("launch", "--nodes", "2", "--backend", "local", "--name", "run"),
+        *("launch", "--nodes", "2", "--backend", "local", "--cpu", "--name", "run"),
         *(word for change in changes for word in ("--set", change)),
         cwd=configuration.parent,
     )

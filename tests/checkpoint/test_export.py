@@ -15,7 +15,8 @@ from alignkd.checkpoint.export import export_engine, export_run
 from alignkd.checkpoint.model_card import model_card
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
-from alignkd.models.loading import BuildOptions, fingerprint, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.checkpoints import read_manifest
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress

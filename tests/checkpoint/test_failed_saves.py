@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.checkpoint import save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
@@ -125,6 +126,55 @@ def test_saves_succeed_again_once_a_full_disk_has_room(
         assert two_ranks.run(train_on_a_full_disk, str(run)) == [0, 0]
         assert committed_steps(run) == [4, 3]
         assert {path.name for path in folder.iterdir()} == {"step-3", "step-4", "latest"}
+
+
+class Hung(Storage):
+    """The file system hangs for a while in the save of step 2."""
+
+    def flush_and_hash(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        if partial.name.startswith("step-2."):
+            time.sleep(8)
+        return super().flush_and_hash(partial, written)
+
+
+def train_while_a_disk_hangs(ranks: Ranks, run: str) -> int | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "WRITE_SECONDS", 2.0)
+        return train_with(ranks, run, Hung() if ranks.rank == 1 else Storage())
+
+
+def test_a_file_system_that_hangs_on_one_rank_costs_one_save(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1)
+    assert two_ranks.run(train_while_a_disk_hangs, str(run)) == [0, 0]
+    assert committed_steps(run) == [4, 3, 1]
+    assert "rank 1: not written within 2 s; does the file system hang?" in two_ranks.log(0)
+
+
+class OwnMount(Storage):
+    """This rank has another file system where the others have the checkpoints."""
+
+    def flush_and_hash(self, partial: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+        entries = super().flush_and_hash(partial, written)
+        own = partial.parent.parent / "own"
+        own.mkdir(exist_ok=True)
+        for path in written:
+            path.rename(own / path.name)
+        return entries
+
+
+def train_on_a_mount_of_its_own(ranks: Ranks, run: str) -> int | str:
+    return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
+
+
+def test_a_rank_that_writes_where_rank_0_does_not_see_it_commits_nothing(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=1, checkpoint__max_failures=2)
+    for message in two_ranks.run(train_on_a_mount_of_its_own, str(run)):
+        assert "2 checkpoints in a row could not be written" in str(message)
+        assert "rank 0 does not see it" in str(message)
+        assert "that all ranks share" in str(message)
+    assert committed_steps(run) == []
 
 
 def test_too_many_failures_in_a_row_stop_the_run(two_ranks: RankPool, tmp_path: Path) -> None:

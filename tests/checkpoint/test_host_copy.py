@@ -119,9 +119,30 @@ def test_the_room_for_all_ranks_of_the_host_is_checked(monkeypatch: pytest.Monke
     needed = sum(storage.nbytes() for storage in module._storages(state()))
     monkeypatch.setattr(module, "free_host_bytes", lambda: 2 * needed)
     host_copy(state())
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(OSError, match="host memory"):
-        host_copy(state())
+        host_copy(state(), copies=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("mp_rank_00_model_states.pt", True),  # stages 0, 1 and 2: rank 0 alone
+        ("zero_pp_rank_3_mp_rank_00_model_states.pt", False),  # stage 3
+        ("zero_pp_rank_3_mp_rank_00_optim_states.pt", False),
+        ("bf16_zero_pp_rank_3_mp_rank_00_optim_states.pt", False),
+    ],
+)
+def test_room_is_asked_for_all_ranks_of_the_host_except_for_the_file_of_one_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fits: bool
+) -> None:
+    needed = sum(storage.nbytes() for storage in module._storages(state()))
+    monkeypatch.setattr(module, "free_host_bytes", lambda: 2 * needed)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    files = ShardFiles()
+    files.begin(copies=True)
+    files.save(state(), str(tmp_path / name))
+    assert [path.name for path, _ in files.waiting] == ([name] if fits else [])
+    assert [path.name for path in files.written] == ([] if fits else [name])
 
 
 def test_free_memory_is_at_most_what_the_machine_has() -> None:

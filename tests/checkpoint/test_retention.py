@@ -52,6 +52,15 @@ def test_the_checkpoint_that_the_run_was_resumed_from_stays(run: Path) -> None:
     assert committed_steps(run) == [8, 4]
 
 
+def test_retention_removes_a_link_and_not_the_checkpoint_that_it_points_to(run: Path, tmp_path: Path) -> None:
+    elsewhere = step_folder(run, 2).rename(tmp_path / "elsewhere")
+    step_folder(run, 2).symlink_to(elsewhere)
+    remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Storage())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8]
+    assert (elsewhere / "COMMITTED").exists()
+    assert not step_folder(run, 2).is_symlink()
+
+
 def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(run: Path) -> None:
     class Busy(Storage):
         def remove(self, folder: Path) -> None:
@@ -61,3 +70,10 @@ def test_a_checkpoint_that_cannot_be_removed_does_not_keep_the_others(run: Path)
 
     remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Busy())  # type: ignore[call-arg]
     assert committed_steps(run) == [8, 2]
+
+
+def test_nothing_more_is_removed_once_the_run_is_another_process_s(run: Path) -> None:
+    answers = iter([True, False])
+    section = CheckpointSection(keep_last=1)  # type: ignore[call-arg]
+    remove_expired(run, section, {2, 4, 6, 8}, None, Storage(), lambda: next(answers))
+    assert committed_steps(run) == [8, 6, 4]

@@ -1,4 +1,4 @@
-"""How shards are read for DeepSpeed."""
+"""How shards are written and read for DeepSpeed."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ def test_a_shard_is_mapped_and_not_copied(tmp_path: Path) -> None:
     # Private: on the CPU training changes it in place, and the file must not change.
     weight.zero_()
     assert float(files.load(str(path), map_location="cpu")["module"]["weight"].sum()) == SIZE // 4
+
+
+def test_a_write_that_fails_is_remembered_and_not_raised(tmp_path: Path) -> None:
+    """DeepSpeed's save has barriers: a rank that left it by an exception would deadlock the others."""
+    files = ShardFiles()
+    files.begin(copies=False)
+    files.save({}, str(tmp_path / "missing" / "shard.pt"))
+    assert files.problem is not None
+    files.save({}, str(tmp_path / "shard.pt"))  # nothing more is written into a save that has failed
+    assert files.written == []
+    assert list(tmp_path.iterdir()) == []
+    files.begin(copies=False)
+    files.save({}, str(tmp_path / "shard.pt"))
+    assert (files.written, files.problem) == ([tmp_path / "shard.pt"], None)
 
 
 def test_a_file_that_was_not_verified_is_not_unpickled(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer
-from alignkd.errors import TrainingError
+from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
+from tests.checkpoint.faulty_storage import FaultyStorage, disk_full
 from tests.ranks import RankPool
 
 
@@ -99,3 +102,51 @@ def test_late_writes_of_a_job_that_was_given_up_damage_nothing(two_ranks: RankPo
         assert verified == (8, 6, 4, 2)
     assert committed_steps(run) == [8, 6, 4, 2]
     assert len(tiny.metrics_rows(run)) == 8
+
+
+def train_with(ranks: Ranks, run: str, storage: Storage, is_writer: Callable[[], bool]) -> str:
+    """The error that every rank raises."""
+    progress = Progress(Path(run), writes=ranks.is_first)
+    state = prepare(Path(run), ranks, progress)
+    with pytest.raises(TakenOverError) as raised:
+        Trainer(state, StopRequest(), progress, storage, is_writer, generation=7).train()
+    return str(raised.value)
+
+
+def start_after_a_takeover(ranks: Ranks, run: str, after_cut: bool) -> str:
+    """The run was lost while the engines were built, or while rows were cut (``after_cut``)."""
+    answers = iter([after_cut])
+    return train_with(ranks, run, Storage(), lambda: next(answers, False))
+
+
+@pytest.mark.parametrize("after_cut", [False, True])
+def test_a_start_that_has_lost_the_run_removes_nothing_of_its_successor_s(
+    two_ranks: RankPool, tmp_path: Path, after_cut: bool
+) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    theirs = RunPaths(run).checkpoints / "step-2.8-abc.tmp"  # a save under way
+    theirs.mkdir(parents=True)
+    RunPaths(run).metrics.write_text('{"step": 1}\n')
+    for message in two_ranks.run(start_after_a_takeover, str(run), after_cut):
+        assert "another process has taken over this run" in message
+    assert theirs.exists()
+    assert (RunPaths(run).metrics.read_text() == "") is after_cut
+
+
+def lose_the_run_in_a_failed_save(ranks: Ranks, run: str) -> str:
+    lost = threading.Event()
+
+    def fault() -> None:
+        lost.set()
+        disk_full()
+
+    return train_with(ranks, run, FaultyStorage("flush", 2, fault), lambda: not lost.is_set())
+
+
+def test_a_failed_save_is_not_cleared_away_once_the_run_is_lost(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2)
+    for message in two_ranks.run(lose_the_run_in_a_failed_save, str(run)):
+        assert "another process has taken over this run" in message
+    (partial,) = RunPaths(run).checkpoints.iterdir()
+    assert partial.name.startswith("step-2.7-")  # the generation is in the name
+    assert list(partial.iterdir())

@@ -55,7 +55,14 @@ def test_a_padded_batch_equals_one_worked_out_by_hand():
     assert batch.logit_positions_N.tolist() == [5, 6, 13 + 1, 13 + 2, 26 + 10, 26 + 11]
     assert batch.logit_labels_N.tolist() == [7, 2, 6, 2, 9, 2]
     assert batch.counts == TermCounts(
-        supervised=6, logits=6, attention_rows=11, images=4, focus_images=4, tokens=25, samples=3, slots=39
+        supervised=6,
+        logits=6,
+        attention_pairs=11 * V,
+        vision_tokens=4 * V,
+        focus_tokens=4 * V,  # K is larger
+        tokens=25,
+        samples=3,
+        slots=39,
     )
 
 
@@ -106,7 +113,8 @@ def test_a_batch_moves_with_all_of_its_tensors():
 def test_prompt_only_rows_leave_supervised_tokens_out():
     batch = collate([ONE, TWO], CollateSettings(V, SHAPE, attention_rows="prompt_only"))
     assert batch.text_rows_IM.tolist() == [[5], [7], [7], [NO_ROW]]
-    assert (batch.counts.attention_rows, batch.counts.images, batch.counts.focus_images) == (3, 4, 3)
+    counts = batch.counts
+    assert (counts.attention_pairs, counts.vision_tokens, counts.focus_tokens) == (3 * V, 4 * V, 3 * V)
 
 
 def test_all_text_positions_keep_unsupervised_ones_without_a_label():
@@ -119,7 +127,7 @@ def test_all_text_positions_keep_unsupervised_ones_without_a_label():
 def test_an_image_with_no_text_after_it_has_no_rows():
     batch = collate([LAST], SETTINGS)
     assert batch.text_rows_IM.shape == (1, 0)
-    assert batch.counts == TermCounts(supervised=1, logits=1, images=1, tokens=5, samples=1, slots=5)
+    assert batch.counts == TermCounts(supervised=1, logits=1, vision_tokens=V, tokens=5, samples=1, slots=5)
 
 
 def test_text_only_gets_one_zero_image_that_does_not_count():

@@ -12,6 +12,7 @@ import pytest
 from alignkd import __version__
 from alignkd.config.schema import DataSection
 from alignkd.data import index_cache
+from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.index import ARRAYS
 from alignkd.data.index_cache import KEPT, cached_index
 from alignkd.data.index_file import read_index
@@ -65,7 +66,8 @@ def same(first, second) -> bool:
 def test_the_second_start_maps_the_index_of_the_first(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, builds: list[None]
 ) -> None:
-    first, second = (cached_index(tmp_path / "index.bin", data, tokenizer, 16) for _ in range(2))
+    encoder = MobileVLMEncoder(tokenizer, 16)
+    first, second = (cached_index(tmp_path / "index.bin", data, encoder) for _ in range(2))
     assert len(builds) == 1
     assert same(first, second)
     for index in (first, second):
@@ -75,7 +77,8 @@ def test_the_second_start_maps_the_index_of_the_first(
 def test_another_run_on_the_same_data_builds_nothing(
     tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer, builds: list[None], own_cache: Path
 ) -> None:
-    first, second = (cached_index(tmp_path / f"{run}.bin", data, tokenizer, 16) for run in "ab")
+    encoder = MobileVLMEncoder(tokenizer, 16)
+    first, second = (cached_index(tmp_path / f"{run}.bin", data, encoder) for run in "ab")
     assert len(builds) == 1
     assert same(first, second)
     assert [path.name for path in own_cache.iterdir()] == [name_in_cache(first.fingerprint)]
@@ -91,11 +94,11 @@ def test_another_release_rebuilds_the_index_for_new_runs_only(
     builds: list[None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cached_index(tmp_path / "a.bin", data, tokenizer, 16)
+    cached_index(tmp_path / "a.bin", data, MobileVLMEncoder(tokenizer, 16))
     monkeypatch.setattr(index_cache, "__version__", "999")
-    cached_index(tmp_path / "a.bin", data, tokenizer, 16)
+    cached_index(tmp_path / "a.bin", data, MobileVLMEncoder(tokenizer, 16))
     assert len(builds) == 1
-    cached_index(tmp_path / "b.bin", data, tokenizer, 16)
+    cached_index(tmp_path / "b.bin", data, MobileVLMEncoder(tokenizer, 16))
     assert len(builds) == 2
 
 
@@ -108,11 +111,11 @@ def test_changed_data_or_settings_and_damage_rebuild_the_index(
     own_cache: Path,
 ) -> None:
     path = tmp_path / "index.bin"
-    cached_index(path, data, tokenizer, 16)
-    cached_index(path, data, tokenizer, 9)
-    cached_index(path, data.model_copy(update={"max_length": 99}), tokenizer, 9)
+    cached_index(path, data, MobileVLMEncoder(tokenizer, 16))
+    cached_index(path, data, MobileVLMEncoder(tokenizer, 9))
+    cached_index(path, data.model_copy(update={"max_length": 99}), MobileVLMEncoder(tokenizer, 9))
     write_json(entries("three"))
-    assert len(cached_index(path, data, tokenizer, 9)) == 5
+    assert len(cached_index(path, data, MobileVLMEncoder(tokenizer, 9))) == 5
     assert len(builds) == 4
     good = path.read_bytes()
     for number, damaged in enumerate(
@@ -121,7 +124,7 @@ def test_changed_data_or_settings_and_damage_rebuild_the_index(
         for file in (path, *own_cache.iterdir()):
             file.write_bytes(damaged)
         assert read_index(path) is None
-        assert len(cached_index(path, data, tokenizer, 9)) == 5
+        assert len(cached_index(path, data, MobileVLMEncoder(tokenizer, 9))) == 5
         assert len(builds) == 5 + number
         assert read_index(path) is not None
 
@@ -136,23 +139,23 @@ def test_a_file_is_hashed_again_only_if_it_has_changed(
 ) -> None:
     path, file = tmp_path / "index.bin", Path(data.sources[0].file)
     for _ in range(2):  # too young to be told from a version of the same moment
-        first = cached_index(path, data, tokenizer, 16)
+        first = cached_index(path, data, MobileVLMEncoder(tokenizer, 16))
     assert len(hashed) == 2
     monkeypatch.setattr(index_cache, "_SETTLED_NS", -(10**18))
     for _ in range(3):
-        cached_index(path, data, tokenizer, 16)
+        cached_index(path, data, MobileVLMEncoder(tokenizer, 16))
     assert len(hashed) == 3
     # The same size, the old time of modification: the change still shows.
     times = file.stat()
     file.write_text(file.read_text().replace("two", "six"))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    changed = cached_index(path, data, tokenizer, 16)
+    changed = cached_index(path, data, MobileVLMEncoder(tokenizer, 16))
     assert len(hashed) == 4
     assert changed.fingerprint != first.fingerprint
     assert len(builds) == 2
     # Touched, not changed: hashed, and the index stays.
     os.utime(file)
-    assert cached_index(path, data, tokenizer, 16).fingerprint == changed.fingerprint
+    assert cached_index(path, data, MobileVLMEncoder(tokenizer, 16)).fingerprint == changed.fingerprint
     assert (len(hashed), len(builds)) == (5, 2)
 
 
@@ -162,7 +165,7 @@ def test_the_cache_keeps_the_most_recently_used(
     kept = []
     for number in range(KEPT + 2):
         other = data.model_copy(update={"max_length": 100 + number})
-        index = cached_index(tmp_path / "index.bin", other, tokenizer, 16)
+        index = cached_index(tmp_path / "index.bin", other, MobileVLMEncoder(tokenizer, 16))
         os.utime(own_cache / name_in_cache(index.fingerprint), (number, number))
         kept.append(index.fingerprint)
     assert {path.name for path in own_cache.iterdir()} == {*map(name_in_cache, kept[-KEPT:])}
@@ -173,4 +176,4 @@ def test_folders_that_cannot_be_written_are_not_an_error(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNKD_CACHE", str(tmp_path / "file"))
-    assert len(cached_index(tmp_path / "missing" / "index.bin", data, tokenizer, 16)) == 5
+    assert len(cached_index(tmp_path / "missing" / "index.bin", data, MobileVLMEncoder(tokenizer, 16))) == 5

@@ -28,6 +28,20 @@ def test_entries_are_found_by_byte_range(tmp_path, ascii_only, indent, mark):
     assert copy.entry(*ranges[0]) == ENTRIES[0]
 
 
+@pytest.mark.parametrize("window", [1, 7, 1 << 20])
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_json_lines_are_found_by_byte_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, between: str, end: str
+) -> None:
+    monkeypatch.setattr(json_list, "WINDOW", window)
+    entries = [{"id": "Größe, 大 😀", "b": [1, {"c": "}{\n"}]}, {}, {"x": "é", "y": 2.5}]
+    lines = between.join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    (tmp_path / "data.jsonl").write_text(lines + end, encoding="utf-8")
+    file = JsonListFile(tmp_path / "data.jsonl")
+    assert [file.entry(*byte_range) for byte_range in file.ranges()] == entries
+
+
 def test_an_empty_list_has_no_entries(tmp_path):
     (tmp_path / "data.json").write_text(" [ ] ")
     assert list(JsonListFile(tmp_path / "data.json").ranges()) == []
@@ -37,7 +51,8 @@ def test_an_empty_list_has_no_entries(tmp_path):
     ("text", "message"),
     [
         ("", "must be a JSON list"),
-        ('{"a": 1}', "must be a JSON list"),
+        ('"a": 1', "must be a JSON list"),
+        ('{"a": 1}\n{"b"', r"line 2, column 5: Expecting ':' delimiter"),
         ('[{"a": 1}', "line 1, column 10: Expecting ',' or ']'"),
         ('[{"a": 1},\n {"a": }]', r"line 2, column 8: Expecting value"),
         ("[1, 2,]", "column 7: Expecting value"),
@@ -98,7 +113,24 @@ def test_windows_cut_the_file_anywhere(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("window", [1, 3, 1 << 20])
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[", "]", "[1]]", "[[1]", '["a]', "[1] [2]", "[1}", '["\\', "[1]x", "x[1]", "[1],", "[tru]"],
+    [
+        "",
+        "{",
+        "{}]",
+        "{} {",
+        "[",
+        "]",
+        "[1]]",
+        "[[1]",
+        '["a]',
+        "[1] [2]",
+        "[1}",
+        '["\\',
+        "[1]x",
+        "x[1]",
+        "[1],",
+        "[tru]",
+    ],
 )
 def test_what_is_not_a_list_is_named_with_the_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, window: int

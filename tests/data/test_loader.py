@@ -20,8 +20,10 @@ from PIL import Image
 from torch.utils.data._utils import signal_handling
 
 from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
+from alignkd.data.encoder import MobileVLMEncoder
+from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
-from alignkd.data.loader import build_loader, build_sampler
+from alignkd.data.loader import batches_ahead, build_loader, build_sampler
 from alignkd.errors import EXIT_FAILED, FileSystemError, TrainingError, UserError
 from tests.data.records import entry
 from tests.ranks import RANK_NAME
@@ -31,6 +33,10 @@ from tests.ranks import RANK_NAME
 class Facts:
     vision_tokens: int
     preprocessor_config: dict[str, Any]
+
+
+def encoder_of(tokenizer, facts) -> MobileVLMEncoder:
+    return MobileVLMEncoder(tokenizer, facts.vision_tokens, ImageProcessor(facts.preprocessor_config, 10**8))
 
 
 @pytest.fixture
@@ -61,8 +67,10 @@ def configure(write_json, tmp_path, entries, workers=0, **data) -> Config:
 
 
 def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0):
-    index = build_index(config.data, tokenizer, facts.vision_tokens)
-    with build_loader(config, index, tokenizer, facts, rank, world_size, accumulation, start_step) as loader:
+    index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+    with build_loader(
+        config, index, encoder_of(tokenizer, facts), rank, world_size, accumulation, start_step
+    ) as loader:
         found = list(loader)
         assert len(found) == len(loader)
     return found
@@ -104,7 +112,7 @@ def test_ranks_share_the_global_batch(
     data_set, write_json, tmp_path, tokenizer, facts, world_size, accumulation
 ):
     config = configure(write_json, tmp_path, data_set)
-    sampler = build_sampler(config, build_index(config.data, tokenizer, 4))
+    sampler = build_sampler(config, build_index(config.data, MobileVLMEncoder(tokenizer, 4)))
     ranks = [windows(config, tokenizer, facts, r, world_size, accumulation) for r in range(world_size)]
     for step in range(8):
         found = [
@@ -122,7 +130,7 @@ def test_windows_of_a_token_budget_differ_in_length_and_resume(
 ):
     config = configure(write_json, tmp_path, data_set, workers)
     # The last step of an epoch has 6 samples, the others 8.
-    tokens = 2 * int(build_index(config.data, tokenizer, facts.vision_tokens).length.max())
+    tokens = 2 * int(build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens)).length.max())
     training = config.training.model_copy(update={"tokens_per_micro_batch": tokens, "packing": True})
     config = config.model_copy(update={"training": training})
     whole = windows(config, tokenizer, facts)
@@ -203,8 +211,8 @@ def test_the_random_state_of_the_run_is_not_touched(data_set, write_json, tmp_pa
 def test_workers_ignore_the_signals_that_stop_a_run(data_set, write_json, tmp_path, tokenizer, facts):
     config = configure(write_json, tmp_path, data_set, workers=2)
     wanted = windows(configure(write_json, tmp_path, data_set), tokenizer, facts)
-    index = build_index(config.data, tokenizer, facts.vision_tokens)
-    with build_loader(config, index, tokenizer, facts, 0, 1, 4) as loader:
+    index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+    with build_loader(config, index, encoder_of(tokenizer, facts), 0, 1, 4) as loader:
         found = []
         for window in loader:
             found.append(window)
@@ -222,8 +230,8 @@ def test_a_killed_worker_is_an_error_at_the_next_batch(
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         config = configure(write_json, tmp_path, data_set, workers=1)
-        index = build_index(config.data, tokenizer, facts.vision_tokens)
-        with build_loader(config, index, tokenizer, facts, 0, 1, 4) as loader:
+        index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+        with build_loader(config, index, encoder_of(tokenizer, facts), 0, 1, 4) as loader:
             stream = iter(loader)
             next(stream)
             (worker,) = loader_workers()
@@ -237,8 +245,8 @@ def test_a_killed_worker_is_an_error_at_the_next_batch(
 
 def test_closing_early_ends_the_workers(data_set, write_json, tmp_path, tokenizer, facts):
     config = configure(write_json, tmp_path, data_set, workers=2)
-    index = build_index(config.data, tokenizer, facts.vision_tokens)
-    loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
+    index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+    loader = build_loader(config, index, encoder_of(tokenizer, facts), 0, 1, 4)
     stream = iter(loader)
     next(stream)
     assert len(loader_workers()) == 2
@@ -249,8 +257,9 @@ def test_closing_early_ends_the_workers(data_set, write_json, tmp_path, tokenize
 
 def test_python_exits_although_a_loader_is_still_open(data_set, write_json, tmp_path, fixture_folder):
     script = f"""
-        from types import SimpleNamespace
         from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
+        from alignkd.data.encoder import MobileVLMEncoder
+        from alignkd.data.images import ImageProcessor
         from alignkd.data.index import build_index
         from alignkd.data.loader import build_loader
         from alignkd.data.tokenizer import SentencePieceTokenizer
@@ -262,9 +271,9 @@ def test_python_exits_although_a_loader_is_still_open(data_set, write_json, tmp_
             training=TrainingSection(global_batch_size=8, micro_batch_size=2),
         )
         tokenizer = SentencePieceTokenizer.from_folder({str(fixture_folder / "teacher")!r})
-        facts = SimpleNamespace(vision_tokens=4, preprocessor_config={{}})
-        index = build_index(config.data, tokenizer, 4)
-        loader = build_loader(config, index, tokenizer, facts, 0, 1, 4)
+        encoder = MobileVLMEncoder(tokenizer, 4, ImageProcessor({{}}, 10**8))
+        index = build_index(config.data, encoder)
+        loader = build_loader(config, index, encoder, 0, 1, 4)
         stream = iter(loader)
         next(stream)
         print("open", flush=True)
@@ -277,3 +286,17 @@ def test_python_exits_although_a_loader_is_still_open(data_set, write_json, tmp_
         cwd=Path(__file__).parents[2],
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "open\n", "")
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "workers", "ahead"), [(1, 4, 2), (16, 4, 6), (16, 1, 24), (3, 2, 3), (16, 0, None)]
+)
+def test_workers_prepare_more_than_a_window_ahead(accumulation: int, workers: int, ahead: int | None) -> None:
+    assert batches_ahead(accumulation, workers) == ahead
+
+
+def test_the_loader_is_told_how_far_to_read_ahead(data_set, write_json, tmp_path, tokenizer, facts) -> None:
+    config = configure(write_json, tmp_path, data_set, workers=1)
+    index = build_index(config.data, tokenizer, facts.vision_tokens)
+    with build_loader(config, index, tokenizer, facts, 0, 1, 16) as loader:
+        assert loader._loader.prefetch_factor == 24

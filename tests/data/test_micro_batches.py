@@ -27,6 +27,18 @@ def test_padded_parts_stay_within_the_token_budget():
     assert split([], 4) == []
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_padded_parts_are_neighbours_within_the_budget(seed, ranks):
+    generator = random.Random(seed)
+    lengths = sorted(min(2048, 150 + int(generator.lognormvariate(5, 1))) for _ in range(256))
+    parts = split_by_tokens(lengths, 4096, packed=False, ranks=ranks)
+    assert [sample for part in parts for sample in part] == list(range(256))
+    assert all(len(part) == 1 or max(lengths[i] for i in part) * len(part) <= 4096 for part in parts)
+    # Not one sample a part: two neighbouring parts could rarely be one.
+    assert len(parts) <= 1.3 * sum(lengths) / 4096 + ranks
+
+
 def test_packed_parts_stay_within_the_token_budget():
     def split(lengths: list[int], ranks: int) -> list[list[int]]:
         return split_by_tokens(lengths, 10, packed=True, ranks=ranks)

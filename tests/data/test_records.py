@@ -75,3 +75,79 @@ def test_the_id_is_in_the_message():
 
 def test_dots_that_stay_inside_the_folder_are_allowed():
     assert parse_sample(entry("<image>", image="sub/../a..png"), "f", 0, 0).images == ("sub/../a..png",)
+
+
+def image(**more: object) -> dict[str, object]:
+    return {"type": "image", **more}
+
+
+def words(text: str) -> dict[str, object]:
+    return {"type": "text", "text": text}
+
+
+def messages(*contents: object, images: object = None, system: object = None) -> dict[str, object]:
+    roles = ("user", "assistant")
+    found = [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+    if system is not None:
+        found.insert(0, {"role": "system", "content": system})
+    return {"id": 7, "messages": found} | ({} if images is None else {"images": images})
+
+
+def test_messages_are_the_same_sample_as_conversations() -> None:
+    ours = parse_sample(entry("<image>what", "red", image="a.png", id=7), "f", 0, 3)
+    for given in (
+        messages([image(image="a.png"), words("what")], "red"),
+        messages([image(path="a.png"), words("what")], [words("red")]),
+        messages([image(), words("what")], "red", images=["a.png"]),
+    ):
+        assert parse_sample(given, "f", 0, 3) == ours
+
+
+def test_images_of_messages_are_taken_in_order() -> None:
+    sample = parse_sample(
+        messages(
+            [image(), words("or"), image(image="b.png")],
+            "yes",
+            [words("and "), image()],
+            "no",
+            images=["a.png", "c.png"],
+        ),
+        "f",
+        0,
+        0,
+    )
+    assert sample.images == ("a.png", "b.png", "c.png")
+    assert [turn.text for turn in sample.turns] == ["<image>or<image>", "yes", "and <image>", "no"]
+
+
+def test_a_system_message_is_kept_apart() -> None:
+    sample = parse_sample(messages("q", "a", system="be short"), "f", 0, 0)
+    assert sample.system == "be short"
+    assert [turn.text for turn in sample.turns] == ["q", "a"]
+    assert parse_sample(entry(), "f", 0, 0).system == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"messages": []}, "no conversation"),
+        (messages("q"), "last turn is not an answer"),
+        (messages("q", ""), "empty answer"),
+        (messages([image()], "a"), "missing image path"),
+        (messages("q", "a", images=["x.png"]), "markers do not match images"),
+        (messages([image(image="/etc/x.png")], "a"), "image path is absolute"),
+        (messages([image(image="../x.png")], "a"), "image path leaves the image folder"),
+        (messages([image(image=3)], "a"), "bad image path"),
+        (messages("a <image> here", "a"), "marker in text"),
+        (messages([{"type": "video"}], "a"), "unknown content"),
+        (messages(3, "a"), "message has no content"),
+        ({"messages": ["q"]}, "message has no content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown speaker"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown speaker"),
+        (messages("q", [image(image="x.png")]), "markers do not match images"),
+    ],
+)
+def test_a_bad_message_has_a_reason(given: dict[str, object], reason: str) -> None:
+    with pytest.raises(BadSample) as caught:
+        parse_sample(given, "f", 0, 0)
+    assert caught.value.reason == reason

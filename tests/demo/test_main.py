@@ -1,5 +1,6 @@
 """The order of the parts and what is skipped; the parts themselves have tests of their own."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -25,17 +26,20 @@ class Recorder:
             Path(words[-1]).write_text("run: {}")
         elif "sample-data" in words:
             (out := Path(words[words.index("--out") + 1])).mkdir()
-            (out / "test.json").write_text("[]")
+            turns = [{"from": "human", "value": "2 plus 3?"}, {"from": "gpt", "value": "5"}]
+            (out / "test.json").write_text(json.dumps([{"id": "0", "conversations": turns}]))
         elif "launch" in words:
             finish(Path(words[2]).parent / "runs" / words[words.index("--stage") + 1])
         elif "resume" in words:
             finish(Path(words[-1]))
         else:
-            Path(words[words.index("--out") + 1]).write_text('{"kinds": {}}')
+            answers = Path(words[words.index("--out") + 1]) / Path(words[2]).parent.name / "sample.jsonl"
+            answers.parent.mkdir(parents=True)
+            answers.write_text('{"question_id": "0", "text": "5"}')
         return subprocess.CompletedProcess(command, 0)
 
     def names(self):
-        return [words[1] if words[0] == "alignkd" else "evaluate" for words in self.commands]
+        return [words[1] for words in self.commands]
 
 
 def finish(run):
@@ -63,7 +67,7 @@ def start(monkeypatch):
 
 def test_a_new_demo_runs_every_part_in_order(tmp_path, start):
     done = start(tmp_path / "demo")
-    assert done.names() == ["init", "sample-data", "launch", "evaluate", "launch", "evaluate"]
+    assert done.names() == ["init", "sample-data", "launch", "eval", "launch", "eval"]
     assert [model.name for model in done.reports[-1]] == ["teacher", "student"]
 
 
@@ -79,16 +83,16 @@ def test_an_interrupted_run_is_resumed(tmp_path, start):
         start(tmp_path / "demo", failing="teacher")
     (tmp_path / "demo" / "runs" / "teacher").mkdir(parents=True)
     done = start(tmp_path / "demo")
-    assert done.names() == ["resume", "evaluate", "launch", "evaluate"]
+    assert done.names() == ["resume", "eval", "launch", "eval"]
 
 
 def test_baseline_is_added_to_a_finished_demo(tmp_path, start):
     start(tmp_path / "demo")
     done = start(tmp_path / "demo", baseline=True)
-    assert done.names() == ["launch", "evaluate"]
+    assert done.names() == ["launch", "eval"]
     assert [model.name for model in done.reports[-1]] == ["teacher", "student", "baseline"]
 
 
-def test_training_uses_two_local_nodes(tmp_path, start):
+def test_training_uses_two_local_nodes_and_says_that_they_have_no_gpu(tmp_path, start):
     launches = [words for words in start(tmp_path / "demo").commands if "launch" in words]
-    assert all(words[-4:] == ["--nodes", "2", "--backend", "local"] for words in launches)
+    assert all(words[-5:] == ["--nodes", "2", "--backend", "local", "--cpu"] for words in launches)

@@ -1,9 +1,13 @@
 import io
 import json
+from dataclasses import replace
 
 from rich.console import Console
 
 from alignkd.demo.report import TrainedModel, accuracy_table, cost_table, loss_table, print_report
+from alignkd.evaluate.statistics import Estimate
+from alignkd.evaluate.task_score import SCORE, Graded, Numbers, mean_score
+from alignkd.evaluate.tasks.sample import BASELINE
 
 STEPS = 40
 
@@ -22,12 +26,15 @@ def write_run(folder, terms):
     return folder
 
 
+def numbers(score, baseline, count):
+    estimates = {SCORE: Estimate(100 * score, 1.0), BASELINE: Estimate(100 * baseline, None)}
+    return Numbers(count, estimates)
+
+
 def accuracy(position, row):
-    kinds = {
-        "position": {"accuracy": position, "baseline": 0.125, "count": 8},
-        "row": {"accuracy": row, "baseline": 0.5, "count": 2},
-    }
-    return {"kinds": kinds, "overall": {"accuracy": 0.7, "baseline": 0.2, "count": 10}}
+    kinds = {"position": numbers(position, 0.125, 8), "row": numbers(row, 0.5, 2)}
+    scored = mean_score("sample", [Graded("0", "0", 1.0), Graded("1", "1", 0.0)])
+    return replace(scored, overall=numbers(0.7, 0.2, 10), categories={"kind": kinds})
 
 
 def models(tmp_path):

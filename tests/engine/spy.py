@@ -9,19 +9,28 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from deepspeed.utils import safe_get_full_grad
 
+from alignkd.config.schema import DistillationSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine import student_step
 from alignkd.engine.gathered_bytes import count_gathered_bytes
-from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
+from alignkd.engine.optimizer_step import (
+    StepInfo,
+    StepSums,
+    all_reduce_step_info,
+    run_optimizer_step,
+    term_weights,
+)
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.losses import fused_logits, logits
 from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.logits import plain_logit_losses
+from alignkd.losses.total import TERMS, means, total
 from alignkd.run_folder.progress import Progress
 
 # The product's losses, and the plain forms that they must equal.
@@ -30,17 +39,29 @@ POSITIONS_PER_CHUNK = 8  # far below the supervised positions of the tiny batche
 
 
 class EngineSpy:
-    """An engine that shows the averaged gradients as they are before the optimizer step."""
+    """An engine that shows what it minimises, and the averaged gradients before the optimizer step."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.gradients: dict[str, torch.Tensor] = {}
+        self._losses: list[torch.Tensor] = []
 
     def __call__(self, *arguments: Any) -> Any:
         return self._engine(*arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._losses.append(loss.detach())
+        self._engine.backward(loss)
+
+    def minimised(self, ranks: Ranks) -> float:
+        """The loss of the optimizer step, over all ranks: DeepSpeed averages over them, and divides by the
+        accumulation in backward. Collective."""
+        loss = torch.stack(self._losses).sum()
+        torch.distributed.all_reduce(loss)
+        return loss.item() / (ranks.world_size * self._engine.gradient_accumulation_steps())
 
     def step(self) -> None:
         if self._engine.is_gradient_accumulation_boundary():
@@ -57,6 +78,12 @@ def plain_losses(names: Sequence[str]) -> Iterator[None]:
         for name in names:
             patches.enter_context(patch.object(student_step, name, PLAIN[name]))
         yield
+
+
+def reported_loss(sums: StepSums, info: StepInfo, distillation: DistillationSection) -> float:
+    """The loss of the metrics row. ``sums``: over all ranks."""
+    of_terms = means(dict(zip(TERMS, sums.terms.tolist(), strict=True)), info.elements)
+    return total(of_terms, term_weights(distillation))
 
 
 def first_step(ranks: Ranks, run: str, plain: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -94,6 +121,9 @@ def first_step(ranks: Ranks, run: str, plain: tuple[str, ...] = ()) -> dict[str,
             job.config.teacher.lookahead,
         )
     torch.distributed.all_reduce(sums.terms)
+    assert engine.minimised(ranks) == pytest.approx(
+        reported_loss(sums, info, job.config.distillation), rel=1e-5
+    )
     return {
         "sums": sums.terms,
         "norm": float(sums.gradient_norm),

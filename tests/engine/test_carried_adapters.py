@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import prepare
 from alignkd.models.adapters import seeded_adapters
+from alignkd.models.building import full_tensors
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import full_tensors
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny

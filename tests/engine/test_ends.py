@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from alignkd.checkpoint.storage import Storage
 from alignkd.data.loader import WindowLoader
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine import finish, trainer
+from alignkd.engine.metrics import Metrics
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.trainer import Trainer
@@ -25,7 +28,7 @@ from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.checkpoint.faulty_storage import disk_full
-from tests.engine.test_training_run import StopAfter
+from tests.engine.test_training_run import StopAfter, same_but_for_times
 from tests.needs import small_disk
 from tests.ranks import RankPool
 
@@ -103,8 +106,9 @@ def train_without_room_for(ranks: Ranks, run: str, name: str, stop_after: int | 
 
 
 def export_after_a_takeover(ranks: Ranks, run: str) -> Answer:
-    """All steps are done, and another process has taken over the run."""
-    return train_with(ranks, run, Storage(), is_writer=lambda: False)
+    """All steps are done, and another process has taken over the run since the start."""
+    at_the_start = iter([True, True])  # cutting rows, removing leftovers
+    return train_with(ranks, run, Storage(), is_writer=lambda: next(at_the_start, False))
 
 
 def test_without_room_for_the_result_a_complete_run_fails_but_a_stopped_one_does_not(
@@ -197,3 +201,109 @@ def test_bad_data_on_one_rank_ends_all_ranks_after_the_save_in_flight(
     assert str(error) in second[1]
     assert first[1] == f"rank 1: {second[1]}"
     assert committed_steps(run) == [1]  # it was still being written
+
+
+def images_of_its_own(run: Path) -> dict[str, Any]:
+    """A change for ``write_run``: the images lie where a test can remove them."""
+    images = run.parent / "images"
+    images.mkdir()
+    for path in tiny.FOLDER.glob("image_*.png"):
+        shutil.copy(path, images)
+    sources = [
+        {"file": str(run / f"{template}.json"), "template": template, "image_folder": str(images)}
+        for template in ("v1", "plain")
+    ]
+    return {"data__sources": sources}
+
+
+def train_until_images_vanish(ranks: Ranks, run: str, steps: int) -> Answer:
+    """After ``steps`` optimizer steps."""
+    windows = WindowLoader.__iter__
+
+    def vanishing(loader: WindowLoader) -> Iterator[list[Any]]:
+        for number, window in enumerate(windows(loader), start=1):
+            yield window
+            if number == steps:
+                if ranks.is_first:
+                    for path in (Path(run).parent / "images").glob("image_*.png"):
+                        path.rename(path.with_suffix(".gone"))
+                ranks.barrier()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowLoader, "__iter__", vanishing)
+        return train_with(ranks, run, Storage())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_bad_sample_costs_no_step_since_the_state_before_it_is_saved(
+    two_ranks: RankPool, tmp_path: Path, asynchronous: bool
+) -> None:
+    settings = {"checkpoint__every": 500, "checkpoint__asynchronous": asynchronous}
+    whole = tiny.write_run(tmp_path / "whole", 2, **settings)
+    assert two_ranks.run(train_normally, str(whole)) == [(0, "")] * 2
+    run = tmp_path / "run"
+    tiny.write_run(run, 2, **settings, **images_of_its_own(run))
+    for kind, message in two_ranks.run(train_until_images_vanish, str(run), 3):
+        assert kind == "UserError"
+        assert "image_" in message
+    assert committed_steps(run) == [3]
+    assert [row["step"] for row in tiny.metrics_rows(run)] == [1, 2, 3]
+    # Nothing was trained since, so a second start that fails at once has nothing to save.
+    before = (run / "checkpoints" / "step-3" / "manifest.json").stat().st_mtime_ns
+    assert [kind for kind, _ in two_ranks.run(train_normally, str(run))] == ["UserError"] * 2
+    assert (run / "checkpoints" / "step-3" / "manifest.json").stat().st_mtime_ns == before
+    for path in (tmp_path / "images").glob("image_*.gone"):
+        path.rename(path.with_suffix(".png"))
+    assert two_ranks.run(train_normally, str(run)) == [(0, "")] * 2
+    same_but_for_times(run, whole)
+
+
+def train_until_a_loader_and_the_job_are_killed(ranks: Ranks, run: str, lost: bool) -> Answer:
+    """At the same step edge; ``lost``: another process has taken over the run by then."""
+    stop = StopAfter(1, "term") if ranks.rank == 1 else StopRequest()
+    windows, killed = WindowLoader.__iter__, threading.Event()
+
+    def breaking(loader: WindowLoader) -> Iterator[list[Any]]:
+        yield next(windows(loader))
+        killed.set()
+        raise RuntimeError("DataLoader worker is killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowLoader, "__iter__", breaking)
+        return train_with(ranks, run, Storage(), stop, lambda: not (lost and killed.is_set()))
+
+
+def test_a_stop_keeps_its_save_when_a_loader_process_dies_at_the_same_edge(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    """Slurm's SIGTERM may go to every process of a job, loader processes included."""
+    run = tiny.write_run(tmp_path / "run", 2, checkpoint__every=500)
+    assert two_ranks.run(train_until_a_loader_and_the_job_are_killed, str(run), False) == [(86, "")] * 2
+    assert committed_steps(run) == [1]
+    lost = tiny.write_run(tmp_path / "lost", 2, checkpoint__every=500)
+    answers = two_ranks.run(train_until_a_loader_and_the_job_are_killed, str(lost), True)
+    assert [kind for kind, _ in answers] == ["TakenOverError"] * 2
+    assert committed_steps(lost) == []
+
+
+def train_until_the_last_loss_and_the_next_sample_are_bad(ranks: Ranks, run: str) -> Answer:
+    complete = Metrics._complete
+
+    def broken(metrics: Metrics, pending: Any) -> dict[str, Any]:
+        row = complete(metrics, pending)
+        return row | {"loss": math.nan} if row["step"] == 3 else row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Metrics, "_complete", broken)
+        return train_until_images_vanish(ranks, run, 3)
+
+
+def test_a_state_with_a_loss_that_is_not_finite_is_not_saved_before_a_failure(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    tiny.write_run(run, 2, checkpoint__every=500, **images_of_its_own(run))
+    for kind, message in two_ranks.run(train_until_the_last_loss_and_the_next_sample_are_bad, str(run)):
+        assert kind == "TrainingError"
+        assert "step 3: the loss is not finite" in message
+    assert committed_steps(run) == []

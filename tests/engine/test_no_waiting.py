@@ -20,7 +20,7 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import element_counts
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 from tests.engine.plain_engine import PlainEngine, ResidentTeacher

@@ -16,7 +16,8 @@ from alignkd.engine.optimizer import (
     set_learning_rates,
 )
 from alignkd.engine.student_step import StudentStep
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import load_model
 from tests import tiny
 
 RATES: dict[str, Any] = {

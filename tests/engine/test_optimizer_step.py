@@ -14,7 +14,8 @@ from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
 from alignkd.engine.stopwatch import Stopwatch
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import TERMS, element_counts
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 from tests.engine.plain_engine import PlainEngine, ResidentTeacher

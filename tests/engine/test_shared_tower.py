@@ -9,8 +9,9 @@ import torch
 
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.shared_tower import reason_for_own_tower
+from alignkd.models.building import BuildOptions
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.loading import load_model
 from tests import tiny
 from tests.ranks import RankPool
 

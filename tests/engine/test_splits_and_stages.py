@@ -15,10 +15,10 @@ from alignkd.engine.build import build_student_engine
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
-from alignkd.models.loading import BuildOptions, full_tensors
+from alignkd.models.building import BuildOptions, full_tensors
 from alignkd.teacher.provider import ReplicatedTeacher
 from tests import tiny
-from tests.engine.spy import EngineSpy
+from tests.engine.spy import EngineSpy, reported_loss
 from tests.ranks import RankPool
 
 # Ragged, text-only, without samples, and very different numbers of supervised positions.
@@ -44,6 +44,8 @@ def one_step(ranks: Ranks, run: str) -> dict[str, Any]:
     info = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     sums = run_optimizer_step(engine, teacher, window, info, config.distillation, ranks, Stopwatch())
     torch.distributed.all_reduce(sums.terms)
+    reported = reported_loss(sums, info, config.distillation)
+    assert engine.minimised(ranks) == pytest.approx(reported, rel=1e-5)
     return {
         "sums": sums.terms,
         "norm": float(sums.gradient_norm),

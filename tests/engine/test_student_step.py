@@ -13,7 +13,8 @@ from alignkd.data.batch import Batch
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StepOutput, StudentStep
 from alignkd.losses.total import TERMS, element_counts, term_scales
-from alignkd.models.loading import BuildOptions, load_model
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 from tests import tiny
 

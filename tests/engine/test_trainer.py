@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.data.batch import Batch
@@ -166,6 +167,49 @@ def test_rows_have_the_learning_rates_that_the_optimizer_used(
     assert [[row[name] for name in RATES] for row in rows] == used
     # Two steps of warm-up, then half a cosine.
     assert used == [[rate * factor for rate in RATES.values()] for factor in (0.5, 1.0, 1.0, 0.5)]
+
+
+def train_and_watch_the_loss(ranks: Ranks, run: str) -> list[float]:
+    """What DeepSpeed minimised in each step, over all ranks."""
+    trainer = trainer_of(ranks, run, Storage())
+    engine, steps = trainer.state.engine, []
+    backward, step = engine.backward, engine.step
+    losses: list[torch.Tensor] = []
+
+    def watched_backward(loss: torch.Tensor) -> None:
+        losses.append(loss.detach())
+        backward(loss)
+
+    def watched_step() -> None:
+        if engine.is_gradient_accumulation_boundary():
+            steps.append(torch.stack(losses).sum() / engine.gradient_accumulation_steps())
+            losses.clear()
+        step()
+
+    engine.backward, engine.step = watched_backward, watched_step
+    assert trainer.train() == 0
+    minimised = torch.stack(steps)
+    torch.distributed.all_reduce(minimised)
+    mean: list[float] = (minimised / ranks.world_size).tolist()
+    return mean
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_rows_have_the_loss_that_was_minimised(two_ranks: RankPool, tmp_path: Path, stage: int) -> None:
+    run = tiny.write_run(
+        tmp_path / "run",
+        2,
+        student__zero_stage=stage,
+        distillation__weights={"attention": 900.0, "vision": 3.0, "logits": 0.7},
+        distillation__vision_focus_weight=0.37,
+    )
+    minimised = two_ranks.run(train_and_watch_the_loss, str(run))[0]
+    rows = tiny.metrics_rows(run)
+    assert [row["loss"] for row in rows] == pytest.approx(minimised, rel=1e-5)
+    for row in rows:
+        vision = row["vision_all"] + 0.37 * row["vision_focus"]
+        terms = row["ce"] + 0.7 * row["reverse_kl"] + 900.0 * row["attention"] + 3.0 * vision
+        assert row["loss"] == pytest.approx(terms, rel=1e-5)
 
 
 def test_what_is_not_trained_has_no_learning_rate(one_rank: RankPool, tmp_path: Path) -> None:

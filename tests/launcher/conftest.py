@@ -12,13 +12,14 @@ DATA = '[{"id": "a", "conversations": [{"from": "human", "value": "x"}, {"from":
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """A configuration that can be launched: the tiny teacher and student, one text-only sample."""
+    """A configuration that can be launched on CPUs: the tiny teacher and student, one text-only sample."""
     (tmp_path / "data.json").write_text(DATA)
     path = tmp_path / "alignkd.yaml"
     path.write_text(
         f"model: {{teacher: {FIXTURE / 'teacher'}, student: {FIXTURE / 'student'}}}\n"
         "data: {sources: [{file: data.json}]}\n"
         "training: {global_batch_size: 8, micro_batch_size: 2, precision: fp32}\n"
+        "slurm: {gpu_option: none}\n"
     )
     return path
 

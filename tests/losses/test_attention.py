@@ -51,7 +51,9 @@ def test_a_half_precision_block_is_computed_in_single() -> None:
     query, key = queries_and_keys(4, 2, torch.bfloat16)
     block = text_vision_block(query, key, SCALING, padded_layout())
     assert block.dtype == torch.float32
-    assert torch.allclose(block, dense_block(query.float(), key.float(), padded_layout()), atol=5e-3)
+    # Of the same numbers: the scores, which reach 4 here, are not rounded to bf16 in between.
+    expected = dense_block(query.double(), key.double(), padded_layout())
+    torch.testing.assert_close(block.double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_large_values_do_not_overflow_in_fp16() -> None:

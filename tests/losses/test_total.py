@@ -15,9 +15,15 @@ from alignkd.losses.total import (
     weights_by_term,
 )
 
-SIZES = ElementSizes(student_heads=4, student_width=48, vision_tokens=144, top_k=16)
+SIZES = ElementSizes(student_heads=4, student_width=48)
 COUNTS = TermCounts(
-    supervised=10, logits=12, attention_rows=7, images=3, focus_images=2, tokens=900, samples=4
+    supervised=10,
+    logits=12,
+    attention_pairs=7 * 144,
+    vision_tokens=3 * 144,
+    focus_tokens=2 * 16,
+    tokens=900,
+    samples=4,
 )
 ELEMENTS = {
     "ce": 10,

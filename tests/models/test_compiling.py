@@ -13,9 +13,10 @@ from torch._dynamo.utils import counters
 
 from alignkd.data.batch import Batch
 from alignkd.models import attention
+from alignkd.models.building import BuildOptions
 from alignkd.models.compiling import compile_layers
-from alignkd.models.loading import BuildOptions, load_model
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
 from tests import tiny
 from tests.models.test_packing import batch_of, masked_attention
 

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from tests import tiny
 from tests.model_folders import change_json, copy_model, plain_llama
 

@@ -12,8 +12,9 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.losses import attention
 from alignkd.losses.total import TERMS
 from alignkd.models.attention import FirstLayerAttention, FirstLayerCapture
-from alignkd.models.loading import BuildOptions, load_model
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import TeacherModel
 from tests import tiny
 

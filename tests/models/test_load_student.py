@@ -9,8 +9,9 @@ import torch
 
 from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
-from alignkd.models.loading import BuildOptions, load_student, public_name
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM, public_name
+from alignkd.models.loading import load_student
 from tests import tiny
 from tests.model_folders import (
     PROJECTOR_PREFIX,
@@ -99,12 +100,12 @@ def test_completing_a_llama_initialises_only_the_projector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No second, whole model is initialised in fp32."""
-    from alignkd.models import loading
+    from alignkd.models.families import mobilevlm_loading
 
     def whole_model(*_: object) -> None:
         raise AssertionError("a language model was built outside of the meta device")
 
-    monkeypatch.setattr(loading, "LlamaModel", whole_model)
+    monkeypatch.setattr(mobilevlm_loading, "LlamaModel", whole_model)
     model, _ = load_student(section(plain_llama(tmp_path / "llama"), TOWER), 3, BuildOptions(torch.bfloat16))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

@@ -9,7 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.errors import CheckpointError
-from alignkd.models.loading import BuildOptions, fingerprint, load_model, public_name
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import public_name
+from alignkd.models.loading import fingerprint, load_model
 from tests import tiny
 from tests.model_folders import LAYOUTS, TOWER_PREFIX, copy_model, published_tensors, write_weights
 

@@ -20,7 +20,7 @@ from alignkd.losses.total import TERMS
 from alignkd.models import attention
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.lookahead import split_targets
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 from tests import tiny

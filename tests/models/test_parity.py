@@ -7,8 +7,10 @@ import torch
 
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import text_vision_block
-from alignkd.models.loading import BuildOptions, load_model
-from alignkd.models.mobilevlm import MobileVLM, ModelOutputs
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.interface import ModelOutputs
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import block_layout
 from tests import tiny
 
@@ -25,7 +27,7 @@ def name_of(model: MobileVLM) -> str:
 
 
 def block_of(model: MobileVLM, batch: Batch, outputs: ModelOutputs) -> torch.Tensor:
-    layout = block_layout(batch, model.config.vision_tokens)
+    layout = block_layout(batch, model.facts)
     return text_vision_block(*outputs.first_layer, layout)
 
 

@@ -12,16 +12,10 @@ import torch
 from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models import saving
+from alignkd.models.building import BuildOptions, full_tensors
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.loading import (
-    BuildOptions,
-    fingerprint,
-    full_tensors,
-    load_model,
-    load_student,
-    public_name,
-)
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM, public_name
+from alignkd.models.loading import fingerprint, load_model, load_student
 from alignkd.models.saving import FileFormat, save_model_folder
 from tests import tiny
 from tests.model_folders import TOWER, copy_model, plain_llama, published_tensors

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_rows_of_later_steps_and_torn_lines_are_cut(path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
     cut_rows_after(path, 0)
     assert path.read_text() == ""
+    # Nothing is gone.
+    kept = {step: (path.parent / f"metrics.jsonl.after-step-{step}").read_bytes() for step in (0, 2)}
+    assert kept == {0: "".join(lines[:2]).encode(), 2: lines[2].encode() + b'\xff\0\n{"step": 2, "lo\n'}
+
+
+def test_rows_that_are_cut_again_are_added_to_those_kept_before(path: Path) -> None:
+    kept = path.with_name("metrics.jsonl.after-step-1")
+    first, second = (row_line({"step": 2, "loss": loss}) for loss in (0.5, 0.25))
+    for line in (first, second, second):  # the last start was killed before it wrote the shorter file
+        path.write_text(row_line({"step": 1}) + line)
+        cut_rows_after(path, 1)
+        assert path.read_text() == row_line({"step": 1})
+    assert kept.read_text() == first + second
 
 
 def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
@@ -87,10 +101,22 @@ def test_without_rows_to_cut_nothing_is_written(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_sync_puts_the_rows_on_the_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}")))
+    file = MetricsFile(path)
+    file.sync()
+    assert flushed == [], "there is no row yet"
+    file.append({"step": 1})
+    assert flushed == [], "a step does not wait for the disk"
+    file.sync()
+    assert flushed == [str(path)]
+
+
 def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_path: Path) -> None:
     with small_disk(tmp_path, "8k"):
         file = MetricsFile(tmp_path / "metrics.jsonl")
-        rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3)]
+        rows = [{"step": step, "text": "x" * 3000} for step in (1, 2, 3, 4)]
         lines = [row_line(row) for row in rows]
         for row in rows:
             file.append(row)

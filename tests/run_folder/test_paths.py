@@ -28,10 +28,13 @@ NAMES = {
     "attempts": "attempts.jsonl",
     "exits": "exits",
     "slurm_step": "exits/step",
+    "hang": "exits/hang",
+    "beats": "beats",
     "stop": "stop",
     "allowed_changes": "allowed_changes.json",
+    "from_scratch": "from_scratch.json",
     "logs": "logs",
-    "writer": "writer.json",
+    "writers": "writers",
     "index": "index.bin",
     "progress": "progress.json",
     "metrics": "metrics.jsonl",
@@ -52,6 +55,7 @@ def test_every_path_has_its_name_on_disk() -> None:
     assert found == NAMES
     assert RunPaths(run).log(3) == run / "logs" / "rank-3.log"
     assert RunPaths(run).ssh_log(3) == run / "logs" / "ssh-3.log"
+    assert RunPaths(run).beat(3) == run / "beats" / "rank-3"
     assert RunPaths(run).exit_file(3) == run / "exits" / "rank-3"
     assert (log_name("*"), exit_name("*")) == ("rank-*.log", "rank-*")
 

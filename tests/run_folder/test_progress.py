@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.run_folder.progress import Progress, Snapshot, read_snapshot
+from alignkd.run_folder.progress import Progress, Snapshot, read_snapshot, saved_step
 
 
 def test_a_long_phase_is_reported_again_and_again(tmp_path: Path) -> None:
@@ -55,6 +55,20 @@ def test_what_the_writer_reports_is_what_the_reader_gets(tmp_path: Path) -> None
     snapshot = read_snapshot(path)
     assert snapshot is not None
     assert (snapshot.phase, snapshot.step) == ("saving", 3)
+
+
+def test_a_start_takes_over_which_step_was_saved(tmp_path: Path) -> None:
+    progress = Progress(tmp_path, writes=True, interval=60.0)
+    progress.report("starting")
+    assert saved_step(tmp_path) is None
+    progress.report("training", step=3, saved_step=2)
+    progress.report("training", step=5, saved_step=4)  # too soon to be written
+    progress.report("saving", step=5)
+    assert saved_step(tmp_path) == 4
+    Progress(tmp_path, writes=True).report("starting")
+    assert saved_step(tmp_path) == 4
+    (tmp_path / "progress.json").write_text("[]")
+    assert saved_step(tmp_path) is None
 
 
 def test_a_full_disk_does_not_end_a_run_that_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder import verification
-from alignkd.run_folder.verification import data_files, describe, problems_of, share_of, verify
+from alignkd.run_folder.checkpoints import marker_text
+from alignkd.run_folder.verification import (
+    data_files,
+    describe,
+    hash_differences,
+    problems_of,
+    share_of,
+    verify,
+    verify_sizes,
+)
 
 NAMES = ("a.pt", "b.pt", "inner/c.pt")
 
@@ -55,19 +64,47 @@ def test_damage_to_any_file_is_named(
     assert found.startswith(f"{name} {problem}")
 
 
-def test_a_file_that_the_manifest_does_not_name_is_a_problem_for_every_rank(folder: Path) -> None:
+def test_a_file_that_the_manifest_does_not_name_is_a_problem(folder: Path) -> None:
     (folder / "inner" / "stranger.pt").touch()
-    for rank in range(3):
-        assert verify(folder, share=(rank, 3)) == ["inner/stranger.pt is not in the manifest"]
+    assert verify(folder) == ["inner/stranger.pt is not in the manifest"]
+    assert verify_sizes(folder)[0] == verify(folder)
+
+
+def test_names_and_sizes_are_compared_without_reading_the_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "describe", lambda *_: pytest.fail("it reads a file"))
+    flip(folder / "a.pt")
+    problems, files = verify_sizes(folder)
+    assert (problems, sorted(files)) == ([], list(NAMES))
+    (folder / "a.pt").write_bytes(b"short")
+    (folder / "b.pt").unlink()
+    assert verify_sizes(folder)[0] == ["a.pt has 5 bytes instead of 10", "b.pt is missing"]
+
+
+def test_all_that_is_wrong_is_named_at_once(folder: Path) -> None:
+    (folder / "a.pt").unlink()
+    flip(folder / "b.pt")
+    assert verify(folder) == ["a.pt is missing", "b.pt has another sha256 than when it was written"]
+
+
+def test_a_marker_vouches_for_its_own_manifest_only(folder: Path) -> None:
+    (folder / "COMMITTED").write_text(marker_text(folder))
+    assert verify(folder) == []
+    write_manifest(folder, step=4, world_size=3)
+    assert verify(folder) == ["COMMITTED belongs to another manifest.json"]
+    (folder / "COMMITTED").write_text("")  # as earlier versions wrote it
+    assert verify(folder) == []
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_the_ranks_together_hash_every_file_once(folder: Path, world_size: int) -> None:
-    shares = [share_of(list(NAMES), (rank, world_size)) for rank in range(world_size)]
+    shares = [share_of(NAMES, rank, world_size) for rank in range(world_size)]
     assert sorted(name for share in shares for name in share) == sorted(NAMES)
     for name in NAMES:
         flip(folder / name)
-    found = [problem for rank in range(world_size) for problem in verify(folder, share=(rank, world_size))]
+    _, files = verify_sizes(folder)
+    found = [problem for share in shares for problem in hash_differences(folder, files, share)]
     assert sorted(problem.split()[0] for problem in found) == sorted(NAMES)
 
 
@@ -82,6 +119,7 @@ def test_the_ranks_together_hash_every_file_once(folder: Path, world_size: int) 
         '{"files": {}}',
         '{"step": 4}',
         '{"step": 4, "files": {"a.pt": 7}}',
+        '{"step": 4, "files": {"a.pt": {}}}',
         "\ufffd",
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_four_nodes_from_submit_to_student(train: Runs) -> None:
     # One rank on each node.
     for rank in range(4):
         assert f"job {job} on n{rank + 1}" in (run / "logs" / f"rank-{rank}.log").read_text()
+
+
+def test_ranks_that_get_no_gpu_name_node_and_reason_and_end(train: Runs) -> None:
+    """The job has (pretended) GPUs, but no driver is there. It used to train on the CPU."""
+    site = {"slurm.gpu_option": "gpus-per-node", "slurm.max_restarts": 0}
+    settings = [word for key, value in site.items() for word in ("--set", f"{key}={value}")]
+    text = train.alignkd("launch", train.config, "--nodes", 2, "--backend", "slurm", *settings)
+    run, job = train.folder / "runs" / "run", text.partition("submitted job ")[2].split()[0].rstrip(";")
+    assert train.wait_for_end(job) == "FAILED", train.log(run)
+    (attempt,) = train.attempts(run)
+    assert (attempt.reason, attempt.exit_code) == ("unusable node", 88)
+    assert set(attempt.bad_nodes) <= {"n1", "n2"}
+    assert attempt.bad_nodes
+    detail = train.json("status", run)["detail"]
+    assert re.search(r"unusable node: rank \d ended with exit code 88: rank \d on n\d sees no GPU: ", detail)
+    assert not (run / "metrics.jsonl").exists()
 
 
 def test_a_preempted_run_ends_with_the_undisturbed_losses(

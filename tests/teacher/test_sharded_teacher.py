@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from alignkd.distributed.ranks import Ranks
-from alignkd.models.loading import DTYPES, BuildOptions, fingerprint
+from alignkd.models.building import DTYPES, BuildOptions
+from alignkd.models.loading import fingerprint
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, held_bytes
 from tests import tiny
 from tests.ranks import RankPool

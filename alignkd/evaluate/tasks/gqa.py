@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.errors import UserError
-from alignkd.evaluate.answers import AnswerFile, check_prompts, match_all
+from alignkd.evaluate.answers import AnswerFile, answered, check_prompts
 from alignkd.evaluate.files import Row, read_json, read_json_lines
 from alignkd.evaluate.task_score import Graded, TaskScore, mean_score, size_note
 from alignkd.evaluate.tasks.layout import EVAL_ZIP, Layout, Needed
@@ -57,9 +57,8 @@ def is_right(text: str, label: str) -> bool:
 
 def score(data: Path, file: AnswerFile) -> TaskScore:
     labels = _labels(LAYOUT.path(data, "labels"))
-    answers = match_all(file, [(question_id,) for question_id in labels], "gqa")
-    pairs = list(zip(answers, labels.values(), strict=True))
-    asked = [(answer, label.value.get("question")) for answer, label in pairs]
+    pairs = answered(file, list(labels.values()), [(question_id,) for question_id in labels], "gqa")
+    asked = [(answer, label.value.get("question")) for label, answer in pairs]
     check_prompts(file, [(answer, text) for answer, text in asked if isinstance(text, str)], "gqa")
     graded = [
         Graded(
@@ -68,7 +67,7 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
             float(is_right(answer.text, label.text("answer"))),
             tuple(_type(label.value, key) for key in _TABLES),
         )
-        for answer, label in pairs
+        for label, answer in pairs
     ]
     return mean_score(
         "gqa",

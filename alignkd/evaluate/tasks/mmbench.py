@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from alignkd.evaluate.answers import Answer, AnswerFile, check_prompts, match_all
+from alignkd.evaluate.answers import Answer, AnswerFile, answered, check_prompts
 from alignkd.evaluate.statistics import Units, estimate, percent
 from alignkd.evaluate.task_score import SCORE, Graded, Numbers, TaskScore, mean_score, size_note
 from alignkd.evaluate.tasks.layout import Layout, Needed
@@ -54,7 +54,7 @@ def questions(data: Path) -> list[Question]:
 
 def score(data: Path, file: AnswerFile) -> TaskScore:
     rows = read_table(LAYOUT.path(data, "table"))
-    pairs = list(zip(rows, _matched(rows, file), strict=True))
+    pairs = _answered(rows, file)
     rotations: dict[int, list[tuple[TableRow, bool]]] = defaultdict(list)
     for row, answer in pairs:
         is_right = mmbench_letter(answer.text, row.options()) == row.answer()
@@ -68,8 +68,8 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
         )
         for question, rotated in rotations.items()
     ]
-    notes = list(size_note(len(rows), PUBLISHED_ROWS, "rows"))
-    if len(graded) == len(rows):
+    notes = list(size_note(len(pairs), PUBLISHED_ROWS, "rows"))
+    if len(graded) == len(pairs):
         notes.append("the file has no rotations: this is plain accuracy, not the circular one")
     result = mean_score("mmbench", graded, _TABLES, settings=file.settings(), notes=notes)
     plain = Units.of(
@@ -84,17 +84,13 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
 def write_upload_file(data: Path, file: AnswerFile, out: Path) -> None:
     """What MMBench's server scores; also for the test split, which has no answers here."""
     rows = read_table(LAYOUT.path(data, "table"))
-    write_upload(rows, [answer.text for answer in _matched(rows, file)], out)
+    write_upload(rows, [answer.text for _, answer in _answered(rows, file)], out)
 
 
-def _matched(rows: list[TableRow], file: AnswerFile) -> list[Answer]:
-    answers = match_all(file, [(str(row.index),) for row in rows], "mmbench")
-    check_prompts(
-        file,
-        [(answer, row.cells["question"]) for answer, row in zip(answers, rows, strict=True)],
-        "mmbench",
-    )
-    return answers
+def _answered(rows: list[TableRow], file: AnswerFile) -> list[tuple[TableRow, Answer]]:
+    pairs = answered(file, rows, [(str(row.index),) for row in rows], "mmbench")
+    check_prompts(file, [(answer, row.cells["question"]) for row, answer in pairs], "mmbench")
+    return pairs
 
 
 TASK = Task("mmbench", "MMBench-dev", LAYOUT, LONG_ANSWER_TOKENS, questions, score)

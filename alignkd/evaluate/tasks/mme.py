@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignkd.errors import UserError
-from alignkd.evaluate.answers import Answer, AnswerFile, Key, match_all
+from alignkd.evaluate.answers import Answer, AnswerFile, Key, answered
 from alignkd.evaluate.files import read_json_lines, read_text
 from alignkd.evaluate.statistics import Array, ScoreOf, Units, estimate, ratio
 from alignkd.evaluate.task_score import SCORE, Numbers, TaskScore, size_note
@@ -89,18 +89,18 @@ def yes_or_no(text: str) -> bool | None:
 def score(data: Path, file: AnswerFile) -> TaskScore:
     labels = _labels(LAYOUT.path(data, "images"))
     known = {_key(label) for label in labels}
-    answers = match_all(
-        file, [_key(label) for label in labels], "mme", lambda answer: _asked(answer, file.path, known)
-    )
-    right = {
-        "\t".join(_key(label)): yes_or_no(answer.text) is label.is_yes
-        for label, answer in zip(labels, answers, strict=True)
-    }
+    _check_categories(data, {label.category for label in labels})
+    keys = [_key(label) for label in labels]
+    pairs = answered(file, labels, keys, "mme", lambda answer: _asked(answer, file.path, known))
+    # Of a partial file, images with both answers only.
+    times = Counter((label.category, label.image) for label, _ in pairs)
+    pairs = [(label, answer) for label, answer in pairs if times[label.category, label.image] == 2]
+    labels = [label for label, _ in pairs]
+    right = {"\t".join(_key(label)): yes_or_no(answer.text) is label.is_yes for label, answer in pairs}
     present = [category for category in CATEGORIES if any(label.category == category for label in labels)]
     images = _images(labels, right, present)
     categories = {category: _category(images, category, present) for category in present}
     perception, cognition = _sum_of(PERCEPTION, present), _sum_of(COGNITION, present)
-    _check_categories(data, present)
     notes = list(size_note(len(labels), PUBLISHED_QUESTIONS))
     if len(present) < len(CATEGORIES):
         absent = [category for category in CATEGORIES if category not in present]
@@ -117,7 +117,7 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
     )
 
 
-def _check_categories(data: Path, present: list[str]) -> None:
+def _check_categories(data: Path, present: set[str]) -> None:
     """Raises UserError when LLaVA's question file asks about a category that has no labels."""
     file = LAYOUT.find(data, "questions")
     if file is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkd.config.dotted import did_you_mean
 from alignkd.data.records import IMAGE_MARKER, Sample, parse_sample
 from alignkd.errors import UserError
-from alignkd.evaluate.answers import AnswerFile, match_all
+from alignkd.evaluate.answers import AnswerFile, answered
 from alignkd.evaluate.files import read_json
 from alignkd.evaluate.task_score import Graded, TaskScore, mean_score
 from alignkd.evaluate.tasks.layout import Layout, Needed
@@ -19,10 +19,11 @@ from alignkd.evaluate.tasks.pictures import picture_file
 from alignkd.evaluate.tasks.task import SHORT_ANSWER_TOKENS, Question, Task
 from alignkd.evaluate.tasks.vqa_accuracy import PEOPLE, vqa_accuracy
 
+KIND = "kind"  # title of the table per kind
 _DEFAULT_KIND = "question"
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
     sample: Sample
     kind: str
     expected: tuple[str, ...]  # one answer, or ten people's
@@ -76,21 +77,20 @@ def own_task(file: Path, image_folder: Path | None, metric: str) -> Task:
         "own",
         layout,
         SHORT_ANSWER_TOKENS,
-        lambda _: [_question(record, images) for record in _records(file, metric)],
-        lambda _, answers: _score(file, answers, metric),
+        lambda _: [question_of(record, images) for record in read_records(file, metric)],
+        lambda _, answers: score_records(read_records(file, metric), answers, "own", metric),
     )
 
 
-def _question(record: _Record, images: Path) -> Question:
+def question_of(record: Record, images: Path) -> Question:
     *earlier, asked, _ = record.sample.turns
     pictures = tuple(picture_file(images, path, record.where) for path in record.sample.images)
     row_prompt = asked.text.replace(IMAGE_MARKER, "").strip()
     return Question(record.sample.id, asked.text, row_prompt, pictures, record.kind, tuple(earlier))
 
 
-def _score(file: Path, answers: AnswerFile, metric: str) -> TaskScore:
-    records = _records(file, metric)
-    found = match_all(answers, [(record.sample.id,) for record in records], "own")
+def score_records(records: Sequence[Record], answers: AnswerFile, task: str, metric: str) -> TaskScore:
+    pairs = answered(answers, records, [(record.sample.id,) for record in records], task)
     rule = METRICS[metric][0]
     graded = [
         Graded(
@@ -99,17 +99,17 @@ def _score(file: Path, answers: AnswerFile, metric: str) -> TaskScore:
             rule(answer.text, record.expected),
             (record.kind,),
         )
-        for record, answer in zip(records, found, strict=True)
+        for record, answer in pairs
     ]
     settings = {"metric": metric} | answers.settings()
-    return mean_score("own", graded, ("kind",), partly_right=metric == "vqa", settings=settings)
+    return mean_score(task, graded, (KIND,), partly_right=metric == "vqa", settings=settings)
 
 
-def _records(file: Path, metric: str) -> list[_Record]:
+def read_records(file: Path, metric: str) -> list[Record]:
     found = read_json(file)
     if not isinstance(found, list) or not found:
         raise UserError(f"{file}: must be a JSON list with at least one record")
-    records: dict[str, _Record] = {}
+    records: dict[str, Record] = {}
     for number, value in enumerate(found):
         record = _record(value, number, file, metric)
         if record.sample.id in records:
@@ -120,10 +120,10 @@ def _records(file: Path, metric: str) -> list[_Record]:
     return list(records.values())
 
 
-def _record(value: Any, number: int, file: Path, metric: str) -> _Record:
+def _record(value: Any, number: int, file: Path, metric: str) -> Record:
     sample = parse_sample(value, str(file), 0, number)
     where = f"{file}: entry {number}"
-    kind = value.get("kind", _DEFAULT_KIND)
+    kind = value.get(KIND, _DEFAULT_KIND)
     if not isinstance(kind, str):
         raise UserError(f"{where}: `kind` must be a text, found {kind!r:.80}")
     _, described, is_valid = METRICS[metric]
@@ -134,11 +134,11 @@ def _record(value: Any, number: int, file: Path, metric: str) -> _Record:
         )
     people = value.get("answers")
     if people is None or metric != "vqa":
-        return _Record(sample, kind, (label,), where)
+        return Record(sample, kind, (label,), where)
     if (
         not isinstance(people, list)
         or len(people) != PEOPLE
         or not all(isinstance(answer, str) for answer in people)
     ):
         raise UserError(f"{where}: `answers` must be {PEOPLE} texts, one of each person")
-    return _Record(sample, kind, tuple(people), where)
+    return Record(sample, kind, tuple(people), where)

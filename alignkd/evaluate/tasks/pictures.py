@@ -55,15 +55,18 @@ def missing_pictures(pictures: Iterable[Picture]) -> list[PictureFile]:
     return [picture for picture in wanted if not (picture.folder / picture.path).is_file()]
 
 
+def require_picture(picture: PictureFile) -> Path:
+    """Its path; raises UserError if there is no such file."""
+    path = picture.folder / picture.path
+    if not path.is_file():  # a pipe would block
+        raise UserError(f"{picture}: the picture is missing or no regular file")
+    return path
+
+
 def open_picture(picture: Picture, max_pixels: int) -> Image.Image:
     """Decoded to RGB; raises UserError if it is missing, broken or has more than ``max_pixels``."""
     source: Path | io.BytesIO
-    if isinstance(picture, PictureFile):
-        source = picture.folder / picture.path
-        if not source.is_file():  # a pipe would block
-            raise UserError(f"{picture}: the picture is missing or no regular file")
-    else:
-        source = io.BytesIO(_decoded(picture))
+    source = require_picture(picture) if isinstance(picture, PictureFile) else io.BytesIO(_decoded(picture))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked next

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignkd.errors import UserError
-from alignkd.evaluate.answers import AnswerFile, check_prompts, match_all
+from alignkd.evaluate.answers import AnswerFile, answered, check_prompts
 from alignkd.evaluate.files import Row, read_json_lines
 from alignkd.evaluate.statistics import Array, Units, estimate, ratio
 from alignkd.evaluate.task_score import SCORE, Numbers, TaskScore, size_note
@@ -90,8 +90,10 @@ def says_yes(text: str) -> bool:
 
 def score(data: Path, file: AnswerFile) -> TaskScore:
     asked = _asked(LAYOUT.path(data, "questions"))
-    answers = match_all(file, [(str(question.question_id),) for question in asked], "pope")
+    pairs = answered(file, asked, [(str(question.question_id),) for question in asked], "pope")
+    asked = [question for question, _ in pairs]
     texts = [question.text.removesuffix(SHORT_ANSWER) for question in asked]
+    answers = [answer for _, answer in pairs]
     check_prompts(file, list(zip(answers, texts, strict=True)), "pope")
     present = [split for split in SPLITS if any(question.split == split for question in asked)]
     labels = {split: _labels(LAYOUT.path(data, split)) for split in present}

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from alignkd.config.dotted import did_you_mean
 from alignkd.errors import UserError
-from alignkd.evaluate.tasks import gqa, mmbench, mme, pope, sqa, textvqa
+from alignkd.evaluate.tasks import gqa, mmbench, mme, pope, sample, sqa, textvqa
 from alignkd.evaluate.tasks.task import Task
 
 BENCHMARKS: dict[str, Task] = {
     task.name: task for task in (gqa.TASK, sqa.TASK, textvqa.TASK, pope.TASK, mme.TASK, mmbench.TASK)
 }
-ALL = "all"
+TASKS: dict[str, Task] = BENCHMARKS | {sample.TASK.name: sample.TASK}  # that a name alone tells
+ALL = "all"  # of the benchmarks
+OWN = "own"
 
 
 def tasks_named(names: str) -> list[Task]:
     """``gqa,pope`` or ``all`` -> tasks, each once, in the order of the table; raises UserError."""
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
+    valid = [*TASKS, ALL]
     for name in wanted:
-        if name not in BENCHMARKS and name != ALL:
+        if name not in valid:
             raise UserError(
-                f"task {name!r:.80} is unknown; valid: {', '.join(BENCHMARKS)}, {ALL}"
-                f"{did_you_mean(name, [*BENCHMARKS, ALL])}"
+                f"task {name!r:.80} is unknown; valid: {', '.join(valid)}, or {OWN} alone"
+                f"{did_you_mean(name, valid)}"
             )
     if not wanted:
-        raise UserError(f"no task is named; valid: {', '.join(BENCHMARKS)}, {ALL}")
-    return [task for name, task in BENCHMARKS.items() if name in wanted or ALL in wanted]
+        raise UserError(f"no task is named; valid: {', '.join(valid)}, or {OWN} alone")
+    return [task for name, task in TASKS.items() if name in wanted or (ALL in wanted and name in BENCHMARKS)]

@@ -62,7 +62,11 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
     official script a question without an answer is wrong; a note says how many there are."""
     entries = _entries(LAYOUT.path(data, "questions"))
     answers = match(file, [(entry.question_id,) for entry in entries], "sqa")
-    pairs = list(zip(entries, answers, strict=True))
+    pairs = [
+        (entry, answer)
+        for entry, answer in zip(entries, answers, strict=True)
+        if answer is not None or not file.is_partial
+    ]
     check_prompts(file, [(answer, entry.text) for entry, answer in pairs if answer is not None], "sqa")
     graded = [
         Graded(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from alignkd.errors import UserError
-from alignkd.evaluate.answers import Answer, AnswerFile, Key, match_all
+from alignkd.evaluate.answers import Answer, AnswerFile, Key, answered
 from alignkd.evaluate.files import Row, read_json, read_json_lines
 from alignkd.evaluate.task_score import Graded, TaskScore, mean_score, size_note
 from alignkd.evaluate.tasks.layout import EVAL_ZIP, Layout, Needed
@@ -71,14 +71,13 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
     def key_of(answer: Answer) -> Key:
         return (answer.question_id, _asked(answer, file.path).lower())
 
-    answers = match_all(
-        file, [(label.image_id, label.question.lower()) for label in labels], "textvqa", key_of
-    )
+    keys = [(label.image_id, label.question.lower()) for label in labels]
+    pairs = answered(file, labels, keys, "textvqa", key_of)
     graded = [
         Graded(f"{label.image_id} {label.question}", label.image_id, vqa_accuracy(answer.text, label.answers))
-        for answer, label in zip(answers, labels, strict=True)
+        for label, answer in pairs
     ]
-    without_ocr = sum(_OCR not in answer.prompt for answer in answers)
+    without_ocr = sum(_OCR not in answer.prompt for _, answer in pairs)
     notes = size_note(len(graded), PUBLISHED_QUESTIONS)
     if without_ocr:
         notes += (f"{without_ocr:,} questions were asked without OCR tokens: lower by 5 to 13 points",)

@@ -16,7 +16,7 @@ from alignkd.run_folder.atomic_files import read_json, write_json, write_text_at
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
-from launcher.backends.base import QueuedJob, Started, Stopped, refuse_hostfile
+from launcher.backends.base import JobEnd, QueuedJob, Started, Stopped, refuse_hostfile
 from launcher.backends.hostfile import Host
 from launcher.backends.slurm.client import (
     cancel_job,
@@ -27,6 +27,7 @@ from launcher.backends.slurm.client import (
     running_jobs,
     signal_ranks,
 )
+from launcher.backends.slurm.job_facts import job_end
 from launcher.backends.slurm.submission import retarget_dependency, submit
 from launcher.run.attempts import open_attempt, read_history, slurm_step
 from launcher.run.console import say
@@ -45,9 +46,6 @@ class SlurmBackend:
     def hosts(self, hostfile: Path | None, nodes: int | None, gpus_per_node: int | None) -> tuple[Host, ...]:
         refuse_hostfile(hostfile)
         return ()
-
-    def device(self, config: Config, cluster: Cluster) -> str:
-        return "cpu" if config.slurm.gpu_option == "none" else "auto"
 
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         if in_allocation():
@@ -116,6 +114,9 @@ class SlurmBackend:
             found[run] = [QueuedJob(job, "RUNNING", "None", None, "")] if job in running else []
         return [found[run] for run in runs]
 
+    def end_of(self, job: str) -> JobEnd | None:
+        return job_end(job)
+
     def stop(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         # The file comes first: it tells the batch script that this USR1 is not a time limit, and ranks that
         # are about to start that they should not.
@@ -129,6 +130,7 @@ class SlurmBackend:
                 cancel_job(job.id)
         if not running:
             RunPaths(run).stop.unlink(missing_ok=True)
+            _record_cancelled(run)
             return Stopped(jobs[0].id, "taken out of the queue")
         for job in running:
             _signal(run, job, "USR1")
@@ -146,6 +148,7 @@ class SlurmBackend:
                 _signal(run, job, "TERM")
         if all(job.state == "PENDING" for job in jobs):
             RunPaths(run).stop.unlink(missing_ok=True)
+            _record_cancelled(run)
         own = all(job.script for job in jobs)
         return Stopped(
             jobs[0].id,
@@ -193,6 +196,12 @@ def _record_submission(run: Path, job: str) -> None:
     """Failures before this moment do not count towards slurm.max_restarts."""
     values = {"job": job, "submitted": time.time(), "attempts_before": len(read_history(run))}
     write_json(RunPaths(run).job, values)
+
+
+def _record_cancelled(run: Path) -> None:
+    """The submitted job leaves no log, which is not a failure."""
+    if (values := read_json(RunPaths(run).job)) is not None:
+        write_json(RunPaths(run).job, {**values, "cancelled": True})
 
 
 def _request_stop(run: Path, name: str, jobs: Sequence[QueuedJob]) -> None:

@@ -28,7 +28,7 @@ def in_allocation() -> bool:
 
 def clean_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without the variables of a surrounding job, which Slurm's commands read as options."""
-    inherited = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT")
+    inherited = ("SLURM_", "SBATCH_", "SRUN_", "ALIGNKD_RUN", "ALIGNKD_ATTEMPT", "ALIGNKD_NODES")
     return {k: v for k, v in environment.items() if k == "SLURM_CONF" or not k.startswith(inherited)}
 
 
@@ -48,9 +48,13 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
         return None
 
 
+def slurm_is_installed() -> bool:
+    return shutil.which("sbatch") is not None
+
+
 def slurm_answers() -> bool:
     """Does a Slurm controller answer from here?"""
-    return shutil.which("sbatch") is not None and "UP" in (run_slurm_command("scontrol", "ping") or "")
+    return "UP" in (run_slurm_command("scontrol", "ping") or "")
 
 
 def field_of(text: str, name: str) -> str | None:

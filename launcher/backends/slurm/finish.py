@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from alignkd.errors import EXIT_FAILED, EXIT_SAVED_ON_TERM, EXIT_USER_ERROR
+from alignkd.errors import EXIT_BAD_NODE, EXIT_FAILED, EXIT_SAVED_ON_TERM, EXIT_USER_ERROR
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import result_status
 from launcher.backends.slurm import script
@@ -32,8 +32,10 @@ from launcher.backends.slurm.script import (
 )
 from launcher.run.attempts import Attempt, Reason, close, exit_codes, newest_step, open_attempt
 from launcher.run.exit_codes import failed_rank, failure_report
-from launcher.run.restarts import FAILURES, in_a_row, since_submission, suspected_nodes
+from launcher.run.hangs import hang_codes, read_hang
+from launcher.run.restarts import COUNTED, in_a_row, since_submission, suspected_nodes
 
+_REPORTED = (Reason.CRASHED, Reason.BAD_NODE, Reason.BAD_INPUT, Reason.NODE_AT_FAULT)
 LATE_SECONDS = 60.0  # until a shared file system shows what another node has written
 
 
@@ -59,6 +61,7 @@ def _evidence(run: Path, attempt: Attempt, srun_status: int, nodes: list[str]) -
     """What the files say; nothing of Slurm yet."""
     codes = _all_codes(run, srun_status)
     history = since_submission(run)
+    hang = read_hang(run)
     complaints = [rank for rank, code in codes.items() if code == EXIT_USER_ERROR]
     return Evidence(
         codes=codes,
@@ -66,9 +69,10 @@ def _evidence(run: Path, attempt: Attempt, srun_status: int, nodes: list[str]) -
         result=result_status(run),
         progressed=newest_step(run) > attempt.first_step,
         stop_requested=False,
-        fruitless_before=in_a_row(history, FAILURES),
+        fruitless_before=in_a_row(history, COUNTED),
         max_restarts=int(os.environ.get("ALIGNKD_MAX_RESTARTS", "3")),
         job=None,
+        hang=None if hang is None else hang.message,
         lost_before=in_a_row(history, (Reason.NODE_LOST,)),
         complaining_nodes=tuple(sorted({nodes[_node_of(run, rank)] for rank in complaints})) if nodes else (),
         trained_before=newest_step(run) > 0,
@@ -101,13 +105,23 @@ def _judge(
 
 
 def _record(run: Path, attempt: Attempt, found: Evidence, decision: Decision, nodes: list[str]) -> None:
-    failed = failed_rank(found.codes)
-    blamed = {Reason.NODE_LOST: found.lost_nodes, Reason.NODE_AT_FAULT: found.complaining_nodes}
+    codes = found.codes
+    unusable = {rank for rank, code in codes.items() if code == EXIT_BAD_NODE}
+    blamed = {
+        Reason.NODE_LOST: found.lost_nodes,
+        Reason.NODE_AT_FAULT: found.complaining_nodes,
+        Reason.BAD_NODE: tuple(sorted({nodes[_node_of(run, rank)] for rank in unusable})) if nodes else (),
+    }
+    if decision.reason is Reason.HUNG and (hang := read_hang(run)) is not None:
+        codes = hang_codes(hang)
+        blamed[Reason.HUNG] = tuple(hang.nodes)
+    failed = failed_rank(codes)
     closed = close(
         run,
         attempt,
         decision.reason,
         blamed.get(decision.reason, ()),
+        codes=codes,
         failed_node=nodes[_node_of(run, failed)] if failed is not None and nodes else None,
     )
     if decision.action is Action.EXIT:
@@ -116,8 +130,8 @@ def _record(run: Path, attempt: Attempt, found: Evidence, decision: Decision, no
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
     )
-    if failed is not None and decision.reason in (Reason.CRASHED, Reason.BAD_INPUT, Reason.NODE_AT_FAULT):
-        say(failure_report(failed, found.codes[failed], RunPaths(run).log(failed)))
+    if failed is not None and decision.reason in _REPORTED:
+        say(failure_report(failed, codes[failed], RunPaths(run).log(failed)))
 
 
 def _exit_of_allocation(run: Path, decision: Decision) -> int:

@@ -6,9 +6,14 @@ import os
 import re
 from datetime import datetime
 
+from launcher.backends.base import JobEnd
 from launcher.backends.slurm.client import field_of, run_slurm_command
 from launcher.backends.slurm.lifecycle import JobState
 
+_FINAL = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "TIMEOUT"),
+)
 _CLOCK_SECONDS = 1.0  # Slurm prints whole seconds
 
 
@@ -34,6 +39,16 @@ def job_state(job: str) -> JobState | None:
         grace_over=notice is not None and notice + _CLOCK_SECONDS >= grace,
         excluded=field_of(text, "ExcNodeList"),
     )
+
+
+def job_end(job: str) -> JobEnd | None:
+    """Slurm forgets a job some minutes after its end (MinJobAge)."""
+    text = _job_text(job)
+    state = None if text is None else field_of(text, "JobState")
+    if text is None or state not in _FINAL:
+        return None
+    comment = re.search(r"\sComment=(.*?)(?= \w+=|$)", text)  # free text, with spaces
+    return JobEnd(state, comment[1].strip() if comment else None)
 
 
 def _preemption(text: str) -> tuple[str, float]:

@@ -16,7 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from alignkd.errors import EXIT_FAILED, EXIT_OK, EXIT_SAVED_ON_TERM, EXIT_SAVED_ON_USR1, EXIT_USER_ERROR
+from alignkd.errors import (
+    EXIT_BAD_NODE,
+    EXIT_FAILED,
+    EXIT_HUNG,
+    EXIT_OK,
+    EXIT_SAVED_ON_TERM,
+    EXIT_SAVED_ON_USR1,
+    EXIT_USER_ERROR,
+)
 from launcher.run.attempts import Reason
 from launcher.run.exit_codes import failed_rank, is_failure
 
@@ -76,6 +84,7 @@ class Evidence:
     max_restarts: int
     cancel_requested: bool = False  # for a run in an allocation, which is not cancelled itself
     job: JobState | None = field(default_factory=JobState)  # None: Slurm does not answer
+    hang: str | None = None  # who is behind, when the watch ended the ranks
     lost_nodes: tuple[str, ...] = ()  # of the job, according to Slurm or because they do not answer
     lost_before: int = 0  # attempts in a row that lost a node, without a new checkpoint
     complaining_nodes: tuple[str, ...] = ()  # nodes with a rank that reports bad input
@@ -121,10 +130,15 @@ def decide(found: Evidence) -> Decision:
     if at_fault is not None:
         why = f"bad input on {at_fault} only; retry {found.at_fault_before + 1} of {MAX_AT_FAULT} without it"
         return Decision(Action.RESTART, EXIT_USER_ERROR, Reason.NODE_AT_FAULT, why)
+    if found.hang is not None:
+        return _restart(found, Reason.HUNG, found.hang.partition(";")[0])
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_TERM in codes:
         return Decision(Action.WAIT, WAIT_SECONDS, Reason.TERMINATED, "ended by SIGTERM")
     if failed_rank(found.codes) is None and EXIT_SAVED_ON_USR1 in codes:
         return _restart(found, Reason.TIME_LIMIT, "saved before the time limit")
+    failed = failed_rank(found.codes)
+    if failed is not None and found.codes[failed] == EXIT_BAD_NODE:
+        return _restart(found, Reason.BAD_NODE, "a node cannot train")
     return _restart(found, Reason.CRASHED, "a rank failed")
 
 
@@ -167,6 +181,7 @@ def too_many_lost(attempts: int) -> bool:
 
 def _restart(found: Evidence, reason: Reason, why: str) -> Decision:
     failure = next((code for code in found.codes.values() if is_failure(code)), EXIT_FAILED)
+    failure = EXIT_HUNG if reason is Reason.HUNG else failure
     code = EXIT_SAVED_ON_USR1 if reason is Reason.TIME_LIMIT else failure
     if found.progressed:
         return Decision(Action.RESTART, code, reason, f"{why}; the run resumes from its newest checkpoint")

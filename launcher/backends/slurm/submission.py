@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,12 @@ from pathlib import Path
 from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
-from launcher.backends.slurm.client import clean_environment, queued_jobs, run_slurm_command
+from launcher.backends.slurm.client import (
+    clean_environment,
+    queued_jobs,
+    run_slurm_command,
+    slurm_is_installed,
+)
 
 _SECONDS = 120
 # Defaults that sites have their users put into the login shell, and the options that they stand for. sbatch
@@ -41,7 +45,7 @@ def submission_environment(script: str, environment: Mapping[str, str] = os.envi
 
 def submit(run: Path, options: Sequence[str] = ()) -> str:
     """Submit the run's job; returns the job id. Raises AlignkdError with sbatch's own message."""
-    if shutil.which("sbatch") is None:
+    if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node; use --backend local")
     script = RunPaths(run).job_script
     done = _sbatch(("--parsable", *options, str(script)), script)

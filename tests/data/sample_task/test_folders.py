@@ -4,8 +4,9 @@ from safetensors.torch import load_file
 from alignkd.config.schema import ModelSection
 from alignkd.data.sample_task import folders
 from alignkd.data.sample_task.tokenizer import train_tokenizer
+from alignkd.models.building import BuildOptions
 from alignkd.models.configuration import read_model_config
-from alignkd.models.loading import BuildOptions, load_student
+from alignkd.models.loading import load_student
 
 
 def write_all(out, seed=0):

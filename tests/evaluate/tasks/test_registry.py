@@ -14,7 +14,7 @@ def test_tasks_come_once_in_the_order_of_the_papers_table():
 
 
 def test_unknown_and_missing_names_list_the_valid_ones():
-    valid = "valid: gqa, sqa, textvqa, pope, mme, mmbench, all"
+    valid = "valid: gqa, sqa, textvqa, pope, mme, mmbench, sample, all, or own alone"
     with pytest.raises(UserError, match=f"task 'popes' is unknown; {valid}; did you mean pope"):
         tasks_named("gqa,popes")
     with pytest.raises(UserError, match=f"no task is named; {valid}"):

@@ -44,7 +44,8 @@ def test_every_rank_gets_its_place_and_devices() -> None:
         assert (e["WORLD_SIZE"], e["LOCAL_WORLD_SIZE"], e["MASTER_PORT"]) == ("4", "2", "23456")
         assert e["PATH"] == "/bin"
         assert "DEEPSPEED_CONFIG_X" not in e
-        assert "DS_ACCELERATOR" not in e
+        assert e["DS_ACCELERATOR"] == "cuda"  # never a silent change to the CPU
+        assert e["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
         assert int(e["OMP_NUM_THREADS"]) >= 1
     cpu = rank_environments(1, 1, 1, "cpu", ["0"], base)[0]
     assert (cpu["DS_ACCELERATOR"], cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")

@@ -5,14 +5,25 @@ import pytest
 from alignkd.config.presets import PRESETS
 from tests.launcher.cli.command import ROOT, alignkd
 
-RUNS = ("status", "logs", "stop", "cancel", "list", "ckpt", "explain", "drill")
+RUNS = ("status", "wait", "logs", "stop", "cancel", "list", "ckpt", "explain", "drill")
 
 
 def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
     done = alignkd("--help")
     assert done.returncode == 0
     assert done.is_light
-    for command in ("init", "plan", "launch", "resume", "eval", "probe", "sample-data", "export", *RUNS):
+    for command in (
+        "init",
+        "plan",
+        "launch",
+        "resume",
+        "eval",
+        "chat",
+        "probe",
+        "sample-data",
+        "export",
+        *RUNS,
+    ):
         assert f"\n  {command} " in done.stdout
         help_text = alignkd(command, "--help")
         assert help_text.returncode == 0
@@ -56,7 +67,7 @@ def test_a_dry_run_writes_the_run_folder_and_starts_nothing(config_file, tmp_pat
     assert done.is_light
     run = tmp_path / "runs" / "dry"
     assert "would run 2 times" in done.stdout
-    assert "running on the CPU" in done.stdout
+    assert "on CPUs (gloo)" in done.stdout
     assert "student.json" in done.stdout
     for command in ("list", "verify"):
         checkpoints = alignkd("ckpt", command, run)
@@ -67,7 +78,7 @@ def test_a_dry_run_writes_the_run_folder_and_starts_nothing(config_file, tmp_pat
     assert "learning_rate: 0.0001" in (run / "config.yaml").read_text()
     assert json.loads((run / "ds/teacher.json").read_text())["zero_optimization"]["stage"] == 3
     assert list((run / "logs").iterdir()) == []
-    again = alignkd(*arguments)
+    again = alignkd(*arguments[:-1])
     assert again.returncode == 2
     assert "never overwritten" in again.stderr
 
@@ -86,7 +97,8 @@ def test_a_launch_reports_all_problems_at_once_and_writes_nothing(config_file, t
 
 
 def test_missing_models_are_reported_with_the_run_that_will_write_them(config_file) -> None:
-    done = alignkd("launch", config_file, "--set", "model.teacher=/nowhere", "--set", "model.student=/also")
+    missing = ("--set", "model.teacher=/nowhere", "--set", "model.student=/also")
+    done = alignkd("launch", config_file, "--backend", "local", *missing)
     assert done.returncode == 2
     assert "model.teacher = /nowhere: no such folder" in done.stderr
     assert "model.student = /also: no such folder" in done.stderr
@@ -100,7 +112,7 @@ def test_missing_models_are_reported_with_the_run_that_will_write_them(config_fi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("launch", "missing.yaml"), "no such file"),
+        (("launch", "missing.yaml", "--backend", "local"), "no such file"),
         (("resume", "missing"), "not a run folder"),
         (("resume", "missing", "--allow-change", "training.epochs"), "not a run folder"),
         (("init", "--preset", "nope"), "valid: sample"),

@@ -12,6 +12,8 @@ from tests.launcher.cli.command import alignkd
 from tests.launcher.conftest import FIXTURE
 from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
 
+GPUS = ("--set", "slurm.gpu_option=gres")
+
 
 @pytest.fixture
 def published_sizes(config_file: Path, tmp_path: Path) -> list[str]:
@@ -38,10 +40,13 @@ def test_the_tables_fit_80_columns(config_file: Path, published_sizes: list[str]
         "teacher shard",
         "fits into 80.00",
         "zero3_node",
-        "40% of 989 TFLOP/s per GPU",
+        "On h100, 989 TFLOP/s: at least",
+        "% of the peak. Largest costs:",
+        "  teacher's matrix products: ",
     ):
         assert part in done.stdout
-    unknown = alignkd("plan", config_file, *published_sizes, *cluster)
+    unknown = alignkd("plan", config_file, *published_sizes, *cluster, "--chip", "b200")
+    assert "On b200, 2,250 TFLOP/s" in unknown.stdout
     assert "nothing was checked" in unknown.stdout
     assert "Advice" not in unknown.stdout
 
@@ -125,7 +130,7 @@ def test_a_stage_can_be_planned_before_the_one_that_trains_its_models(tmp_path: 
 def test_launch_refuses_a_run_that_cannot_fit(config_file: Path, tmp_path: Path) -> None:
     # GPUs of other hosts are not looked for; the tiny models need less than 3 GiB, mostly overhead.
     (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
-    launch = ("launch", config_file, "--backend", "ssh", "--hostfile", tmp_path / "hosts", "--dry-run")
+    launch = ("launch", config_file, "--hostfile", tmp_path / "hosts", "--dry-run", *GPUS)
     refused = alignkd(*launch, "--gpu-memory", "1G")
     assert refused.returncode == 2
     assert "does not fit into 1.00" in refused.stderr
@@ -145,6 +150,6 @@ def test_launch_refuses_a_run_that_cannot_fit(config_file: Path, tmp_path: Path)
 
 
 def test_the_memory_of_a_run_on_the_cpu_is_not_checked(config_file: Path) -> None:
-    done = alignkd("launch", config_file, "--backend", "local", "--dry-run", "--gpu-memory", "1M")
+    done = alignkd("launch", config_file, "--backend", "local", "--dry-run", "--gpu-memory", "1M", "--cpu")
     assert done.returncode == 0, done.stderr
     assert "memory was not checked" not in done.stdout

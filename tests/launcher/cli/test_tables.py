@@ -80,7 +80,8 @@ def test_a_narrow_terminal_breaks_neither_folder_nor_command(
 
 def test_the_table_of_runs_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     long = replace(STATE, run=str(Path("/a" * 40) / "distil-7b-to-1.7b-finetune"))
-    Console(width=80).print(state_table([long, STATE]))
+    console = Console(width=80)
+    console.print(state_table([long, STATE], console))
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert lines[0].split() == ["run", "state", "step", "left", "loss", "attempts", "goodput"]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from alignkd.errors import ConfigError, UserError
-from launcher.backends import backend_named, resolve_choice
+from launcher.backends import backend_named, local, resolve_choice
 from launcher.backends.base import Started
 from launcher.backends.slurm import backend as slurm
 from launcher.backends.slurm import client
@@ -113,13 +113,58 @@ def test_a_dry_run_shows_what_the_back_end_would_run(
     assert "-m alignkd.train" in text
 
 
-@pytest.mark.parametrize(("answers", "name"), [(True, "slurm"), (False, "local")])
-def test_auto_is_slurm_where_a_controller_answers(
-    monkeypatch: pytest.MonkeyPatch, answers: bool, name: str
+@pytest.mark.parametrize(("installed", "name"), [(True, "slurm"), (False, "local")])
+def test_auto_is_slurm_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: bool, name: str
 ) -> None:
-    monkeypatch.setattr(client, "slurm_answers", lambda: answers)
+    monkeypatch.setattr(client, "slurm_is_installed", lambda: installed)
+    monkeypatch.setattr(client, "slurm_answers", lambda: installed)
     assert resolve_choice("auto") == name
     assert resolve_choice("ssh") == "ssh"
+    assert resolve_choice("auto", tmp_path / "hosts") == "ssh"
+
+
+def test_a_silent_controller_never_makes_a_run_local(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of 32 GPUs once became 32 processes of the login node."""
+    for name, code in (("sbatch", 0), ("scontrol", 1)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(UserError, match=r"no Slurm controller answers .* --backend local"):
+        output_of(LaunchRequest(config_file, 4, 8))
+    assert not (tmp_path / "runs").exists()
+    assert resolve_choice("local") == "local"
+
+
+def test_missing_gpus_are_an_error_unless_the_cpu_is_asked_for(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = ("slurm.gpu_option=gres",)
+    monkeypatch.setattr(local, "visible_gpus", lambda _environment: ["0"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(
+        ConfigError, match=r"--gpus-per-node 2 needs 4 GPUs, and this machine has 1; .* --cpu"
+    ):
+        output_of(LaunchRequest(config_file, 2, 2, "local", overrides=gpus, dry_run=True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(ConfigError, match=r"this machine has 1 \(CUDA_VISIBLE_DEVICES='7'\)"):
+        output_of(LaunchRequest(config_file, 2, 2, "local", overrides=gpus, dry_run=True))
+    assert not (tmp_path / "runs").exists()
+    devices = {}
+    for name, overrides, cpu, nodes in (
+        ("one", gpus, False, 1),
+        ("asked", gpus, True, 2),
+        ("configured", (), False, 2),
+    ):
+        request = LaunchRequest(
+            config_file, nodes, 1, "local", name=name, overrides=overrides, cpu=cpu, dry_run=True
+        )
+        _, text = output_of(request)
+        devices[name] = read_manifest(tmp_path / "runs" / name).device
+        assert ("on CPUs (gloo), as --cpu or slurm.gpu_option = none asks" in text) == (name != "one")
+    assert devices == {"one": "auto", "asked": "cpu", "configured": "cpu"}
 
 
 def test_only_slurm_has_a_queue_and_an_unknown_back_end_is_an_error() -> None:

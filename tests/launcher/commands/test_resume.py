@@ -118,7 +118,7 @@ def test_a_start_that_sbatch_refuses_leaves_the_run_unchanged(
         return {
             str(path): path.read_bytes() if path.is_file() else None
             for path in run.rglob("*")
-            if path.name != ".lock"
+            if path.name != ".lock" and RunPaths(run).writers not in (path, path.parent)
         }
 
     before = state()
@@ -129,8 +129,37 @@ def test_a_start_that_sbatch_refuses_leaves_the_run_unchanged(
     monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, None))
     resume_run(run, request, Console(quiet=True))
     assert committed_steps(run) == [10]
-    assert json.loads((run / "allowed_changes.json").read_text()) == ["data.seed", "training.learning_rate"]
+    assert sorted(json.loads((run / "allowed_changes.json").read_text())) == [
+        "data.seed",
+        "training.learning_rate",
+    ]
     assert not (run / "result.json").exists()
+
+
+def test_a_resume_that_would_silently_start_over_is_refused_until_it_is_meant(
+    slurm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = slurm_run
+    attempt = Attempt(1, "7", "n1", 0.0, 0, saved_step=40)
+    (run / "attempts.jsonl").write_text(json.dumps(asdict(attempt)) + "\n")
+    monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(UserError, match=r"step 40 was saved(.|\n)*--from-scratch"):
+        resume_run(run, ResumeRequest(), Console(quiet=True))
+    monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, None))
+    assert resume_run(run, ResumeRequest(from_scratch=True), Console(quiet=True))["code"] == 0
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["code"] == 0
+
+
+def test_from_scratch_sets_the_checkpoints_of_a_finished_run_aside(slurm_run: Path) -> None:
+    run = slurm_run
+    checkpoint(run, 10)
+    write_json(run / "result.json", {"status": "done"})
+    with pytest.raises(UserError, match="exclude each other"):
+        resume_run(run, ResumeRequest(step=10, from_scratch=True), Console(quiet=True))
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["state"] == "done"
+    assert resume_run(run, ResumeRequest(from_scratch=True), Console(quiet=True))["state"] == "ended"
+    assert committed_steps(run) == []
+    assert (run / "checkpoints" / "step-10.set-aside" / "COMMITTED").exists()
 
 
 @pytest.fixture

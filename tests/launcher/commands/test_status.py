@@ -54,9 +54,12 @@ def test_a_run_without_attempts_is_not_started(run) -> None:
 
 def test_a_queued_run_has_a_reason_and_an_estimated_start(run) -> None:
     state = inspect_run(run, job("PENDING", "Resources", "2026-01-02T03:04:05"), NOW)
-    assert (state.state, state.detail) == ("queued", "not enough free nodes yet")
+    assert (state.state, state.detail) == (
+        "queued",
+        "not enough free nodes yet; fewer --nodes may start earlier",
+    )
     assert state.start_estimate == "2026-01-02T03:04:05"
-    assert inspect_run(run, job("PENDING", "SomethingNew"), NOW).detail == "SomethingNew"
+    assert inspect_run(run, job("PENDING", "SomethingNew"), NOW).detail.startswith("Slurm says SomethingNew")
 
 
 def test_a_running_run_has_its_progress_lost_steps_and_goodput(run) -> None:

@@ -15,7 +15,7 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.losses import attention, fused_logits
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.measure import LiveBytes
 from launcher.plan import activations

@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm import MobileVLM
 from launcher.plan.sizes import adapter_sizes, model_sizes
 from tests import tiny
 from tests.model_folders import copy_model

@@ -1,12 +1,16 @@
-"""Predicted gathers of an optimizer step against those of real engines on two ranks."""
+"""Predicted gathers and reductions of an optimizer step against those of real engines on two ranks."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from deepspeed.comm import comm
 
 from alignkd.config import load_config
 from alignkd.distributed.ranks import Ranks
@@ -31,7 +35,30 @@ LEAN = {
 }
 
 
-def gathered_in_a_step(ranks: Ranks, run: str) -> int:
+@contextmanager
+def count_reduced_bytes() -> Iterator[dict[str, int]]:
+    """Sizes of what is all-reduced, and of what is reduced and scattered."""
+    counted = {"all_reduce": 0, "reduce_scatter_tensor": 0}
+
+    def counting(name: str, argument: str) -> Callable[..., Any]:
+        original = getattr(comm.cdb, name)
+
+        def count(*arguments: Any, **keywords: Any) -> Any:
+            tensor = keywords.get(argument, arguments[0] if arguments else None)
+            if tensor.numel() > 10:  # not norms and flags
+                counted[name] += tensor.numel() * tensor.element_size()
+            return original(*arguments, **keywords)
+
+        return count
+
+    with (
+        patch.object(comm.cdb, "all_reduce", counting("all_reduce", "tensor")),
+        patch.object(comm.cdb, "reduce_scatter_tensor", counting("reduce_scatter_tensor", "input_tensor")),
+    ):
+        yield counted
+
+
+def sent_in_a_step(ranks: Ranks, run: str) -> dict[str, int]:
     """Bytes of the second step: small tensors become resident in the first one."""
     config = load_config(Path(run) / "config.yaml")
     student, teacher = (_lean(Path(run) / "ds" / f"{name}.json") for name in ("student", "teacher"))
@@ -42,9 +69,8 @@ def gathered_in_a_step(ranks: Ranks, run: str) -> int:
     provider.model.shares_tower = config.distillation.share_vision_tower
     window = [tiny.batch_of("v1", packing=True), tiny.batch_of("text", packing=True)]
     facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
-    counted = 0
     for _ in range(2):
-        with count_gathered_bytes() as counter:
+        with count_gathered_bytes() as gathered, count_reduced_bytes() as reduced:
             run_optimizer_step(
                 engine,
                 provider,
@@ -55,8 +81,7 @@ def gathered_in_a_step(ranks: Ranks, run: str) -> int:
                 Stopwatch(),
                 lookahead=config.teacher.lookahead,
             )
-        counted = counter.total
-    return counted
+    return {"gathered": gathered.total, **reduced}
 
 
 def _lean(path: Path) -> dict[str, Any] | None:
@@ -71,6 +96,7 @@ def _lean(path: Path) -> dict[str, Any] | None:
 @pytest.mark.parametrize(
     ("stage", "placement", "lookahead", "share", "tolerance"),
     [
+        (0, "replicated", None, True, 0.02),
         (2, "zero3", None, True, 0.02),
         (2, "zero3", 1, True, 0.02),
         (1, "replicated", None, True, 0.02),
@@ -80,7 +106,7 @@ def _lean(path: Path) -> dict[str, Any] | None:
         (3, "replicated", None, False, 0.1),
     ],
 )
-def test_gathers_agree_with_real_engines(
+def test_gathers_and_reductions_agree_with_real_engines(
     two_ranks: RankPool,
     tmp_path: Path,
     stage: int,
@@ -105,8 +131,13 @@ def test_gathers_agree_with_real_engines(
     rendered = Rendered(*(None if file is None else file["zero_optimization"] for file in files))
     transfers = run_traffic(config, sizes, work, cluster, rendered)
     predicted = sum(transfer.bytes for transfer in transfers if transfer.name != "gradients")
-    for measured in two_ranks.run(gathered_in_a_step, str(run)):
-        assert measured == pytest.approx(predicted, rel=tolerance), transfers
+    (gradients,) = (transfer for transfer in transfers if transfer.name == "gradients")
+    all_reduced = gradients.bytes if gradients.passes == 2 else 0
+    for measured in two_ranks.run(sent_in_a_step, str(run)):
+        assert measured["gathered"] == pytest.approx(predicted, rel=tolerance), transfers
+        assert measured["all_reduce"] == pytest.approx(all_reduced, rel=0.02), transfers
+        scattered = gradients.bytes - all_reduced
+        assert measured["reduce_scatter_tensor"] == pytest.approx(scattered, rel=0.02), transfers
 
 
 def test_rings_send_a_share_of_the_bytes_to_each_rank_and_node() -> None:

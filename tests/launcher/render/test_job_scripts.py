@@ -97,7 +97,8 @@ def test_the_manual_shows_the_script() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_module_that_a_script_calls_exists(render, name: str) -> None:
     called = {module for text in render(SETTINGS[name]).values() for module in re.findall(r"-m (\S+)", text)}
-    assert called == {"launcher.backends.slurm.batch", "alignkd.train"}
+    slurm = "launcher.backends.slurm"
+    assert called == {f"{slurm}.batch", f"{slurm}.hang_watch", "alignkd.train"}
     assert all(importlib.util.find_spec(module) is not None for module in called)
 
 
@@ -122,6 +123,13 @@ def test_settings_become_sbatch_directives(render) -> None:
     assert plain["gpus-per-node"] == "4"
     assert "requeue" in plain
     assert "account" not in plain
+
+
+def test_a_gpu_job_never_falls_back_to_the_cpu(render) -> None:
+    asked, cpu = render({}), render({"gpu_option": "none"})
+    assert "export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}\n" in asked["rank.sh"]
+    assert "cuda" not in cpu["rank.sh"] + cpu["env.sh"]
+    assert "export DS_ACCELERATOR=cpu" in cpu["env.sh"]
 
 
 def test_secrets_are_never_stored(render, monkeypatch) -> None:

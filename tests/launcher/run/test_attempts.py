@@ -44,6 +44,21 @@ def test_an_attempt_is_closed_with_its_steps_and_reason(tmp_path) -> None:
     assert read_history(tmp_path) == [closed]
 
 
+def test_a_checkpoint_that_the_ranks_refused_is_no_progress(tmp_path) -> None:
+    """Step 8 has its marker, and is damaged: the ranks put it aside and resume from 4."""
+    for step in (4, 8):
+        checkpoint(tmp_path, step)
+    attempt = begin(tmp_path, "7", "n1", None)
+    assert attempt.first_step == 8
+    (tmp_path / "checkpoints" / "step-8").rename(tmp_path / "checkpoints" / "step-8.passed-over")
+    facts = {"phase": "training", "step": 7, "resumed_step": 4, "updated": time.time() + 1}
+    (tmp_path / "progress.json").write_text(json.dumps(facts))
+    checkpoint(tmp_path, 6)
+    closed = close(tmp_path, attempt, Reason.CRASHED)
+    assert (closed.first_step, closed.last_step, closed.saved_step, closed.lost_steps) == (4, 7, 6, 1)
+    assert closed.progressed
+
+
 def test_a_killed_attempt_is_closed_by_the_next_one(tmp_path) -> None:
     first = begin(tmp_path, "7", "n1", None)
     progress(tmp_path, 3, first.start + 60)

@@ -18,6 +18,8 @@ from launcher.run.exit_codes import exit_code, failed_rank, failure_line, failur
         ({1: 0, 0: 2}, 0, 2),
         ({0: 1, 1: 2}, 1, 2),  # rank 0 lost its connection to rank 1, and ended first
         ({1: -9, 0: -15}, 1, 137),
+        ({0: -9, 1: -15}, 0, 137),
+        ({2: 0, 1: 1, 3: 3}, 1, 1),
         ({1: 86, 0: 1}, 0, 1),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from alignkd.run_folder.paths import RunPaths
 from launcher.run.attempts import Attempt
-from launcher.run.restarts import FAILURES, in_a_row, since_submission, suspected_nodes
+from launcher.run.restarts import COUNTED, in_a_row, since_submission, suspected_nodes
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_failures_without_progress_are_counted(
             attempt = Attempt(number, "7", "n1", 0.0, 0, reason=reason, saved_step=saved)
             file.write(json.dumps(asdict(attempt)) + "\n")
     RunPaths(tmp_path).job.write_text(json.dumps({"attempts_before": before}))
-    assert in_a_row(since_submission(tmp_path), FAILURES) == count
+    assert in_a_row(since_submission(tmp_path), COUNTED) == count
 
 
 def ended(reason: str, node: str | None = None, saved: int = 0) -> Attempt:

@@ -22,8 +22,8 @@ def test_a_missing_or_empty_profile_sets_nothing(tmp_path) -> None:
 def test_the_configuration_and_its_stage_override_the_profile(tmp_path, config_file) -> None:
     site = read_site(put(tmp_path, "slurm: {partition: site, qos: site, account: site}\n"))
     config_file.write_text(
-        config_file.read_text()
-        + "slurm: {qos: file, account: file}\nstages: {a: {slurm: {account: stage}}}\n"
+        config_file.read_text().replace("slurm: {", "slurm: {qos: file, account: file, ")
+        + "stages: {a: {slurm: {account: stage}}}\n"
     )
     slurm = load_config(config_file, ["slurm.memory=4G"], "a", site).slurm
     assert (slurm.partition, slurm.qos, slurm.account, slurm.memory) == ("site", "file", "stage", "4G")
@@ -32,7 +32,7 @@ def test_the_configuration_and_its_stage_override_the_profile(tmp_path, config_f
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slurm: {partion: x}", "slurm.partion: unknown key; valid: account, partition"),
+        ("slurm: {partion: x}", "slurm.partion: unknown key; did you mean partition?"),
         ("slurm: {signal_seconds: 1}", "slurm.signal_seconds: "),
         ("partition: x", "one section: `slurm"),
         ("[]", "one section"),

@@ -14,6 +14,8 @@ from launcher.backends.slurm.finish import finish
 from launcher.backends.slurm.lifecycle import Action, Decision, JobState
 from launcher.run import attempts
 from launcher.run.attempts import Reason
+from launcher.run.hangs import Hang, write_hang
+from launcher.run.restarts import COUNTED, in_a_row
 
 
 @pytest.fixture(autouse=True)
@@ -186,3 +188,22 @@ def test_a_cancel_inside_an_allocation_is_recorded(run: Path, monkeypatch: pytes
     RunPaths(run).stop.write_text("TERM 7\n")
     assert finish(run, 0) == 86
     assert reasons(run) == ["cancelled"]
+
+
+def test_a_node_without_a_gpu_is_recorded_and_excluded(run: Path, restarts: list[tuple[str, ...]]) -> None:
+    RunPaths(run).exit_file(1).write_text("88 12.5\n")
+    RunPaths(run).exit_file(0).write_text("143 13.5\n")
+    assert finish(run, 1) == 77
+    (ended,) = attempts.read_history(run)
+    assert (ended.reason, ended.bad_nodes, ended.failed_rank) == ("unusable node", ("n2",), 1)
+    assert in_a_row([ended], COUNTED) == 1
+    assert restarts == [("n2",)]
+
+
+def test_a_hang_is_recorded_with_the_rank_and_the_node_that_are_behind(run: Path) -> None:
+    end(run, 137, 137)
+    write_hang(run, Hang((1,), ("n2",), "rank 1 on n2 is behind; stopped"))
+    assert finish(run, 1) == 77
+    (ended,) = attempts.read_history(run)
+    assert (ended.reason, ended.bad_nodes, ended.failed_rank) == ("hung", ("n2",), 1)
+    assert in_a_row([ended], COUNTED) == 1

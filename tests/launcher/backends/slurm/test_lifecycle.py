@@ -29,6 +29,7 @@ TIME_LIMIT = JobState(state="COMPLETING", reason="TimeLimit")
 CANCEL_MODE = JobState(preempted=True, preempt_mode="CANCEL")
 NO_REQUEUE = JobState(preempted=True, requeueable=False)
 USR1, TERM, CRASH, BAD = {0: 85, 1: 85}, {0: 86, 1: 86}, {1: 3, 0: 143}, {1: 2, 0: 143}
+HANG = "rank 1 on n2 is behind: step 7, training; nothing has moved for 700 s"
 
 
 def ended(job: JobState, **changes: bool) -> JobState:
@@ -80,6 +81,15 @@ def ended(job: JobState, **changes: bool) -> JobState:
         ({"codes": {}, "job": TIME_LIMIT}, Action.RESTART, Reason.TIME_LIMIT),
         ({"codes": CRASH}, Action.RESTART, Reason.CRASHED),
         ({"codes": {}, "srun_status": 1}, Action.RESTART, Reason.CRASHED),
+        ({"codes": {}, "srun_status": 137, "hang": HANG}, Action.RESTART, Reason.HUNG),
+        # The watch ended ranks that had been told to leave, or that wait for a node which is gone.
+        ({"codes": {}, "hang": HANG, "job": CANCELLED}, Action.EXIT, Reason.CANCELLED),
+        ({"codes": {}, "hang": HANG, "lost_nodes": ("n2",)}, Action.RESTART, Reason.NODE_LOST),
+        ({"codes": {}, "hang": HANG, "stop_requested": True}, Action.EXIT, Reason.STOPPED),
+        # The others were ended because of the rank without a GPU.
+        ({"codes": {1: 88, 0: 143}}, Action.RESTART, Reason.BAD_NODE),
+        ({"codes": {1: 88, 0: 143}, "fruitless_before": 3}, Action.EXIT, Reason.BAD_NODE),
+        ({"codes": {0: 1, 1: 88}}, Action.RESTART, Reason.CRASHED),
         # A rank that failed while others saved: the save needs all of them.
         ({"codes": {0: 85, 1: 139}}, Action.RESTART, Reason.CRASHED),
     ],
@@ -102,6 +112,13 @@ def test_restarts_without_progress_are_counted(codes) -> None:
     assert given_up.value != 0
     assert "slurm.max_restarts" in given_up.why
     assert decide(replace(PEACE, codes=codes, fruitless_before=3, progressed=True)).action is Action.RESTART
+
+
+def test_a_run_that_hangs_again_and_again_is_given_up_with_a_code_of_its_own() -> None:
+    found = replace(PEACE, codes={}, srun_status=137, hang=HANG, fruitless_before=3)
+    given_up = decide(found)
+    assert (given_up.action, given_up.value, given_up.reason) == (Action.EXIT, 87, Reason.HUNG)
+    assert given_up.why.startswith("rank 1 on n2 is behind: step 7, training; given up")
 
 
 def test_the_exit_code_is_that_of_the_first_rank_that_failed() -> None:

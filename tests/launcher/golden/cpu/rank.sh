@@ -15,7 +15,7 @@ export WORLD_SIZE=${ALIGNKD_WORLD_SIZE:-$SLURM_NTASKS} LOCAL_WORLD_SIZE=4
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # Slurm signals python as well. This shell only has to outlive it, to record how it ended.
-trap : USR1 TERM
+trap : USR1 TERM USR2 # USR2 asks for python's stacks
 "$PYTHON" -m alignkd.train "$RUN"
 code=$?
 

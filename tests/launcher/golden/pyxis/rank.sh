@@ -15,8 +15,12 @@ export RANK LOCAL_RANK=${ALIGNKD_LOCAL_RANK:-$SLURM_LOCALID} NODE_RANK=${ALIGNKD
 export WORLD_SIZE=${ALIGNKD_WORLD_SIZE:-$SLURM_NTASKS} LOCAL_WORLD_SIZE=4
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
+# Without it DeepSpeed trains on the CPU where it finds no driver.
+export DS_ACCELERATOR=${DS_ACCELERATOR:-cuda}
+# Batches differ in length: without it the free memory of a GPU falls into pieces.
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 # Slurm signals python as well. This shell only has to outlive it, to record how it ended.
-trap : USR1 TERM
+trap : USR1 TERM USR2 # USR2 asks for python's stacks
 "$PYTHON" -m alignkd.train "$RUN"
 code=$?
 

@@ -1,60 +1,45 @@
 """MobileVLM V2 on transformers' LLaMA and CLIP classes: vision tower -> projector -> language model -> head.
 
-Everything that a loss can need leaves :meth:`MobileVLM.forward` as :class:`ModelOutputs`; the model knows of
-no loss. Shapes: B rows, L columns, D width, I images (see ``data/batch.py``), P patches and C width of the
+Shapes: B rows, L columns, D width, I images (see ``data/batch.py``), P patches and C width of the
 vision tower, V vision tokens of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from alignkd.data.batch import Batch
 from alignkd.models.attention import (
     ATTENTION_NAME,
-    FirstLayerAttention,
     FirstLayerCapture,
     capture_first_layer,
     packing_of,
 )
 from alignkd.models.configuration import MobileVLMConfig
+from alignkd.models.families.interface import (
+    LanguageModelHead,
+    ModelFacts,
+    ModelOutputs,
+    VisionLanguageModel,
+)
 from alignkd.models.projector import LDPv2Projector
 
-T = TypeVar("T")
+TOWER_PREFIX = "model.vision_tower.vision_tower.vision_model."
+PROJECTOR_PREFIX = "model.mm_projector."
+PREFIXES = {  # ours -> published; the first match counts
+    "vision_tower.": TOWER_PREFIX,
+    "projector.": PROJECTOR_PREFIX,
+    "head.": "lm_head.",
+    "language_model.": "model.",
+}
 
 
-class ModelOutputs(NamedTuple):
-    """``patches_IPC`` and ``vision_tokens_IVD``: of the tower and the projector, dummy images included.
-
-    A tuple, because ZeRO-3's hooks find tensors in tuples, lists and dicts only.
-    """
-
-    hidden_BLD: torch.Tensor  # after the final norm, before the head
-    vision_tokens_IVD: torch.Tensor
-    patches_IPC: torch.Tensor
-    first_layer: FirstLayerAttention
-
-
-class LanguageModelHead(nn.Module):
-    """The output projection. Its forward lends the weight to a function, because ZeRO-3 gathers the weights
-    of a module for the time of its forward only: logits and fused losses alike are computed in there."""
-
-    def __init__(self, width: int, vocab_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, width))
-
-    def forward(self, hidden: torch.Tensor, function: Callable[[torch.Tensor, torch.Tensor], T]) -> T:
-        """``function(hidden [..., D], weight [vocab, D])``."""
-        return function(hidden, self.weight)
-
-
-class MobileVLM(nn.Module):
+class MobileVLM(VisionLanguageModel):
     def __init__(self, config: MobileVLMConfig) -> None:
         super().__init__()
         self.config = config
@@ -68,6 +53,16 @@ class MobileVLM(nn.Module):
         self.train_vision_tower = False
         self.freeze_vision_tower()
 
+    @property
+    def facts(self) -> ModelFacts:
+        return facts_of(self.config)
+
+    def public_name(self, name: str) -> str:
+        return public_name(name)
+
+    def is_projector(self, name: str) -> bool:
+        return name.startswith("projector.")
+
     def freeze_vision_tower(self) -> None:
         self.vision_tower.requires_grad_(False)
         self.train_vision_tower = False
@@ -79,19 +74,29 @@ class MobileVLM(nn.Module):
             module.requires_grad_(True)
 
     def enable_gradient_checkpointing(self) -> None:
-        for module in (self.language_model, *([self.vision_tower] if self.train_vision_tower else [])):
+        # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients. Random
+        # states are kept for dropout only: each layer would copy the device's to the host, and wait for it.
+        towers_dropout = float(self.config.tower_config["attention_dropout"])
+        modules: list[tuple[Any, bool]] = [(self.language_model, False)]
+        if self.train_vision_tower:
+            modules.append((self.vision_tower, towers_dropout > 0))
+        for module, draws in modules:
             # Renamed between transformers 5.17 and 5.23.
             enable = getattr(module, "activation_checkpointing_enable", None)
-            # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients.
-            (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+            (enable or module.gradient_checkpointing_enable)(
+                {"use_reentrant": False, "preserve_rng_state": draws}
+            )
+
+    def restore_buffers(self, device: torch.device | str) -> None:
+        rotary = self.language_model.rotary_emb
+        with torch.device("cpu"):
+            fresh = LlamaRotaryEmbedding(llama_config(self.config))
+        rotary.inv_freq = fresh.inv_freq.to(device)
+        rotary.original_inv_freq = fresh.original_inv_freq.to(device)
+        embeddings = self.vision_tower.embeddings
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
 
     def forward(self, batch: Batch, patches_IPC: torch.Tensor | None = None) -> ModelOutputs:
-        """Run all of the model but the head.
-
-        The projector (and the tower) runs whatever the batch holds: a rank that skipped it would deadlock the
-        other ranks in their collectives. ``patches_IPC``: what an identical tower computed from the batch's
-        pixels; this model's own tower does not run then.
-        """
         if patches_IPC is None:
             patches_IPC = self.patches(batch.pixel_values)
         vision_tokens_IVD: torch.Tensor = self.projector(patches_IPC)
@@ -106,11 +111,6 @@ class MobileVLM(nn.Module):
             packing=packing_of(batch, embeddings_BLD, self.head_width),
         )
         return ModelOutputs(output.last_hidden_state, vision_tokens_IVD, patches_IPC, first_layer.take())
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., D] -> [..., vocab]."""
-        logits: torch.Tensor = self.head(hidden, F.linear)
-        return logits
 
     def vision_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised pixels [I, 3, S, S] -> vision tokens [I, V, D]."""
@@ -139,10 +139,19 @@ class MobileVLM(nn.Module):
         # The dummy image of a text-only batch keeps the projector in the graph, with a zero gradient.
         return embeddings + (0.0 * vision_tokens_IVD[batch.image_count :]).sum()
 
-    def decode(self, embeddings_BLD: torch.Tensor, cache: Any) -> torch.Tensor:
+    def decode(
+        self, embeddings_BLD: torch.Tensor, cache: Any, mask_BK: torch.Tensor, positions_BL: torch.Tensor
+    ) -> torch.Tensor:
         """Hidden states [B, L, D] of positions that follow those in ``cache`` (a transformers Cache), for
-        generation."""
-        output = self.language_model(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True)
+        generation after ``use_plain_attention``. ``mask_BK``: 1 at the K real positions, old and new, and 0
+        at padding."""
+        output = self.language_model(
+            inputs_embeds=embeddings_BLD,
+            attention_mask=mask_BK,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=True,
+        )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
@@ -160,6 +169,18 @@ class MobileVLM(nn.Module):
         """The parts of the tower that its selected hidden state depends on."""
         tower = self.vision_tower
         return [tower.embeddings, tower.pre_layrnorm, *tower.encoder.layers[: self.used_tower_layers]]
+
+
+def facts_of(config: MobileVLMConfig) -> ModelFacts:
+    return ModelFacts(config.num_attention_heads, config.hidden_size, config.vision_tokens)
+
+
+def public_name(name: str) -> str:
+    """The name of a tensor in the published format."""
+    for ours, published in PREFIXES.items():
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    raise AssertionError(f"no published name for {name}")
 
 
 def new_projector(config: MobileVLMConfig) -> LDPv2Projector:

@@ -1,0 +1,66 @@
+"""A folder's processor without what only videos need: torchvision, and for SmolVLM num2words.
+
+transformers' video processors want torchvision, whose wheels must match torch's build. Images go through
+Pillow, whatever is installed: the other back end's pixels differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from alignkd.errors import CheckpointError
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+VIDEO = "video_processor"
+
+
+def read_processor(folder: Path) -> Any:
+    """Raises CheckpointError when the folder has no usable processor or no chat template."""
+    try:
+        processor = _build(folder)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load its processor: {error}") from error
+    if not getattr(processor, "chat_template", None):
+        raise CheckpointError(f"{folder}: has no chat template (chat_template.jinja)")
+    return processor
+
+
+def _build(folder: Path) -> Any:
+    known = images_only(PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder, **LOCAL))])
+    parts = [
+        AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL),
+        AutoTokenizer.from_pretrained(folder, **LOCAL),
+    ]
+    settings, unused = known.get_processor_dict(folder, **LOCAL)
+    return known.from_args_and_dict(parts, settings, **unused)
+
+
+def images_only(processor_class: Any) -> Any:
+    """The class, without a video processor if it has one."""
+    if VIDEO not in processor_class.get_attributes():
+        return processor_class
+    module = sys.modules[processor_class.__module__]
+    if getattr(module, "num2words", "") is None:
+        module.num2words = _no_videos  # type: ignore[attr-defined]  # its __init__ asks for the package
+
+    class ImagesOnly(processor_class):  # type: ignore[misc]
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in processor_class.get_attributes() if name != VIDEO]
+
+        @classmethod
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            settings = {name: value for name, value in processor_dict.items() if name != VIDEO}
+            return super().from_args_and_dict([*args, None], settings, **kwargs)
+
+    ImagesOnly.__name__ = processor_class.__name__  # which is saved with it
+    return ImagesOnly
+
+
+def _no_videos(*_: object) -> str:
+    raise ValueError("videos are not supported")

@@ -1,0 +1,109 @@
+"""The families of transformers that can be distilled, and what differs between them. Without torch.
+
+A family is transformers' ``model_type``. What a row does not say is the same in all of them: vision tokens
+stand where ``input_ids`` have the configuration's image token, ``get_image_features`` returns them in the
+order of their places, text is causal and padded on the right, the first decoder layer has a softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignkd.errors import CheckpointError
+from alignkd.models.json_file import read_json
+
+MOBILEVLM = ("mobilevlm", "llama")  # ``llama``: a plain one, which model.vision_tower completes
+
+
+@dataclass(frozen=True)
+class Family:
+    model_type: str
+    tower: tuple[str, ...]  # modules below the whole model that are frozen unless the tower is trained
+    projector: tuple[str, ...]  # modules with a learning rate of their own; they may lie in the tower
+    inputs_by_row: bool = False  # the tower's inputs have a first dimension for the batch's rows
+    marks_images: str | None = None  # argument of the model that is 1 at vision tokens and 0 elsewhere
+    position_inputs: tuple[str, ...] = ()  # of the tower's, those that the positions of tokens follow from
+    has_masks: bool = (
+        False  # attention is not causal everywhere: the vision tokens of an image see one another
+    )
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("idefics3", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
+        Family("smolvlm", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
+        Family("internvl", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("llava_onevision", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        *(
+            Family(
+                name,
+                ("model.visual",),
+                projector,
+                marks_images="mm_token_type_ids",
+                position_inputs=("image_grid_thw",),
+            )
+            for name, projector in (
+                ("qwen2_5_vl", ("model.visual.merger",)),
+                ("qwen3_vl", ("model.visual.merger", "model.visual.deepstack_merger_list")),
+            )
+        ),
+        Family(
+            "gemma3",
+            ("model.vision_tower",),
+            ("model.multi_modal_projector",),
+            marks_images="token_type_ids",
+            has_masks=True,
+        ),
+    )
+}
+REFUSED = {  # seen to be wrong, not only untried
+    "paligemma": "its processor marks the answer as a prefix, so every token of it sees those that follow",
+}
+REFUSED_TEXT = {  # the same of language models
+    "gpt_oss": "attention sinks are not part of the attention block that the loss compares",
+}
+
+
+def family_of(folder: Path) -> Family | None:
+    """The family of a model folder; None is MobileVLM. Raises CheckpointError for all others."""
+    path = folder / "config.json"
+    raw = read_json(path)
+    name = raw.get("model_type", "llama")
+    if name in MOBILEVLM or "mm_vision_tower" in raw:
+        return None
+    if name in REFUSED:
+        raise CheckpointError(f"{path}: `model_type` {name} is refused: {REFUSED[name]}")
+    if name not in FAMILIES:
+        supported = ", ".join([*MOBILEVLM[:1], *FAMILIES])
+        raise CheckpointError(f"{path}: `model_type` {name!r} is not supported; supported: {supported}")
+    _check_text(path, raw.get("text_config") or {})
+    if raw.get("auto_map"):
+        raise CheckpointError(
+            f"{path}: `auto_map` names code of its own, which is never run; use a folder of transformers' "
+            f"own {name}"
+        )
+    return FAMILIES[name]
+
+
+def _check_text(path: Path, text: dict[str, Any]) -> None:
+    """Raises CheckpointError for a language model whose first layer is not what the loss compares."""
+    name = text.get("model_type")
+    if name in REFUSED_TEXT:
+        raise CheckpointError(f"{path}: `text_config.model_type` {name} is refused: {REFUSED_TEXT[name]}")
+    if text.get("attn_logit_softcapping") is not None:
+        raise CheckpointError(f"{path}: `text_config.attn_logit_softcapping` is not supported; valid: null")
+    first = (text.get("layer_types") or ["full_attention"])[0]
+    if first not in ("full_attention", "sliding_attention"):
+        raise CheckpointError(
+            f"{path}: the first of `text_config.layer_types` is {first!r}, which has no attention map; "
+            "valid: full_attention, sliding_attention"
+        )
+
+
+def family_name(folder: Path) -> str:
+    family = family_of(folder)
+    return MOBILEVLM[0] if family is None else family.model_type

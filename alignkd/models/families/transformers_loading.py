@@ -1,0 +1,107 @@
+"""Load and save the models of transformers' families, whole or sharded by ZeRO-3. Never code of a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers.initialization import no_init_weights
+
+from alignkd.errors import CheckpointError
+from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
+from alignkd.models.families.interface import ModelFacts
+from alignkd.models.families.processors import LOCAL
+from alignkd.models.families.table import Family, family_of
+from alignkd.models.families.transformers import TransformersModel, attention_of_parts, facts_of
+
+
+def read_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read its config.json: {error}") from error
+
+
+def read_facts(folder: Path) -> ModelFacts:
+    return facts_of(read_config(folder))
+
+
+def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
+    """Raises CheckpointError when a tensor is missing or has another shape.
+
+    A sharded model is filled from a whole one in the host memory of the group's first rank. Collective then.
+    """
+    family = family_of(folder)
+    assert family is not None, "the caller asks for a family of the table"
+    tokens = len(AutoTokenizer.from_pretrained(folder, **LOCAL))
+    if options.zero3 is None:
+        whole = _from_files(folder, family, options.dtype)
+        return TransformersModel(whole.to(options.device), family, tokens)
+    source = _from_files(folder, family, options.dtype) if reads_weights(options) else None
+    config = read_config(folder)
+    with sharded_construction(options), no_init_weights():
+        whole = AutoModelForImageTextToText.from_config(
+            config, dtype=options.dtype, attn_implementation=attention_of_parts(config, family)
+        )
+    whole.tie_weights()
+    built = next(whole.parameters()).dtype
+    assert built == options.dtype, f"ZeRO-3 built {built}, wanted {options.dtype}"
+    given = {} if source is None else dict(source.named_parameters())
+    for name, parameter in whole.named_parameters():
+        with gathered(parameter, modifier_rank=0):
+            if source is not None:
+                parameter.data.copy_(given[name])
+    model = TransformersModel(whole, family, tokens)
+    # Built in the model's half precision, some of them; the whole model of the first rank has them right.
+    found = [dict(source.named_buffers()) if source is not None and torch.distributed.get_rank() == 0 else {}]
+    torch.distributed.broadcast_object_list(found)
+    model.set_fresh_buffers(found[0])
+    model.restore_buffers(options.device)
+    return model
+
+
+def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
+    config = read_config(folder)
+    try:
+        whole, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention_of_parts(config, family),
+            output_loading_info=True,
+            **LOCAL,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {error}") from error
+    problems = [f"missing: {name}" for name in sorted(report["missing_keys"])]
+    problems += [f"wrong shape: {name}" for name in sorted(map(str, report["mismatched_keys"]))]
+    problems += [f"unexpected: {name}" for name in sorted(report["unexpected_keys"])]
+    if problems:
+        raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
+    return whole
+
+
+def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write configuration, weights and processor into ``out``, a folder that exists.
+
+    ``tensors`` have transformers' names in memory; ``source`` is the folder that the model came from, whose
+    other files (tokenizer, processor, chat template) are copied.
+    """
+    config = read_config(source)
+    dtype = next(iter(tensors.values())).dtype
+    with torch.device("meta"), no_init_weights():
+        whole = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    state = dict(tensors)
+    names = {module: f"{name}.weight" for name, module in whole.named_modules()}
+    # A tied head has no parameter of its own.
+    embedding = state[names[whole.get_input_embeddings()]]
+    state.setdefault(names[whole.get_output_embeddings()], embedding)
+    whole.save_pretrained(out, state_dict=state)
+    for path in sorted(source.iterdir()):
+        is_weight = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or ".index." in path.name
+        if path.is_file() and not is_weight and not (out / path.name).exists() and path.name != "README.md":
+            shutil.copyfile(path, out / path.name)

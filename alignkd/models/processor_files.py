@@ -1,0 +1,72 @@
+"""Whether two folders of transformers process texts and images alike, by their files. Without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from alignkd.config.schema import ModelSection
+from alignkd.errors import CheckpointError
+from alignkd.models.json_file import read_json
+
+TOKENIZER = "tokenizer.json"
+NAMES = ("processor_class", "image_processor_type", "_processor_class")  # newer and older ones differ
+
+
+def chat_problems(model: ModelSection, student: Path) -> list[str]:
+    """Why teacher and student do not see the same tokens and pixels (empty: they do, by their files).
+
+    Keys of MobileVLM that other models do not have are refused, too.
+    """
+    problems = [
+        f"model.{key}: only MobileVLM's student can be put together from parts; remove the key"
+        for key in ("vision_tower", "student_config")
+        if getattr(model, key) is not None
+    ]
+    try:
+        ours = _described(student)
+        theirs = ours if model.teacher is None else _described(Path(model.teacher))
+    except CheckpointError as error:
+        return [*problems, str(error)]
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            problems.append(f"teacher and student have different {name}")
+    return problems
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What must be equal, by the name that an error gives it."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a model folder needs its fast tokenizer")
+    described: dict[str, Any] = {
+        f"tokenizers ({TOKENIZER})": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "chat templates": _chat_template(folder),
+    }
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            settings |= _flat(read_json(folder / name))
+    if not settings:
+        raise CheckpointError(f"{folder}: has neither preprocessor_config.json nor processor_config.json")
+    return described | {f"`{key}` in their processors": value for key, value in settings.items()}
+
+
+def _chat_template(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            template = read_json(folder / name).get("chat_template")
+            if template is not None:
+                return str(template)
+    raise CheckpointError(f"{folder}: has no chat template (chat_template.jinja)")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """An older folder has the image processor's settings in a file of their own, a newer one in a section."""
+    found = {key: value for key, value in settings.items() if key not in NAMES}
+    section = found.pop("image_processor", {})
+    return found | {key: value for key, value in section.items() if key not in NAMES}

@@ -1,0 +1,181 @@
+"""How long the parts of an optimizer step take at the least, on a chip: the larger of the time for their
+operations and the time for the bytes that they move (the roofline model of Williams et al., 2009).
+
+Nothing else is counted: no launches, no update of the optimizer, no waiting for data or other ranks. Bytes
+are those of eager transformers (5.23) and of our losses; a test counts them, operation by operation.
+Constants in capitals are passes over a tensor, each a read or a write of all of it.
+
+Shapes: T tokens, D width, F width of the MLP, K width of all keys; ``size`` is the bytes per element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from alignkd.config import Config
+from alignkd.models.configuration import MobileVLMConfig
+from launcher.plan.activations import FP32, POSITIONS_PER_CHUNK, ROWS_PER_CHUNK, patches_of
+from launcher.plan.compute import Compute, head_flops, projector_flops, tower_flops
+from launcher.plan.sharding import shares_tower, student_size, teacher_size
+from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.workload import Workload
+
+# Over activations of width D, F or D + K in a layer's forward. A norm works in fp32, which counts twice in 16
+# bits.
+NORM_16, NORM_32 = 18, 7
+ROTARY, ACTIVATION, RESIDUAL, TRANSPOSE = 10, 5, 3, 2
+COMPILED_NORM, COMPILED_ROTARY, COMPILED_ACTIVATION = 2, 2, 3
+BACKWARD = 2  # a backward moves about twice what its forward does
+# Of fp32 matrices [positions, vocabulary] in the fused head, with a teacher and without; of its gradient.
+LOGIT_PASSES, LABEL_PASSES, GRADIENT_PASSES = 26, 9, 3
+# Of fp32 rows of attention in the first layer's term: scores, mask, softmax, cut; and again in the backward.
+BLOCK_PASSES, BLOCK_BACKWARD_PASSES = 5, 13
+ATTENTION_BACKWARD = 2.5  # operations, in units of the forward's
+
+
+MATMUL_SHARE, COPY_SHARE = 0.80, 0.875  # of the data sheet, measured on an H200 (docs/performance.md)
+ATTENTION_SHARE = 0.5  # of matmul that fused attention reaches; an assumption
+
+
+@dataclass(frozen=True)
+class Chip:
+    """``peak`` is the data sheet's dense bf16; the others are what programs reach."""
+
+    name: str
+    peak: float  # FLOP/s
+    matmul: float  # FLOP/s
+    bandwidth: float  # bytes/s
+
+
+CHIPS = {
+    name: Chip(name, peak, MATMUL_SHARE * peak, COPY_SHARE * bandwidth)
+    for name, peak, bandwidth in (
+        ("a100", 312e12, 2.04e12),
+        ("h100", 989e12, 3.35e12),
+        ("h200", 989e12, 4.8e12),
+        ("b200", 2250e12, 8.0e12),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A part of the step on one rank. ``flops`` and ``bytes`` per optimizer step."""
+
+    name: str
+    flops: float
+    bytes: float
+    share: float = 1.0  # of the chip's matmul speed
+
+    def seconds(self, chip: Chip) -> float:
+        return max(self.flops / (chip.matmul * self.share), self.bytes / chip.bandwidth)
+
+
+def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) -> list[Cost]:
+    """All parts of an optimizer step. ``times``: micro-batches of ``work`` in it."""
+    student, training = sizes.student, config.training
+    size, passes = student_size(config), 4 if training.gradient_checkpointing else 3
+    compiled = training.compile_layers
+    costs = list(_layers("student's", student.config, work, size, passes, compiled=compiled))
+    towers = 0 if shares_tower(config, sizes) else 1
+    costs += _vision("student's", student, work, size, passes if training.train_vision_tower else towers, 3)
+    if sizes.teacher is not None:
+        model, bytes_each = sizes.teacher, teacher_size(config)
+        costs += _layers("teacher's", model.config, work, bytes_each, 1, compiled=compiled)
+        costs += _vision("teacher's", model, work, bytes_each, 1, 1)
+        costs.append(_attention_term(model.config, student.config, work))
+    costs.append(_heads(sizes, work))
+    return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Of one rank and optimizer step, without anything between ranks."""
+
+    chip: Chip
+    costs: list[Cost]  # the slowest first
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(cost.seconds(self.chip) for cost in self.costs)
+
+    @property
+    def peak_share(self) -> float:
+        """Of the chip's peak, recomputation included."""
+        return self.flops / (self.seconds * self.chip.peak)
+
+
+def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, chip: Chip) -> Roofline:
+    costs = step_costs(config, sizes, work, compute.micro_batches)
+    costs.sort(key=lambda cost: -cost.seconds(chip))
+    return Roofline(chip, costs, compute.flops)
+
+
+def _layers(
+    whose: str, config: MobileVLMConfig, work: Workload, size: int, passes: int, *, compiled: bool
+) -> Iterator[Cost]:
+    """Decoder layers. ``passes``: 1 forward, 3 with a backward, 4 with recomputation."""
+    D, F, T = config.hidden_size, config.intermediate_size, work.tokens
+    K = D // config.num_attention_heads * config.num_key_value_heads
+    layers = config.num_hidden_layers
+    weights = 2 * D * D + 2 * D * K + 3 * D * F
+    moved = weights + T * (6 * D + 2 * K + 3 * F)
+    yield Cost(
+        f"{whose} matrix products", 2.0 * T * weights * layers * passes, moved * size * layers * passes
+    )
+    forward = 2.0 * T * work.length * D * layers  # scores and values; causal attention counts half
+    backward = ATTENTION_BACKWARD if passes > 1 else 0.0
+    forwards = passes - 2 if passes > 1 else 1
+    yield Cost(
+        f"{whose} attention",
+        forward * (forwards + backward),
+        T * (2 * D + 2 * K) * size * layers * passes,
+        ATTENTION_SHARE,
+    )
+    norm = COMPILED_NORM if compiled else NORM_16 if size == 2 else NORM_32
+    rotary = COMPILED_ROTARY if compiled else ROTARY
+    activation = COMPILED_ACTIVATION if compiled else ACTIVATION
+    transpose = 0 if compiled else TRANSPOSE
+    elements = T * (2 * D * (norm + RESIDUAL) + (D + K) * rotary + F * activation + D * transpose)
+    times = forwards + (BACKWARD if passes > 1 else 0)
+    yield Cost(f"{whose} elementwise", 0.0, float(elements * size * layers * times))
+
+
+def _vision(
+    whose: str, model: ModelSizes, work: Workload, size: int, tower_passes: int, projector_passes: int
+) -> Iterator[Cost]:
+    config = model.config
+    width, mlp = config.tower_config["hidden_size"], config.tower_config["intermediate_size"]
+    positions = work.images * (patches_of(config) + 1)
+    moved = positions * (12 * width + 3 * mlp) * size * model.used_tower_layers
+    yield Cost(f"{whose} tower", tower_flops(model, work) * tower_passes, float(moved * tower_passes))
+    features = work.images * patches_of(config) * (width + 6 * config.hidden_size) * size
+    flops = projector_flops(model, work) * projector_passes
+    yield Cost(f"{whose} projector", flops, float(features * projector_passes))
+
+
+def _heads(sizes: RunSizes, work: Workload) -> Cost:
+    """Both heads and their losses, in chunks; the student's gradient is computed in the same pass."""
+    student, teacher = sizes.student, sizes.teacher
+    flops = 3 * head_flops(student, work) + (0.0 if teacher is None else head_flops(teacher, work))
+    positions, vocabulary = work.supervised, student.config.vocab_size
+    passes = LOGIT_PASSES if teacher is not None else LABEL_PASSES
+    chunks = -(-positions // POSITIONS_PER_CHUNK)
+    gradient = chunks * GRADIENT_PASSES * student.count("head.") * FP32
+    return Cost("heads and logit losses", flops, float(passes * positions * vocabulary * FP32 + gradient))
+
+
+def _attention_term(teacher: MobileVLMConfig, student: MobileVLMConfig, work: Workload) -> Cost:
+    """Equation 1: rows of attention of the first layer, of the teacher once, of the student twice."""
+    rows = work.text_rows
+    # A chunk's rows see the columns up to its end.
+    columns = sum(
+        min(ROWS_PER_CHUNK, rows - first) * (work.length - rows + min(first + ROWS_PER_CHUNK, rows))
+        for first in range(0, rows, ROWS_PER_CHUNK)
+    )
+    passes = teacher.num_attention_heads * BLOCK_PASSES
+    passes += student.num_attention_heads * (BLOCK_PASSES + BLOCK_BACKWARD_PASSES)
+    flops = 2.0 * work.images * columns * (teacher.hidden_size + 4 * student.hidden_size)
+    return Cost("attention term", flops, float(work.images * columns * passes * FP32))

@@ -1,0 +1,58 @@
+"""``python -m tests.hangs.stopping RUN WHERE RANK STEP``: ``alignkd.train RUN``, except that rank RANK sends
+SIGSTOP to itself at WHERE, in or after step STEP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from tests.checkpoint.faulty_storage import FaultyStorage
+
+PLACES = ("rendezvous", "loader", "step", "save")
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _stop_in_call(owner: Any, name: str, number: int) -> None:
+    """Stop in a call of ``owner.name``, before anything of it has happened."""
+    original, calls = getattr(owner, name), []
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            stop()
+        return original(*arguments, **options)
+
+    setattr(owner, name, called)
+
+
+def main(run: str, where: str, rank: str, step: str) -> int:
+    from alignkd.train import main as train
+
+    if os.environ["RANK"] == rank:
+        if where == "rendezvous":
+            from alignkd.distributed import ranks
+
+            _stop_in_call(ranks, "meet", 1)
+        elif where == "loader":
+            from alignkd.engine.trainer import Trainer
+
+            _stop_in_call(Trainer, "_load_window", int(step))
+        elif where == "step":
+            from alignkd.engine import optimizer_step
+
+            _stop_in_call(optimizer_step, "_teacher_side", int(step))
+        else:
+            from alignkd.engine import trainer
+
+            storage = FaultyStorage("snapshot", int(step), stop)
+            trainer.Storage = lambda: storage  # type: ignore[assignment,misc]
+    return train([run])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""The watch for hangs, with an injected clock. tests/hangs stops real ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from alignkd.run_folder.heartbeat import Beat
+from alignkd.run_folder.paths import RunPaths
+from launcher.run.hangs import LONG_PHASES, Hang, HangWatch, read_hang, write_hang
+
+LIMIT = 100.0
+TRAINING = Beat("training", 7, steps=3, step_seconds=1.0)
+
+
+class World:
+    """Four ranks on two nodes, and the time."""
+
+    def __init__(self, run: Path, limit: float = LIMIT) -> None:
+        self.time, self.counts = 0.0, 0
+        self._run = run
+        self.watch = HangWatch(run, 4, ["n1", "n2"], limit, lambda: self.time)
+
+    def beat(self, rank: int, beat: Beat) -> None:
+        self.counts += 1
+        path = RunPaths(self._run).beat(rank)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(asdict(beat) | {"count": self.counts}))
+
+    def wait(self, seconds: float, *beats: tuple[int, Beat]) -> Hang | None:
+        """Time passes, in which these ranks beat and none moves."""
+        end = self.time + seconds
+        while self.time < end:
+            self.time += self.watch.interval
+            for rank, beat in beats:
+                self.beat(rank, beat)
+            if (hang := self.watch.look()) is not None:
+                return hang
+        return None
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+ALL = [(rank, TRAINING) for rank in range(4)]
+
+
+def test_a_rank_whose_beats_stop_is_named_with_its_node(world: World) -> None:
+    assert world.wait(10, *ALL) is None
+    hang = world.wait(2 * LIMIT, *ALL[:2], ALL[3])
+    assert hang is not None
+    assert (hang.ranks, hang.nodes) == ((2,), ("n2",))
+    assert "rank 2 on n2 is behind: step 7, training, without a heartbeat for 1" in hang.message
+    assert "rank 0, which waits, is at step 7, training" in hang.message
+    assert LIMIT <= world.time <= 10 + LIMIT + 3 * world.watch.interval
+
+
+def test_a_rank_that_still_beats_is_behind_by_its_step_or_by_its_place_in_it(world: World) -> None:
+    waiting = (1, Beat("waiting for data", 7, steps=3))
+    hang = world.wait(2 * LIMIT, ALL[0], waiting, *ALL[2:])
+    assert hang is not None
+    assert (hang.ranks, hang.nodes) == ((1,), ("n1",))
+    assert "rank 1 on n1 is behind: step 7, waiting for data; rank 0, which waits" in hang.message
+    assert "heartbeat" not in hang.message
+
+
+def test_when_all_ranks_wait_at_the_same_place_no_rank_is_blamed(world: World) -> None:
+    hang = world.wait(2 * LIMIT, *ALL)
+    assert hang is not None
+    assert (hang.ranks, hang.nodes) == ((), ())
+    assert "no rank is behind, all are at step 7, training; their stacks say where" in hang.message
+
+
+def test_a_rank_that_moves_now_and_then_is_not_a_hang(world: World) -> None:
+    for step in range(10):
+        moved = Beat("training", step, steps=3, step_seconds=1.0, moves=step)
+        assert world.wait(0.9 * LIMIT, *((rank, moved) for rank in range(4))) is None
+
+
+def test_ten_slow_steps_are_granted(world: World) -> None:
+    slow = [(rank, Beat("training", 7, steps=3, step_seconds=LIMIT / 5)) for rank in range(4)]
+    assert world.wait(1.9 * LIMIT, *slow) is None
+    assert world.wait(0.2 * LIMIT, *slow) is not None
+
+
+@pytest.mark.parametrize(
+    "beat",
+    [
+        Beat("saving", 7, steps=3),
+        Beat("converting"),
+        Beat("exporting", 9, steps=9),
+        Beat("training", 7, steps=0),  # the first step compiles
+    ],
+)
+def test_long_work_is_not_a_hang_while_all_ranks_beat(world: World, beat: Beat) -> None:
+    beats = [(rank, beat) for rank in range(4)]
+    assert world.wait((LONG_PHASES - 0.5) * LIMIT, *beats) is None
+    assert world.wait(LIMIT, *beats) is not None
+
+
+def test_a_rank_that_is_stopped_in_long_work_is_found_as_soon_as_in_a_step(world: World) -> None:
+    saving = [(rank, Beat("saving", 7, steps=3)) for rank in range(4)]
+    assert world.wait(10, *saving) is None
+    hang = world.wait(1.2 * LIMIT, *saving[1:])
+    assert hang is not None
+    assert hang.ranks == (0,)
+
+
+def test_a_rank_that_never_starts_is_named(world: World) -> None:
+    joining = [(rank, Beat("joining")) for rank in range(3)]
+    hang = world.wait(2 * LIMIT, *joining)
+    assert hang is not None
+    assert "rank 3 on n2 is behind: it has never started" in hang.message
+
+
+def test_ranks_that_have_ended_are_not_behind(world: World) -> None:
+    world.wait(10, *((rank, Beat("ended", 9, steps=9)) for rank in range(3)))
+    last = (3, Beat("exporting", 9, steps=9))
+    hang = world.wait(2 * LONG_PHASES * LIMIT, last)
+    assert hang is not None
+    assert hang.ranks == (3,)
+
+
+def test_a_file_system_that_does_not_answer_is_no_hang(world: World) -> None:
+    """No rank can write its beats then."""
+    world.wait(10, *ALL)
+    assert world.wait(0.9 * LIMIT) is None
+    assert (
+        world.wait(LIMIT / 2, *((rank, Beat("training", 8, steps=4, moves=9)) for rank in range(4))) is None
+    )
+
+
+def test_a_job_that_was_suspended_as_a_whole_is_no_hang(world: World) -> None:
+    world.wait(10, *ALL)
+    world.time += 100 * LIMIT
+    assert world.watch.look() is None
+    assert world.wait(LIMIT / 2, *ALL) is None
+
+
+def test_zero_seconds_switch_the_watch_off(tmp_path: Path) -> None:
+    assert World(tmp_path, limit=0).wait(1e4, *ALL) is None
+
+
+def test_a_hang_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert read_hang(tmp_path) is None
+    (tmp_path / "exits").mkdir()
+    hang = Hang((1, 2), ("n1", "n2"), "rank 1 is behind\n  no stacks")
+    write_hang(tmp_path, hang)
+    assert read_hang(tmp_path) == hang

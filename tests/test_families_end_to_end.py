@@ -1,0 +1,103 @@
+"""Models of transformers' families through the whole product, with real processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from alignkd.models.families.processors import read_processor
+from alignkd.models.families.table import FAMILIES
+from alignkd.run_folder.checkpoints import committed_steps
+from tests import tiny, vlm
+from tests.engine.test_training_run import same_but_for_times, train_run
+from tests.models.families import reference
+from tests.ranks import RankPool
+from tests.test_end_to_end import alignkd, finish
+
+
+@pytest.mark.parametrize("family", vlm.FAMILIES)
+def test_launch_trains_exports_and_the_export_answers(family: str, tmp_path: Path) -> None:
+    """ZeRO-2 student, ZeRO-3 teacher. What is exported differs from the start, and transformers opens it."""
+    vlm.write_configuration(tmp_path, family)
+    process = alignkd("launch", "--nodes", "2", "--backend", "local", "--cpu", "--name", "run", cwd=tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = tmp_path / "runs" / "run"
+    rows = tiny.metrics_rows(run)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    terms = ("ce", "reverse_kl", "attention", "vision_all", "vision_focus")
+    assert all(row[term] > 0 for row in rows for term in terms)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+    student = run / "student"
+    assert json.loads((student / "config.json").read_text())["model_type"] == family
+    processor = read_processor(student)
+    model, report = AutoModelForImageTextToText.from_pretrained(student, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    start = AutoModelForImageTextToText.from_pretrained(vlm.folder(family)).state_dict()
+    moved = {name for name, value in model.state_dict().items() if not value.equal(start[name])}
+    assert any("lm_head" in name for name in moved)
+    row = FAMILIES[family]
+    projector = {name for name in start if name.startswith(row.projector)}
+    assert moved & projector
+    assert not any(name.startswith(row.tower) for name in moved - projector)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour"}]}]
+    tokenizer = processor.tokenizer
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+    )
+    picture = Image.open(tmp_path / "0.png")
+    inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def exported_logits(run: Path, images: Path) -> list[torch.Tensor]:
+    return [whole.logits for whole in reference.run_whole(run / "student", vlm.RECORDS, images)]
+
+
+@pytest.mark.parametrize("family", vlm.FAMILIES)
+@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
+    two_ranks: RankPool, tmp_path: Path, family: str, stage: int, precision: str
+) -> None:
+    changes = {"student__zero_stage": stage, "training__precision": precision}
+    whole = vlm.write_run(tmp_path / "whole", 2, family, **changes)
+    assert two_ranks.run(train_run, str(whole)) == [0, 0]
+    stopped = tmp_path / "stopped"
+    shutil.copytree(whole, stopped)
+    for name in ("metrics.jsonl", "result.json", "progress.json"):
+        (stopped / name).unlink()
+    for name in ("checkpoints", "student"):
+        shutil.rmtree(stopped / name)
+    assert two_ranks.run(train_run, str(stopped), 3, "usr1") == [85, 85]
+    assert committed_steps(stopped) == [3, 2]
+    assert two_ranks.run(train_run, str(stopped)) == [0, 0]
+    same_but_for_times(stopped, whole)
+
+
+@pytest.mark.parametrize("family", vlm.FAMILIES)
+def test_sharding_does_not_change_what_is_learnt(two_ranks: RankPool, tmp_path: Path, family: str) -> None:
+    """Both models at stage 3 on ranks of which some have no image, against whole copies on every rank."""
+    sharded = vlm.write_run(tmp_path / "sharded", 2, family, student__zero_stage=3)
+    copies = vlm.write_run(
+        tmp_path / "copies", 2, family, student__zero_stage=0, teacher__placement="replicated"
+    )
+    for run in (sharded, copies):
+        assert two_ranks.run(train_run, str(run)) == [0, 0]
+    for ours, theirs in zip(tiny.metrics_rows(sharded), tiny.metrics_rows(copies), strict=True):
+        for term in ("loss", "attention", "vision_all", "vision_focus", "reverse_kl", "gradient_norm"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-4), term
+    for ours, theirs in zip(
+        exported_logits(sharded, tmp_path / "sharded"),
+        exported_logits(copies, tmp_path / "copies"),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().max() < 1e-2
