@@ -119,12 +119,6 @@ class CheckpointSaver:
         if not background:
             self.finish()
 
-    def poll(self, written: bool) -> None:
-        """Commit the save in flight, if there is one and its files are ``written`` on all ranks (which all
-        ranks must agree on). Does not wait for the writers. Collective."""
-        if self.in_flight and written:
-            self.finish()
-
     def finish(self) -> None:
         """Wait for the save in flight, if there is one, and commit it. Collective."""
         save, write = self._save, self._write

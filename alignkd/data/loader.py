@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import multiprocessing
 import signal
@@ -21,8 +22,9 @@ from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
-from alignkd.errors import FileSystemError, TrainingError, UserError
+from alignkd.errors import AlignkdError, FileSystemError, TrainingError, UserError
 
+log = logging.getLogger(__name__)
 WINDOWS_AHEAD = 1.5
 
 
@@ -166,6 +168,17 @@ class WindowLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def load_window(windows: Iterator[list[Batch]]) -> tuple[list[Batch], AlignkdError | None]:
+    """The next window, or why this rank has none. To raise here would deadlock the other ranks."""
+    try:
+        return next(windows), None
+    except AlignkdError as error:
+        return [], error
+    except Exception as error:  # a worker that crashed, for instance
+        log.exception("the data loader failed")
+        return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
 
 
 def _ignore_signals(worker: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
+from alignkd.data.loader import load_window
 from alignkd.engine.finish import finish_complete_run, finish_stopped_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
@@ -102,7 +103,7 @@ class Trainer:
             with contextlib.suppress(TrainingError):
                 self.metrics.flush()
             with contextlib.suppress(TrainingError):
-                self.saver.finish()
+                self._finish_save()
             raise
         finally:
             # The loader waits for its workers: not before a save, for which time may be short.
@@ -119,8 +120,10 @@ class Trainer:
                 return exit_code(info.usr1, info.term)
             if info.failure is not None:
                 raise info.failure
-            with self.clock.paused():
-                self.saver.poll(info.written)
+            if info.written:
+                with self.clock.paused():
+                    self._finish_save()
+                self.progress.enter(TRAINING, self.step)
             self._train_step(window, info)
             if self.step % self.state.config.checkpoint.every == 0 and self.step < self.state.total_steps:
                 self._save(wait=False)
@@ -130,7 +133,7 @@ class Trainer:
         """The next window and what all ranks know of it, including why one of them cannot continue."""
         self.progress.enter(DATA, self.step)
         with self.clock.data_wait():
-            window, problem = self._load_window()
+            window, problem = load_window(self.windows)
         self.progress.enter(TRAINING, self.step)
         # A rank that has lost the run stops at once. Otherwise it would train in vain until the next save and
         # add rows to the metrics of the process that took over.
@@ -138,16 +141,6 @@ class Trainer:
         return window, all_reduce_step_info(
             window, self.sizes, self.stop, self.state.ranks, self.saver.written, problem
         )
-
-    def _load_window(self) -> tuple[list[Batch], AlignkdError | None]:
-        """The window, or why this rank has none. To raise here would deadlock the other ranks."""
-        try:
-            return next(self.windows), None
-        except AlignkdError as error:
-            return [], error
-        except Exception as error:  # a worker that crashed, for instance
-            log.exception("the data loader failed")
-            return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
 
     def _train_step(self, window: list[Batch], info: StepInfo) -> None:
         state = self.state
@@ -203,6 +196,12 @@ class Trainer:
             facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
+    def _finish_save(self) -> None:
+        """Commit the save in flight, if any. In a phase of its own: a write may take longer than any step."""
+        if self.saver.in_flight:
+            self.progress.enter("saving", self.step)
+            self.saver.finish()
+
     def _save_before_failing(self, failure: AlignkdError) -> None:
         """All ranks stand between two steps, where the state is sound. Raises ``failure`` when the run is
         another process's, and TrainingError when the last loss is not finite or the disk refuses the save too
@@ -215,7 +214,7 @@ class Trainer:
     def _save_up_to_here(self) -> None:
         self.metrics.flush()
         # A save in flight is committed first: should time run out, it is the newest one to resume from.
-        self.saver.finish()
+        self._finish_save()
         if self.step > self.saver.newest:
             self._save(wait=True)
 

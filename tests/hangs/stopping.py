@@ -50,9 +50,9 @@ def main(run: str, where: str, rank: str, step: str) -> int:
 
             StudentStep.forward = forward  # type: ignore[method-assign]
         elif where == "loader":
-            from alignkd.engine.trainer import Trainer
+            from alignkd.engine import trainer
 
-            _stop_in_call(Trainer, "_load_window", int(step))
+            _stop_in_call(trainer, "load_window", int(step))
         elif where == "step":
             from alignkd.engine import optimizer_step
 
