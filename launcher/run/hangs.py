@@ -18,7 +18,7 @@ from alignkd.run_folder.paths import RunPaths
 from alignkd.text import counted
 
 SLOWEST_STEPS = 10  # a step may take so many times the median
-# Outside steps (a save, a conversion, the first step, which compiles) nothing tells long work from a hang.
+# Outside steps (a save, a conversion, the first two steps) nothing tells long work from a hang.
 LONG_PHASES = 12  # times hang_seconds
 
 
@@ -114,7 +114,10 @@ class HangWatch:
 
     def _limit(self, frozen: Sequence[int]) -> float:
         in_steps = all(
-            seen.beat is not None and seen.beat.steps > 0 and seen.beat.phase in STEP_PHASES
+            seen.beat is not None
+            # Known from the second step on: until then a step may take longer than any limit made of it.
+            and seen.beat.step_seconds is not None
+            and seen.beat.phase in STEP_PHASES
             for seen in self._seen
         )
         return self._step_limit() if frozen or in_steps else LONG_PHASES * self._hang_seconds

@@ -61,7 +61,7 @@ def test_a_rank_whose_beats_stop_is_named_with_its_node(world: World) -> None:
 
 
 def test_a_rank_that_still_beats_is_behind_by_its_step_or_by_its_place_in_it(world: World) -> None:
-    waiting = (1, Beat("waiting for data", 7, steps=3))
+    waiting = (1, Beat("waiting for data", 7, steps=3, step_seconds=1.0))
     hang = world.wait(2 * LIMIT, ALL[0], waiting, *ALL[2:])
     assert hang is not None
     assert (hang.ranks, hang.nodes) == ((1,), ("n1",))
@@ -95,6 +95,7 @@ def test_ten_slow_steps_are_granted(world: World) -> None:
         Beat("converting"),
         Beat("exporting", 9, steps=9),
         Beat("training", 7, steps=0),  # the first step compiles
+        Beat("training", 8, steps=1),  # how long a step takes is known from the second one on
     ],
 )
 def test_long_work_is_not_a_hang_while_all_ranks_beat(world: World, beat: Beat) -> None:
