@@ -86,6 +86,8 @@ class HangWatch:
         quiet = self._clock - max(seen.moved_at for seen in self._seen)
         frozen = self._frozen(exited)
         limit = self._limit(frozen)
+        if len(frozen) == len(self._seen):
+            frozen = []  # no rank is known to be behind the others
         return self._name(frozen, quiet, limit) if quiet > limit else None
 
     def _read(self, rank: int, seen: _Seen) -> None:
@@ -98,21 +100,23 @@ class HangWatch:
         seen.beat = beat
 
     def _frozen(self, exited: Collection[int]) -> list[int]:
-        """Ranks whose process cannot run, while others can: without a beat since half of the limit."""
+        """Ranks whose process cannot run: without a beat since half of the limit."""
         silence = max(4 * self.interval, self._step_limit() / 2)
-        frozen = [
+        return [
             rank
             for rank, seen in enumerate(self._seen)
             if self._clock - seen.beat_at > silence and rank not in exited
         ]
-        # When no rank beats, it is the file system, or no rank has started (an image is being pulled, say).
-        return frozen if len(frozen) < len(self._seen) else []
 
     def _step_limit(self) -> float:
         steps = [seen.beat.step_seconds for seen in self._seen if seen.beat and seen.beat.step_seconds]
         return max([self._hang_seconds, *(SLOWEST_STEPS * seconds for seconds in steps)])
 
     def _limit(self, frozen: Sequence[int]) -> float:
+        longest = LONG_PHASES * self._hang_seconds
+        if len(frozen) == len(self._seen):
+            # It is the file system, or no rank has started (an image is being pulled, say).
+            return max(longest, self._step_limit())
         in_steps = all(
             seen.beat is not None
             # Known from the second step on: until then a step may take longer than any limit made of it.
@@ -120,7 +124,7 @@ class HangWatch:
             and seen.beat.phase in STEP_PHASES
             for seen in self._seen
         )
-        return self._step_limit() if frozen or in_steps else LONG_PHASES * self._hang_seconds
+        return self._step_limit() if frozen or in_steps else longest
 
     def _name(self, frozen: Sequence[int], quiet: float, limit: float) -> Hang:
         behind = list(frozen) or self._last_ranks()

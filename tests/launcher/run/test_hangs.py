@@ -140,10 +140,19 @@ def test_a_rank_that_still_works_while_others_have_ended_is_not_a_hang_at_once(w
 def test_a_file_system_that_does_not_answer_is_no_hang(world: World) -> None:
     """No rank can write its beats then."""
     world.wait(10, *ALL)
-    assert world.wait(0.9 * LIMIT) is None
-    assert (
-        world.wait(LIMIT / 2, *((rank, Beat("training", 8, steps=4, moves=9)) for rank in range(4))) is None
-    )
+    assert world.wait((LONG_PHASES - 0.5) * LIMIT) is None
+    moved = [(rank, Beat("training", 8, steps=4, step_seconds=1.0, moves=9)) for rank in range(4)]
+    assert world.wait(LIMIT / 2, *moved) is None
+
+
+def test_when_no_rank_beats_for_the_longest_limit_the_attempt_ends_and_no_rank_is_blamed(
+    world: World,
+) -> None:
+    world.wait(10, *ALL)
+    hang = world.wait((LONG_PHASES + 0.5) * LIMIT)
+    assert hang is not None
+    assert (hang.ranks, hang.nodes) == ((), ())
+    assert "no rank is behind, all are at step 7, training" in hang.message
 
 
 def test_a_job_that_was_suspended_as_a_whole_is_no_hang(world: World) -> None:
