@@ -143,7 +143,8 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
 def _hang_watch(run: Path, group: RankGroup) -> HangWatch:
     attempt = attempts.open_attempt(run)
     nodes = attempt.nodes.split(",") if attempt is not None else []
-    return HangWatch(run, group.size, nodes, load_run_config(RunPaths(run).config).training.hang_seconds)
+    training = load_run_config(RunPaths(run).config).training
+    return HangWatch(run, group.size, nodes, training.hang_seconds, training.rendezvous_seconds)
 
 
 def _read_stop_file(run: Path, stops: _Stops) -> None:

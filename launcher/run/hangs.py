@@ -58,7 +58,8 @@ class _Seen:
 
 
 class HangWatch:
-    """``nodes``: names, in node order. ``hang_seconds``: ``training.hang_seconds`` (0: it never looks)."""
+    """``nodes``: names, in node order. ``hang_seconds`` (0: it never looks) and ``rendezvous_seconds`` are
+    those of the section ``training``."""
 
     def __init__(
         self,
@@ -66,9 +67,11 @@ class HangWatch:
         world_size: int,
         nodes: Sequence[str],
         hang_seconds: float,
+        rendezvous_seconds: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run, self._nodes, self._hang_seconds, self._now = run, nodes, hang_seconds, now
+        self._run, self._nodes, self._now = run, nodes, now
+        self._hang_seconds, self._rendezvous_seconds = hang_seconds, rendezvous_seconds
         self.interval = beat_seconds(hang_seconds)
         self._last_look = now()
         self._clock = 0.0  # runs only while this process does: not while the whole job is suspended
@@ -84,10 +87,7 @@ class HangWatch:
         for rank, seen in enumerate(self._seen):
             self._read(rank, seen)
         quiet = self._clock - max(seen.moved_at for seen in self._seen)
-        frozen = self._frozen(exited)
-        limit = self._limit(frozen)
-        if len(frozen) == len(self._seen):
-            frozen = []  # no rank is known to be behind the others
+        frozen, limit = self._judge(exited)
         return self._name(frozen, quiet, limit) if quiet > limit else None
 
     def _read(self, rank: int, seen: _Seen) -> None:
@@ -99,24 +99,27 @@ class HangWatch:
             seen.moved_at = self._clock
         seen.beat = beat
 
-    def _frozen(self, exited: Collection[int]) -> list[int]:
-        """Ranks whose process cannot run: without a beat since half of the limit."""
+    def _judge(self, exited: Collection[int]) -> tuple[list[int], float]:
+        """Ranks whose process cannot run while others can, and for how long no rank may move."""
         silence = max(4 * self.interval, self._step_limit() / 2)
-        return [
+        silent = [
             rank
             for rank, seen in enumerate(self._seen)
             if self._clock - seen.beat_at > silence and rank not in exited
         ]
+        if len(silent) == len(self._seen):
+            # It is the file system, or no rank has started (an image is being pulled, say).
+            return [], max(LONG_PHASES * self._hang_seconds, self._step_limit())
+        # The others wait for a rank that has not started, and their own error then says more.
+        met = self._clock > silence + self._rendezvous_seconds
+        frozen = [rank for rank in silent if met or self._seen[rank].beat is not None]
+        return frozen, self._limit(frozen)
 
     def _step_limit(self) -> float:
         steps = [seen.beat.step_seconds for seen in self._seen if seen.beat and seen.beat.step_seconds]
         return max([self._hang_seconds, *(SLOWEST_STEPS * seconds for seconds in steps)])
 
     def _limit(self, frozen: Sequence[int]) -> float:
-        longest = LONG_PHASES * self._hang_seconds
-        if len(frozen) == len(self._seen):
-            # It is the file system, or no rank has started (an image is being pulled, say).
-            return max(longest, self._step_limit())
         in_steps = all(
             seen.beat is not None
             # Known from the second step on: until then a step may take longer than any limit made of it.
@@ -124,7 +127,7 @@ class HangWatch:
             and seen.beat.phase in STEP_PHASES
             for seen in self._seen
         )
-        return self._step_limit() if frozen or in_steps else longest
+        return self._step_limit() if frozen or in_steps else LONG_PHASES * self._hang_seconds
 
     def _name(self, frozen: Sequence[int], quiet: float, limit: float) -> Hang:
         behind = list(frozen) or self._last_ranks()

@@ -27,9 +27,9 @@ def watch(run: Path, job: str) -> None:
     """Returns only when the ranks hang and have been told to end; the script ends this process otherwise."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the script survives it, not what it starts
     world_size = read_manifest(run).world_size
-    hang_seconds = load_run_config(RunPaths(run).config).training.hang_seconds
+    training = load_run_config(RunPaths(run).config).training
     nodes = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
-    watcher = HangWatch(run, world_size, nodes, hang_seconds)
+    watcher = HangWatch(run, world_size, nodes, training.hang_seconds, training.rendezvous_seconds)
     script = os.getppid()
     while os.getppid() == script:
         time.sleep(watcher.interval)

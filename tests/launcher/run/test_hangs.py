@@ -10,7 +10,7 @@ import pytest
 
 from alignkd.run_folder.heartbeat import Beat
 from alignkd.run_folder.paths import RunPaths
-from launcher.run.hangs import LONG_PHASES, Hang, HangWatch, read_hang, write_hang
+from launcher.run.hangs import LONG_PHASES, SLOWEST_STEPS, Hang, HangWatch, read_hang, write_hang
 
 LIMIT = 100.0
 TRAINING = Beat("training", 7, steps=3, step_seconds=1.0)
@@ -19,10 +19,10 @@ TRAINING = Beat("training", 7, steps=3, step_seconds=1.0)
 class World:
     """Four ranks on two nodes, and the time."""
 
-    def __init__(self, run: Path, limit: float = LIMIT) -> None:
+    def __init__(self, run: Path, limit: float = LIMIT, rendezvous: float = LIMIT / 2) -> None:
         self.time, self.counts = 0.0, 0
         self._run = run
-        self.watch = HangWatch(run, 4, ["n1", "n2"], limit, lambda: self.time)
+        self.watch = HangWatch(run, 4, ["n1", "n2"], limit, rendezvous, lambda: self.time)
 
     def beat(self, rank: int, beat: Beat) -> None:
         self.counts += 1
@@ -119,6 +119,30 @@ def test_a_rank_that_never_starts_is_named(world: World) -> None:
     assert "rank 3 on n2 is behind: it has never started" in hang.message
 
 
+def test_a_rank_that_has_not_started_is_given_the_time_of_the_rendezvous(tmp_path: Path) -> None:
+    world = World(tmp_path, rendezvous=3 * LIMIT)
+    joining = [(rank, Beat("joining")) for rank in range(3)]
+    assert world.wait(3.4 * LIMIT, *joining) is None
+    hang = world.wait(0.2 * LIMIT, *joining)
+    assert hang is not None
+    assert hang.ranks == (3,)
+
+
+def test_a_rank_that_stops_in_the_rendezvous_is_found_before_its_end(tmp_path: Path) -> None:
+    world = World(tmp_path, rendezvous=3 * LIMIT)
+    joining = [(rank, Beat("joining")) for rank in range(4)]
+    assert world.wait(10, *joining) is None
+    hang = world.wait(1.2 * LIMIT, *joining[1:])
+    assert hang is not None
+    assert hang.ranks == (0,)
+
+
+def test_a_file_system_that_does_not_answer_before_all_ranks_have_started_is_no_hang(tmp_path: Path) -> None:
+    world = World(tmp_path, rendezvous=3 * LIMIT)
+    assert world.wait(10, *((rank, Beat("joining")) for rank in range(3))) is None
+    assert world.wait(2 * LIMIT) is None
+
+
 def test_ranks_whose_process_has_ended_are_not_behind(world: World) -> None:
     """Their beats have stopped, too. One that does not exit is found like any other."""
     world.wait(10, *((rank, Beat("ended", 9, steps=9)) for rank in range(4)))
@@ -143,6 +167,13 @@ def test_a_file_system_that_does_not_answer_is_no_hang(world: World) -> None:
     assert world.wait((LONG_PHASES - 0.5) * LIMIT) is None
     moved = [(rank, Beat("training", 8, steps=4, step_seconds=1.0, moves=9)) for rank in range(4)]
     assert world.wait(LIMIT / 2, *moved) is None
+
+
+def test_ten_slow_steps_are_granted_while_no_rank_beats(world: World) -> None:
+    seconds = 2 * LONG_PHASES * LIMIT / SLOWEST_STEPS
+    world.wait(10, *((rank, Beat("training", 7, steps=3, step_seconds=seconds)) for rank in range(4)))
+    assert world.wait(1.9 * LONG_PHASES * LIMIT) is None
+    assert world.wait(0.2 * LONG_PHASES * LIMIT) is not None
 
 
 def test_when_no_rank_beats_for_the_longest_limit_the_attempt_ends_and_no_rank_is_blamed(
