@@ -104,10 +104,10 @@ def _ranks_text(run: Path) -> str:
 
 
 def log_of_failure(run: Path, rank: int) -> Path:
-    """The log that tells why a rank of the last attempt failed: the rank's own or, when it recorded no exit,
-    that of its ssh connection."""
+    """The log that tells why a rank of the last attempt failed: the rank's own or, when it recorded no exit
+    and has not hung, that of its ssh connection."""
     said = RunPaths(run).ssh_log(rank)
-    ended = RunPaths(run).exit_file(rank).exists()
+    ended = RunPaths(run).exit_file(rank).exists() or RunPaths(run).hang.exists()
     return said if not ended and said.exists() and said.stat().st_size > 0 else RunPaths(run).log(rank)
 
 

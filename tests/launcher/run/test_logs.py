@@ -7,6 +7,7 @@ import pytest
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
 from launcher.run.attempts import Attempt, Reason, begin, close
+from launcher.run.hangs import Hang, hang_codes, write_hang
 from launcher.run.lock import only_launcher
 from launcher.run.logs import attempt_lines, first_error, follow, is_over
 
@@ -103,6 +104,26 @@ def test_the_ssh_log_explains_a_rank_that_never_started(tmp_path: Path) -> None:
     assert error is not None
     assert (error.rank, error.exit_code) == (1, 255)
     assert error.lines == ["ssh: connect to host two: No route to host"]
+
+
+def test_a_hang_is_explained_by_the_log_of_the_rank_and_not_by_the_banner_of_ssh(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "ssh-1.log").write_text("Authorized users only\n")
+    attempt = begin(tmp_path, "ssh", "one,two", None)
+    (tmp_path / "logs" / "rank-1.log").write_text(
+        "=== attempt 1: on two\nstep 7\nalignkd: error: rank 1 on two is behind\n"
+    )
+    hang = Hang((1,), ("two",), "rank 1 on two is behind")
+    write_hang(tmp_path, hang)
+    close(tmp_path, attempt, Reason.HUNG, hang.nodes, codes=hang_codes(hang))
+    error = first_error(tmp_path, None)
+    assert error is not None
+    assert (error.rank, error.lines) == (1, ["rank 1 on two is behind"])
+    # In the next attempt the connection may fail.
+    close(tmp_path, begin(tmp_path, "ssh", "one,two", None), Reason.CRASHED, codes={1: 255})
+    error = first_error(tmp_path, None)
+    assert error is not None
+    assert error.lines == ["Authorized users only"]
 
 
 def test_following_a_log_that_never_appears_is_an_error(run) -> None:
