@@ -33,7 +33,10 @@ def watch(run: Path, job: str) -> None:
     script = os.getppid()
     while os.getppid() == script:
         time.sleep(watcher.interval)
-        hang = watcher.look(exit_codes(run))
+        try:
+            hang = watcher.look(exit_codes(run))
+        except OSError:  # a stale handle (ESTALE), say: the file system may answer again
+            continue
         if hang is not None:
             break
     else:
