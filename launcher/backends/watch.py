@@ -142,7 +142,8 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
 
 def _hang_watch(run: Path, group: RankGroup) -> HangWatch:
     attempt = attempts.open_attempt(run)
-    nodes = attempt.nodes.split(",") if attempt is not None else []
+    names = attempt.nodes.split(",") if attempt is not None else []  # one where all ranks are on this machine
+    nodes = [names[rank * len(names) // group.size] for rank in range(group.size)] if names else []
     training = load_run_config(RunPaths(run).config).training
     return HangWatch(run, group.size, nodes, training.hang_seconds, training.rendezvous_seconds)
 

@@ -58,8 +58,8 @@ class _Seen:
 
 
 class HangWatch:
-    """``nodes``: names, in node order. ``hang_seconds`` (0: it never looks) and ``rendezvous_seconds`` are
-    those of the section ``training``."""
+    """``nodes``: that of each rank; empty where they are not known. ``hang_seconds`` (0: it never looks) and
+    ``rendezvous_seconds`` are those of the section ``training``."""
 
     def __init__(
         self,
@@ -131,10 +131,8 @@ class HangWatch:
 
     def _name(self, frozen: Sequence[int], quiet: float, limit: float) -> Hang:
         behind = list(frozen) or self._last_ranks()
-        nodes = tuple(dict.fromkeys(self._node(rank) for rank in behind))
-        parts = [
-            f"rank {rank} on {self._node(rank)} is behind: {self._place(rank, frozen)}" for rank in behind[:8]
-        ]
+        nodes = tuple(dict.fromkeys(self._nodes[rank] for rank in behind)) if self._nodes else ()
+        parts = [f"{self._rank(rank)} is behind: {self._place(rank, frozen)}" for rank in behind[:8]]
         if len(behind) > 8:
             parts.append(f"{counted(len(behind) - 8, 'more rank')}")
         others = next((rank for rank in range(len(self._seen)) if rank not in behind), None)
@@ -152,10 +150,8 @@ class HangWatch:
         places = [_place(seen.beat) for seen in self._seen]
         return [rank for rank, place in enumerate(places) if place == min(places) < max(places)]
 
-    def _node(self, rank: int) -> str:
-        per_node = max(1, len(self._seen) // max(1, len(self._nodes)))
-        node = rank // per_node
-        return self._nodes[node] if node < len(self._nodes) else f"node {node}"
+    def _rank(self, rank: int) -> str:
+        return f"rank {rank} on {self._nodes[rank]}" if self._nodes else f"rank {rank}"
 
     def _place(self, rank: int, frozen: Sequence[int]) -> str:
         seen = self._seen[rank]

@@ -18,7 +18,7 @@ from launcher.backends.hang_end import record_hang
 from launcher.backends.slurm.client import hostnames, run_slurm_command, signal_ranks
 from launcher.run.attempts import exit_codes, slurm_step
 from launcher.run.hangs import HangWatch
-from launcher.run.manifest import read_manifest
+from launcher.run.manifest import Manifest, read_manifest
 
 KILL_AGAIN_SECONDS = 10.0  # the controller may not have answered
 
@@ -26,10 +26,11 @@ KILL_AGAIN_SECONDS = 10.0  # the controller may not have answered
 def watch(run: Path, job: str) -> None:
     """Returns only when the ranks hang and have been told to end; the script ends this process otherwise."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the script survives it, not what it starts
-    world_size = read_manifest(run).world_size
+    manifest = read_manifest(run)
     training = load_run_config(RunPaths(run).config).training
-    nodes = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
-    watcher = HangWatch(run, world_size, nodes, training.hang_seconds, training.rendezvous_seconds)
+    watcher = HangWatch(
+        run, manifest.world_size, rank_nodes(manifest), training.hang_seconds, training.rendezvous_seconds
+    )
     script = os.getppid()
     while os.getppid() == script:
         time.sleep(watcher.interval)
@@ -43,11 +44,19 @@ def watch(run: Path, job: str) -> None:
         return
     print("alignkd: the ranks hang; ending them", file=sys.stderr, flush=True)
     step = ranks_step(run, job)
-    hang = record_hang(run, world_size, hang, lambda: signal_ranks(step, "USR2"))
+    hang = record_hang(run, manifest.world_size, hang, lambda: signal_ranks(step, "USR2"))
     print(f"alignkd: hung: {hang.message}", file=sys.stderr, flush=True)
     while os.getppid() == script:  # which ends this process after `srun`
         signal_ranks(step, "KILL")
         time.sleep(KILL_AGAIN_SECONDS)
+
+
+def rank_nodes(manifest: Manifest) -> list[str]:
+    """The node of each rank; empty where Slurm's list cannot be read. An allocation of the user may have more
+    nodes than the run."""
+    names = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))[: manifest.nodes]
+    known = len(names) == manifest.nodes
+    return [name for name in names for _ in range(manifest.gpus_per_node)] if known else []
 
 
 def ranks_step(run: Path, job: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,10 +20,16 @@ TRAINING = Beat("training", 7, steps=3, step_seconds=1.0)
 class World:
     """Four ranks on two nodes, and the time."""
 
-    def __init__(self, run: Path, limit: float = LIMIT, rendezvous: float = LIMIT / 2) -> None:
+    def __init__(
+        self,
+        run: Path,
+        limit: float = LIMIT,
+        rendezvous: float = LIMIT / 2,
+        nodes: Sequence[str] = ("n1", "n1", "n2", "n2"),
+    ) -> None:
         self.time, self.counts = 0.0, 0
         self._run = run
-        self.watch = HangWatch(run, 4, ["n1", "n2"], limit, rendezvous, lambda: self.time)
+        self.watch = HangWatch(run, 4, nodes, limit, rendezvous, lambda: self.time)
 
     def beat(self, rank: int, beat: Beat) -> None:
         self.counts += 1
@@ -67,6 +74,15 @@ def test_a_rank_that_still_beats_is_behind_by_its_step_or_by_its_place_in_it(wor
     assert (hang.ranks, hang.nodes) == ((1,), ("n1",))
     assert "rank 1 on n1 is behind: step 7, waiting for data; rank 0, which waits" in hang.message
     assert "heartbeat" not in hang.message
+
+
+def test_where_the_names_of_the_nodes_are_not_known_none_is_recorded(tmp_path: Path) -> None:
+    world = World(tmp_path, nodes=())
+    assert world.wait(10, *ALL) is None
+    hang = world.wait(2 * LIMIT, *ALL[:2], ALL[3])
+    assert hang is not None
+    assert (hang.ranks, hang.nodes) == ((2,), ())
+    assert "rank 2 is behind: step 7" in hang.message
 
 
 def test_when_all_ranks_wait_at_the_same_place_no_rank_is_blamed(world: World) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+import signal
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
 from launcher.backends.slurm import hang_watch
 from launcher.run.hangs import Hang
+from launcher.run.manifest import Manifest
 
 HANG = Hang((1,), ("n2",), "rank 1 on n2 is behind")
 
@@ -39,7 +41,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Hang]:
         return hang
 
     monkeypatch.setattr(os, "getppid", lambda: len(parents))
-    monkeypatch.setattr(hang_watch.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(hang_watch, "hostnames", lambda _nodes: ["n1", "n2"])
     monkeypatch.setattr(hang_watch, "record_hang", record)
     monkeypatch.setattr(hang_watch, "signal_ranks", lambda _step, name: parents.append(0))
@@ -64,3 +66,23 @@ def test_a_file_system_that_fails_for_a_while_does_not_end_the_watch(
     hang_watch.watch(run, "7")
     assert recorded == [HANG]
     assert watch.looks == [[], [0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["n1", "n2"], ["n1", "n1", "n2", "n2"]),
+        (["n1", "n2", "n3", "n4"], ["n1", "n1", "n2", "n2"]),  # of a larger allocation
+        (["n1"], []),
+        ([], []),  # Slurm does not answer
+    ],
+)
+def test_the_node_of_each_rank_is_known_by_the_size_of_the_run(
+    make_run: Callable[..., tuple[Path, Manifest]],
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    expected: list[str],
+) -> None:
+    _, manifest = make_run(nodes=2, gpus_per_node=2)
+    monkeypatch.setattr(hang_watch, "hostnames", lambda _nodes: names)
+    assert hang_watch.rank_nodes(manifest) == expected
