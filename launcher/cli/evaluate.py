@@ -30,7 +30,7 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Models to evaluate: model folders or run folders; NAME=FOLDER gives one a name.",
         ),
     ] = None,
@@ -92,6 +92,10 @@ def evaluate(
         raise UserError("give either models, --check or --score FILE")
     if questions is None and (metric is not None or image_folder is not None):
         raise UserError("--metric and --image-folder are only for --task own")
+    unused = {"--step": step, "--precision": precision, "--limit": limit, "--image-padding": image_padding}
+    given = [name for name, value in unused.items() if value is not None]
+    if not models and given:
+        raise UserError(f"{', '.join(given)}: only for answers of a model; valid: eval MODEL ...")
     if upload is not None and not score:
         raise UserError("--upload needs --score FILE")
     images = None if image_folder is None else str(image_folder)

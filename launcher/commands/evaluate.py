@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -64,12 +65,19 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
     except KeyboardInterrupt:
         group.stop(_GRACE_SECONDS)
         print("stopped; the same command resumes", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _failed(128 + signal.SIGINT, "stopped", options)
     if failed is None:
         return 0
     group.stop(_GRACE_SECONDS)  # the others would wait for it
     _explain(failed, logs)
-    return failed.code if failed.code > 0 else 128 - failed.code
+    code = failed.code if failed.code > 0 else 128 - failed.code
+    return _failed(code, f"rank {failed.rank} failed; see {logs / log_name(failed.rank)}", options)
+
+
+def _failed(code: int, message: str, options: EvalOptions) -> int:
+    if options.as_json:
+        print(json.dumps({"error": message, "code": code}))
+    return code
 
 
 def _first_failure(group: RankGroup) -> Exit | None:
