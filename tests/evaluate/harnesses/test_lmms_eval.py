@@ -20,6 +20,7 @@ from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.model import AnsweringModel, Request
 from tests import tiny
 from tests.evaluate.harnesses import stand_ins
+from tests.evaluate.harnesses.loading import loading_spy
 
 stand_ins.install()
 from lmms_eval.api.instance import Instance  # noqa: E402
@@ -65,6 +66,18 @@ def ask(
     return list(adapter.generate_until(requests))
 
 
+def spy(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Request, Decoding]]:
+    """What the adapter asks of its model, which then answers nothing."""
+    seen: list[tuple[Request, Decoding]] = []
+
+    def answers(requests: Sequence[Request], decoding: Decoding) -> list[str]:
+        seen.extend((request, decoding) for request in requests)
+        return [""] * len(requests)
+
+    monkeypatch.setattr(adapter.model, "answers", answers)
+    return seen
+
+
 def test_the_entry_point_names_a_manifest_whose_class_can_be_imported() -> None:
     project = tomllib.loads((Path(alignkd.__file__).parents[1] / "pyproject.toml").read_text())
     module, name = project["project"]["entry-points"]["lmms_eval.models"]["alignkd"].split(":")
@@ -87,26 +100,33 @@ def test_answers_equal_those_of_load(adapter: Any, model: AnsweringModel) -> Non
     assert ask(adapter, []) == []
 
 
-def test_several_images_stand_before_the_text_unless_the_task_places_them(
-    adapter: Any, model: AnsweringModel
+def test_images_stand_before_the_text_unless_the_task_places_all_of_them(
+    adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = spy(adapter, monkeypatch)
+    pixels = [adapter.model.request(picture, "").images[0] for picture in PICTURES]
+    cases: list[tuple[Doc, str]] = [
+        (("Larger?", (0, 1)), "<image> <image>\nLarger?"),
+        (("Is <image> larger than <image> ?", (1, 0)), "Is <image> larger than <image> ?"),
+        (("Is <image> larger?", (0, 1)), "<image> <image>\nIs  larger?"),
+        (("What?", (1,)), "<image>\nWhat?"),
+        (("<image> and <image>", (0,)), "<image>\n and "),
+        (("What is <image> here?", ()), "What is  here?"),
+    ]
+    ask(adapter, [doc for doc, _ in cases])
+    for (doc, text), (request, _) in zip(cases, asked, strict=True):
+        assert request.turns == (Turn("human", text),)
+        assert len(request.images) == len(doc[1])
+        assert all(torch.equal(image, pixels[n]) for image, n in zip(request.images, doc[1], strict=True))
+    ask(adapter, [("What?", ())], to_visual=lambda _: None)
+    assert asked[-1][0].images == ()
+
+
+def test_several_images_are_answered_as_by_load(adapter: Any, model: AnsweringModel) -> None:
     images = tuple(model.request(picture, "").images[0] for picture in PICTURES)
-
-    def expected(text: str) -> str:
-        return model.answers([Request((Turn("human", text),), images)], Decoding(6))[0]
-
-    docs: list[Doc] = [("Which is larger?", (0, 1)), ("Is <image> larger than <image> ?", (0, 1))]
-    before, placed = ask(adapter, docs)
-    assert before == expected("<image> <image>\nWhich is larger?")
-    assert placed == expected("Is <image> larger than <image> ?")
-
-
-def test_a_marker_without_an_image_is_not_shown(adapter: Any, model: AnsweringModel) -> None:
-    docs: list[Doc] = [("What is <image> here?", ()), ("<image> and <image>", (0,))]
-    text_only, one = ask(adapter, docs)
-    assert text_only == model.answer(None, "What is  here?", max_new_tokens=6)
-    assert one == model.answer(PICTURES[0], " and ", max_new_tokens=6)
-    assert ask(adapter, docs[:1], to_visual=lambda _: None) == [text_only]
+    request = Request((Turn("human", "<image> <image>\nWhich is larger?"),), images)
+    expected = model.answers([request], Decoding(6))
+    assert ask(adapter, [("Which is larger?", (0, 1))]) == expected
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -149,10 +169,7 @@ def test_sampling_is_repeatable_and_repeats_differ(adapter: Any) -> None:
 def test_what_decides_between_greedy_and_sampled_decoding(
     adapter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Decoding] = []
-    monkeypatch.setattr(
-        adapter.model, "answers", lambda asked, decoding: seen.append(decoding) or [""] * len(asked)
-    )
+    asked = spy(adapter, monkeypatch)
     cases = [
         ({}, Decoding(1024)),
         ({"do_sample": True}, Decoding(1024, 1.0)),
@@ -160,11 +177,12 @@ def test_what_decides_between_greedy_and_sampled_decoding(
         ({"do_sample": False, "temperature": 0.7}, Decoding(1024)),
         ({"temperature": 0.7, "top_p": 0.9, "until": None}, Decoding(1024, 0.7, 0.9)),
         ({"temperature": 0.7, "top_p": 0}, Decoding(1024)),
+        ({"until": "stop"}, Decoding(1024, stop=("stop",))),
         ({"temperature": 0.7, "top_p": None, "num_beams": 1, "image_aspect_ratio": "x"}, Decoding(1024, 0.7)),
     ]
     for settings, _ in cases:
         ask(adapter, [("What?", ())], settings)
-    assert seen == [decoding for _, decoding in cases]
+    assert [decoding for _, decoding in asked] == [decoding for _, decoding in cases]
 
 
 def test_what_cannot_be_answered_is_a_clear_error(adapter: Any) -> None:
@@ -188,3 +206,10 @@ def test_after_cleaning_the_weights_are_gone_and_the_device_is_known() -> None:
     adapter.clean()
     assert not hasattr(adapter, "model")
     assert adapter.device == torch.device("cpu")
+
+
+def test_the_model_is_loaded_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = loading_spy(monkeypatch)
+    with pytest.raises(InterruptedError):
+        AlignKD("a-run", step=1600, precision="fp16", device="cuda:1", batch_size=4)
+    assert loaded == [("a-run", {"step": 1600, "device": "cuda:1", "precision": "fp16"})]

@@ -15,6 +15,7 @@ from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.model import AnsweringModel, Request
 from tests import tiny
 from tests.evaluate.harnesses import stand_ins
+from tests.evaluate.harnesses.loading import loading_spy
 
 stand_ins.install()
 from alignkd.evaluate.harnesses.vlmevalkit import AlignKD  # noqa: E402
@@ -53,16 +54,18 @@ def test_answers_equal_those_of_load(adapter: Any, model: AnsweringModel) -> Non
     assert text_only == model.answer(None, "What is 2 plus 3?", max_new_tokens=6) != expected
 
 
-def test_several_images_and_texts_keep_their_order(adapter: Any, model: AnsweringModel) -> None:
-    images = tuple(model.request(picture, "").images[0] for picture in PICTURES)
-
-    def expected(question: str, order: tuple[torch.Tensor, ...]) -> str:
-        return model.answers([Request((Turn("human", question),), order)], Decoding(6))[0]
-
-    message = [text("First:"), image(PICTURES[0]), text("Second:"), image(PICTURES[1]), text("Differ?")]
-    assert adapter.generate(message) == expected("First:\n<image>\nSecond:\n<image>\nDiffer?", images)
-    message = [image(PICTURES[1]), image(PICTURES[0]), text("Differ?")]
-    assert adapter.generate(message) == expected("<image>\n<image>\nDiffer?", images[::-1])
+def test_several_images_and_texts_keep_their_order(
+    adapter: Any, model: AnsweringModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (model.request(picture, "").images[0] for picture in PICTURES)
+    request = Request((Turn("human", "First:\n<image>\nSecond:\n<image>\nDiffer?"),), (second, first))
+    message = [text("First:"), image(PICTURES[1]), text("Second:"), image(PICTURES[0]), text("Differ?")]
+    assert adapter.generate(message) == model.answers([request], Decoding(6))[0]
+    asked: list[Request] = []
+    monkeypatch.setattr(adapter.model, "answers", lambda requests, _: asked.extend(requests) or [""])
+    adapter.generate(message)
+    assert asked[0].turns == request.turns
+    assert [torch.equal(image, second) for image in asked[0].images] == [True, False]
 
 
 def test_a_marker_in_a_text_is_no_image(adapter: Any, model: AnsweringModel) -> None:
@@ -104,3 +107,10 @@ def test_the_harness_may_interleave_and_sends_no_videos(adapter: Any) -> None:
     assert not adapter.use_custom_prompt("MME")  # VLMEvalKit's own prompts
     with pytest.raises(AssertionError, match="Invalid input type: video"):
         adapter.generate([{"type": "video", "value": "film.mp4"}])
+
+
+def test_the_model_is_loaded_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = loading_spy(monkeypatch)
+    with pytest.raises(InterruptedError):
+        AlignKD(folder="a-run", step=1600, device="cuda:1", precision="fp16")
+    assert loaded == [("a-run", {"step": 1600, "device": "cuda:1", "precision": "fp16"})]
