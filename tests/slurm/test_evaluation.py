@@ -1,0 +1,77 @@
+"""Evaluations as jobs: the ranks are real, on the CPUs of two nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.evaluate.questions import QUESTIONS, write_questions
+from tests.slurm.cluster import Cluster
+from tests.slurm.runs import Runs
+
+
+@pytest.fixture
+def ask(runs: Runs) -> tuple[object, ...]:
+    """``eval`` of the fixture's student on two nodes, with a site profile for this cluster."""
+    data = runs.folder / "data"
+    write_questions(data / "own.json", ["a"] * len(QUESTIONS))
+    profile = runs.folder / "site" / "alignkd" / "site.yaml"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(json.dumps({"slurm": {"export": {"ALIGNKD_MASTER_ADDR": "127.0.0.1"}}}))
+    own = ("--task", "own", "--questions", "own.json", "--image-folder", tiny.FOLDER)
+    out = runs.folder / "it's here"
+    return ("eval", tiny.STUDENT, *own, "--data", data, "--out", out, "--batch-size", 2, "--device", "cpu")
+
+
+def site(runs: Runs) -> dict[str, str]:
+    return {"XDG_CONFIG_HOME": str(runs.folder / "site")}
+
+
+def test_an_evaluation_runs_on_two_nodes_and_resumes(runs: Runs, cluster: Cluster, ask) -> None:
+    submitted = runs.json(*ask, "--nodes", 2, "--time", "10", **site(runs))
+    out, job = Path(submitted["out"]), submitted["job"]
+    again = runs.alignkd(*ask, "--nodes", 2, code=2, **site(runs))
+    assert f"job {job} is" in again  # two would write the same answers
+    assert cluster.job(job)["TimeLimit"] == "00:10:00"
+    assert runs.wait_for_end(job) == "COMPLETED", runs.log(out)
+    answers = out / "student" / "own.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["question_id"] for row in rows] == [str(number) for number in range(len(QUESTIONS))]
+    report = json.loads(Path(submitted["scores"]).read_text())
+    assert report["models"]["student"]["tasks"]["own"]["questions"] == len(QUESTIONS)
+    assert "Scores ± standard error" in (out / "logs" / "rank-0.log").read_text()
+    nodes = {(out / "logs" / f"rank-{rank}.log").read_text().split()[4] for rank in (0, 1)}
+    assert len(nodes) == 2
+
+    written = answers.stat().st_mtime_ns
+    Path(submitted["scores"]).unlink()
+    resumed = runs.json(*ask, "--nodes", 1, **site(runs))["job"]
+    assert runs.wait_for_end(resumed) == "COMPLETED", runs.log(out)
+    assert json.loads(Path(submitted["scores"]).read_text()) == report
+    assert answers.stat().st_mtime_ns == written  # nothing was asked again
+
+
+def test_a_job_that_slurm_refuses_is_one_error(runs: Runs, cluster: Cluster, ask) -> None:
+    for arguments, message in (
+        (("--nodes", 9), "--nodes 9: the partition has 4 nodes"),
+        (("--nodes", 1, "--partition", "nope"), "sbatch refuses the job"),
+        (("--nodes", 1, "--time", "soon"), "--time soon: not valid; valid: [days-]hours:minutes:seconds"),
+    ):
+        text = runs.alignkd(*ask, *arguments, code=2, **site(runs))
+        assert message in text
+        assert "Traceback" not in text
+    assert not (runs.folder / "it's here").exists()
+    assert cluster.run("squeue", "-h") == ""
+
+
+def test_a_job_for_gpus_never_falls_back_to_the_cpu(runs: Runs, cluster: Cluster, ask) -> None:
+    """The cluster's GPUs are pretended. On the right node the same command would resume."""
+    submitted = runs.json(*ask[:-2], "--nodes", 1, **site(runs))
+    assert "TresPerNode=gres:gpu:1" in cluster.run("scontrol", "show", "job", "-o", submitted["job"])
+    assert runs.wait_for_end(submitted["job"]) == "FAILED"
+    assert cluster.job(submitted["job"])["ExitCode"] == "88:0"
+    assert "sees no GPU" in (Path(submitted["out"]) / "logs" / "rank-0.log").read_text()
+    assert "the evaluation ended with exit code 88" in Path(submitted["log"]).read_text()
