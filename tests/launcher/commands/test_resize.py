@@ -20,6 +20,7 @@ from launcher.commands import resize
 from launcher.commands.resize import fit_run, memory_warnings
 from launcher.render.deepspeed import student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
+from launcher.run import folder
 from launcher.run.folder import create_run_folder
 from launcher.run.manifest import Manifest, make_manifest, read_manifest
 from tests.launcher.run.test_checkpoints import checkpoint
@@ -138,8 +139,8 @@ def test_an_interrupted_rewrite_is_completed_by_the_next(
     run: Path, monkeypatch: pytest.MonkeyPatch, cut_off_after: int
 ) -> None:
     writes = []
-    for name in ("write_json", "write_text_atomic"):
-        real = getattr(resize, name)
+    for room, name in ((resize, "write_json"), (folder, "write_text_atomic")):
+        real = getattr(room, name)
 
         def write(*arguments, real=real, **options):
             writes.append(arguments)
@@ -147,7 +148,7 @@ def test_an_interrupted_rewrite_is_completed_by_the_next(
                 raise KeyboardInterrupt
             real(*arguments, **options)
 
-        monkeypatch.setattr(resize, name, write)
+        monkeypatch.setattr(room, name, write)
     with pytest.raises(KeyboardInterrupt):
         fitted(run, 2)
     monkeypatch.undo()
