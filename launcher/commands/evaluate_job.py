@@ -46,7 +46,7 @@ def submit_evaluation(
     slurm = _settings((Path(model.folder) for model in options.models), partition, time_limit, cpu)
     options = absolute(options)
     out = Path(options.out)
-    scripts = checked_scripts(slurm, out, size)
+    scripts = checked_scripts(slurm, options, size)
     jobs = queued_jobs(out)
     if jobs is None:
         raise AlignkdError(f"{out}: Slurm does not answer, so a job may be writing there; try again later")
@@ -59,12 +59,13 @@ def submit_evaluation(
     return submit(out)
 
 
-def checked_scripts(slurm: SlurmSection, out: Path, size: JobSize) -> dict[str, str]:
-    """The scripts for the folder ``out`` (absolute), by file name. Raises UserError with every reason why the
+def checked_scripts(slurm: SlurmSection, options: EvalOptions, size: JobSize) -> dict[str, str]:
+    """The scripts, by file name; ``options`` have absolute paths. Raises UserError with every reason why the
     job could not run."""
     if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node")
-    scripts = render_evaluation(slurm, f"eval-{out.name}", out, size.nodes, size.gpus_per_node)
+    name = f"eval-{options.models[0].name}"
+    scripts = render_evaluation(slurm, name, Path(options.out), size.nodes, size.gpus_per_node)
     problems = script_problems(slurm, size.nodes, scripts)
     if problems:
         raise ConfigError("job of the evaluation", problems)

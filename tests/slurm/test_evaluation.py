@@ -75,3 +75,43 @@ def test_a_job_for_gpus_never_falls_back_to_the_cpu(runs: Runs, cluster: Cluster
     assert cluster.job(submitted["job"])["ExitCode"] == "88:0"
     assert "sees no GPU" in (Path(submitted["out"]) / "logs" / "rank-0.log").read_text()
     assert "the evaluation ended with exit code 88" in Path(submitted["log"]).read_text()
+
+
+def test_an_evaluation_follows_the_last_job_of_a_run(runs: Runs, cluster: Cluster) -> None:
+    """The run may not be requeued, so that a second job continues it after a crash."""
+    write_questions(runs.folder / "data" / "sample" / "test.json", ["a"] * len(QUESTIONS))
+    (runs.folder / "data" / "sample" / "images").symlink_to(tiny.FOLDER)
+    settings = runs.site({"requeue": False, "sbatch_options": {"hold": True}})
+    launched = runs.json(
+        *(
+            "launch",
+            runs.config,
+            "--backend",
+            "slurm",
+            "--nodes",
+            2,
+            "--set",
+            f"slurm={json.dumps(settings)}",
+        ),
+        *("--then-eval", "sample", "--eval-data", runs.folder / "data"),
+    )
+    run, evaluation = Path(launched["run"]), launched["evaluation"]
+    assert evaluation["out"] == str(run / "eval")
+    assert cluster.job(evaluation["job"])["Dependency"].startswith(f"afterok:{launched['job']}")
+    assert cluster.job(evaluation["job"])["NumNodes"].startswith("1")
+    runs.plan(run, steps=12, failures=[{"attempt": 1, "rank": 0, "step": 6, "code": 3}])
+    (run / "student").symlink_to(tiny.STUDENT)  # the toy exports nothing
+    script = run / "job.sbatch"
+    script.write_text(script.read_text().replace("#SBATCH --hold\n", ""))
+    for job in (launched["job"], evaluation["job"]):
+        cluster.run("scontrol", "release", job)
+    assert runs.wait_for_end(evaluation["job"]) == "COMPLETED", runs.log(run) + runs.log(run / "eval")
+    first, second = runs.attempts(run)
+    assert (first.reason, second.reason, first.job) == ("crashed", "done", launched["job"])
+    assert second.job not in (first.job, evaluation["job"])
+    scores = run / "eval" / "scores.json"
+    assert json.loads(scores.read_text())["models"][run.name]["tasks"]["sample"]["questions"] == len(
+        QUESTIONS
+    )
+    assert second.end is not None
+    assert second.end < (run / "eval" / "logs" / "rank-0.log").stat().st_mtime

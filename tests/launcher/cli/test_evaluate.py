@@ -225,3 +225,20 @@ def test_chat_refuses_what_it_cannot_use(gqa: Path, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--then-eval", "pope"), "--then-eval TASKS and --eval-data DIR go together"),
+        (("--eval-data", "x"), "--then-eval TASKS and --eval-data DIR go together"),
+        (("--then-eval", "pope", "--eval-data", "x"), "here nothing is queued: run `alignkd eval` after"),
+    ],
+)
+def test_an_evaluation_after_a_run_that_cannot_follow_it_is_refused(
+    config_file: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = alignkd("launch", config_file, "--backend", "local", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (config_file.parent / "runs").exists()
