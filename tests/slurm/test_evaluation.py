@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from tests.evaluate.questions import QUESTIONS, write_questions
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.runs import Runs
 
 
@@ -115,3 +116,40 @@ def test_an_evaluation_follows_the_last_job_of_a_run(runs: Runs, cluster: Cluste
     )
     assert second.end is not None
     assert second.end < (run / "eval" / "logs" / "rank-0.log").stat().st_mtime
+
+
+# Answers the first batch, then waits as long as the file given as its last argument is there.
+SLOW_RANK = """
+import os, sys, time
+import alignkd.evaluate.answering as answering
+from alignkd.evaluate.__main__ import main
+requests, held = answering._requests, sys.argv.pop()
+def slow(model, work, batch):
+    while batch.start > 0 and os.path.exists(held):
+        time.sleep(0.1)
+    return requests(model, work, batch)
+answering._requests = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_preempted_evaluation_comes_back_with_its_answers(runs: Runs, cluster: Cluster, ask) -> None:
+    held, python, slow = (runs.folder / name for name in ("held", "python", "slow.py"))
+    held.touch()
+    slow.write_text(SLOW_RANK)
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} {slow} "$3" {held}\n')
+    python.chmod(0o755)
+    profile = runs.folder / "site" / "alignkd" / "site.yaml"
+    profile.write_text(json.dumps({"slurm": {"activate": f"export PYTHON={python}"}}))
+    submitted = runs.json(*ask, "--nodes", 1, **site(runs))
+    part = Path(submitted["out"]) / "student" / "own.part-0.jsonl"
+    wait_for(lambda: part.exists() and part.stat().st_size, "the first answers")
+    before = part.read_bytes()
+    cluster.preempt()
+    wait_for(lambda: cluster.job(submitted["job"])["Restarts"] == "1", "the preemption")
+    assert part.read_bytes() == before
+    held.unlink()
+    assert runs.wait_for_end(submitted["job"]) == "COMPLETED", runs.log(Path(submitted["out"]))
+    answers = (part.parent / "own.jsonl").read_bytes()
+    assert answers.startswith(before)
+    assert answers.count(b"\n") == len(QUESTIONS)
