@@ -110,9 +110,9 @@ def _settings(
 
 def _first_config(models: Iterable[Path]) -> Path | None:
     """Of a run folder, or of the run whose export is the model."""
-    for model in models:
-        for run in (model, model.parent):
-            is_run = run == model or model.absolute() == RunPaths(run.absolute()).student
-            if is_run and RunPaths(run).config.is_file():
+    for model in map(Path.absolute, models):
+        runs = [model, model.parent] if RunPaths(model.parent).student == model else [model]
+        for run in runs:
+            if RunPaths(run).config.is_file():
                 return RunPaths(run).config
     return None
