@@ -10,7 +10,7 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, Json, stdout_is_stderr
+from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
 
 evaluations = Commands()
 
@@ -135,7 +135,7 @@ def evaluate(
         if check:
             show_check(chosen, data, as_json=as_json)
         else:
-            show_scores(chosen, score or [], data, upload, as_json=as_json)
+            show_scores(chosen, score or [], data, upload, make_console(), as_json=as_json)
         return
     options = EvalOptions(
         named_models(models),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from alignkd.errors import UserError
+from alignkd.errors import EXIT_FAILED, UserError
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
 from alignkd.run_folder.paths import log_name
@@ -81,11 +81,17 @@ def _failed(code: int, message: str, options: EvalOptions) -> int:
 
 
 def _first_failure(group: RankGroup) -> Exit | None:
+    """The rank to blame. One that fails because another has ended may be seen before that one."""
+    first: Exit | None = None
     while group.running:
-        ended = group.next_exit(timeout=3600.0)
-        if ended is not None and ended.code != 0:
+        ended = group.next_exit(timeout=3600.0 if first is None else _GRACE_SECONDS)
+        if ended is None and first is not None:
+            break
+        if ended is not None and ended.code not in (0, EXIT_FAILED):
             return ended
-    return None
+        if ended is not None and ended.code == EXIT_FAILED:
+            first = first or ended
+    return first
 
 
 def _explain(failed: Exit, logs: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from alignkd.errors import UserError
 from alignkd.evaluate import score_report
 from alignkd.evaluate.answers import read_answers
@@ -13,7 +15,6 @@ from alignkd.evaluate.report import notes_of
 from alignkd.evaluate.scoring import check_data, score_file
 from alignkd.evaluate.tasks import mmbench
 from alignkd.evaluate.tasks.task import Task
-from launcher.cli.options import make_console
 
 
 def show_check(tasks: Sequence[Task], data: Path, *, as_json: bool) -> None:
@@ -24,7 +25,13 @@ def show_check(tasks: Sequence[Task], data: Path, *, as_json: bool) -> None:
 
 
 def show_scores(
-    tasks: Sequence[Task], files: Sequence[Path], data: Path, upload: Path | None, *, as_json: bool
+    tasks: Sequence[Task],
+    files: Sequence[Path],
+    data: Path,
+    upload: Path | None,
+    console: Console,
+    *,
+    as_json: bool,
 ) -> None:
     """Print the score of one answer file, or the scores of two with their comparison."""
     if len(tasks) != 1 or len(files) > 2:
@@ -48,7 +55,7 @@ def show_scores(
             report["comparison"] = [score_report.comparison_json(found) for found in comparisons]
         print(json.dumps(report))
         return
-    console, names = make_console(), names_of(files)
+    names = names_of(files)
     console.print(score_report.paper_table(dict(zip(names, scores, strict=True))))
     for table in score_report.category_tables(first[0]):
         console.print(table)
