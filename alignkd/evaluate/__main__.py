@@ -44,6 +44,12 @@ def _run(out: Path) -> int:
             from alignkd.distributed.ranks import start_ranks
 
             ranks = start_ranks(timeout=timedelta(days=2))  # the slowest rank is waited for
+        elif "LOCAL_RANK" in os.environ:  # by a launcher, which may insist on a GPU
+            from deepspeed.accelerator import get_accelerator
+
+            from alignkd.distributed.device import take_device
+
+            take_device(get_accelerator())
         answer_all(options, ranks)
     if ranks is not None and not ranks.is_first:
         return 0

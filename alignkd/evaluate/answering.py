@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from alignkd.data.records import Turn
 from alignkd.errors import UserError
@@ -75,7 +75,13 @@ def answer_own_share(model: AnsweringModel, work: Work, progress: Progress) -> N
         waiting = [batch for batch in own if not done.issuperset(batch)]
         decoding = Decoding(work.task.max_new_tokens)
         for batch, requests in _read_ahead(waiting, lambda batch: _requests(model, work, batch)):
-            answers = dict(zip(batch, model.answers(requests, decoding), strict=True))
+            try:
+                answers = dict(zip(batch, model.answers(requests, decoding), strict=True))
+            except OutOfMemoryError:
+                raise UserError(
+                    f"out of memory with --batch-size {work.batch_size}; valid: a smaller one, into another "
+                    "--out, since answers of a file share their settings"
+                ) from None
             new = {number: text for number, text in answers.items() if number not in done}
             writer.write(new)
             finished += len(new)

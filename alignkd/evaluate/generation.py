@@ -7,6 +7,7 @@ rows from one generator.) Shapes: B rows, L columns, D width, I distinct images,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 
 from alignkd.data.batch import IMAGE_TOKEN_ID, PADDING_ID
 from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.errors import UserError
 from alignkd.models.families.mobilevlm import MobileVLM
 
 
@@ -26,6 +28,17 @@ class Decoding:
     temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0  # sample from the most likely tokens that hold this share
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens}: valid: at least 1")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise UserError(f"temperature {self.temperature}: valid: 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}: valid: more than 0, at most 1")
+        if "" in self.stop:
+            raise UserError("stop: an empty text would end every answer at once")
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,9 @@ def _choose(logits_BN: torch.Tensor, decoding: Decoding, uniform_B: torch.Tensor
     # In float64: a cumulated sum over a vocabulary must not lose its small probabilities.
     share_BN, token_BN = (logits_BN.double() / decoding.temperature).softmax(-1).sort(-1, descending=True)
     before_BN = share_BN.cumsum(-1) - share_BN
-    share_BN = share_BN.masked_fill(before_BN >= decoding.top_p, 0.0)  # the most likely token always stays
+    cut_BN = before_BN >= decoding.top_p
+    cut_BN[:, 0] = False  # the most likely token always stays
+    share_BN = share_BN.masked_fill(cut_BN, 0.0)
     reached_BN = share_BN.cumsum(-1)
     column_B1 = (reached_BN <= uniform_B[:, None] * reached_BN[:, -1:]).sum(-1, keepdim=True)
     return token_BN.gather(-1, column_B1.clamp(max=share_BN.shape[-1] - 1))[:, 0]

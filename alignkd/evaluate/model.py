@@ -64,10 +64,12 @@ class AnsweringModel:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> str:
         """The answer to one question, about an image or none. Temperature 0 is greedy decoding."""
-        decoding = Decoding(max_new_tokens, temperature, top_p, tuple(stop))
+        decoding = Decoding(
+            max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop)
+        )
         return self.answers([self.request(image, text, seed)], decoding)[0]
 
     def answers(self, requests: Sequence[Request], decoding: Decoding = Decoding()) -> list[str]:  # noqa: B008

@@ -75,7 +75,7 @@ def chosen_tasks(names: str, data: Path, own: OwnQuestions | None) -> list[Task]
     if own is None:
         return tasks_named(names)
     folder = None if own.image_folder is None else Path(own.image_folder)
-    return [own_task(data / own.questions, folder, own.metric)]
+    return [own_task(data, own.questions, folder, own.metric)]
 
 
 def named_models(models: Sequence[str]) -> tuple[ModelChoice, ...]:

@@ -23,7 +23,7 @@ from alignkd.evaluate.model import AnsweringModel, Padding, load
 from alignkd.evaluate.options import EvalOptions, ModelChoice, answers_file
 from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.task_score import TaskScore
-from alignkd.evaluate.tasks.task import Question, Task
+from alignkd.evaluate.tasks.task import NothingToScore, Question, Task
 
 _DIGEST = 16  # hexadecimal digits of a model's hash
 
@@ -47,19 +47,23 @@ def answer_all(options: EvalOptions, ranks: Ranks | None) -> None:
 
 
 def score_all(options: EvalOptions) -> dict[str, list[TaskScore]]:
-    data = Path(options.data)
-    return {
-        choice.name: [
-            score_file(
-                task,
-                answers_file(options, choice.name, task.name),
-                data,
-                partial=options.limit is not None,
-            )
-            for task in options.chosen_tasks()
-        ]
-        for choice in options.models
-    }
+    """Tasks whose first questions hold nothing to score are left out, with a warning. Raises UserError when
+    that leaves none."""
+    data, scores, nothing = Path(options.data), dict[str, list[TaskScore]](), None
+    for choice in options.models:
+        scores[choice.name] = []
+        for task in options.chosen_tasks():
+            file = answers_file(options, choice.name, task.name)
+            try:
+                found = score_file(task, file, data, partial=options.limit is not None)
+            except NothingToScore as error:
+                nothing = error
+                Console(stderr=True).print(f"warning: {task.name}: {error}", markup=False, highlight=False)
+            else:
+                scores[choice.name].append(found)
+    if nothing is not None and not any(scores.values()):
+        raise nothing
+    return scores
 
 
 def work_of(

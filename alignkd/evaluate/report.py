@@ -43,9 +43,15 @@ def print_report(models: Scores, console: Console, *, categories: bool, limit: i
     for other in others:
         found = score_report.compare(models[first], models[other])
         console.print(score_report.comparison_table(first, other, found))
-    notes = [f"{score.task}: {note}" for _, score in of_all for note in score.notes]
-    for note in [*dict.fromkeys(notes), *_settings(models)]:
+    for note in notes_of(models):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def notes_of(models: Scores) -> list[str]:
+    """What the scores do not say by themselves, and how the answers were made."""
+    of_all = [score for scores in models.values() for score in scores]
+    notes = [f"{score.task}: {note}" for score in of_all for note in score.notes]
+    return [*dict.fromkeys(notes), *_settings(models)]
 
 
 def _settings(models: Scores) -> list[str]:

@@ -7,13 +7,12 @@ from pathlib import Path
 CLASS_TOKEN = {
     True: """\
 `mmproj.gguf` keeps the class token of the vision tower. llama.cpp releases since spring 2025 place it behind
-the patches (llama.cpp issue 25817), which shifts every patch to its neighbour's position and drops the first
-one; answers about images suffer until that is mended. A file without the class token
-(`alignkd export ... --no-class-token`) does not depend on it.""",
+the patches (llama.cpp issue 25814), which shifts every patch to its neighbour's position and drops the first
+one; answers about images suffer until that is fixed.""",
     False: """\
 `mmproj.gguf` leaves out the class token of the vision tower, because llama.cpp releases since spring 2025
-place it behind the patches (llama.cpp issue 25817). Patches no longer attend to it, as they did in training;
-how much that costs has not been measured on published weights. `--class-token` writes the full tower.""",
+place it behind the patches (llama.cpp issue 25814). Patches do not attend to it, as they did in training; how
+much that costs has not been measured on published weights. `--class-token` writes the full tower.""",
 }
 
 
@@ -27,7 +26,7 @@ def gguf_card(model: Path, name: str, quantize: str, *, class_token: bool) -> st
 `text.gguf` ({quantize}) and `mmproj.gguf` (f16) are this model for llama.cpp:
 
 ```sh
-llama-mtmd-cli -m text.gguf --mmproj mmproj.gguf --image picture.jpg --temp 0 -p "What is in the picture?"
+llama-mtmd-cli --jinja -m text.gguf --mmproj mmproj.gguf --image picture.jpg --temp 0 -p "What is this?"
 ```
 
 The chat template is in `text.gguf`. Smaller K-quants need llama.cpp's own tool, on an export with

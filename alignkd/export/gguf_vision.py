@@ -1,13 +1,13 @@
 """``mmproj.gguf``: vision tower and LDPv2 projector as llama.cpp's ``clip`` architecture.
 
 llama.cpp's graph of the projector has the published models' grid built in: 24 x 24 patches, pooled to 12 x 12
-vision tokens. Two defects of its releases since spring 2025 concern these files (llama.cpp issues 25814 and
-25817):
+vision tokens. Two defects of its releases since spring 2025 concern these files:
 
-- converter and graph each drop the last layer of the tower. The file therefore holds exactly the layers that
-  are used and names the one to read in ``feature_layer``, which is right with and without the defect;
-- the class token is placed behind the patches, so that patches get each other's positions and the first one
-  is lost. A file without the class token avoids this, at the price that patches no longer attend to it.
+- converter and graph each drop the last layer of the tower (llama.cpp issue 25817). The file therefore holds
+  exactly the layers that are used and names the one to read in ``feature_layer``, which is right with and
+  without the defect;
+- the class token is placed behind the patches (issue 25814), so that patches get each other's positions and
+  the first one is lost. A file without the class token avoids this, but its patches do not attend to it.
 """
 
 from __future__ import annotations

@@ -92,6 +92,11 @@ def read_model_config(folder: Path | str, vision_tower: Path | str | None = None
         raw = {**raw, "mm_vision_tower": name, "mm_hidden_size": tower["hidden_size"]}
     elif "mm_vision_tower" in raw:
         tower, preprocessor = tower_by_name(folder, str(raw["mm_vision_tower"]))
+    elif raw.get("model_type", "llama") not in ("llama", "mobilevlm"):
+        raise CheckpointError(
+            f"{path}: `model_type` is {raw['model_type']!r}; this command knows MobileVLM V2 only "
+            "(docs/models.md)"
+        )
     else:
         raise CheckpointError(
             f"{path}: a plain LLaMA folder has no vision tower; name one in model.vision_tower "

@@ -12,7 +12,7 @@
 | resize.json | resume | the size that the files above are being replaced for: ``launcher.commands.resize`` |
 | .lock | launcher | flock of the only launcher: ``launcher.run.lock`` |
 | job.json | launcher, job | the job that was submitted last: ``launcher.backends.slurm.backend`` |
-| next.json | launcher | the run folder of the next stage: ``launcher.commands.stages`` |
+| next.json | launcher | the folder of the next stage or evaluation: ``launcher.commands.stages`` |
 | previous.json | launcher | the run folder of the stage before: ``launcher.commands.stages`` |
 | attempt.json | launcher, job | the open attempt: ``launcher.run.attempts`` |
 | attempts.jsonl | launcher, job | one line per closed attempt: ``launcher.run.attempts`` |
@@ -36,6 +36,7 @@
 | result.json | rank 0 | how training ended, written last: ``run_folder.result`` |
 | student/ | rank 0 | the trained student, a model folder: ``alignkd.models.saving`` |
 | adapters.safetensors | rank 0 | P_attn and P_V for the next stage: ``alignkd.models.adapters`` |
+| eval/ | launch | the evaluation that follows the run: ``launcher.commands.follow_up`` |
 """
 
 from __future__ import annotations
@@ -194,6 +195,10 @@ class RunPaths:
     @property
     def adapters(self) -> Path:
         return self.run / "adapters.safetensors"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.run / "eval"
 
 
 def log_name(rank: int | str) -> str:

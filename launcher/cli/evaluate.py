@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, Json, stdout_is_stderr
+from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
 
 evaluations = Commands()
 
@@ -30,7 +31,7 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="Models to evaluate: model folders or run folders; NAME=FOLDER gives one a name.",
         ),
     ] = None,
@@ -44,8 +45,31 @@ def evaluate(
     ] = False,
     step: Checkpoint = None,
     ranks: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Processes that share the questions, one per GPU.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes here that share the questions, one per GPU.",
+            show_default="1",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="the run's or site's"),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="the run's or site's"
+        ),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are any) or cpu.")
     ] = "auto",
@@ -92,6 +116,14 @@ def evaluate(
         raise UserError("give either models, --check or --score FILE")
     if questions is None and (metric is not None or image_folder is not None):
         raise UserError("--metric and --image-folder are only for --task own")
+    if nodes is None and any(option is not None for option in (gpus_per_node, partition, time_limit)):
+        raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+    if nodes is not None and (not models or ranks is not None):
+        raise UserError("--nodes N is for models, and has --gpus-per-node instead of --ranks")
+    unused = {"--step": step, "--precision": precision, "--limit": limit, "--image-padding": image_padding}
+    given = [name for name, value in unused.items() if value is not None]
+    if not models and given:
+        raise UserError(f"{', '.join(given)}: only for answers of a model; valid: eval MODEL ...")
     if upload is not None and not score:
         raise UserError("--upload needs --score FILE")
     images = None if image_folder is None else str(image_folder)
@@ -103,10 +135,8 @@ def evaluate(
         if check:
             show_check(chosen, data, as_json=as_json)
         else:
-            show_scores(chosen, score or [], data, upload, as_json=as_json)
+            show_scores(chosen, score or [], data, upload, make_console(), as_json=as_json)
         return
-    from launcher.commands.evaluate import run_evaluation
-
     options = EvalOptions(
         named_models(models),
         tasks,
@@ -121,7 +151,26 @@ def evaluate(
         as_json,
         by_category,
     )
-    raise typer.Exit(run_evaluation(options, ranks, device))
+    if nodes is not None:
+        from launcher.commands.evaluate_job import JobSize, submit_evaluation
+
+        size = JobSize(nodes, gpus_per_node or 1)
+        job = submit_evaluation(options, size, partition, time_limit, cpu=device == "cpu")
+        _show_job(out.absolute(), job, as_json)
+        return
+    from launcher.commands.evaluate import run_evaluation
+
+    raise typer.Exit(run_evaluation(options, ranks or 1, device))
+
+
+def _show_job(out: Path, job: str, as_json: bool) -> None:
+    scores, log = out / "scores.json", out / "logs" / f"slurm-{job}.log"
+    if as_json:
+        print(json.dumps({"job": job, "out": str(out), "scores": str(scores), "log": str(log)}))
+        return
+    print(f"submitted job {job}; log: {log}")
+    print(f"answers come to {out}, scores to {scores}, tables to {out / 'logs' / 'rank-0.log'}")
+    print("after a time limit or a failure, the same command resumes")
 
 
 @evaluations.command()

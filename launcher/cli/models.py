@@ -37,7 +37,7 @@ def export(
         typer.Option(
             "--class-token/--no-class-token",
             help="GGUF: keep the vision tower's class token.",
-            show_default="class-token",
+            show_default="no-class-token",
         ),
     ] = None,
 ) -> None:
@@ -54,10 +54,10 @@ def export(
     with stdout_is_stderr():
         if file_format == "gguf":
             if importlib.util.find_spec("gguf") is None:
-                raise UserError("--format gguf needs the package gguf: pip install 'alignkd[gguf]'")
+                raise UserError("--format gguf needs the package gguf: pip install gguf")
             from alignkd.export.gguf import export_gguf, export_run_as_gguf
 
-            kept = class_token is not False
+            kept = class_token is True
             if is_model:
                 export_gguf(run, out, run.resolve().name, quantize or "q8_0", class_token=kept)
             else:

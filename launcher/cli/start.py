@@ -68,6 +68,13 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write and show the run folder, start nothing.")
     ] = False,
+    then_eval: Annotated[
+        str | None,
+        typer.Option(metavar="TASK,...", help="Tasks of a Slurm job that evaluates the student afterwards."),
+    ] = None,
+    eval_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the benchmarks' files (--then-eval).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a configuration, write its run folder and start it."""
@@ -87,6 +94,8 @@ def launch(
         tuple(overrides or ()),
         cpu,
         dry_run,
+        then_eval,
+        eval_data,
         MemoryCheck(memory_option(gpu_memory), skip_memory_check),
     )
     result = launch_run(request, make_console(stderr=as_json))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from alignkd.errors import UserError
+from alignkd.errors import EXIT_FAILED, UserError
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
 from alignkd.run_folder.paths import log_name
@@ -64,20 +65,33 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
     except KeyboardInterrupt:
         group.stop(_GRACE_SECONDS)
         print("stopped; the same command resumes", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _failed(128 + signal.SIGINT, "stopped", options)
     if failed is None:
         return 0
     group.stop(_GRACE_SECONDS)  # the others would wait for it
     _explain(failed, logs)
-    return failed.code if failed.code > 0 else 128 - failed.code
+    code = failed.code if failed.code > 0 else 128 - failed.code
+    return _failed(code, f"rank {failed.rank} failed; see {logs / log_name(failed.rank)}", options)
+
+
+def _failed(code: int, message: str, options: EvalOptions) -> int:
+    if options.as_json:
+        print(json.dumps({"error": message, "code": code}))
+    return code
 
 
 def _first_failure(group: RankGroup) -> Exit | None:
+    """The rank to blame. One that fails because another has ended may be seen before that one."""
+    first: Exit | None = None
     while group.running:
-        ended = group.next_exit(timeout=3600.0)
-        if ended is not None and ended.code != 0:
+        ended = group.next_exit(timeout=3600.0 if first is None else _GRACE_SECONDS)
+        if ended is None and first is not None:
+            break
+        if ended is not None and ended.code not in (0, EXIT_FAILED):
             return ended
-    return None
+        if ended is not None and ended.code == EXIT_FAILED:
+            first = first or ended
+    return first
 
 
 def _explain(failed: Exit, logs: Path) -> None:

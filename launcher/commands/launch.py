@@ -8,14 +8,14 @@ import shlex
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from alignkd.config import Config, load_config
-from alignkd.errors import AlignkdError, ConfigError
+from alignkd.errors import AlignkdError, ConfigError, UserError
 from launcher.backends import backend_named, resolve_choice
-from launcher.backends.base import BackendChoice
+from launcher.backends.base import Backend, BackendChoice
 from launcher.backends.devices import device_of
 from launcher.commands.control import start_run
 from launcher.commands.launch_report import say_files, say_plan, say_started
@@ -28,6 +28,9 @@ from launcher.run.console import say
 from launcher.run.folder import create_run_folder, run_path
 from launcher.run.manifest import make_manifest, read_manifest
 from launcher.run.site import read_site
+
+if TYPE_CHECKING:
+    from launcher.commands.follow_up import FollowUp
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class LaunchRequest:
     overrides: tuple[str, ...] = ()
     cpu: bool = False  # train on CPUs, as slurm.gpu_option = none does
     dry_run: bool = False
+    then_eval: str | None = None  # tasks to evaluate the student on, in a job after the last stage
+    eval_data: Path | None = None
     memory: MemoryCheck = field(default_factory=MemoryCheck)
 
 
@@ -51,7 +56,7 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
 
     Nothing is written when a check fails. Returns the run folder, the job (None if none was submitted) and
     the exit code; with several stages these of each stage, and the first exit code that is not 0. A stage
-    that cannot be started ends the list, with its ``error``.
+    that cannot be started ends the list, with its ``error``. The last one has its ``evaluation``, if any.
     """
     backend_name = resolve_choice(request.backend, request.hostfile)
     backend = backend_named(backend_name)
@@ -64,6 +69,7 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
         say(console, f"warning: {warning}")
     if problems:
         raise ConfigError(str(request.config), problems)
+    follow_up = _follow_up(request, stages[-1][1], cluster, backend)
     runs: list[Path] = []
     for _, config in stages:
         runs.append(write_run(config, cluster, backend_name, replace=request.dry_run))
@@ -71,6 +77,8 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
         say_plan(config, runs[-1], console)
     for run, following in pairwise(runs):
         link(run, following)
+    if follow_up is not None and not request.dry_run:
+        follow_up.write()
     results: list[dict[str, Any]] = []
     for run in runs:
         manifest = read_manifest(run)
@@ -92,7 +100,23 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
         results.append({"run": str(run), "job": started.job, "code": started.code})
         if started.code != 0:
             break
+    if follow_up is not None and not request.dry_run:
+        results[-1]["evaluation"] = follow_up.submit(results[-1]["job"], console)
+        results[-1]["code"] = results[-1]["code"] or results[-1]["evaluation"]["code"]
+    elif follow_up is not None:
+        say(console, "a dry run keeps nothing of --then-eval; after the run: alignkd eval")
     return results[0] if len(stages) == 1 else {"stages": results, "code": results[-1]["code"]}
+
+
+def _follow_up(request: LaunchRequest, config: Config, cluster: Cluster, backend: Backend) -> FollowUp | None:
+    """The evaluation after the last stage. Raises UserError when it could not run."""
+    if request.then_eval is None and request.eval_data is None:
+        return None
+    if request.then_eval is None or request.eval_data is None:
+        raise UserError("--then-eval TASKS and --eval-data DIR go together")
+    from launcher.commands.follow_up import plan_follow_up  # statistics, which import numpy
+
+    return plan_follow_up(request.then_eval, request.eval_data, config, cluster.gpus_per_node, backend)
 
 
 def _load_stages(request: LaunchRequest) -> list[tuple[str | None, Config]]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from alignkd.errors import UserError
 from alignkd.evaluate import score_report
 from alignkd.evaluate.answers import read_answers
+from alignkd.evaluate.report import notes_of
 from alignkd.evaluate.scoring import check_data, score_file
 from alignkd.evaluate.tasks import mmbench
 from alignkd.evaluate.tasks.task import Task
@@ -24,7 +25,13 @@ def show_check(tasks: Sequence[Task], data: Path, *, as_json: bool) -> None:
 
 
 def show_scores(
-    tasks: Sequence[Task], files: Sequence[Path], data: Path, upload: Path | None, *, as_json: bool
+    tasks: Sequence[Task],
+    files: Sequence[Path],
+    data: Path,
+    upload: Path | None,
+    console: Console,
+    *,
+    as_json: bool,
 ) -> None:
     """Print the score of one answer file, or the scores of two with their comparison."""
     if len(tasks) != 1 or len(files) > 2:
@@ -48,11 +55,20 @@ def show_scores(
             report["comparison"] = [score_report.comparison_json(found) for found in comparisons]
         print(json.dumps(report))
         return
-    console, names = Console(), [file.stem for file in files]
+    names = names_of(files)
     console.print(score_report.paper_table(dict(zip(names, scores, strict=True))))
     for table in score_report.category_tables(first[0]):
         console.print(table)
     if others:
         console.print(score_report.comparison_table(names[0], names[1], comparisons))
-    for note in first[0].notes:
+    for note in notes_of(dict(zip(names, scores, strict=True))):
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """How a report calls answer files: by their names, or their folders (a model's, say) where those are
+    equal."""
+    for names in ([file.stem for file in files], [file.parent.name for file in files]):
+        if all(names) and len(set(names)) == len(files):
+            return names
+    return [str(file) for file in files]

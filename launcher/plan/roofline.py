@@ -11,7 +11,7 @@ Shapes: T tokens, D width, F width of the MLP, K width of all keys; ``size`` is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignkd.config import Config
 from alignkd.models.configuration import MobileVLMConfig
@@ -40,21 +40,23 @@ ATTENTION_SHARE = 0.5  # of matmul that fused attention reaches; an assumption
 
 @dataclass(frozen=True)
 class Chip:
-    """``peak`` is the data sheet's dense bf16; the others are what programs reach."""
+    """``peak`` is the data sheet's, dense, in bf16 or fp16; ``matmul`` and ``bandwidth`` are what programs
+    reach. ``fp32``: the peak of fp32, without TF32, which ranks turn off."""
 
     name: str
     peak: float  # FLOP/s
+    fp32: float  # FLOP/s
     matmul: float  # FLOP/s
     bandwidth: float  # bytes/s
 
 
 CHIPS = {
-    name: Chip(name, peak, MATMUL_SHARE * peak, COPY_SHARE * bandwidth)
-    for name, peak, bandwidth in (
-        ("a100", 312e12, 2.04e12),
-        ("h100", 989e12, 3.35e12),
-        ("h200", 989e12, 4.8e12),
-        ("b200", 2250e12, 8.0e12),
+    name: Chip(name, peak, fp32, MATMUL_SHARE * peak, COPY_SHARE * bandwidth)
+    for name, peak, fp32, bandwidth in (
+        ("a100", 312e12, 19.5e12, 2.04e12),
+        ("h100", 989e12, 67e12, 3.35e12),
+        ("h200", 989e12, 67e12, 4.8e12),
+        ("b200", 2250e12, 80e12, 8.0e12),
     )
 }
 
@@ -108,6 +110,8 @@ class Roofline:
 
 
 def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, chip: Chip) -> Roofline:
+    if config.training.precision == "fp32":
+        chip = replace(chip, peak=chip.fp32, matmul=MATMUL_SHARE * chip.fp32)
     costs = step_costs(config, sizes, work, compute.micro_batches)
     costs.sort(key=lambda cost: -cost.seconds(chip))
     return Roofline(chip, costs, compute.flops)

@@ -152,10 +152,10 @@ def _say_speed(plan: Plan, chip: Chip, console: Console) -> None:
     tokens = compute.tokens * plan.cluster.ranks / found.seconds
     _say(
         console,
-        f"On {chip.name}, {chip.peak / 1e12:,.0f} TFLOP/s: at least {found.seconds:.2g} s per step, at most "
-        f"{tokens:,.0f} tokens/s in",
+        f"On {chip.name}, {found.chip.peak / 1e12:,.0f} TFLOP/s, without any waiting: at least "
+        f"{found.seconds:.2g} s per step, at most {tokens:,.0f} tokens/s in total, {found.peak_share:.0%} "
+        "of the peak. Largest costs:",
     )
-    _say(console, f"total, {found.peak_share:.0%} of the peak. Largest costs:")
     for cost in found.costs[:LARGEST_COSTS]:
         seconds = cost.seconds(chip)
         _say(console, f"  {cost.name}: {seconds:.2g} s, {seconds / found.seconds:.0%}")

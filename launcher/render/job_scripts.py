@@ -1,9 +1,10 @@
-"""Render ``job.sbatch``, ``rank.sh`` and ``env.sh`` of a run from the templates in ``slurm``. Pure."""
+"""Render the scripts of a run or an evaluation from the templates in ``slurm``. Pure."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -22,21 +23,49 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) -> dict[str, str]:
     """The three scripts of a run whose folder will be ``run`` (absolute), by file name."""
-    templates = jinja2.Environment(
+    slurm = config.slurm
+    directives: list[Option] = [("signal", f"USR1@{slurm.signal_seconds}")]
+    values = {
+        **_values(slurm, run.name, nodes, gpus_per_node, directives),
+        "mark": _MARK,
+        "run": shell_word(str(run)),
+    }
+    names = (JOB_SCRIPT, RANK_SCRIPT, ENVIRONMENT_SCRIPT)
+    return {name: _templates().get_template(f"{name}.j2").render(values) for name in names}
+
+
+def render_evaluation(
+    slurm: SlurmSection, name: str, out: Path, nodes: int, gpus_per_node: int
+) -> dict[str, str]:
+    """The two scripts of an evaluation in the folder ``out`` (absolute), by file name.
+
+    Slurm sends no signal before the time limit: answers are on disk as they come.
+    """
+    values = {**_values(slurm, name, nodes, gpus_per_node, []), "out": shell_word(str(out))}
+    templates = {JOB_SCRIPT: "eval.sbatch.j2", ENVIRONMENT_SCRIPT: f"{ENVIRONMENT_SCRIPT}.j2"}
+    return {name: _templates().get_template(file).render(values) for name, file in templates.items()}
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(resource_folder("slurm")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # shell, not HTML: every value below is quoted where it is used
+        autoescape=False,  # shell, not HTML: every value is quoted where it is used
     )
-    slurm = config.slurm
-    values = {
-        "directives": [_line(*option) for option in _directives(slurm, run.name, nodes, gpus_per_node)],
+
+
+def _values(
+    slurm: SlurmSection, name: str, nodes: int, gpus_per_node: int, more: list[Option]
+) -> dict[str, Any]:
+    """What the templates have in common, quoted. ``more`` are directives for this kind of job."""
+    directives = _directives(slurm, name, nodes, gpus_per_node, more)
+    return {
+        "directives": [_line(*option) for option in directives],
         "srun_options": [shell_word(_text(*o)) for o in _srun_options(slurm, nodes, gpus_per_node)],
         "wrapper": [shell_word(word) for word in _wrapper(slurm.container)],
         "container_python": shell_word(slurm.container.python) if slurm.container.kind != "none" else None,
-        "mark": _MARK,
-        "run": shell_word(str(run)),
         "python": shell_word(sys.executable),
         # The interpreter finds an editable installation, but not a plain checkout.
         "checkout": shell_word(str(_CHECKOUT)),
@@ -48,8 +77,6 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
         "secrets": list(slurm.secrets),
         "cpu": slurm.gpu_option == "none",
     }
-    names = (JOB_SCRIPT, RANK_SCRIPT, ENVIRONMENT_SCRIPT)
-    return {name: templates.get_template(f"{name}.j2").render(values) for name in names}
 
 
 def is_current(script: str) -> bool:
@@ -72,7 +99,9 @@ def _given(options: list[Option]) -> list[Option]:
     return [(name, value) for name, value in options if value is not None and value is not False]
 
 
-def _directives(slurm: SlurmSection, name: str, nodes: int, gpus_per_node: int) -> list[Option]:
+def _directives(
+    slurm: SlurmSection, name: str, nodes: int, gpus_per_node: int, more: list[Option]
+) -> list[Option]:
     own: list[Option] = [
         ("job-name", name),
         ("account", slurm.account),
@@ -93,7 +122,7 @@ def _directives(slurm: SlurmSection, name: str, nodes: int, gpus_per_node: int) 
         ("mail-type", ",".join(slurm.mail_type) or None),
         ("output", "/dev/null"),
         ("open-mode", "append"),
-        ("signal", f"USR1@{slurm.signal_seconds}"),
+        *more,
         ("requeue" if slurm.requeue else "no-requeue", True),
     ]
     kept = [option for option in own if option[0] not in slurm.sbatch_options]

@@ -11,6 +11,7 @@ import pytest
 
 from alignkd.distributed.device import take_device
 from alignkd.errors import EXIT_BAD_NODE, NodeError
+from tests import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,8 +73,9 @@ def test_a_broken_gpu_is_named() -> None:
 def test_a_rank_that_was_promised_a_gpu_does_not_train_without(tmp_path: Path) -> None:
     """It ends before the rendezvous, with a code that is retried."""
     variables = {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "8"}
+    run = tiny.write_run(tmp_path / "run", 1)
     done = subprocess.run(
-        [sys.executable, "-m", "alignkd.train", str(tmp_path)],
+        [sys.executable, "-m", "alignkd.train", str(run)],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, **variables}, timeout=120,
     )  # fmt: skip
     assert done.returncode == EXIT_BAD_NODE

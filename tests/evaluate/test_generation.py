@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from alignkd.data.batch import IGNORE_INDEX, IMAGE_TOKEN_ID
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.errors import UserError
 from alignkd.evaluate.generation import Decoding, Prompt, _choose, generate
 from alignkd.models.attention import use_plain_attention
 from alignkd.models.building import BuildOptions
@@ -182,3 +185,26 @@ def test_bf16_decodes_ragged_prompts(tokenizer, images):
     use_plain_attention(model.language_model)
     answers = generate(model, tokenizer, PROMPTS, images, Decoding(2))
     assert all(answers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.5}, "top_p 1.5"),
+        ({"stop": ("",)}, "an empty text"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Decoding(**settings)
+
+
+def test_the_most_likely_token_stays_however_small_its_share_must_be() -> None:
+    logits = torch.tensor([[5.0, 1.0, 0.0, -9.0]])
+    for drawn in (0.0, 0.5, 0.999):
+        chosen = _choose(logits, Decoding(temperature=1.0, top_p=1e-9), torch.tensor([drawn]))
+        assert chosen.tolist() == [0]

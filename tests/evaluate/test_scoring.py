@@ -58,7 +58,7 @@ def test_check_lists_the_missing_files_of_all_tasks_at_once(tmp_path):
     with pytest.raises(MissingData) as error:
         check_data(tasks_named("all"), tmp_path)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith(f"{tmp_path}: 16 of the benchmarks' files are missing")
+    assert lines[0].startswith(f"{tmp_path}: 16 files or folders are missing")
     assert f"  {tmp_path}/pope/coco/coco_pope_random.json" in lines
     assert f"  {tmp_path}/MME/MME_Benchmark_release_version/" in lines
     assert f"  {tmp_path}/mmbench/mmbench_dev_20230712.tsv" in lines

@@ -147,7 +147,16 @@ def test_with_its_class_token_the_file_is_wrong_in_llama_cpp_as_the_card_says(
     """When this fails, llama.cpp places class tokens rightly: card and documents must say since when."""
     export_gguf(wide_model, tmp_path / "out", "wide", "f16", class_token=True)
     assert largest_error(wide_model, tmp_path / "out", pictures, class_token=True) > 0.05
-    assert "llama.cpp issue 25817" in (tmp_path / "out" / "README.md").read_text()
+    assert "llama.cpp issue 25814" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_without_its_class_token_the_file_is_near_the_whole_model_too(
+    wide_model: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    export_gguf(wide_model, tmp_path / "out", "wide", "f16", class_token=False)
+    assert largest_error(wide_model, tmp_path / "out", pictures, class_token=True) < 0.05
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "llama-mtmd-cli --jinja " in card  # else it knows only templates of its own
 
 
 def test_the_chat_template_of_the_file_is_template_v1(
@@ -180,7 +189,7 @@ def test_a_run_is_exported_through_the_command_line(one_rank: RankPool, tmp_path
     assert (head.tensor_type.name, norm.tensor_type.name, down.tensor_type.name) == ("F16", "F32", "Q8_0")
     student = load_file(RunPaths(run).student / "model.safetensors")
     np.testing.assert_array_equal(norm.data, student["model.norm.weight"].float().numpy())
-    assert "v.class_embd" in {tensor.name for tensor in gguf.GGUFReader(out / "mmproj.gguf").tensors}
+    assert "v.class_embd" not in {tensor.name for tensor in gguf.GGUFReader(out / "mmproj.gguf").tensors}
     card = (out / "README.md").read_text()
     assert "It is the state at optimizer step 4" in card
     assert "`text.gguf` (q8_0)" in card

@@ -42,6 +42,7 @@ NAMES = {
     "result": "result.json",
     "student": "student",
     "adapters": "adapters.safetensors",
+    "evaluation": "eval",
 }
 
 

@@ -62,10 +62,9 @@ class Layout:
 
 class MissingData(UserError):
     def __init__(self, data: Path, missing: Sequence[tuple[Layout, Needed]]) -> None:
-        lines = [
-            f"{data}: {len(missing)} of the benchmarks' {'file is' if len(missing) == 1 else 'files are'} "
-            "missing; they must lie like this:"
-        ]
+        one = len(missing) == 1
+        count = "a file or folder is" if one else f"{len(missing)} files or folders are"
+        lines = [f"{data}: {count} missing; they must lie like this:"]
         for layout, needed in missing:
             place = f"{layout.folders[0]}/{needed.places[0]}" + ("/" if needed.is_folder else "")
             lines.append(f"  {data / place}{'/' if needed.is_folder else ''}")

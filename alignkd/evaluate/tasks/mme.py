@@ -16,6 +16,7 @@ from alignkd.evaluate.tasks.pictures import picture_file
 from alignkd.evaluate.tasks.task import (
     SHORT_ANSWER,
     SHORT_ANSWER_TOKENS,
+    NothingToScore,
     Question,
     Task,
     image_question,
@@ -95,6 +96,8 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
     # Of a partial file, images with both answers only.
     times = Counter((label.category, label.image) for label, _ in pairs)
     pairs = [(label, answer) for label, answer in pairs if times[label.category, label.image] == 2]
+    if not pairs:
+        raise NothingToScore(f"{file.path}: no image has both of its answers; valid: a larger --limit")
     labels = [label for label, _ in pairs]
     right = {"\t".join(_key(label)): yes_or_no(answer.text) is label.is_yes for label, answer in pairs}
     present = [category for category in CATEGORIES if any(label.category == category for label in labels)]

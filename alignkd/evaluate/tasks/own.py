@@ -59,8 +59,8 @@ METRICS: dict[str, tuple[Rule, str, Callable[[str], bool]]] = {
 }
 
 
-def own_task(file: Path, image_folder: Path | None, metric: str) -> Task:
-    """The task that ``file`` is. ``image_folder``: the file's own folder if None.
+def own_task(data: Path, questions: str, image_folder: Path | None, metric: str) -> Task:
+    """The task that ``questions``, a file below ``data``, is. ``image_folder``: the file's own if None.
 
     A record is {"id", "image", "conversations"}; `kind` names its row of the table per kind, `answers` may
     hold ten people's answers for ``vqa``. Raises UserError for an unknown metric; problems of the file are
@@ -70,8 +70,9 @@ def own_task(file: Path, image_folder: Path | None, metric: str) -> Task:
         raise UserError(
             f"metric {metric!r:.80} is unknown; valid: {', '.join(METRICS)}{did_you_mean(metric, METRICS)}"
         )
+    file = data / questions
     images = image_folder if image_folder is not None else file.parent
-    layout = Layout("own", (".",), (Needed("questions", (file.name,), "your own file"),))
+    layout = Layout("own", (".",), (Needed("questions", (questions,), "a file of your own"),))
     return Task(
         "own",
         "own",

@@ -14,7 +14,7 @@ from alignkd.evaluate.task_score import SCORE, Graded, Numbers, TaskScore, mean_
 from alignkd.evaluate.tasks.layout import EVAL_ZIP, Layout, Needed
 from alignkd.evaluate.tasks.letters import scienceqa_letter
 from alignkd.evaluate.tasks.pictures import picture_file
-from alignkd.evaluate.tasks.task import LONG_ANSWER_TOKENS, OPTION_LETTER, Question, Task
+from alignkd.evaluate.tasks.task import LONG_ANSWER_TOKENS, OPTION_LETTER, NothingToScore, Question, Task
 
 PUBLISHED_IMAGE_QUESTIONS = 2_017
 
@@ -78,6 +78,8 @@ def score(data: Path, file: AnswerFile) -> TaskScore:
         for entry, answer in pairs
     ]
     with_image = [question for question in graded if question.categories == ("image",)]
+    if not with_image and file.is_partial:
+        raise NothingToScore(f"{file.path}: no answered question has an image; valid: a larger --limit")
     if not with_image:
         raise UserError(f"{LAYOUT.path(data, 'questions')}: no question has an image")
     unanswered = sum(entry.image is not None and answer is None for entry, answer in pairs)

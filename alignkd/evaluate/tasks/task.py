@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignkd.data.records import IMAGE_MARKER, Turn
+from alignkd.errors import UserError
 from alignkd.evaluate.answers import AnswerFile
 from alignkd.evaluate.task_score import TaskScore
 from alignkd.evaluate.tasks.layout import Layout
@@ -27,6 +28,10 @@ class Question:
     pictures: tuple[Picture, ...]
     category: str = ""
     earlier: tuple[Turn, ...] = ()  # turns before `prompt`
+
+
+class NothingToScore(UserError):
+    """The first questions of a task, asked with a limit, hold nothing that its rules can score."""
 
 
 @dataclass(frozen=True)

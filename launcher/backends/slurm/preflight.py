@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 
 from alignkd.config import Config
 from alignkd.config.combinations import time_limit_seconds
@@ -22,12 +23,21 @@ _TIME_LIMIT = r"(\d+-)?\d+(:\d{1,2}){0,2}"
 
 def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
     """Every reason why Slurm would refuse, or never start, the run's job."""
-    run = run_path(config)
-    scripts = render_scripts(config, run, nodes, gpus_per_node)
+    scripts = render_scripts(config, run_path(config), nodes, gpus_per_node)
+    return script_problems(config.slurm, nodes, scripts, _lead_problems(config.slurm))
+
+
+def script_problems(
+    slurm: SlurmSection, nodes: int, scripts: dict[str, str], more: Sequence[str] = ()
+) -> list[str]:
+    """Every reason why Slurm would refuse, or never start, a job with these scripts, by file name.
+
+    ``more`` are problems found before: ``sbatch`` is asked about a job without any.
+    """
     problems = [text for name, script in scripts.items() if (text := _syntax(name, script))]
-    problems += _partition_problems(config.slurm, nodes)
-    problems += _lead_problems(config.slurm)
-    container = config.slurm.container
+    problems += _partition_problems(slurm, nodes)
+    problems += more
+    container = slurm.container
     if container.kind != "none" and container.image is None:
         problems.append(f"slurm.container.kind = {container.kind} needs slurm.container.image")
     if not problems:

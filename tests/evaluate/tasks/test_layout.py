@@ -69,7 +69,7 @@ def test_one_error_lists_every_missing_file_its_place_and_its_source(tmp_path):
     with pytest.raises(MissingData) as error:
         require([LAYOUT, other], tmp_path, scoring_only=False)
     assert str(error.value).splitlines() == [
-        f"{tmp_path}: 4 of the benchmarks' files are missing; they must lie like this:",
+        f"{tmp_path}: 4 files or folders are missing; they must lie like this:",
         f"  {tmp_path}/Demo/q.jsonl",
         "      demo: published in the web (also found as Demo/old/q.jsonl)",
         f"  {tmp_path}/Demo/labels.json",
@@ -82,11 +82,11 @@ def test_one_error_lists_every_missing_file_its_place_and_its_source(tmp_path):
 
 
 def test_scoring_needs_only_the_labels(tmp_path):
-    with pytest.raises(MissingData, match="1 of the benchmarks' file is missing"):
+    with pytest.raises(MissingData, match="a file or folder is missing"):
         require([LAYOUT], tmp_path, scoring_only=True)
     touch(tmp_path / "Demo" / "labels.json")
     require([LAYOUT], tmp_path, scoring_only=True)
-    with pytest.raises(MissingData, match="2 of"):
+    with pytest.raises(MissingData, match="2 files or folders"):
         require([LAYOUT], tmp_path, scoring_only=False)
     with pytest.raises(MissingData, match=r"Demo/q.jsonl"):
         LAYOUT.path(tmp_path, "questions")

@@ -12,7 +12,7 @@ def record(question_id, answer, image="a.jpg", question="<image>\nWhat?", **more
 
 
 def score_of(tmp_path, metric, records, texts):
-    task = own_task(write_json(tmp_path / "own.json", records), None, metric)
+    task = own_task(tmp_path, write_json(tmp_path / "own.json", records).name, None, metric)
     rows = [(record["id"], "", text) for record, text in zip(records, texts, strict=True)]
     return task.score(tmp_path, answers(tmp_path, rows))
 
@@ -63,7 +63,7 @@ def test_questions_keep_earlier_turns_and_several_pictures(tmp_path):
     file = write_json(
         tmp_path / "own.json", [{"id": "1", "image": ["a.jpg", "b.jpg"], "conversations": turns}]
     )
-    (question,) = own_task(file, tmp_path / "pictures", "exact").questions(tmp_path)
+    (question,) = own_task(tmp_path, file.name, tmp_path / "pictures", "exact").questions(tmp_path)
     assert question.earlier == (Turn("human", "<image>\nHello"), Turn("gpt", "Hi"))
     assert (question.prompt, question.row_prompt) == ("<image> Same?", "Same?")
     assert [str(picture) for picture in question.pictures] == [
@@ -92,17 +92,19 @@ def test_questions_keep_earlier_turns_and_several_pictures(tmp_path):
 def test_broken_files_are_one_error(tmp_path, metric, records, message):
     file = write_json(tmp_path / "own.json", records)
     with pytest.raises(UserError, match=message):
-        own_task(file, None, metric).questions(tmp_path)
+        own_task(tmp_path, file.name, None, metric).questions(tmp_path)
 
 
 def test_unknown_metric_lists_the_valid_ones(tmp_path):
     with pytest.raises(
         UserError, match="'yesno' is unknown; valid: exact, vqa, letter, yes-no; did you mean yes-no"
     ):
-        own_task(tmp_path / "own.json", None, "yesno")
+        own_task(tmp_path, "own.json", None, "yesno")
 
 
 def test_every_record_needs_an_answer(tmp_path):
-    task = own_task(write_json(tmp_path / "own.json", [record("1", "a"), record("2", "b")]), None, "exact")
+    task = own_task(
+        tmp_path, write_json(tmp_path / "own.json", [record("1", "a"), record("2", "b")]).name, None, "exact"
+    )
     with pytest.raises(UserError, match="1 of the 2 questions of own have no answer, first '2'"):
         task.score(tmp_path, answers(tmp_path, [("1", "", "a")]))

@@ -79,6 +79,11 @@ def test_scores_as_tables_in_80_columns(data: Path) -> None:
         (("--task", "pope", "--check"), "coco_pope_adversarial.json"),
         (("--task", "pope", "--check", "--metric", "vqa"), "only for --task own"),
         (("--task", "mmbench", "--check", "--upload", "up.tsv"), "--upload needs --score FILE"),
+        ((tiny.STUDENT, "--task", "pope", "--time", "60"), "only for a Slurm job (--nodes N)"),
+        ((tiny.STUDENT, "--task", "pope", "--gpus-per-node", "2"), "only for a Slurm job (--nodes N)"),
+        ((tiny.STUDENT, "--task", "pope", "--nodes", "2", "--ranks", "2"), "--gpus-per-node instead of"),
+        (("--task", "pope", "--check", "--nodes", "2"), "--nodes N is for models"),
+        ((tiny.STUDENT, "--task", "pope", "--nodes", "2"), "coco_pope_adversarial.json"),
         ((*ASK, "--image-folder", "nowhere", "--check"), "nowhere/0.jpg"),
         ((*ASK, "--score", "missing.jsonl"), "missing.jsonl"),
         ((*ASK, "--score", "x.jsonl", "--score", "x.jsonl"), "given twice"),
@@ -220,3 +225,20 @@ def test_chat_refuses_what_it_cannot_use(gqa: Path, tmp_path: Path) -> None:
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--then-eval", "pope"), "--then-eval TASKS and --eval-data DIR go together"),
+        (("--eval-data", "x"), "--then-eval TASKS and --eval-data DIR go together"),
+        (("--then-eval", "pope", "--eval-data", "x"), "here nothing is queued: run `alignkd eval` after"),
+    ],
+)
+def test_an_evaluation_after_a_run_that_cannot_follow_it_is_refused(
+    config_file: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = alignkd("launch", config_file, "--backend", "local", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (config_file.parent / "runs").exists()

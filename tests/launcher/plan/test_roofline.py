@@ -192,6 +192,14 @@ def test_operations_are_those_of_the_plan_but_for_attention_s_backward() -> None
     assert flops == pytest.approx(compute.flops, rel=0.03)
 
 
+def test_fp32_has_a_peak_of_its_own() -> None:
+    config, sizes = published(micro_batch_size=4, precision="fp32")
+    work, cluster = workload(config, Cluster(1, 2), 144), Cluster(1, 2)
+    found = plan.roofline(config, sizes, work, run_compute(config, sizes, work, cluster), plan.CHIPS["h100"])
+    assert found.chip.peak == 67e12
+    assert found.seconds > 3.0
+
+
 def test_two_micro_batches_take_twice_as_long_as_one() -> None:
     config, sizes = published(micro_batch_size=4)
     work = workload(config, Cluster(1, 2), 144)
@@ -201,7 +209,7 @@ def test_two_micro_batches_take_twice_as_long_as_one() -> None:
 
 
 def test_a_cost_is_the_slower_of_its_operations_and_its_bytes() -> None:
-    chip = plan.Chip("x", peak=100.0, matmul=50.0, bandwidth=10.0)
+    chip = plan.Chip("x", peak=100.0, fp32=10.0, matmul=50.0, bandwidth=10.0)
     assert plan.Cost("a", flops=100.0, bytes=5.0).seconds(chip) == 2.0
     assert plan.Cost("a", flops=100.0, bytes=50.0).seconds(chip) == 5.0
     assert plan.Cost("a", flops=100.0, bytes=5.0, share=0.5).seconds(chip) == 4.0
