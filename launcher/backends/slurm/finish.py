@@ -124,8 +124,8 @@ def _record(run: Path, attempt: Attempt, found: Evidence, decision: Decision, no
         codes=codes,
         failed_node=nodes[_node_of(run, failed)] if failed is not None and nodes else None,
     )
-    if decision.action is Action.EXIT:
-        RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
+    # The stop file stays, whatever was decided: should Slurm requeue the job, its next start must read it.
+    # `begin` discards one that was meant for another job.
     say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"

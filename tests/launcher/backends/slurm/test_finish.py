@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends.slurm import batch, script
 from launcher.backends.slurm import finish as finish_module
-from launcher.backends.slurm import script
 from launcher.backends.slurm.finish import finish
 from launcher.backends.slurm.lifecycle import Action, Decision, JobState
 from launcher.run import attempts
@@ -40,19 +40,19 @@ def reasons(run: Path) -> list[str | None]:
     return [attempt.reason for attempt in attempts.read_history(run)]
 
 
-@pytest.mark.parametrize(
-    ("action", "code", "kept"), [(Action.RESTART, 77, True), (Action.WAIT, 86, True), (Action.EXIT, 0, False)]
-)
+@pytest.mark.parametrize(("action", "code"), [(Action.RESTART, 77), (Action.WAIT, 86), (Action.EXIT, 0)])
 def test_a_late_stop_is_kept_for_the_next_start(
-    run: Path, monkeypatch: pytest.MonkeyPatch, action: Action, code: int, kept: bool
+    run: Path, monkeypatch: pytest.MonkeyPatch, action: Action, code: int
 ) -> None:
+    """Also where the job ends: Slurm may have requeued it."""
+
     def decide(_evidence: object) -> Decision:
         RunPaths(run).stop.touch()  # `alignkd stop`, just now
         return Decision(action, 0, Reason.CRASHED, "why")
 
     monkeypatch.setattr(finish_module, "decide", decide)
     assert finish(run, 1) == code
-    assert RunPaths(run).stop.exists() == kept
+    assert RunPaths(run).stop.exists()
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,21 @@ def test_a_preempted_job_that_slurm_would_only_cancel_restarts_at_once(
     left = answering(monkeypatch, job)
     assert finish(run, 0) == 77
     assert (reasons(run), left) == (["preempted"], [])
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_stop_holds_while_slurm_itself_requeues_the_job(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The ranks have saved for the stop, and Slurm has preempted the job: its next start must not train."""
+    end(run, 85, 85)
+    RunPaths(run).stop.write_text(f"{name} 7\n")
+    code = {"USR1": 85, "TERM": 86}[name]
+    assert finish(run, 0) == code
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert batch.begin_attempt(run) == f"exit {code}"
+    assert not RunPaths(run).stop.exists()
 
 
 def test_the_node_of_the_failed_rank_is_recorded_and_suspected_after_the_second_crash(
