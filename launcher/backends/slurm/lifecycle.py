@@ -87,7 +87,7 @@ class Evidence:
     hang: str | None = None  # who is behind, when the watch ended the ranks
     lost_nodes: tuple[str, ...] = ()  # of the job, according to Slurm or because they do not answer
     lost_before: int = 0  # attempts in a row that lost a node, without a new checkpoint
-    complaining_nodes: tuple[str, ...] = ()  # nodes with a rank that reports bad input
+    complaining_nodes: tuple[str, ...] = ()  # of several nodes, those with a rank that reports bad input
     trained_before: bool = False  # is there any checkpoint, of this or an earlier attempt?
     at_fault_before: int = 0  # attempts in a row that blamed one node for bad input
 
