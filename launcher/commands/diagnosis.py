@@ -25,6 +25,8 @@ QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a l
 
 # Reasons after which a run restarts by itself
 _RESTARTED = (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST, Reason.NODE_AT_FAULT)
+# Reasons that nothing follows by itself. After a crash, say, only the queue tells whether the job restarts.
+_FINAL = (Reason.STOPPED, Reason.CANCELLED, Reason.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ def _without_an_answer(files: RunFiles, now: float) -> tuple[str, str]:
         return "unknown", f"no attempt has started yet; {silence}"
     last = files.history[-1]
     submitted = (read_json(RunPaths(files.run).job) or {}).get("submitted", 0.0)
-    if last.reason in _RESTARTED or submitted > (last.end or 0.0):
-        return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
-    return _ended(files)
+    if last.reason in _FINAL and submitted <= (last.end or 0.0):
+        return _ended(files)
+    return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
 
 
 def _never_began(files: RunFiles, job: str) -> tuple[str, str]:

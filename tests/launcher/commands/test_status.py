@@ -139,6 +139,25 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_queue(run) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        ("crashed", "unknown"),  # its job is being requeued, perhaps
+        ("hung", "unknown"),
+        ("unusable node", "unknown"),
+        ("node lost", "unknown"),
+        ("lost", "unknown"),
+        ("terminated", "unknown"),
+        ("stopped", "stopped"),
+        ("cancelled", "cancelled"),
+        ("configuration error", "failed"),
+    ],
+)
+def test_without_an_answer_only_an_end_that_nothing_follows_is_final(run, reason: str, word: str) -> None:
+    past(run, reason)
+    assert inspect_run(run, None, NOW).state == word
+
+
 def test_a_final_end_counts_without_an_answer_unless_the_run_was_submitted_again(run) -> None:
     past(run, "stopped")
     assert inspect_run(run, None, NOW).state == "stopped"
