@@ -30,6 +30,7 @@ from launcher.backends.slurm.script import (
     hold_sigterm,
     in_users_allocation,
     node_count,
+    nodes_of_ranks,
     say,
 )
 from launcher.run.attempts import Attempt, Reason, begin, close, close_killed, newest_step, open_attempt
@@ -57,11 +58,10 @@ def begin_attempt(run: Path) -> str:
     if requeued and too_many_lost(in_a_row(since_submission(run), (Reason.NODE_LOST,))):
         say(f"given up after {MAX_LOST} attempts that lost a node, without a new checkpoint")
         return f"exit {EXIT_FAILED}"
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    attempt = begin(run, job, nodes, queue_seconds(job))
+    attempt = begin(run, job, nodes_of_ranks(run), queue_seconds(job))
     say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
-    count = node_count()
-    unseen = ask_nodes(places_of(run), count) if count > 1 else {}
+    count = node_count(run)
+    unseen = ask_nodes(places_of(run), count, attempt.nodes) if count > 1 else {}
     if (words := asked(run)) is not None:
         # The signal that came with the file has ended the probe, which says nothing about the nodes.
         reason, code = _end_of(words)

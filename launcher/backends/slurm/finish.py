@@ -50,7 +50,7 @@ def finish(run: Path, srun_status: int) -> int:
         say(f"{run}: no attempt is open")
         return srun_status or EXIT_FAILED
     deadline = time.monotonic() + FOREVER_SECONDS
-    nodes = _node_names(attempt)
+    nodes = _node_names(run, attempt)
     found, decision = _judge(run, attempt, _evidence(run, attempt, srun_status, nodes), nodes, deadline)
     if closed is None:
         _record(run, attempt, found, decision, nodes)
@@ -180,7 +180,7 @@ def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
     """
     ranks = rank_count(run)
     end = time.monotonic() + LATE_SECONDS
-    may_blame = node_count() > 1 and newest_step(run) > 0
+    may_blame = node_count(run) > 1 and newest_step(run) > 0
     while len(codes := exit_codes(run)) < ranks and time.monotonic() < end:
         if srun_status != 0 and not (may_blame and EXIT_USER_ERROR in codes.values()):
             break
@@ -188,15 +188,15 @@ def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
     return codes
 
 
-def _node_names(attempt: Attempt) -> list[str]:
+def _node_names(run: Path, attempt: Attempt) -> list[str]:
     """In the order of the ranks; empty where Slurm's list cannot be read."""
     names = hostnames(attempt.nodes)
-    return names if len(names) == node_count() else []
+    return names if len(names) == node_count(run) else []
 
 
 def _node_of(run: Path, rank: int) -> int:
     """Position of a rank's node: every node has as many ranks as any other."""
-    return rank * node_count() // max(rank_count(run), 1)
+    return rank * node_count(run) // max(rank_count(run), 1)
 
 
 def _nodes_of(run: Path, ranks: Sequence[int], names: list[str]) -> tuple[str, ...]:
@@ -210,12 +210,12 @@ def _lost_nodes(
     if job.being_ended:
         return tuple(lost_nodes(attempt.nodes, attempt.start))
     heard = {_node_of(run, rank) for rank in codes}
-    silent = [node for node in range(node_count()) if node not in heard]
-    if not silent or srun_status == 0 or node_count() == 1 or not names:
+    silent = [node for node in range(node_count(run)) if node not in heard]
+    if not silent or srun_status == 0 or node_count(run) == 1 or not names:
         return ()
     # No rank of some node has recorded how it ended. Slurm takes minutes to notice a lost node
     # (SlurmdTimeout), so the nodes are probed.
-    answers = nodes_that_see(run, node_count())
+    answers = nodes_that_see(run, node_count(run), attempt.nodes)
     if not answers:
         return ()  # Slurm does not answer, so nothing is known about any node
     return tuple(names[node] for node in silent if names[node] not in answers)

@@ -16,6 +16,7 @@ from alignkd.config import load_run_config
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.hang_end import record_hang
 from launcher.backends.slurm.client import hostnames, run_slurm_command, signal_ranks
+from launcher.backends.slurm.script import nodes_of_ranks
 from launcher.run.attempts import exit_codes, slurm_step
 from launcher.run.hangs import HangWatch
 from launcher.run.manifest import read_manifest
@@ -28,7 +29,7 @@ def watch(run: Path, job: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the script survives it, not what it starts
     world_size = read_manifest(run).world_size
     hang_seconds = load_run_config(RunPaths(run).config).training.hang_seconds
-    nodes = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
+    nodes = hostnames(nodes_of_ranks(run))
     watcher = HangWatch(run, world_size, nodes, hang_seconds)
     script = os.getppid()
     while os.getppid() == script:

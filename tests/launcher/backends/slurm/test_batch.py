@@ -14,6 +14,7 @@ from launcher.backends.slurm import batch
 from launcher.backends.slurm.lifecycle import MAX_AT_FAULT, MAX_LOST
 from launcher.run import attempts
 from launcher.run.attempts import Attempt, Reason
+from tests.launcher.backends.slurm.programs import put_program
 
 
 @pytest.fixture
@@ -104,6 +105,21 @@ def test_one_node_that_sees_too_little_is_left_out_of_a_run_that_has_trained(
     last = attempts.read_history(run)[-1]
     assert (last.reason, last.bad_nodes) == (reason, blind)
     assert calls == ([("held",), ("8", ("n2",))] if answer == "exit 77" else [])
+
+
+def test_only_the_nodes_of_the_ranks_are_asked_and_recorded_in_an_allocation_that_is_larger(
+    run: Path, job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-4]")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    programs, asked = tmp_path / "programs", tmp_path / "asked"
+    put_program(programs, "scontrol", "printf 'n%s\\n' 1 2 3 4", monkeypatch)
+    put_program(programs, "srun", f'printf "%s\\n" "$@" >{asked}', monkeypatch)
+    assert batch.begin_attempt(run) == "run 2"
+    assert {"--nodelist=n1,n2", "--nodes=2", "--ntasks=2"} <= set(asked.read_text().split("\n"))
+    opened = attempts.open_attempt(run)
+    assert opened is not None
+    assert opened.nodes == "n1,n2"
 
 
 def lose_nodes(run: Path, count: int) -> None:

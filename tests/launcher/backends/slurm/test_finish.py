@@ -75,6 +75,16 @@ def test_a_node_that_does_not_respond_is_lost_only_if_others_respond(
     assert reasons(run) == [lost]
 
 
+def test_the_nodes_of_the_ranks_are_named_in_an_allocation_that_is_larger(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    end(run, 143, 3)
+    RunPaths(run).exit_file(1).write_text("3 12.25\n")  # first
+    assert finish(run, 1) == 77
+    assert [attempt.failed_node for attempt in attempts.read_history(run)] == ["n2"]
+
+
 def answering(monkeypatch: pytest.MonkeyPatch, *answers: JobState | None) -> list[JobState | None]:
     """Slurm's answers about the job, one by one; returns those that are left."""
     left = list(answers)
@@ -214,7 +224,6 @@ def test_bad_input_on_the_only_node_of_a_run_is_not_the_fault_of_the_node(
 ) -> None:
     manifest = read_manifest(run)
     write_json(RunPaths(run).manifest, {**manifest.as_dict(), "nodes": 1, "gpus_per_node": 2})
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
     monkeypatch.setattr(finish_module, "hostnames", lambda _nodes: ["n1"])
     save(run)
     end(run, 143, 2)
