@@ -19,6 +19,7 @@ from launcher.run.job_log import cause_of, ended_at_once, job_lines, job_without
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
+from launcher.run.restarts import GIVEN_UP_FOR_NODES, lost_too_often, since_submission
 
 QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
 
@@ -97,6 +98,8 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
     if not files.history:
         return "not started", ""
     last = files.history[-1]
+    if last.reason == Reason.NODE_LOST and lost_too_often(since_submission(files.run)):
+        return "failed", f"{reason_with_nodes(last)}; {GIVEN_UP_FOR_NODES}"
     if last.reason in _RESTARTED:
         return "stopped", f"{reason_with_nodes(last)}, not requeued"
     return _ended(files)

@@ -21,7 +21,7 @@ from launcher.backends.slurm import script
 from launcher.backends.slurm.client import lost_nodes, running_jobs
 from launcher.backends.slurm.finish import finish
 from launcher.backends.slurm.job_facts import queue_seconds
-from launcher.backends.slurm.lifecycle import FOREVER_SECONDS, MAX_AT_FAULT, MAX_LOST, too_many_lost
+from launcher.backends.slurm.lifecycle import FOREVER_SECONDS, MAX_AT_FAULT
 from launcher.backends.slurm.node_probe import ask_nodes
 from launcher.backends.slurm.restart import restart
 from launcher.backends.slurm.script import (
@@ -34,7 +34,13 @@ from launcher.backends.slurm.script import (
     say,
 )
 from launcher.run.attempts import Attempt, Reason, begin, close, close_killed, newest_step, open_attempt
-from launcher.run.restarts import in_a_row, since_submission, suspected_nodes
+from launcher.run.restarts import (
+    GIVEN_UP_FOR_NODES,
+    in_a_row,
+    lost_too_often,
+    since_submission,
+    suspected_nodes,
+)
 
 
 def begin_attempt(run: Path) -> str:
@@ -55,8 +61,8 @@ def begin_attempt(run: Path) -> str:
             return f"exit {code}"
     close_killed(run, lost_nodes)
     # Slurm requeues the job of a lost node by itself: `finish` cannot end a run that loses node after node.
-    if requeued and too_many_lost(in_a_row(since_submission(run), (Reason.NODE_LOST,))):
-        say(f"given up after {MAX_LOST} attempts that lost a node, without a new checkpoint")
+    if requeued and lost_too_often(since_submission(run)):
+        say(GIVEN_UP_FOR_NODES)
         return f"exit {EXIT_FAILED}"
     attempt = begin(run, job, nodes_of_ranks(run), queue_seconds(job))
     say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")

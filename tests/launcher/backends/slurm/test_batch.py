@@ -11,9 +11,10 @@ import pytest
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.node_probe import Place, run_place
 from launcher.backends.slurm import batch
-from launcher.backends.slurm.lifecycle import MAX_AT_FAULT, MAX_LOST
+from launcher.backends.slurm.lifecycle import MAX_AT_FAULT
 from launcher.run import attempts
 from launcher.run.attempts import Attempt, Reason
+from launcher.run.restarts import MAX_LOST
 from tests.launcher.backends.slurm.programs import put_program
 
 
