@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from alignkd.config import load_run_config
 from alignkd.errors import EXIT_HUNG, EXIT_SAVED_ON_USR1
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Snapshot, read_snapshot
@@ -141,6 +140,8 @@ def _watch(group: RankGroup, run: Path, started: float, view: View, stops: _Stop
 
 
 def _hang_watch(run: Path, group: RankGroup) -> HangWatch:
+    from alignkd.config import load_run_config  # here: `status` imports this module, and must be quick
+
     attempt = attempts.open_attempt(run)
     names = attempt.nodes.split(",") if attempt is not None else []  # one where all ranks are on this machine
     nodes = [names[rank * len(names) // group.size] for rank in range(group.size)] if names else []

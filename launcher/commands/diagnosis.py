@@ -19,12 +19,15 @@ from launcher.run.job_log import cause_of, ended_at_once, job_lines, job_without
 from launcher.run.lock import is_locked
 from launcher.run.logs import log_of_failure
 from launcher.run.manifest import Manifest, read_manifest
+from launcher.run.restarts import GIVEN_UP_FOR_NODES, lost_too_often, since_submission
 
 QUIET_SECONDS = 300.0  # a run without a sign of life for this long is worth a look
 
 
 # Reasons after which a run restarts by itself
 _RESTARTED = (Reason.PREEMPTED, Reason.TIME_LIMIT, Reason.REQUEUED, Reason.NODE_LOST, Reason.NODE_AT_FAULT)
+# Reasons that nothing follows by itself. After a crash, say, only the queue tells whether the job restarts.
+_FINAL = (Reason.STOPPED, Reason.CANCELLED, Reason.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ def _in_queue(files: RunFiles, jobs: Sequence[QueuedJob] | None, now: float) -> 
     if not files.history:
         return "not started", ""
     last = files.history[-1]
+    if last.reason == Reason.NODE_LOST and lost_too_often(since_submission(files.run)):
+        return "failed", f"{reason_with_nodes(last)}; {GIVEN_UP_FOR_NODES}"
     if last.reason in _RESTARTED:
         return "stopped", f"{reason_with_nodes(last)}, not requeued"
     return _ended(files)
@@ -110,9 +115,9 @@ def _without_an_answer(files: RunFiles, now: float) -> tuple[str, str]:
         return "unknown", f"no attempt has started yet; {silence}"
     last = files.history[-1]
     submitted = (read_json(RunPaths(files.run).job) or {}).get("submitted", 0.0)
-    if last.reason in _RESTARTED or submitted > (last.end or 0.0):
-        return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
-    return _ended(files)
+    if last.reason in _FINAL and submitted <= (last.end or 0.0):
+        return _ended(files)
+    return "unknown", f"the last attempt: {reason_with_nodes(last)}; {silence}"
 
 
 def _never_began(files: RunFiles, job: str) -> tuple[str, str]:

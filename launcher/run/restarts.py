@@ -12,6 +12,8 @@ from launcher.run.attempts import Attempt, Reason, read_history
 
 # The run's own failures: a preemption or a lost node is not.
 COUNTED = (Reason.CRASHED, Reason.HUNG, Reason.BAD_NODE, Reason.TIME_LIMIT)
+MAX_LOST = 5  # attempts in a row that lost a node, without a new checkpoint
+GIVEN_UP_FOR_NODES = f"given up after {MAX_LOST} attempts that lost a node, without a new checkpoint"
 _SUSPECT_AFTER = 2  # failures that began on the same node
 
 
@@ -32,6 +34,11 @@ def in_a_row(attempts: Sequence[Attempt], reasons: Collection[str]) -> int:
             break
         count += attempt.reason in reasons
     return count
+
+
+def lost_too_often(attempts: Sequence[Attempt]) -> bool:
+    """Does the run itself bring its nodes down?"""
+    return in_a_row(attempts, (Reason.NODE_LOST,)) >= MAX_LOST
 
 
 def suspected_nodes(attempts: Sequence[Attempt]) -> tuple[str, ...]:

@@ -21,11 +21,26 @@ from launcher.backends.slurm import script
 from launcher.backends.slurm.client import lost_nodes, running_jobs
 from launcher.backends.slurm.finish import finish
 from launcher.backends.slurm.job_facts import queue_seconds
-from launcher.backends.slurm.lifecycle import FOREVER_SECONDS, MAX_LOST, too_many_lost
+from launcher.backends.slurm.lifecycle import FOREVER_SECONDS, MAX_AT_FAULT
 from launcher.backends.slurm.node_probe import ask_nodes
-from launcher.backends.slurm.script import POLL_SECONDS, asked, hold_sigterm, node_count, say
-from launcher.run.attempts import Reason, begin, close, close_killed, open_attempt
-from launcher.run.restarts import in_a_row, since_submission
+from launcher.backends.slurm.restart import restart
+from launcher.backends.slurm.script import (
+    POLL_SECONDS,
+    asked,
+    hold_sigterm,
+    in_users_allocation,
+    node_count,
+    nodes_of_ranks,
+    say,
+)
+from launcher.run.attempts import Attempt, Reason, begin, close, close_killed, newest_step, open_attempt
+from launcher.run.restarts import (
+    GIVEN_UP_FOR_NODES,
+    in_a_row,
+    lost_too_often,
+    since_submission,
+    suspected_nodes,
+)
 
 
 def begin_attempt(run: Path) -> str:
@@ -46,14 +61,13 @@ def begin_attempt(run: Path) -> str:
             return f"exit {code}"
     close_killed(run, lost_nodes)
     # Slurm requeues the job of a lost node by itself: `finish` cannot end a run that loses node after node.
-    if requeued and too_many_lost(in_a_row(since_submission(run), (Reason.NODE_LOST,))):
-        say(f"given up after {MAX_LOST} attempts that lost a node, without a new checkpoint")
+    if requeued and lost_too_often(since_submission(run)):
+        say(GIVEN_UP_FOR_NODES)
         return f"exit {EXIT_FAILED}"
-    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    attempt = begin(run, job, nodes, queue_seconds(job))
+    attempt = begin(run, job, nodes_of_ranks(run), queue_seconds(job))
     say(f"attempt {attempt.number} on {attempt.nodes}, from step {attempt.first_step}")
-    count = node_count()
-    unseen = ask_nodes(places_of(run), count) if count > 1 else {}
+    count = node_count(run)
+    unseen = ask_nodes(places_of(run), count, attempt.nodes) if count > 1 else {}
     if (words := asked(run)) is not None:
         # The signal that came with the file has ended the probe, which says nothing about the nodes.
         reason, code = _end_of(words)
@@ -65,9 +79,22 @@ def begin_attempt(run: Path) -> str:
         say(line)
     if refused:
         blind = [node for node in sorted(unseen) if problems({node: unseen[node]})]
-        close(run, attempt, Reason.BAD_INPUT, blind)
-        return f"exit {EXIT_USER_ERROR}"
+        return f"exit {_end_for_blind_nodes(run, attempt, blind)}"
     return f"run {attempt.number}"
+
+
+def _end_for_blind_nodes(run: Path, attempt: Attempt, blind: list[str]) -> int:
+    """By the rule of ``lifecycle``: one node alone, in a run that has trained before, is at fault itself."""
+    history = since_submission(run)
+    trained, before = newest_step(run) > 0, in_a_row(history, (Reason.NODE_AT_FAULT,))
+    if in_users_allocation() or len(blind) > 1 or not trained or before >= MAX_AT_FAULT:
+        close(run, attempt, Reason.BAD_INPUT, blind)
+        return EXIT_USER_ERROR
+    close(run, attempt, Reason.NODE_AT_FAULT, blind)
+    say(f"not visible on {blind[0]} only; retry {before + 1} of {MAX_AT_FAULT} without it")
+    hold_sigterm()  # Slurm sends it after a requeue; the node has yet to be excluded then
+    deadline = time.monotonic() + FOREVER_SECONDS
+    return restart(run, attempt.job, suspected_nodes(since_submission(run)), deadline)
 
 
 def _runs_for_sure(job: str) -> bool:

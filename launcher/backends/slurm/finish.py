@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from launcher.backends.slurm.script import (
     rank_count,
     say,
 )
-from launcher.run.attempts import Attempt, Reason, close, exit_codes, newest_step, open_attempt
+from launcher.run.attempts import Attempt, Reason, close, exit_codes, newest_step, open_attempt, read_history
 from launcher.run.exit_codes import failed_rank, failure_report
 from launcher.run.hangs import hang_codes, read_hang
 from launcher.run.restarts import COUNTED, in_a_row, since_submission, suspected_nodes
@@ -40,15 +40,20 @@ LATE_SECONDS = 60.0  # until a shared file system shows what another node has wr
 
 
 def finish(run: Path, srun_status: int) -> int:
-    """The exit code of the script. Returns when the job may end: it is requeued, followed, or over."""
-    attempt = open_attempt(run)
+    """The exit code of the script. Returns when the job may end: it is requeued, followed, or over.
+
+    May be called again when it has failed, also after it has closed the attempt.
+    """
+    closed = None
+    attempt = open_attempt(run) or (closed := _closed_attempt(run))
     if attempt is None:
         say(f"{run}: no attempt is open")
         return srun_status or EXIT_FAILED
     deadline = time.monotonic() + FOREVER_SECONDS
-    nodes = _node_names(attempt)
+    nodes = _node_names(run, attempt)
     found, decision = _judge(run, attempt, _evidence(run, attempt, srun_status, nodes), nodes, deadline)
-    _record(run, attempt, found, decision, nodes)
+    if closed is None:
+        _record(run, attempt, found, decision, nodes)
     if in_users_allocation():
         return _exit_of_allocation(run, decision)
     decision = _wait(found, decision, attempt.job)
@@ -57,10 +62,20 @@ def finish(run: Path, srun_status: int) -> int:
     return decision.value if decision.action is Action.EXIT else EXIT_SAVED_ON_TERM
 
 
+def _closed_attempt(run: Path) -> Attempt | None:
+    """The attempt of this start, if an earlier call has closed it.
+
+    Its files stay until the next one begins, so they lead to the same decision.
+    """
+    last = next(reversed(read_history(run)), None)
+    ours = last is not None and str(last.number) == os.environ.get("ALIGNKD_ATTEMPT")
+    return last if ours else None
+
+
 def _evidence(run: Path, attempt: Attempt, srun_status: int, nodes: list[str]) -> Evidence:
     """What the files say; nothing of Slurm yet."""
     codes = _all_codes(run, srun_status)
-    history = since_submission(run)
+    history = [before for before in since_submission(run) if before.number != attempt.number]
     hang = read_hang(run)
     complaints = [rank for rank, code in codes.items() if code == EXIT_USER_ERROR]
     return Evidence(
@@ -74,7 +89,7 @@ def _evidence(run: Path, attempt: Attempt, srun_status: int, nodes: list[str]) -
         job=None,
         hang=None if hang is None else hang.message,
         lost_before=in_a_row(history, (Reason.NODE_LOST,)),
-        complaining_nodes=tuple(sorted({nodes[_node_of(run, rank)] for rank in complaints})) if nodes else (),
+        complaining_nodes=_nodes_of(run, complaints, nodes) if len(nodes) > 1 else (),
         trained_before=newest_step(run) > 0,
         at_fault_before=in_a_row(history, (Reason.NODE_AT_FAULT,)),
     )
@@ -106,11 +121,11 @@ def _judge(
 
 def _record(run: Path, attempt: Attempt, found: Evidence, decision: Decision, nodes: list[str]) -> None:
     codes = found.codes
-    unusable = {rank for rank, code in codes.items() if code == EXIT_BAD_NODE}
+    unusable = [rank for rank, code in codes.items() if code == EXIT_BAD_NODE]
     blamed = {
         Reason.NODE_LOST: found.lost_nodes,
         Reason.NODE_AT_FAULT: found.complaining_nodes,
-        Reason.BAD_NODE: tuple(sorted({nodes[_node_of(run, rank)] for rank in unusable})) if nodes else (),
+        Reason.BAD_NODE: _nodes_of(run, unusable, nodes),
     }
     if decision.reason is Reason.HUNG and (hang := read_hang(run)) is not None:
         codes = hang_codes(hang)
@@ -124,8 +139,8 @@ def _record(run: Path, attempt: Attempt, found: Evidence, decision: Decision, no
         codes=codes,
         failed_node=nodes[_node_of(run, failed)] if failed is not None and nodes else None,
     )
-    if decision.action is Action.EXIT:
-        RunPaths(run).stop.unlink(missing_ok=True)  # otherwise one that came just now is for the next start
+    # The stop file stays, whatever was decided: should Slurm requeue the job, its next start must read it.
+    # `begin` discards one that was meant for another job.
     say(
         f"attempt {closed.number}: {decision.reason} at step {closed.last_step}, saved {closed.saved_step}: "
         f"{decision.why}"
@@ -159,23 +174,33 @@ def _wait(found: Evidence, decision: Decision, job: str) -> Decision:
 
 
 def _all_codes(run: Path, srun_status: int) -> dict[int, int]:
-    """Exit codes of the ranks, as far as they have been recorded."""
+    """Exit codes of the ranks, as far as they have been recorded.
+
+    Waits for late ones where they decide: after a good end, and before one node is blamed for bad input.
+    """
     ranks = rank_count(run)
     end = time.monotonic() + LATE_SECONDS
-    while len(codes := exit_codes(run)) < ranks and srun_status == 0 and time.monotonic() < end:
+    may_blame = node_count(run) > 1 and newest_step(run) > 0
+    while len(codes := exit_codes(run)) < ranks and time.monotonic() < end:
+        if srun_status != 0 and not (may_blame and EXIT_USER_ERROR in codes.values()):
+            break
         time.sleep(0.5)
     return codes
 
 
-def _node_names(attempt: Attempt) -> list[str]:
+def _node_names(run: Path, attempt: Attempt) -> list[str]:
     """In the order of the ranks; empty where Slurm's list cannot be read."""
     names = hostnames(attempt.nodes)
-    return names if len(names) == node_count() else []
+    return names if len(names) == node_count(run) else []
 
 
 def _node_of(run: Path, rank: int) -> int:
     """Position of a rank's node: every node has as many ranks as any other."""
-    return rank * node_count() // max(rank_count(run), 1)
+    return rank * node_count(run) // max(rank_count(run), 1)
+
+
+def _nodes_of(run: Path, ranks: Sequence[int], names: list[str]) -> tuple[str, ...]:
+    return tuple(sorted({names[_node_of(run, rank)] for rank in ranks})) if names else ()
 
 
 def _lost_nodes(
@@ -185,12 +210,12 @@ def _lost_nodes(
     if job.being_ended:
         return tuple(lost_nodes(attempt.nodes, attempt.start))
     heard = {_node_of(run, rank) for rank in codes}
-    silent = [node for node in range(node_count()) if node not in heard]
-    if not silent or srun_status == 0 or node_count() == 1 or not names:
+    silent = [node for node in range(node_count(run)) if node not in heard]
+    if not silent or srun_status == 0 or node_count(run) == 1 or not names:
         return ()
     # No rank of some node has recorded how it ended. Slurm takes minutes to notice a lost node
     # (SlurmdTimeout), so the nodes are probed.
-    answers = nodes_that_see(run, node_count())
+    answers = nodes_that_see(run, node_count(run), attempt.nodes)
     if not answers:
         return ()  # Slurm does not answer, so nothing is known about any node
     return tuple(names[node] for node in silent if names[node] not in answers)

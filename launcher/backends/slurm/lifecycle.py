@@ -27,11 +27,11 @@ from alignkd.errors import (
 )
 from launcher.run.attempts import Reason
 from launcher.run.exit_codes import failed_rank, is_failure
+from launcher.run.restarts import GIVEN_UP_FOR_NODES, MAX_LOST
 
 FOREVER_SECONDS = 24 * 3600
 WAIT_SECONDS = 120  # longer than any KillWait (30 s by default), in case Slurm does not end the script
-MAX_LOST = 5  # attempts in a row that lost a node, without a new checkpoint
-MAX_AT_FAULT = 2  # the same for bad input on one node only
+MAX_AT_FAULT = 2  # attempts in a row with bad input on one node only, without a new checkpoint
 
 
 class Action(StrEnum):
@@ -87,7 +87,7 @@ class Evidence:
     hang: str | None = None  # who is behind, when the watch ended the ranks
     lost_nodes: tuple[str, ...] = ()  # of the job, according to Slurm or because they do not answer
     lost_before: int = 0  # attempts in a row that lost a node, without a new checkpoint
-    complaining_nodes: tuple[str, ...] = ()  # nodes with a rank that reports bad input
+    complaining_nodes: tuple[str, ...] = ()  # of several nodes, those with a rank that reports bad input
     trained_before: bool = False  # is there any checkpoint, of this or an earlier attempt?
     at_fault_before: int = 0  # attempts in a row that blamed one node for bad input
 
@@ -168,15 +168,10 @@ def _after_a_lost_node(found: Evidence, job: JobState) -> Decision:
     why = f"lost: {', '.join(found.lost_nodes)}"
     if job.being_ended:
         return Decision(Action.EXIT, EXIT_SAVED_ON_TERM, Reason.NODE_LOST, f"{why}; Slurm ends the job")
-    if too_many_lost(found.lost_before + 1) and not found.progressed:
-        why = f"{why}; given up after {MAX_LOST} attempts that lost a node, without a new checkpoint"
+    if found.lost_before + 1 >= MAX_LOST and not found.progressed:
+        why = f"{why}; {GIVEN_UP_FOR_NODES}"
         return Decision(Action.EXIT, EXIT_FAILED, Reason.NODE_LOST, why)
     return Decision(Action.RESTART, EXIT_FAILED, Reason.NODE_LOST, f"{why}; the run restarts")
-
-
-def too_many_lost(attempts: int) -> bool:
-    """Of attempts in a row that lost a node: does the run itself bring its nodes down?"""
-    return attempts >= MAX_LOST
 
 
 def _restart(found: Evidence, reason: Reason, why: str) -> Decision:

@@ -8,26 +8,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.backends.node_probe import LATE_SECONDS, SCRIPT, Place, arguments, run_place, tokens, unseen
+from launcher.backends.slurm.script import larger_than
 
 _ANSWER_SECONDS = 120  # srun gives up on a lost node after time-outs of its own
 
 
-def nodes_that_see(run: Path, count: int) -> dict[str, bool]:
+def nodes_that_see(run: Path, count: int, nodes: str) -> dict[str, bool]:
     """Node names, and whether the node sees a file that has just been written into the run folder.
 
     Nodes that do not respond are missing: all of them when no step can be started. For the batch script: the
-    ``count`` nodes are those of its own job.
+    ``count`` ``nodes`` (``n[1-2]``) are those of its own job, or some of them.
     """
-    return {node: not places for node, places in ask_nodes([run_place(run)], count).items()}
+    return {node: not places for node, places in ask_nodes([run_place(run)], count, nodes).items()}
 
 
-def ask_nodes(places: Sequence[Place], count: int) -> dict[str, list[Place]]:
+def ask_nodes(places: Sequence[Place], count: int, nodes: str) -> dict[str, list[Place]]:
     """What each node of the job that responds does not see. See ``nodes_that_see``."""
     with tokens(places) as token:
         # The name is known on the node only.
         script = f'set -- "$SLURMD_NODENAME" "$@"\n{SCRIPT}'
+        only = [f"--nodelist={nodes}"] if larger_than(count) else []
         command = [
-            *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
+            *("srun", *only, "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
             *("--mem=0", "--mpi=none", "--export=ALL", "--chdir=/", "bash", "-c", script, "probe"),
             *arguments(token, places),
         ]

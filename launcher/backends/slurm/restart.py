@@ -6,6 +6,7 @@ command is repeated until the deadline, and silence is never taken for an answer
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Sequence
@@ -102,16 +103,22 @@ def _submit(run: Path, job: str, excluded: str | None) -> str | None:
 
 
 def _follow(run: Path, job: str) -> None:
-    """``job`` will continue the run, unless somebody has asked for its end in the meantime."""
+    """``job`` will continue the run, unless somebody has asked for its end in the meantime.
+
+    A file system that fails must not keep the rest from being done: ``job`` is in the queue already.
+    """
     if asked(run) is None:  # a stop that comes after this finds the job in the queue
-        write_json(RunPaths(run).job, {**(read_json(RunPaths(run).job) or {}), "job": job})
+        with contextlib.suppress(OSError):
+            write_json(RunPaths(run).job, {**(read_json(RunPaths(run).job) or {}), "job": job})
         for _ in range(SUBMIT_TRIES):
             if retarget_dependency(run, job):
                 return
             script.pause(_FIRST_PAUSE)
         say(f"the next stage does not wait for job {job}: Slurm did not accept the new dependency")
         return
-    write_text_atomic(RunPaths(run).stop, f"USR1 {job}\n")  # should scancel fail, the job reads it
+    with contextlib.suppress(OSError):
+        write_text_atomic(RunPaths(run).stop, f"USR1 {job}\n")  # should scancel fail, the job reads it
     if run_slurm_command("scancel", job) is not None:
-        RunPaths(run).stop.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            RunPaths(run).stop.unlink(missing_ok=True)
     say(f"job {job}, which was to continue the run, is cancelled; continue with `alignkd resume`")

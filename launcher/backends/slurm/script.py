@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends.slurm.client import hostnames
 
 POLL_SECONDS = 15.0  # between two questions to Slurm; less than any KillWait (30 s by default)
 
@@ -49,5 +50,22 @@ def rank_count(run: Path) -> int:
     return int((read_json(RunPaths(run).manifest) or {}).get("world_size", 0))
 
 
-def node_count() -> int:
-    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+def node_count(run: Path) -> int:
+    """From the manifest: an allocation of the user's may have more nodes than the run."""
+    return int((read_json(RunPaths(run).manifest) or {}).get("nodes", 1))
+
+
+def nodes_of_ranks(run: Path) -> str:
+    """Slurm's list of the nodes of the ranks: the first ones of an allocation that is larger, as `srun` does.
+
+    The job's whole list where Slurm does not answer.
+    """
+    nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    if not larger_than(node_count(run)):
+        return nodes
+    return ",".join(hostnames(nodes)[: node_count(run)]) or nodes
+
+
+def larger_than(count: int) -> bool:
+    """Has the job more nodes?"""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > count

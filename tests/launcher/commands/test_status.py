@@ -17,6 +17,7 @@ from launcher.commands.launch import write_run
 from launcher.commands.status import _next, all_states, inspect_run
 from launcher.plan.workload import Cluster
 from launcher.run.attempts import Attempt
+from launcher.run.restarts import MAX_LOST
 
 NOW = 10_000.0
 
@@ -128,6 +129,19 @@ def test_nodes_to_blame_are_named(run) -> None:
     assert state.next == f"alignkd resume {run}"
 
 
+@pytest.mark.parametrize(
+    ("lost", "before", "word"),
+    [(MAX_LOST, 0, "failed"), (MAX_LOST, 1, "stopped"), (MAX_LOST - 1, 0, "stopped")],
+)
+def test_a_run_that_was_given_up_for_lost_nodes_has_failed(run, lost: int, before: int, word: str) -> None:
+    """Those before the last submission do not count."""
+    past(run, *["node lost"] * lost, saved_step=0)
+    write_json(RunPaths(run).job, {"job": "7", "attempts_before": before})
+    state = inspect_run(run, [], NOW)
+    assert state.state == word
+    assert ("given up" in state.detail) == (word == "failed")
+
+
 def test_a_queue_that_does_not_answer_is_not_an_empty_queue(run) -> None:
     state = inspect_run(run, None, NOW)
     assert (state.state, state.next) == ("unknown", f"alignkd status {run}")
@@ -137,6 +151,25 @@ def test_a_queue_that_does_not_answer_is_not_an_empty_queue(run) -> None:
         "unknown",
         "the last attempt: preempted; Slurm does not answer here",
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        ("crashed", "unknown"),  # its job is being requeued, perhaps
+        ("hung", "unknown"),
+        ("unusable node", "unknown"),
+        ("node lost", "unknown"),
+        ("lost", "unknown"),
+        ("terminated", "unknown"),
+        ("stopped", "stopped"),
+        ("cancelled", "cancelled"),
+        ("configuration error", "failed"),
+    ],
+)
+def test_without_an_answer_only_an_end_that_nothing_follows_is_final(run, reason: str, word: str) -> None:
+    past(run, reason)
+    assert inspect_run(run, None, NOW).state == word
 
 
 def test_a_final_end_counts_without_an_answer_unless_the_run_was_submitted_again(run) -> None:

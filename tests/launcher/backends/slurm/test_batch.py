@@ -11,9 +11,11 @@ import pytest
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.node_probe import Place, run_place
 from launcher.backends.slurm import batch
-from launcher.backends.slurm.lifecycle import MAX_LOST
+from launcher.backends.slurm.lifecycle import MAX_AT_FAULT
 from launcher.run import attempts
 from launcher.run.attempts import Attempt, Reason
+from launcher.run.restarts import MAX_LOST
+from tests.launcher.backends.slurm.programs import put_program
 
 
 @pytest.fixture
@@ -58,6 +60,67 @@ def test_a_stop_during_the_node_probe_ends_the_attempt(
     monkeypatch.setattr(batch, "ask_nodes", ask_nodes)
     assert batch.begin_attempt(run) == answer
     assert [attempt.reason for attempt in attempts.read_history(run)] == ["stopped", reason]
+
+
+@pytest.mark.parametrize(
+    ("blind", "trained", "before", "allocation", "answer", "reason"),
+    [
+        (("n2",), True, 0, False, "exit 77", "node at fault"),
+        (("n2",), True, MAX_AT_FAULT - 1, False, "exit 77", "node at fault"),
+        (("n2",), True, MAX_AT_FAULT, False, "exit 2", "configuration error"),
+        (("n2",), False, 0, False, "exit 2", "configuration error"),  # the first start: most likely a typo
+        (("n1", "n2"), True, 0, False, "exit 2", "configuration error"),  # so it is not the node
+        (("n2",), True, 0, True, "exit 2", "configuration error"),  # an allocation is not requeued
+    ],
+)
+def test_one_node_that_sees_too_little_is_left_out_of_a_run_that_has_trained(
+    run: Path,
+    job: str,
+    monkeypatch: pytest.MonkeyPatch,
+    blind: tuple[str, ...],
+    trained: bool,
+    before: int,
+    allocation: bool,
+    answer: str,
+    reason: str,
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def restart(_run: Path, *arguments: object) -> int:
+        calls.append(arguments[:2])
+        return 77
+
+    for _ in range(before):
+        attempts.close(run, attempts.begin(run, "8", "n[1-2]", None), Reason.NODE_AT_FAULT, ["n2"])
+    if trained:
+        step = run / "checkpoints" / "step-5"
+        step.mkdir(parents=True)
+        (step / "COMMITTED").touch()
+    if allocation:
+        monkeypatch.setenv("ALIGNKD_RUN", str(run))
+    seen = {node: [run_place(run)] if node in blind else [] for node in ("n1", "n2")}
+    monkeypatch.setattr(batch, "ask_nodes", lambda *_: seen)
+    monkeypatch.setattr(batch, "restart", restart)
+    monkeypatch.setattr(batch, "hold_sigterm", lambda: calls.append(("held",)))
+    assert batch.begin_attempt(run) == answer
+    last = attempts.read_history(run)[-1]
+    assert (last.reason, last.bad_nodes) == (reason, blind)
+    assert calls == ([("held",), ("8", ("n2",))] if answer == "exit 77" else [])
+
+
+def test_only_the_nodes_of_the_ranks_are_asked_and_recorded_in_an_allocation_that_is_larger(
+    run: Path, job: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-4]")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    programs, asked = tmp_path / "programs", tmp_path / "asked"
+    put_program(programs, "scontrol", "printf 'n%s\\n' 1 2 3 4", monkeypatch)
+    put_program(programs, "srun", f'printf "%s\\n" "$@" >{asked}', monkeypatch)
+    assert batch.begin_attempt(run) == "run 2"
+    assert {"--nodelist=n1,n2", "--nodes=2", "--ntasks=2"} <= set(asked.read_text().split("\n"))
+    opened = attempts.open_attempt(run)
+    assert opened is not None
+    assert opened.nodes == "n1,n2"
 
 
 def lose_nodes(run: Path, count: int) -> None:

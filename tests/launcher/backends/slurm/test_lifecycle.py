@@ -4,7 +4,6 @@ import pytest
 
 from launcher.backends.slurm.lifecycle import (
     MAX_AT_FAULT,
-    MAX_LOST,
     WAIT_SECONDS,
     Action,
     Evidence,
@@ -12,6 +11,7 @@ from launcher.backends.slurm.lifecycle import (
     decide,
 )
 from launcher.run.attempts import Reason
+from launcher.run.restarts import MAX_LOST
 
 PEACE = Evidence(
     codes={0: 0, 1: 0},

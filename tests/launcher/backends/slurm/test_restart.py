@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -150,3 +151,22 @@ def test_a_chained_job_is_cancelled_after_a_stop_or_a_cancel(run: Path, slurm: F
     go(run)
     assert slurm.asked == [CHAIN, "scancel 9"]
     assert not RunPaths(run).stop.exists()
+
+
+@pytest.mark.parametrize(("stop", "asked"), [(False, [CHAIN]), (True, [CHAIN, "scancel 9"])])
+def test_a_file_system_that_fails_does_not_keep_the_next_job_from_being_settled(
+    run: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, stop: bool, asked: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    slurm.states = [NO_REQUEUE]
+    retargeted: list[str] = []
+    monkeypatch.setattr(restart_module, "retarget_dependency", lambda _run, job: not retargeted.append(job))
+    if stop:
+        RunPaths(run).stop.write_text("USR1 7\n")
+    for name in ("write_json", "write_text_atomic"):
+        monkeypatch.setattr(restart_module, name, fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+    assert go(run) == 85
+    assert (slurm.asked, retargeted) == (asked, [] if stop else ["9"])
