@@ -61,6 +61,7 @@ class CheckpointSaver:
         self._verified = set(found.verified)
         self._refused = found.refused_steps
         self._failures = 0
+        self._saves = 0  # begun, the same on all ranks
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
         self._removal: threading.Thread | None = None  # of expired checkpoints, on rank 0
@@ -98,7 +99,9 @@ class CheckpointSaver:
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
         background = self._section.asynchronous and not wait
-        save = Save.of_step(self._run, step, self._attempt, facts, asynchronous=background)
+        self._saves += 1  # a step that is saved again must not meet its first writer, if that was given up
+        name = f"{self._attempt}-{self._saves}"
+        save = Save.of_step(self._run, step, name, facts, asynchronous=background)
         started = time.monotonic()
         shards: list[Shards] = []
         needed = int(self.totals.bytes * SPACE_MARGIN)
