@@ -71,7 +71,8 @@ class CheckpointSaver:
         size = stored_bytes(read_manifest(step_folder(run, found.step or 0))) if known else 0
         self.totals = SaveTotals(bytes=size)
         # Nobody begins a save among folders that are being removed, and all ranks write into the same folder.
-        self._agree(self._on_first(self._remove_leftovers))
+        if problem := self._agree(self._on_first(self._remove_leftovers)):
+            log.warning("what earlier saves left is not removed: %s", problem)
         self._attempt: str = ranks.broadcast_object(new_attempt(generation) if ranks.is_first else None)
 
     @property
@@ -185,10 +186,7 @@ class CheckpointSaver:
             raise taken_over(self._run)
 
     def _remove_leftovers(self) -> None:
-        for step in self._refused:
-            log.warning(
-                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
-            )
+        self._storage.pass_over_all([step_folder(self._run, step) for step in self._refused])
         for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
             log.info("removed %s, which an interrupted save or removal left", name)
 

@@ -170,6 +170,14 @@ class Storage:
         flush_to_disk(folder.parent)
         return place.name
 
+    def pass_over_all(self, folders: list[Path]) -> None:
+        """:meth:`pass_over` for each. One that cannot be renamed stays, and is refused again."""
+        for folder in folders:
+            try:
+                log.warning("%s is kept as %s", folder.name, self.pass_over(folder))
+            except OSError as error:
+                log.warning("%s could not be put aside: %s", folder, error)
+
     def clear(self, folder: Path) -> Path | None:
         """Free the name of an unmarked ``step-N``. One with a manifest was complete once: it is put aside
         under the name that is returned. Anything else is removed."""

@@ -214,3 +214,42 @@ def test_a_step_that_is_saved_again_does_not_meet_a_writer_that_was_given_up(
 ) -> None:
     assert one_rank.run(save_again_beside_a_writer_that_was_given_up, str(tmp_path)) == [[]]
     assert committed_steps(tmp_path) == [1]
+
+
+class Stuck(OneFile):
+    """Step 3 cannot be renamed; nor, unless it ``lists``, can the folder be read."""
+
+    def __init__(self, lists: bool) -> None:
+        super().__init__()
+        self._lists = lists
+
+    def pass_over(self, folder: Path) -> str:
+        return super().pass_over(folder) if folder.name != "step-3" else disk_full()
+
+    def remove_leftovers(self, parent: Path) -> list[str]:
+        return super().remove_leftovers(parent) if self._lists else disk_full()
+
+
+def start_beside_leftovers(ranks: Ranks, run: str, lists: bool) -> None:
+    found = CheckpointSearch(None, (), ("step-3: damaged", "step-2: damaged"), (3, 2))
+    CheckpointSaver(Path(run), CheckpointSection(), ranks, Stuck(lists), found)  # type: ignore[call-arg]
+
+
+def test_a_refused_checkpoint_that_cannot_be_renamed_does_not_keep_the_rest_from_being_cleaned_up(
+    one_rank: RankPool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("step-2", "step-3"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "COMMITTED").touch()
+    (folder / "step-4.attempt.tmp").mkdir()
+    one_rank.run(start_beside_leftovers, str(tmp_path), True)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-2.passed-over", "step-3"]
+    assert "step-3 could not be put aside: [Errno 28] No space left" in one_rank.log(0)
+
+
+def test_a_clean_up_that_fails_is_logged(one_rank: RankPool, tmp_path: Path) -> None:
+    for name in ("step-2", "step-3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    one_rank.run(start_beside_leftovers, str(tmp_path), False)
+    assert "what earlier saves left is not removed: rank 0: [Errno 28] No space left" in one_rank.log(0)
