@@ -22,7 +22,7 @@ from alignkd.run_folder.checkpoints import (
     universal_folder,
 )
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.patience import Patience
+from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
 from alignkd.run_folder.verification import (
     NO_PATIENCE,
@@ -34,8 +34,6 @@ from alignkd.run_folder.verification import (
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
-
-PATIENCE_SECONDS = 30.0  # network file systems show what another host wrote that much later
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.checkpoint import save
+from alignkd.checkpoint import commit, save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
@@ -163,7 +163,9 @@ class OwnMount(Storage):
 
 
 def train_on_a_mount_of_its_own(ranks: Ranks, run: str) -> int | str:
-    return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit, "PATIENCE_SECONDS", 0.2)
+        return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
 
 
 def test_a_rank_that_writes_where_rank_0_does_not_see_it_commits_nothing(
