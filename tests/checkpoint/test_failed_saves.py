@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.checkpoint import commit, save
+from alignkd.checkpoint import commit, resume, save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
@@ -42,7 +42,10 @@ def train_with(ranks: Ranks, run: str, storage: Storage) -> int | str:
     """Exit code, or the message of an error that every rank raises."""
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return Trainer(prepare(Path(run), ranks, progress), StopRequest(), progress, storage).train()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+            state = prepare(Path(run), ranks, progress)
+        return Trainer(state, StopRequest(), progress, storage).train()
     except AlignkdError as error:
         return str(error)
 
