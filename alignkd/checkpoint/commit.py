@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkd.checkpoint.storage import FileEntries, Storage
 from alignkd.run_folder.checkpoints import is_marked, partial_folder, step_folder
+from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.run_folder.save_times import TIMING
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def commit(
     The order is the protocol: a look at all files, metrics rows, manifest, name, marker. Whatever interrupts
     it leaves a folder that does not count, or a checkpoint that is complete.
     """
-    storage.check_visible(save.partial, files)
+    storage.check_visible(save.partial, files, Patience(PATIENCE_SECONDS))
     sync_rows()  # a resume does not repeat the steps before the checkpoint, nor write their rows again
     manifest = {
         "step": save.step,

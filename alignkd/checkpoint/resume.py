@@ -20,9 +20,10 @@ from alignkd.run_folder.checkpoints import (
     step_folder,
     step_name,
     universal_folder,
+    was_put_aside,
 )
 from alignkd.run_folder.paths import RunPaths
-from alignkd.run_folder.patience import Patience
+from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.run_folder.saved_steps import missing_checkpoints, recorded_save
 from alignkd.run_folder.verification import (
     NO_PATIENCE,
@@ -34,8 +35,6 @@ from alignkd.run_folder.verification import (
 log = logging.getLogger(__name__)
 CONFIGURED = ("rate_name", "base_rate", "weight_decay")  # what the configuration says of a parameter group
 NEEDED_TO_RESUME = ("step", "world_size", "config", "data", "teacher")  # of a manifest
-
-PATIENCE_SECONDS = 30.0  # network file systems show what another host wrote that much later
 
 
 @dataclass(frozen=True)
@@ -94,10 +93,13 @@ def _of_right_size(run: Path, steps: list[int], count: int) -> list[int]:
 
 
 def _visible_steps(run: Path, patience: Patience) -> tuple[list[int], str | None]:
-    """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late."""
+    """Marked steps, newest first, or why there must be some. Other hosts' folders may appear late: the newest
+    save on record is waited for, unless it was put aside."""
     patience.until(lambda: missing_checkpoints(run) is None)
-    missing, steps = missing_checkpoints(run), committed_steps(run)
     saved = recorded_save(run)
+    newest = 0 if saved is None or was_put_aside(step_folder(run, saved.step)) else saved.step
+    patience.until(lambda: max(committed_steps(run), default=0) >= newest)
+    missing, steps = missing_checkpoints(run), committed_steps(run)
     if steps and saved is not None and saved.step > steps[0]:
         log.warning(
             "step-%d was saved (%s) and is not among the checkpoints; the newest is step-%d",

@@ -61,6 +61,7 @@ class CheckpointSaver:
         self._verified = set(found.verified)
         self._refused = found.refused_steps
         self._failures = 0
+        self._saves = 0  # begun, the same on all ranks
         self._save: Save | None = None
         self._write: BackgroundWrite | None = None
         self._removal: threading.Thread | None = None  # of expired checkpoints, on rank 0
@@ -70,7 +71,8 @@ class CheckpointSaver:
         size = stored_bytes(read_manifest(step_folder(run, found.step or 0))) if known else 0
         self.totals = SaveTotals(bytes=size)
         # Nobody begins a save among folders that are being removed, and all ranks write into the same folder.
-        self._agree(self._on_first(self._remove_leftovers))
+        if problem := self._agree(self._on_first(self._remove_leftovers)):
+            log.warning("what earlier saves left is not removed: %s", problem)
         self._attempt: str = ranks.broadcast_object(new_attempt(generation) if ranks.is_first else None)
 
     @property
@@ -98,7 +100,9 @@ class CheckpointSaver:
         """
         self.finish()  # one at a time: a second copy of the state would not fit, and commits keep their order
         background = self._section.asynchronous and not wait
-        save = Save.of_step(self._run, step, self._attempt, facts, asynchronous=background)
+        self._saves += 1  # a step that is saved again must not meet its first writer, if that was given up
+        name = f"{self._attempt}-{self._saves}"
+        save = Save.of_step(self._run, step, name, facts, asynchronous=background)
         started = time.monotonic()
         shards: list[Shards] = []
         needed = int(self.totals.bytes * SPACE_MARGIN)
@@ -176,10 +180,7 @@ class CheckpointSaver:
             raise taken_over(self._run)
 
     def _remove_leftovers(self) -> None:
-        for step in self._refused:
-            log.warning(
-                "%s is kept as %s", step_name(step), self._storage.pass_over(step_folder(self._run, step))
-            )
+        self._storage.pass_over_all([step_folder(self._run, step) for step in self._refused])
         for name in self._storage.remove_leftovers(RunPaths(self._run).checkpoints):
             log.info("removed %s, which an interrupted save or removal left", name)
 

@@ -35,6 +35,7 @@ from alignkd.run_folder.checkpoints import (
     partial_folder,
     step_folders,
 )
+from alignkd.run_folder.patience import Patience
 from alignkd.run_folder.verification import describe
 
 log = logging.getLogger(__name__)
@@ -111,14 +112,12 @@ class Storage:
         names = [str(path.relative_to(partial)) for path in written]
         return {name: describe(partial, name) for name in names}
 
-    def check_visible(self, partial: Path, files: FileEntries) -> None:
-        """Whether rank 0 sees what all ranks say they have written. A rank that has another file system
-        mounted there writes where no other start would find it."""
+    def check_visible(self, partial: Path, files: FileEntries, patience: Patience) -> None:
+        """Whether rank 0 sees what all ranks say they have written, at once or before its ``patience`` is
+        used up. A rank that has another file system mounted there writes where no other start would find it.
+        """
         for name, entry in files.items():
-            try:
-                size = (partial / name).stat().st_size
-            except FileNotFoundError:
-                size = None
+            size = _awaited_size(partial / name, entry["bytes"], patience)
             if size != entry["bytes"]:
                 found = "does not see it" if size is None else f"sees {size:,} bytes"
                 raise OSError(
@@ -170,6 +169,14 @@ class Storage:
         flush_to_disk(folder.parent)
         return place.name
 
+    def pass_over_all(self, folders: list[Path]) -> None:
+        """:meth:`pass_over` for each. One that cannot be renamed stays, and is refused again."""
+        for folder in folders:
+            try:
+                log.warning("%s is kept as %s", folder.name, self.pass_over(folder))
+            except OSError as error:
+                log.warning("%s could not be put aside: %s", folder, error)
+
     def clear(self, folder: Path) -> Path | None:
         """Free the name of an unmarked ``step-N``. One with a manifest was complete once: it is put aside
         under the name that is returned. Anything else is removed."""
@@ -200,3 +207,18 @@ class Storage:
             except OSError as error:  # a writer that was given up may still write there, which is harmless
                 log.warning("%s could not be removed: %s", path, error)
         return removed
+
+
+def _awaited_size(path: Path, expected: int, patience: Patience) -> int | None:
+    """Bytes of a file that should have ``expected``; None when it is not there."""
+
+    def size() -> int | None:
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    if size() != expected:  # a look at the folder for every file would be many of them
+        patience.until_exists(path)
+        patience.until(lambda: size() == expected)
+    return size()

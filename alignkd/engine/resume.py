@@ -18,6 +18,8 @@ from alignkd.errors import CheckpointError, UserError
 from alignkd.models.loading import frozen_fingerprint
 from alignkd.run_folder.checkpoints import read_manifest, step_folder, step_name
 from alignkd.run_folder.drift import (
+    IMAGES,
+    accepts_images,
     allowed_changes,
     config_drift,
     conversion_problem,
@@ -80,14 +82,19 @@ def _check_conversion(run: Path, manifest: dict[str, Any], config: Config, ranks
 
 
 def _check_drift(run: Path, manifest: dict[str, Any], identity: RunIdentity) -> None:
-    problems = config_drift(manifest["config"], identity.config, allowed_changes(run))
+    allowed = allowed_changes(run)
+    problems = config_drift(manifest["config"], identity.config, allowed)
     if manifest["data"] != identity.data:
         problems.append("the data, the tokenizer or the templates have changed")
     if manifest["teacher"] != identity.teacher:
         problems.append("the teacher's weights have changed")
     images = manifest.get("images", identity.images)  # earlier versions did not record them
     if images["sizes"] != identity.images["sizes"]:
-        problems.append(f"image files have other sizes than before ({SAMPLES} were looked at)")
+        line = f"{IMAGES}: image files have other sizes than before, or are missing ({SAMPLES} looked at)"
+        if accepts_images(allowed, images["sizes"]):
+            log.warning("%s; accepted", line)
+        else:
+            problems.append(line)
     elif images["times"] != identity.images["times"]:
         log.warning("image files have other modification times than before: copied, or written again?")
     if problems:

@@ -100,6 +100,12 @@ def free_name(folder: Path, suffix: str) -> Path:
     return place
 
 
+def was_put_aside(folder: Path) -> bool:
+    """Whether ``folder`` was once renamed, under a name of :func:`free_name`."""
+    suffixes = (PASSED_OVER, SET_ASIDE, UNMARKED)
+    return any(True for suffix in suffixes for _ in folder.parent.glob(f"{folder.name}{suffix}*"))
+
+
 def step_folders(parent: Path) -> list[Path]:
     """All ``step-N`` in ``parent``, marked or not, newest first."""
     found = {

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "training.rendezvous_seconds",
 )
 STAGE = "student.zero_stage"
+IMAGES = "data.images"  # no key of the configuration: accepts images of other sizes
 PATHS = ("file", "image_folder")
 ANY: Any = object()
 NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
@@ -66,6 +67,13 @@ def with_accepted(
     now = _comparable(config)
     known = {key: now.get(key) if value is ANY else value for key, value in accepted.items()}
     return known | {key: now.get(key) for key in keys}
+
+
+def accepts_images(allowed: Mapping[str, Any], saved_sizes: str) -> bool:
+    """Whether images may differ from those of a checkpoint that has this hash of their sizes. :data:`IMAGES`
+    holds the hashes of all checkpoints that the run had when the user accepted it."""
+    accepted = allowed.get(IMAGES)
+    return accepted is ANY or (isinstance(accepted, list) and saved_sizes in accepted)
 
 
 def config_drift(

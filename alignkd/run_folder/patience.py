@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+PATIENCE_SECONDS = 30.0  # network file systems show what another host wrote that much later
 PAUSE_SECONDS = 1.0
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, read_manifest
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, PARTIAL, marker_text, read_manifest
 from alignkd.run_folder.patience import Patience
 
 NO_PATIENCE = Patience(0.0)
@@ -70,8 +70,13 @@ def data_files(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (MANIFEST, MARKER)
+        if path.is_file() and path.name not in (MANIFEST, MARKER) and not _is_unfinished_marker(path)
     )
+
+
+def _is_unfinished_marker(path: Path) -> bool:
+    """What a kill leaves that comes between writing the marker and giving it its name."""
+    return path.name.startswith(f".{MARKER}.") and path.suffix == PARTIAL
 
 
 def share_of(names: Collection[str], rank: int, world_size: int) -> list[str]:

@@ -42,14 +42,16 @@ def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[Tea
             # A batch without images takes any image: its projector output is multiplied by zero.
             patches = patches[images] if batch.image_count else patches[:1]
         # Images of the other batches may have more vision tokens. Focus indices are sorted by score, so those
-        # that a smaller image lacks are the last ones.
+        # that a smaller image lacks are the last ones. They may be any column of the joint batch: of an image
+        # that has some, the last column here is empty too, and adds nothing.
         V = None if batch.columns_IV is None else batch.columns_IV.shape[1]
+        focus_IK = targets.focus_indices_IK[images, :V]
         parts.append(
             TeacherTargets(
                 hidden_ND=targets.hidden_ND[positions],
                 block_IHMV=targets.block_IHMV[images, :, : batch.text_rows_IM.shape[1], :V],
                 vision_tokens_IVD=targets.vision_tokens_IVD[images, :V],
-                focus_indices_IK=targets.focus_indices_IK[images, :V],
+                focus_indices_IK=focus_IK if V is None else focus_IK.clamp(max=V - 1),
                 patches_IPC=patches,
             )
         )

@@ -19,7 +19,7 @@ from alignkd.run_folder.checkpoints import (
     step_folder,
     step_name,
 )
-from alignkd.run_folder.drift import allowed_changes, saved_stage, with_accepted
+from alignkd.run_folder.drift import IMAGES, allowed_changes, saved_stage, with_accepted
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.verification import problems_of, size_differences
 from alignkd.text import listed
@@ -69,7 +69,7 @@ def check_changes(run: Path, keys: Sequence[str]) -> None:
     """Raises UserError for a key that is unknown, or fixed in the run's DeepSpeed files."""
     from alignkd.config import load_run_config
 
-    known = flatten(load_run_config(RunPaths(run).config).model_dump()) if keys else {}
+    known = [*flatten(load_run_config(RunPaths(run).config).model_dump()), IMAGES] if keys else []
     for key in keys:
         if key in IN_DEEPSPEED_FILES:
             raise UserError(
@@ -89,7 +89,10 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
         from alignkd.config import load_run_config
 
         config = load_run_config(RunPaths(run).config).model_dump(mode="json")
-        write_json(path, with_accepted(allowed_changes(run), keys, config))
+        accepted = with_accepted(allowed_changes(run), keys, config)
+        if IMAGES in keys:  # a change from what these checkpoints have, not from later ones
+            accepted[IMAGES] = sorted(_image_sizes(run))
+        write_json(path, accepted)
     try:
         yield
     except BaseException:
@@ -98,6 +101,15 @@ def changes_allowed(run: Path, keys: Sequence[str]) -> Iterator[None]:
         elif keys:
             path.unlink(missing_ok=True)
         raise
+
+
+def _image_sizes(run: Path) -> set[str]:
+    """Hashes of sizes in the checkpoints of a run."""
+    found = set()
+    for step in committed_steps(run):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version
+            found.add(str(read_manifest(step_folder(run, step))["images"]["sizes"]))
+    return found
 
 
 def step_of(run: Path, step: int | None) -> int:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.run_folder.checkpoints import partial_folder
@@ -91,7 +91,7 @@ class FaultyStorage(Storage):
         super().remove(folder)
 
 
-def disk_full() -> None:
+def disk_full() -> NoReturn:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -17,6 +17,7 @@ from alignkd.checkpoint.commit import Save, commit, discard
 from alignkd.checkpoint.storage import FileEntries, Storage
 from alignkd.errors import TakenOverError
 from alignkd.run_folder.checkpoints import committed_steps, is_marked
+from alignkd.run_folder.patience import Patience
 from alignkd.run_folder.verification import verify
 
 SHARDS = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
@@ -118,8 +119,9 @@ def test_a_phase_that_fails_leaves_nothing_that_counts(
 
 @pytest.mark.parametrize("lost", [os.unlink, lambda path: os.truncate(path, 3)])
 def test_files_that_rank_0_does_not_see_as_they_were_written_are_not_committed(
-    save: Save, tmp_path: Path, lost: Callable[[Path], None]
+    save: Save, tmp_path: Path, lost: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("alignkd.checkpoint.commit.PATIENCE_SECONDS", 0.0)
     storage = Storage()
     files = storage.flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
     lost(save.partial / SHARDS[1])
@@ -127,6 +129,29 @@ def test_files_that_rank_0_does_not_see_as_they_were_written_are_not_committed(
         commit(save, files, 2.0, 0.5, 1, storage, lambda: None)
     assert not (save.partial / "manifest.json").exists()
     assert committed_steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("early", [os.unlink, lambda path: os.truncate(path, 3)])
+def test_rank_0_waits_for_files_that_it_sees_late(save: Save, early: Callable[[Path], None]) -> None:
+    storage = Storage()
+    files = storage.flush_and_hash(save.partial, [save.partial / name for name in SHARDS])
+    path, seconds = save.partial / SHARDS[1], [0.0]
+    content = path.read_bytes()
+    early(path)
+
+    def sleep(pause: float) -> None:
+        seconds[0] += pause
+        if seconds[0] > 3:
+            path.write_bytes(content)
+
+    storage.check_visible(save.partial, files, Patience(30.0, lambda: seconds[0], sleep))
+    assert seconds == [4.0]
+    early(path)
+    (save.partial / SHARDS[0]).unlink()
+    seconds[0] = -1000.0
+    with pytest.raises(OSError, match="that all ranks share"):
+        storage.check_visible(save.partial, files, Patience(30.0, lambda: seconds[0], sleep))
+    assert seconds == [-970.0]  # for its name and its size together
 
 
 def test_rows_that_cannot_be_written_stop_the_commit(save: Save, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from alignkd.checkpoint import resume
 from alignkd.checkpoint.export import export_engine, export_run
 from alignkd.checkpoint.model_card import model_card
 from alignkd.distributed.ranks import Ranks
@@ -27,7 +28,9 @@ from tests.ranks import RankPool
 
 def export_loaded(ranks: Ranks, run: str, out: str) -> None:
     """The weights as the engine has them after loading the newest checkpoint."""
-    state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+        state = prepare(Path(run), ranks, Progress(Path(run), writes=False))
     export_engine(state.engine, state.config, Path(out), ranks)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.checkpoint import save
+from alignkd.checkpoint import commit, resume, save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import Metrics
@@ -42,7 +42,10 @@ def train_with(ranks: Ranks, run: str, storage: Storage) -> int | str:
     """Exit code, or the message of an error that every rank raises."""
     progress = Progress(Path(run), writes=ranks.is_first)
     try:
-        return Trainer(prepare(Path(run), ranks, progress), StopRequest(), progress, storage).train()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+            state = prepare(Path(run), ranks, progress)
+        return Trainer(state, StopRequest(), progress, storage).train()
     except AlignkdError as error:
         return str(error)
 
@@ -163,7 +166,9 @@ class OwnMount(Storage):
 
 
 def train_on_a_mount_of_its_own(ranks: Ranks, run: str) -> int | str:
-    return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit, "PATIENCE_SECONDS", 0.2)
+        return train_with(ranks, run, OwnMount() if ranks.rank == 1 else Storage())
 
 
 def test_a_rank_that_writes_where_rank_0_does_not_see_it_commits_nothing(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alignkd.checkpoint import save
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.checkpoint.save import SPACE_MARGIN, CheckpointSaver
 from alignkd.checkpoint.storage import Shards, Storage
@@ -16,6 +17,7 @@ from alignkd.config.schema import CheckpointSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.verification import verify
 from tests.checkpoint.faulty_storage import disk_full
 from tests.ranks import RankPool
 
@@ -174,3 +176,80 @@ def test_training_does_not_wait_for_the_removal_of_old_checkpoints_but_the_next_
             ("begin step-3", "MainThread"),
         ]
     ]
+
+
+class Hanging(OneFile):
+    """The first writer of step 1 goes on after it was given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on, self.written = threading.Event(), threading.Event()
+
+    def write_files(self, shards: Shards) -> list[Path]:
+        if len(self.needed) > 1:
+            return super().write_files(shards)
+        assert self.go_on.wait(60)
+        shards.partial.mkdir(exist_ok=True)
+        (shards.partial / "late.pt").touch()
+        self.written.set()
+        return []
+
+    def write_manifest(self, partial: Path, manifest: dict[str, Any]) -> None:
+        self.go_on.set()
+        assert self.written.wait(60)
+        super().write_manifest(partial, manifest)
+
+
+def save_again_beside_a_writer_that_was_given_up(ranks: Ranks, run: str) -> list[str]:
+    saver = saver_of(ranks, run, Hanging())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "WRITE_SECONDS", 0.1)
+        saver.save(None, 1, {}, wait=True)
+    saver.save(None, 1, {}, wait=True)
+    return verify(Path(run) / "checkpoints" / "step-1")
+
+
+def test_a_step_that_is_saved_again_does_not_meet_a_writer_that_was_given_up(
+    one_rank: RankPool, tmp_path: Path
+) -> None:
+    assert one_rank.run(save_again_beside_a_writer_that_was_given_up, str(tmp_path)) == [[]]
+    assert committed_steps(tmp_path) == [1]
+
+
+class Stuck(OneFile):
+    """Step 3 cannot be renamed; nor, unless it ``lists``, can the folder be read."""
+
+    def __init__(self, lists: bool) -> None:
+        super().__init__()
+        self._lists = lists
+
+    def pass_over(self, folder: Path) -> str:
+        return super().pass_over(folder) if folder.name != "step-3" else disk_full()
+
+    def remove_leftovers(self, parent: Path) -> list[str]:
+        return super().remove_leftovers(parent) if self._lists else disk_full()
+
+
+def start_beside_leftovers(ranks: Ranks, run: str, lists: bool) -> None:
+    found = CheckpointSearch(None, (), ("step-3: damaged", "step-2: damaged"), (3, 2))
+    CheckpointSaver(Path(run), CheckpointSection(), ranks, Stuck(lists), found)  # type: ignore[call-arg]
+
+
+def test_a_refused_checkpoint_that_cannot_be_renamed_does_not_keep_the_rest_from_being_cleaned_up(
+    one_rank: RankPool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for name in ("step-2", "step-3"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "COMMITTED").touch()
+    (folder / "step-4.attempt.tmp").mkdir()
+    one_rank.run(start_beside_leftovers, str(tmp_path), True)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-2.passed-over", "step-3"]
+    assert "step-3 could not be put aside: [Errno 28] No space left" in one_rank.log(0)
+
+
+def test_a_clean_up_that_fails_is_logged(one_rank: RankPool, tmp_path: Path) -> None:
+    for name in ("step-2", "step-3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    one_rank.run(start_beside_leftovers, str(tmp_path), False)
+    assert "what earlier saves left is not removed: rank 0: [Errno 28] No space left" in one_rank.log(0)

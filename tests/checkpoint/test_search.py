@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from alignkd.checkpoint.resume import CheckpointSearch, find_checkpoint
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import AlignkdError
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, marker_text, step_folder
+from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.patience import Patience
 from tests import tiny
 from tests.ranks import RankPool
 
@@ -132,3 +135,45 @@ def test_a_file_that_rank_0_sees_and_another_rank_does_not_is_no_reason_to_pass_
     for kind, message in four_ranks.run(search_where_a_file_is_not_visible, str(run)):
         assert kind == "TrainingError"
         assert "step-8: cannot be read: rank 3: " in message
+
+
+class Clock:
+    """Time passes only while somebody sleeps; ``at`` 5 seconds something happens."""
+
+    def __init__(self, at: Callable[[], None]) -> None:
+        self.seconds, self._at = 0.0, at
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        if self.seconds == 5:
+            self._at()
+
+
+def steps_seen(run: Path, at_five: Callable[[], None] = lambda: None) -> tuple[list[int], float]:
+    """And the seconds that were waited for them."""
+    clock = Clock(at_five)
+    steps, missing = resume._visible_steps(run, Patience(30.0, lambda: clock.seconds, clock.sleep))
+    assert missing is None
+    return steps, clock.seconds
+
+
+def test_the_newest_save_on_record_is_waited_for(run: Path) -> None:
+    assert steps_seen(run) == ([8, 6, 4, 2], 0.0)  # nothing is on record
+    marker = step_folder(run, 8) / MARKER
+    text = marker.read_text()
+
+    def put_back() -> None:
+        marker.write_text(text)
+
+    for saved, waited in ((6, 0.0), (8, 30.0)):
+        marker.unlink(missing_ok=True)
+        RunPaths(run).progress.write_text(f'{{"phase": "training", "saved_step": {saved}}}')
+        assert steps_seen(run) == ([6, 4, 2], waited)
+    assert steps_seen(run, put_back) == ([8, 6, 4, 2], 5.0)
+
+
+@pytest.mark.parametrize("suffix", ["set-aside", "set-aside-2", "passed-over", "unmarked"])
+def test_a_save_that_was_put_aside_is_not_waited_for(run: Path, suffix: str) -> None:
+    RunPaths(run).progress.write_text('{"phase": "training", "saved_step": 8}')
+    step_folder(run, 8).rename(RunPaths(run).checkpoints / f"step-8.{suffix}")
+    assert steps_seen(run) == ([6, 4, 2], 0.0)

@@ -18,6 +18,7 @@ from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import step_folder
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
+from launcher.run.checkpoints import changes_allowed
 from tests import tiny
 from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.ranks import RankPool
@@ -121,4 +122,14 @@ def test_images_of_other_sizes_are_refused_and_other_times_named(
     for path in files:
         path.write_bytes(path.read_bytes() + b"x")
     (message,) = one_rank.run(message_of, str(run))
-    assert "image files have other sizes than before" in message
+    assert "data.images: image files have other sizes than before" in message
+    with changes_allowed(run, ["data.images"]):
+        assert one_rank.run(skipped_in_a_row, str(run)) == [0]
+        assert "data.images: image files have other sizes than before" in one_rank.log(0)
+    # A later checkpoint, with other images: another change is another decision.
+    path = step_folder(run, 2) / "manifest.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"images": {"sizes": "ab", "times": "cd"}}))
+    path.with_name("COMMITTED").write_text("")
+    (message,) = one_rank.run(message_of, str(run))
+    assert "data.images: image files have other sizes than before" in message

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.checkpoint import resume
 from alignkd.checkpoint.storage import Shards, Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import WindowLoader
@@ -233,7 +234,9 @@ class OlderVersion(Storage):
 
 
 def train(ranks: Ranks, run: str, storage: Storage) -> int:
-    return trainer_of(ranks, run, storage).train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume, "PATIENCE_SECONDS", 0.2)
+        return trainer_of(ranks, run, storage).train()
 
 
 def test_a_checkpoint_of_an_older_version_is_resumed_with_the_same_rates(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder import verification
+from alignkd.run_folder.atomic_files import write_text_atomic
 from alignkd.run_folder.checkpoints import marker_text
 from alignkd.run_folder.verification import (
     data_files,
@@ -62,6 +63,23 @@ def test_damage_to_any_file_is_named(
     damage(folder / name)
     (found,) = verify(folder)
     assert found.startswith(f"{name} {problem}")
+
+
+def test_a_marker_that_a_kill_left_without_its_name_is_no_problem(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = folder / "COMMITTED"
+    marker.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: pytest.fail("killed"))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(pytest.fail.Exception):
+            write_text_atomic(marker, marker_text(folder))
+    assert [path.name for path in folder.glob(".*")] != []
+    marker.touch()
+    assert verify(folder) == verify_sizes(folder)[0] == []
+    (folder / ".COMMITTED.pt").touch()  # DeepSpeed might read it
+    assert verify(folder) == [".COMMITTED.pt is not in the manifest"]
 
 
 def test_a_file_that_the_manifest_does_not_name_is_a_problem(folder: Path) -> None:

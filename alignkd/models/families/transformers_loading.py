@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.initialization import no_init_weights
 
+from alignkd.distributed.failures import describe_failure, error_elsewhere
 from alignkd.errors import CheckpointError
 from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
 from alignkd.models.families.interface import ModelFacts
@@ -31,7 +32,7 @@ def read_facts(folder: Path) -> ModelFacts:
 
 
 def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
-    """Raises CheckpointError when a tensor is missing or has another shape.
+    """Raises CheckpointError when a tensor is missing or has another shape, on all ranks of a sharded model.
 
     A sharded model is filled from a whole one in the host memory of the group's first rank. Collective then.
     """
@@ -41,7 +42,7 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
     if options.zero3 is None:
         whole = _from_files(folder, family, options.dtype)
         return TransformersModel(whole.to(options.device), family, tokens)
-    source = _from_files(folder, family, options.dtype) if reads_weights(options) else None
+    source = _read_on_first(folder, family, options)
     config = read_config(folder)
     with sharded_construction(options), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(
@@ -62,6 +63,26 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
     model.set_fresh_buffers(found[0])
     model.restore_buffers(options.device)
     return model
+
+
+def _read_on_first(folder: Path, family: Family, options: BuildOptions) -> Any:
+    """The whole model on the ranks that read the weights, None on the others. Where one cannot read them, all
+    ranks raise: the others would wait for it in the collectives that follow. Collective."""
+    whole, own = None, None
+    if reads_weights(options):
+        try:
+            whole = _from_files(folder, family, options.dtype)
+        except Exception as error:
+            own = error
+    failure = None if own is None else describe_failure(torch.distributed.get_rank(), own)
+    failures: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(failures, failure)
+    if own is not None:
+        raise own
+    for elsewhere in failures:
+        if elsewhere is not None:
+            raise error_elsewhere(*elsewhere)
+    return whole
 
 
 def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:

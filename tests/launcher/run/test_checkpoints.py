@@ -12,6 +12,7 @@ import pytest
 from alignkd.config import load_run_config
 from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER
+from alignkd.run_folder.drift import accepts_images, allowed_changes
 from alignkd.run_folder.verification import describe
 from launcher.run.checkpoints import changes_allowed, check_changes, list_checkpoints
 
@@ -101,3 +102,19 @@ def test_allowed_changes_add_up_and_unknown_keys_are_refused(run: Path) -> None:
         check_changes(run, ["training.precision"])
     with pytest.raises(UserError, match=r"did you mean training\.learning_rate"):
         check_changes(run, ["training.learning_rat"])
+
+
+def test_images_are_accepted_as_a_change_from_the_checkpoints_that_there_are(run: Path) -> None:
+    for step, sizes in ((1, "ab"), (2, "cd"), (3, "cd"), (4, None)):
+        path = checkpoint(run, step) / MANIFEST
+        facts = json.loads(path.read_text())
+        path.write_text(json.dumps(facts | ({} if sizes is None else {"images": {"sizes": sizes}})))
+    (checkpoint(run, 5) / MANIFEST).write_text("{")
+    check_changes(run, ["data.images"])
+    for keys in (["data.images"], ["data.seed"]):
+        with changes_allowed(run, keys):
+            pass
+    assert allowed_changes(run)["data.images"] == ["ab", "cd"]
+    assert accepts_images(allowed_changes(run), "cd")
+    assert not accepts_images(allowed_changes(run), "ef")
+    assert not accepts_images({}, "ab")
