@@ -12,11 +12,13 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from alignkd.config import Config, load_run_config
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
+
+if TYPE_CHECKING:
+    from alignkd.config import Config
 
 LATE_SECONDS = 15  # a shared file system may take this long to show a new file
 # Arguments: the node's name, the token, then kind, key and path of each place.
@@ -59,6 +61,8 @@ def places_of(run: Path) -> list[Place]:
     if checkpoints.exists() or checkpoints.is_symlink():  # to a larger file system, say
         found.append(Place("shared", "checkpoints", checkpoints))
     try:
+        from alignkd.config import load_run_config  # here: `status` imports this module, and must be quick
+
         config = load_run_config(RunPaths(run).config)
     except UserError:
         return found  # the ranks say what is wrong with it
