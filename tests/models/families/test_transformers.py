@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -152,6 +155,21 @@ def test_every_trained_parameter_gets_a_gradient(family: str, images: Path, chec
         projector = [p for n, p in step.student.named_parameters() if step.student.is_projector(n)]
         assert projector
         assert all(parameter.grad.any() == (len(numbers) > 1) for parameter in projector)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_random_states_are_saved_only_for_a_model_with_dropout(
+    family: str, images: Path, tmp_path: Path, dropout: float
+) -> None:
+    folder = Path(shutil.copytree(vlm.folder(family), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = dropout
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(folder, FP64).train()
+    model.enable_gradient_checkpointing()
+    with patch.object(torch, "get_rng_state", wraps=torch.get_rng_state) as saved:
+        model(batch_of(family, images, 0)).hidden_BLD.sum().backward()
+    assert (saved.call_count > 0) == (dropout > 0)
 
 
 def test_joined_batches_give_each_its_own_targets(family: str, images: Path) -> None:
