@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from alignkd.config.schema import DataSource, DistillationSection
+from alignkd.data import chat_encoder as chat_encoder_module
 from alignkd.data.batch import Batch
 from alignkd.data.collate import collate
 from alignkd.data.join import join
@@ -71,6 +72,18 @@ def test_lengths_are_known_without_pixels(family: str, images: Path) -> None:
     source = DataSource(file="x", image_folder=str(images), template="chat")
     samples = [parse_sample(record, "x", 0, number) for number, record in enumerate(vlm.RECORDS)]
     assert encoder.length(samples, source) == [len(encoder.encode(one, source).ids) for one in samples]
+
+
+def test_no_more_sizes_of_images_are_remembered_than_there_is_room_for(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_encoder_module, "KEPT_REPLACEMENTS", 2)
+    encoder = chat_encoder(vlm.folder("llava"), 10**6)
+    source = DataSource(file="x", image_folder=str(images), template="chat")
+    sizes = [((40, 30),), ((30, 60),), ((28, 28),)]
+    found = [encoder._replacements_of(size, source) for size in sizes]
+    assert [size for _, size in encoder._replacements] == sizes[1:]
+    assert [encoder._replacements_of(size, source) for size in sizes] == found
 
 
 def test_block_and_vision_tokens_equal_eager_attention(family: str, images: Path) -> None:
