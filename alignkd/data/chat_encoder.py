@@ -30,6 +30,7 @@ TEXT_KEYS = (
     "offset_mapping",
     "text_replacement_offsets",
 )
+KEPT_REPLACEMENTS = 4096  # of sizes of images; a data set may have millions of them
 DUMMY_SIDE = 64  # pixels
 GREY = (90, 120, 150)  # not what any processor normalises to zero
 
@@ -170,6 +171,8 @@ class ChatEncoder:
         if key not in self._replacements:
             text = self._processor.image_token * len(sizes)
             images = [_blank(size) for size in sizes]
+            if len(self._replacements) >= KEPT_REPLACEMENTS:
+                del self._replacements[next(iter(self._replacements))]  # the oldest
             self._replacements[key] = self._process(text, images, source.image_options).replacements
         return self._replacements[key]
 

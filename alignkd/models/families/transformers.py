@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from alignkd.config.dotted import flatten
 from alignkd.data.batch import Batch
 from alignkd.models.attention import (
     ATTENTION_NAME,
@@ -74,9 +75,12 @@ class TransformersModel(VisionLanguageModel):
 
     def enable_gradient_checkpointing(self) -> None:
         # Non-reentrant: queries and keys leave the first layer by a side channel, and need their gradients.
+        # Random states are kept for dropout only: each layer would copy the device's to the host, and wait.
         # Renamed between transformers 5.17 and 5.23.
         enable = getattr(self.whole, "activation_checkpointing_enable", None)
-        (enable or self.whole.gradient_checkpointing_enable)({"use_reentrant": False})
+        (enable or self.whole.gradient_checkpointing_enable)(
+            {"use_reentrant": False, "preserve_rng_state": has_dropout(self.whole.config)}
+        )
 
     def set_fresh_buffers(self, values: dict[str, torch.Tensor]) -> None:
         """What :meth:`restore_buffers` restores: of a model whose own were built in a wrong dtype."""
@@ -142,6 +146,13 @@ def facts_of(config: Any) -> ModelFacts:
     """From the configuration of the whole model."""
     text = config.get_text_config()
     return ModelFacts(text.num_attention_heads, text.hidden_size, None, first_window(text))
+
+
+def has_dropout(config: Any) -> bool:
+    """Whether a part of the model draws random numbers in training: ``attention_dropout``,
+    ``drop_path_rate`` and the like."""
+    values = flatten(config.to_dict()).items()
+    return any(value for key, value in values if "drop" in key.rpartition(".")[2])
 
 
 def first_window(text: Any) -> int | None:

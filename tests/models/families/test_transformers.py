@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 from alignkd.config.schema import DataSource, DistillationSection
+from alignkd.data import chat_encoder as chat_encoder_module
 from alignkd.data.batch import Batch
 from alignkd.data.collate import collate
 from alignkd.data.join import join
@@ -68,6 +72,18 @@ def test_lengths_are_known_without_pixels(family: str, images: Path) -> None:
     source = DataSource(file="x", image_folder=str(images), template="chat")
     samples = [parse_sample(record, "x", 0, number) for number, record in enumerate(vlm.RECORDS)]
     assert encoder.length(samples, source) == [len(encoder.encode(one, source).ids) for one in samples]
+
+
+def test_no_more_sizes_of_images_are_remembered_than_there_is_room_for(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_encoder_module, "KEPT_REPLACEMENTS", 2)
+    encoder = chat_encoder(vlm.folder("llava"), 10**6)
+    source = DataSource(file="x", image_folder=str(images), template="chat")
+    sizes = [((40, 30),), ((30, 60),), ((28, 28),)]
+    found = [encoder._replacements_of(size, source) for size in sizes]
+    assert [size for _, size in encoder._replacements] == sizes[1:]
+    assert [encoder._replacements_of(size, source) for size in sizes] == found
 
 
 def test_block_and_vision_tokens_equal_eager_attention(family: str, images: Path) -> None:
@@ -152,6 +168,21 @@ def test_every_trained_parameter_gets_a_gradient(family: str, images: Path, chec
         projector = [p for n, p in step.student.named_parameters() if step.student.is_projector(n)]
         assert projector
         assert all(parameter.grad.any() == (len(numbers) > 1) for parameter in projector)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_random_states_are_saved_only_for_a_model_with_dropout(
+    family: str, images: Path, tmp_path: Path, dropout: float
+) -> None:
+    folder = Path(shutil.copytree(vlm.folder(family), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = dropout
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_model(folder, FP64).train()
+    model.enable_gradient_checkpointing()
+    with patch.object(torch, "get_rng_state", wraps=torch.get_rng_state) as saved:
+        model(batch_of(family, images, 0)).hidden_BLD.sum().backward()
+    assert (saved.call_count > 0) == (dropout > 0)
 
 
 def test_joined_batches_give_each_its_own_targets(family: str, images: Path) -> None:
