@@ -79,6 +79,8 @@ def test_node_counts_that_do_not_fit_are_refused(runs: Runs) -> None:
 
 def test_a_crash_is_explained(runs: Runs) -> None:
     run = runs.prepare(
+        nodes=1,  # of several, one alone that reports bad input would be replaced
+        gpus_per_node=2,
         steps=20,
         failures=[
             {"attempt": 1, "rank": 1, "step": 6, "code": 3},
@@ -176,7 +178,7 @@ def test_launch_uses_the_allocation_that_it_runs_in(runs: Runs, cluster: Cluster
     assert "using the allocation" in done.stdout
     (attempt,) = runs.attempts(run)
     assert (attempt.reason, attempt.nodes) == ("done", "n[1-2]")
-    assert cluster.state(attempt.job) == "COMPLETED"
+    assert runs.wait_for_end(attempt.job) == "COMPLETED"  # salloc does not wait for it
 
 
 def test_stop_and_cancel_reach_a_run_in_an_allocation(runs: Runs, cluster: Cluster) -> None:
