@@ -167,17 +167,21 @@ def test_a_job_submitted_from_inside_a_job_keeps_its_own_options(runs: Runs, clu
     assert [attempt.job for attempt in runs.attempts(run)] == [job]
 
 
-def test_launch_uses_the_allocation_that_it_runs_in(runs: Runs, cluster: Cluster) -> None:
+@pytest.mark.parametrize(("count", "nodes"), [(2, "n[1-2]"), (3, "n1,n2")])
+def test_launch_uses_the_allocation_that_it_runs_in(
+    runs: Runs, cluster: Cluster, count: int, nodes: str
+) -> None:
+    """Of one that is larger, the first nodes."""
     run = runs.prepare(steps=3)
     command = f"cd {ROOT} && {sys.executable} -m launcher.cli resume {run}"
     done = subprocess.run(
-        ["salloc", "--nodes=2", "--exclusive", "bash", "-c", command],
+        ["salloc", f"--nodes={count}", "--exclusive", "bash", "-c", command],
         env=cluster.environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "using the allocation" in done.stdout
     (attempt,) = runs.attempts(run)
-    assert (attempt.reason, attempt.nodes) == ("done", "n[1-2]")
+    assert (attempt.reason, attempt.nodes) == ("done", nodes)
     assert runs.wait_for_end(attempt.job) == "COMPLETED"  # salloc does not wait for it
 
 

@@ -167,6 +167,29 @@ def test_every_folder_that_a_node_does_not_see_is_named(runs: Runs, cluster: Clu
     assert "cannot see run.folder" not in runs.log(run)
 
 
+def test_a_run_that_has_trained_leaves_out_the_one_node_that_does_not_see_a_folder(
+    runs: Runs, cluster: Cluster
+) -> None:
+    run = runs.prepare(hold=[3])
+    job = runs.submit(run)
+    runs.wait_for_step(run, 3)
+    runs.alignkd("stop", run)
+    runs.wait_for_end(job)
+    cluster.lose_node("n2")
+    hide = 'mount -t tmpfs none "$0" && exec "$@"'
+    cluster.start_node("n2", "unshare", "--mount", "bash", "-c", hide, str(FIXTURE))
+    cluster.wait_for_nodes()
+    try:
+        job = runs.submit(run)
+        assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
+    finally:
+        cluster.lose_node("n2")
+        cluster.start_node("n2")
+    _, second, third = runs.attempts(run)
+    assert (second.reason, second.bad_nodes) == ("node at fault", ("n2",))
+    assert (third.reason, third.first_step, "2" in third.nodes) == ("done", 3, False), third.nodes
+
+
 def test_one_crash_restarts_from_the_last_checkpoint(runs: Runs) -> None:
     run = runs.prepare(steps=12, failures=[{"attempt": 1, "rank": 1, "step": 7, "code": 3}])
     job = runs.submit(run)
