@@ -16,6 +16,7 @@ def controller_again(cluster: Cluster) -> Iterator[None]:
     yield
     cluster.stop_controller()
     cluster.start_controller()
+    cluster.cancel_all()
     cluster.wait_for_nodes()
 
 
