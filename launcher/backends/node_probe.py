@@ -75,7 +75,8 @@ def run_place(run: Path) -> Place:
     return Place("shared", "run.folder", run)
 
 
-def _models(config: Config) -> Iterator[Place]:
+def model_folders(config: Config) -> dict[str, str]:
+    """The model folders that a configuration reads, by key."""
     model = config.model
     named = {
         "model.teacher": model.teacher if config.distillation.enabled else None,
@@ -83,9 +84,13 @@ def _models(config: Config) -> Iterator[Place]:
         "model.student_config": model.student_config if model.student == "scratch" else None,
         "model.vision_tower": model.vision_tower,
     }
-    for key, folder in named.items():
-        if folder is not None:
-            yield Place("folder", key, Path(folder))
+    return {key: folder for key, folder in named.items() if folder is not None}
+
+
+def _models(config: Config) -> Iterator[Place]:
+    for key, folder in model_folders(config).items():
+        yield Place("folder", key, Path(folder))
+    model = config.model
     if model.adapters is not None and config.distillation.enabled:
         path = Path(model.adapters)
         yield Place("folder" if path.is_dir() else "file", "model.adapters", path)

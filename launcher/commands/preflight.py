@@ -13,6 +13,7 @@ from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
 from launcher.backends.base import Backend
 from launcher.backends.devices import device_of
+from launcher.backends.node_probe import model_folders
 from launcher.plan.check import check_memory
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
@@ -82,7 +83,7 @@ def launch_problems(
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
     problems += _data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
-    read = [*_model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
+    read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
         problems += model_problems(config)
     return problems
@@ -139,7 +140,7 @@ def model_problems(config: Config) -> list[str]:
     from alignkd.models.agreement import check_agreement, check_templates
 
     model = config.model
-    named = _model_folders(config)
+    named = model_folders(config)
     missing = [
         f"{key} = {folder}: no such folder{_made_by(folder, config)}"
         for key, folder in named.items()
@@ -174,18 +175,6 @@ def _adapter_problems(config: Config) -> list[str]:
         return []
     missing = f"no file {file}" if path.is_dir() else f"no such file or folder{_made_by(str(path), config)}"
     return [f"model.adapters = {path}: {missing}; valid: {valid}"]
-
-
-def _model_folders(config: Config) -> dict[str, str]:
-    """The model folders that this configuration reads, by key."""
-    model = config.model
-    named = {
-        "model.teacher": model.teacher if config.distillation.enabled else None,
-        "model.student": None if model.student == "scratch" else model.student,
-        "model.student_config": model.student_config if model.student == "scratch" else None,
-        "model.vision_tower": model.vision_tower,
-    }
-    return {key: folder for key, folder in named.items() if folder is not None}
 
 
 def _is_in(folder: str, run: Path) -> bool:

@@ -96,7 +96,7 @@ def can_fill_a_disk() -> bool:
         try:
             with small_disk(Path(folder), "1m"):
                 return True
-        except (pytest.skip.Exception, pytest.fail.Exception):
+        except pytest.skip.Exception:  # in CI it is a failure
             return False
 
 
