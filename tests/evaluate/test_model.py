@@ -27,16 +27,6 @@ PICTURE = tiny.FOLDER / "image_0.png"
 SHORT = {"max_new_tokens": 4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> AnsweringModel:
-    return alignkd.load(tiny.STUDENT)
-
-
 @pytest.fixture(scope="module")
 def run(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with checkpoints of steps 2 and 4."""

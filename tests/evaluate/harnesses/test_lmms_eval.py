@@ -32,16 +32,6 @@ GREEDY = {"max_new_tokens": 6, "until": ["\n\n"], "do_sample": False}
 Doc = tuple[str, tuple[int, ...]]  # a question and the numbers of its pictures
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> AnsweringModel:
-    return alignkd.load(tiny.STUDENT)
-
-
 @pytest.fixture(scope="module")
 def adapter() -> Any:
     options = {"batch_size": "2", "max_batch_size": None, "device": "cpu"}  # as lmms-eval passes them

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import alignkd
 from alignkd.data.records import Turn
 from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.model import AnsweringModel, Request
@@ -21,16 +20,6 @@ stand_ins.install()
 from alignkd.evaluate.harnesses.vlmevalkit import AlignKD  # noqa: E402
 
 PICTURES = [tiny.FOLDER / "image_0.png", tiny.FOLDER / "image_1.png"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> AnsweringModel:
-    return alignkd.load(tiny.STUDENT)
 
 
 @pytest.fixture(scope="module")
