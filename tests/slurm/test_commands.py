@@ -152,18 +152,22 @@ def test_list_shows_every_run_of_a_folder(runs: Runs) -> None:
 
 
 def test_a_job_submitted_from_inside_a_job_keeps_its_own_options(runs: Runs, cluster: Cluster) -> None:
-    """SLURM_* and SBATCH_* of the outer job must not become options of the new one."""
-    run = runs.prepare(steps=3)
+    """SLURM_* and SBATCH_* of the outer job must not become options of the new one; a site's default for an
+    option that the run leaves open (here the partition) holds in a job as in a login shell."""
+    run = runs.prepare(steps=3, slurm={"time_limit": "00:09:00"})
     script = runs.folder / "outer.sh"
     script.write_text(
-        "#!/bin/bash\nexport SBATCH_PARTITION=high SBATCH_TIMELIMIT=3 ALIGNKD_ATTEMPT=9\n"
+        "#!/bin/bash\nexport SBATCH_JOB_NAME=outer SBATCH_TIMELIMIT=3 SBATCH_NO_REQUEUE=1 ALIGNKD_ATTEMPT=9\n"
+        "export SBATCH_PARTITION=high\n"
         f"cd {ROOT} && {sys.executable} -m launcher.cli resume {run} > {runs.folder}/out 2>&1\n"
     )
     outer = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--nodes=1", "--exclusive", str(script))
     assert runs.wait_for_end(outer) == "COMPLETED", (runs.folder / "out").read_text()
     job = (runs.folder / "out").read_text().partition("submitted job ")[2].partition(";")[0]
     assert runs.wait_for_end(job) == "COMPLETED", runs.log(run)
-    assert cluster.job(job)["Partition"] == "low"
+    facts = cluster.job(job)
+    assert (facts["JobName"], facts["Requeue"], facts["Partition"]) == (run.name, "1", "high")
+    assert facts["TimeLimit"] == "00:09:00"
     assert [attempt.job for attempt in runs.attempts(run)] == [job]
 
 
