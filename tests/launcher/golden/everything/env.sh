@@ -12,7 +12,7 @@ export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 # DeepSpeed lets these override a configuration that was passed explicitly.
 unset "${!DEEPSPEED_CONFIG@}"
-export NCCL_SOCKET_IFNAME=ib0
+export NCCL_SOCKET_IFNAME='=ib0'
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export MESSAGE='it'"'"'s $HOME'
