@@ -78,6 +78,9 @@ class SlurmSection(Section):
         "gpus-per-node", description="how this site requests GPUs; `none` trains on CPUs (gloo)"
     )
     gpu_type: SlurmText | None = Field(None, description="GPU type: a100 requests gpu:a100:N")
+    gpus_per_node: PositiveInt | None = Field(
+        None, description="GPUs of a node of this cluster: the default of --gpus-per-node"
+    )
     gpu_memory: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)?[MGT]$",
