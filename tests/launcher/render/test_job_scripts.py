@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,31 @@ def test_nccl_and_gloo_take_the_same_interface(render) -> None:
     for given in ("eth1", "=eth1"):
         script = render({"network_interface": given})["env.sh"]
         assert "export NCCL_SOCKET_IFNAME='=eth1'\nexport GLOO_SOCKET_IFNAME=eth1\n" in script
+
+
+def test_a_rank_records_how_it_ended_and_how_many_had_ended_before(render, tmp_path: Path) -> None:
+    run = tmp_path / "it's a run"
+    for folder in ("logs", "exits"):
+        (run / folder).mkdir(parents=True)
+    (run / "exits" / "step").touch()
+    (run / "rank.sh").write_text(render({"gpu_option": "none"}, run=run)["rank.sh"])
+    (tmp_path / "python").write_text("#!/bin/bash\nexit $((3 + RANK))\n")
+    (tmp_path / "python").chmod(0o755)
+    for place, rank in enumerate((7, 0, 2)):
+        before = time.time()
+        done = subprocess.run(
+            ["bash", run / "rank.sh"],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "RUN": str(run),
+                "PYTHON": str(tmp_path / "python"),
+                "ALIGNKD_ATTEMPT": "1",
+                "ALIGNKD_RANK": str(rank),
+            },
+        )
+        code, ended, earlier = (run / "exits" / f"rank-{rank}").read_text().split()
+        assert (done.returncode, int(code), int(earlier)) == (3 + rank, 3 + rank, place)
+        assert before <= float(ended) + 1e-3 <= time.time() + 2e-3
 
 
 def shellcheck() -> str:
