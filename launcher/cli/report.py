@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,19 @@ def report(
             show_default="RUN/eval",
         ),
     ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=50,
+            help="Show attention on N images of the run's data, and N wrong and right answers.",
+        ),
+    ] = 0,
+    device: Annotated[
+        Literal["auto", "cpu"],
+        typer.Option(metavar="NAME", help="Of --pictures: auto (a GPU if there is one) or cpu."),
+    ] = "auto",
 ) -> None:
     """Write one page: did the student get better, and why.
 
@@ -34,5 +47,5 @@ def report(
     """
     from launcher.commands.report import ReportRequest, write_report
 
-    write_report(ReportRequest(tuple(runs), out, tuple(evaluations or ())))
+    write_report(ReportRequest(tuple(runs), out, tuple(evaluations or ()), pictures, device))
     print(f"wrote {out}")

@@ -13,7 +13,7 @@ from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.task_score import TaskScore
 from alignkd.evaluate.tasks.own import own_task
 from alignkd.evaluate.tasks.registry import OWN, TASKS
-from alignkd.evaluate.tasks.task import Task
+from alignkd.evaluate.tasks.task import Question, Task
 from alignkd.run_folder.paths import RunPaths
 from launcher.report.run_facts import RunFacts
 
@@ -36,7 +36,12 @@ class Evaluation:
     note: str
     file: Path
     data: Path
+    definition: Task
     score: TaskScore
+
+    def questions(self) -> list[Question]:
+        """All questions of the task. Raises UserError."""
+        return self.definition.questions(self.data)
 
 
 def find_evaluations(runs: Sequence[RunFacts], folders: Sequence[Path]) -> tuple[list[Evaluation], list[str]]:
@@ -103,10 +108,11 @@ def _evaluation(options: EvalOptions, name: str, role: Role, number: int, file: 
     task_name, dot, first = file.stem.partition(".")
     notes = [f"{first.replace('first-', 'first ')} questions"] if dot else []
     data = Path(options.data)
-    score = score_file(_task(task_name, options, file), file, data, partial=bool(dot))
+    task = _task(task_name, options, file)
+    score = score_file(task, file, data, partial=bool(dot))
     if role is Role.STUDENT and options.step is not None and name in {model.name for model in options.models}:
         notes.append(f"step {options.step}")
-    return Evaluation(name, role, number, task_name, ", ".join(notes), file, data, score)
+    return Evaluation(name, role, number, task_name, ", ".join(notes), file, data, task, score)
 
 
 def _task(name: str, options: EvalOptions, file: Path) -> Task:

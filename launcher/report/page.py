@@ -14,11 +14,13 @@ from alignkd.evaluate.statistics import Estimate
 from alignkd.evaluate.task_score import SCORE
 from alignkd.text import counted, duration
 from launcher.report import numbers
+from launcher.report.answer_pictures import AnswerPicture
 from launcher.report.charts import Intervals, Panel, intervals, panel
 from launcher.report.columns import AVERAGED_STEPS
 from launcher.report.comparisons import Difference
 from launcher.report.differences import Key, keys_of
 from launcher.report.evaluations import Evaluation, Role
+from launcher.report.focus_pictures import FocusPicture
 from launcher.report.health import facts_of
 from launcher.report.run_facts import RunFacts
 from launcher.report.sections import sections_of
@@ -36,6 +38,8 @@ class Report:
     differences: tuple[Difference, ...]
     problems: tuple[str, ...]  # what could not be read or scored
     made: datetime
+    focus: tuple[FocusPicture, ...] = ()  # of the first run
+    answers: tuple[AnswerPicture, ...] = ()  # of the first run's student
 
 
 @dataclass(frozen=True)

@@ -83,14 +83,20 @@ def evaluate(tmp_path: Path) -> Callable[..., Path]:
         models: dict[str, tuple[Path, int]],
         question: str = "What is it?",
         questions: int = QUESTIONS,
+        image: str | None = None,
         **changes: Any,
     ) -> Path:
         data, out = tmp_path / "questions", tmp_path / "eval"
         data.mkdir(exist_ok=True)
+        marker = "" if image is None else "<image>\n"
         records = [
             {
                 "id": str(number),
-                "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "yes"}],
+                **({} if image is None else {"image": image}),
+                "conversations": [
+                    {"from": "human", "value": f"{marker}{question} {number}"},
+                    {"from": "gpt", "value": "yes"},
+                ],
             }
             for number in range(questions)
         ]
