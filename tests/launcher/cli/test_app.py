@@ -18,6 +18,7 @@ def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
         "launch",
         "resume",
         "eval",
+        "report",
         "chat",
         "probe",
         "sample-data",
