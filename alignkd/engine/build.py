@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
+from deepspeed.runtime import compiler
 
 from alignkd.config.schema import Config
 from alignkd.distributed.nodes import node_group
@@ -62,7 +64,15 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
         ).to(options.dtype)
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
+    _import_muon_uncompiled()
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]
     student.restore_buffers(ranks.device)
     engine.train()
     return engine, completed
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed imports its Muon to see whether the optimizer is one, which sets up torch.compile for three
+    functions: a second of every rank's start. Ours is AdamW, which calls none of them."""
+    with mock.patch.object(compiler, "compile", return_value=compiler.dummy_decorator):
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
