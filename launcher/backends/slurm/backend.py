@@ -183,9 +183,8 @@ def _awaited_job(run: Path) -> str | None:
     if not jobs:
         resume = f"alignkd resume {shlex.quote(before)}"
         raise UserError(f"{run}: the stage before it is neither done nor queued; first: {resume}")
-    return max(
-        jobs, key=lambda job: (len(job.id), job.id)
-    ).id  # of a run that is just being continued, the new job
+    # Of a run that is just being continued, the new job.
+    return max(jobs, key=lambda job: (len(job.id), job.id)).id
 
 
 def _silence(run: Path) -> str:
