@@ -12,7 +12,7 @@ from alignkd.errors import UserError
 from alignkd.evaluate.answers import read_answers
 from alignkd.evaluate.tasks.pictures import Picture, open_picture
 from alignkd.evaluate.tasks.task import Question
-from launcher.report.evaluations import Evaluation, Role
+from launcher.report.evaluations import Evaluation
 
 THUMBNAIL = 168  # pixels per side, at most
 _QUALITY = 85  # of its JPEG
@@ -44,7 +44,7 @@ def answer_pictures(evaluations: Sequence[Evaluation], count: int) -> list[Answe
     with partly right answers have none. Raises UserError for questions that cannot be read."""
     found = []
     for student in evaluations:
-        if student.role is not Role.STUDENT or student.run != 0 or student.score.right is None:
+        if not student.is_student_in_question or student.score.right is None:
             continue
         same = [one for one in evaluations if (one.task, one.note) == (student.task, student.note)]
         models = [student, *(one for one in same if one is not student and one.score.right is not None)]

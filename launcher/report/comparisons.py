@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignkd.evaluate.score_report import compare
-from launcher.report.evaluations import Evaluation, Role
+from launcher.report.evaluations import Evaluation
 from launcher.report.numbers import MINUS, signed
 
 
@@ -42,7 +42,7 @@ def differences(evaluations: Sequence[Evaluation]) -> tuple[list[Difference], li
     """Of each task, the first run's student minus every other model; and what could not be compared."""
     found, problems = [], []
     for student in evaluations:
-        if student.role is not Role.STUDENT or student.run != 0:
+        if not student.is_student_in_question:
             continue
         for other in evaluations:
             if (other.task, other.note) != (student.task, student.note) or other.name == student.name:

@@ -11,7 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from alignkd.evaluate.statistics import Estimate
-from alignkd.evaluate.task_score import SCORE
+from alignkd.evaluate.task_score import SCORE, Numbers
+from alignkd.evaluate.tasks.sample import BASELINE
 from alignkd.text import counted, duration
 from launcher.report import numbers
 from launcher.report.answer_pictures import AnswerPicture
@@ -104,17 +105,17 @@ def _score_row(one: Evaluation) -> tuple[int | None, str, str, float, float, flo
     half = 0.0 if score.standard_error is None else numbers.half_interval(score.standard_error)
     low, high = score.value - half, score.value + half
     text = f"{score.value:.1f}" + (f" ({low:.1f} to {high:.1f})" if half else "")
-    color = one.run if one.role is Role.STUDENT else None
-    return color, one.name, "" if one.name == one.role else str(one.role), score.value, low, high, text
+    role = "" if one.name == one.place.role or one.place.run else str(one.place.role)
+    return one.place.student_of, one.name, role, score.value, low, high, text
 
 
 def _difference_row(one: Difference) -> tuple[int | None, str, str, float, float, float, str]:
-    return one.first.run, one.title, one.verdict, one.value, one.low, one.high, one.text
+    return 0, one.title, one.verdict, one.value, one.low, one.high, one.text
 
 
 def missing_scores(report: Report) -> list[str]:
     """What the first question of the page stays without, and what would answer it."""
-    main, roles = report.runs[0], {one.role for one in report.evaluations if one.run == 0}
+    main, roles = report.runs[0], {one.place.role for one in report.evaluations if one.place.run == 0}
     said = []
     if Role.STUDENT not in roles:
         said.append(
@@ -144,10 +145,17 @@ def category_tables(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[s
             for category, first in categories.items():
                 cells = [one.score.categories.get(title, {}).get(category) for one in members]
                 shown = ["-" if cell is None else _cell(cell.estimates[SCORE]) for cell in cells]
-                rows.append([category, *shown, str(first.questions)])
-            columns = [title, *(one.name for one in members), "questions"]
+                guessed = [_cell(first.estimates[name]) for name in _guesses(first)]
+                rows.append([category, *shown, *guessed, str(first.questions)])
+            guesses = [name.replace("_", " ") for name in _guesses(next(iter(categories.values())))]
+            columns = [title, *(one.name for one in members), *guesses, "questions"]
             tables.append((f"{task} by {title}", columns, rows))
     return tables
+
+
+def _guesses(numbers: Numbers) -> list[str]:
+    """What guessing would score, where a task knows."""
+    return [name for name in numbers.estimates if name == BASELINE]
 
 
 def _cell(score: Estimate) -> str:

@@ -22,7 +22,7 @@ def report_on(*runs: Path, evaluations: tuple[Path, ...] = ()) -> Report:
 
 
 def roles(report: Report) -> list[tuple[str, Role, int]]:
-    return [(one.name, one.role, one.run) for one in report.evaluations]
+    return [(one.name, one.place.role, one.place.run) for one in report.evaluations]
 
 
 def test_student_start_and_teacher_are_known_by_their_folders(run: Path, evaluate) -> None:
@@ -82,6 +82,27 @@ def test_students_of_other_runs_are_compared_with_the_first(run: Path, evaluate,
     report = report_on(run, other, evaluations=(evaluate({"s": (run, 30), "o": (other, 20)}),))
     assert roles(report) == [("s", Role.STUDENT, 0), ("o", Role.STUDENT, 1)]
     assert [(one.first.name, one.second.name, one.value) for one in report.differences] == [("s", "o", 25.0)]
+
+
+def test_a_teacher_that_is_one_of_the_runs_is_both(run: Path, evaluate, copied_run) -> None:
+    """As in the demo, where the teacher was trained, too."""
+    teacher = copied_run("big")
+    RunPaths(run).config.write_text(
+        RunPaths(run).config.read_text().replace(str(TEACHER), str(RunPaths(teacher).student))
+    )
+    models = {"s": (run, 30), "big": (RunPaths(teacher).student, 36)}
+    RunPaths(teacher).student.mkdir()
+    report = report_on(run, teacher, evaluations=(evaluate(models),))
+    assert roles(report) == [("s", Role.STUDENT, 0), ("big", Role.TEACHER, 0)]
+    assert [one.place.student_of for one in report.evaluations] == [0, 1]
+
+
+def test_answers_of_an_evaluation_that_is_not_complete_do_not_count(run: Path, evaluate) -> None:
+    out = evaluate({"s": (run, 30)})
+    (out / "s" / "own.jsonl").rename(out / "s" / "own.part-0.jsonl")
+    report = report_on(run, evaluations=(out,))
+    assert report.evaluations == ()
+    assert "own.part-0.jsonl: this evaluation is not complete" in report.problems[0]
 
 
 def test_answers_that_cannot_be_scored_are_named_and_leave_the_others(run: Path, evaluate) -> None:
