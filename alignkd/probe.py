@@ -9,25 +9,31 @@ from typing import Literal
 import torch
 from torch import nn
 
-from alignkd.config.schema import DataSection, DataSource, DistillationSection, ModelSection
+from alignkd.config.schema import (
+    DEFAULT_MAX_IMAGE_PIXELS,
+    DataSection,
+    DataSource,
+    DistillationSection,
+    ModelSection,
+)
 from alignkd.data.batch import Batch
 from alignkd.data.collate import collate
-from alignkd.data.encoder import MobileVLMEncoder
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
-from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
-from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.errors import UserError
 from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
-from alignkd.models.agreement import check_agreement
+from alignkd.models.agreement import check_agreement, template_problems
 from alignkd.models.building import BuildOptions
-from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.families.mobilevlm_loading import load_model
+from alignkd.models.encoding import pair_encoder
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
+LONGEST = 2**20  # tokens of a sample
 PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -46,7 +52,7 @@ def run_probe(
     student: Path,
     data: Path,
     image_folder: Path | None,
-    template: Literal["plain", "v1"],
+    template: Literal["plain", "v1", "chat"],
     image_aspect_ratio: Literal["pad", "square"],
     adapters: Path | None,
     dtype: str,
@@ -60,19 +66,23 @@ def run_probe(
         raise UserError(f"--dtype {dtype}: valid are {', '.join(PROBE_DTYPES)}")
     distillation = DistillationSection()
     section = ModelSection(teacher=str(teacher), student=str(student))
-    problems = check_agreement(section, distillation.top_k)
-    if problems:
-        raise UserError("; ".join(problems))
-    options = BuildOptions(PROBE_DTYPES[dtype])
-    teacher_model = TeacherModel(load_model(teacher, options), distillation.top_k)
-    student_model = load_model(student, options)
     source = DataSource(
         file=str(data),
         image_folder=None if image_folder is None else str(image_folder),
         template=template,
         image_aspect_ratio=image_aspect_ratio,
     )
-    batch = _one_batch(source, student_model.config, student, distillation.top_k)
+    problems = check_agreement(section, distillation.top_k)
+    if problems := problems or template_problems(section, [source]):
+        raise UserError("; ".join(problems))
+    options = BuildOptions(PROBE_DTYPES[dtype])
+    teacher_model = TeacherModel(load_model(teacher, options), distillation.top_k)
+    student_model = load_model(student, options)
+    encoder = pair_encoder(section, DEFAULT_MAX_IMAGE_PIXELS)
+    longest = (
+        student_model.config.max_position_embeddings if isinstance(student_model, MobileVLM) else LONGEST
+    )
+    batch = _one_batch(source, encoder, longest, distillation.top_k)
     configs = teacher_model.model.facts, student_model.facts
     adapter_modules = (
         seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
@@ -81,13 +91,8 @@ def run_probe(
     return _measure(step, teacher_model, batch, distillation)
 
 
-def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path, top_k: int) -> Batch:
-    data = DataSection(sources=[source], max_length=facts.max_position_embeddings)
-    encoder = MobileVLMEncoder(
-        SentencePieceTokenizer.from_folder(tokenizer_folder),
-        facts.vision_tokens,
-        ImageProcessor(facts.preprocessor_config, data.max_image_pixels),
-    )
+def _one_batch(source: DataSource, encoder: SampleEncoder, longest: int, top_k: int) -> Batch:
+    data = DataSection(sources=[source], max_length=longest)
     index = build_index(data, encoder)
     if any(report.removed for report in index.reports):
         raise UserError(f"{index.summary()}; the probe needs every sample, so remove these")
@@ -101,7 +106,7 @@ def _measure(
 ) -> ProbeResult:
     counts = element_counts(batch.counts, step.sizes())
     weights = term_weights(distillation)
-    targets, head = teacher(batch), teacher.model.head.weight
+    targets, head = teacher(batch), teacher.model.head.cut(teacher.model.head.weight)
     sums = step(batch, (0.0,) * len(TERMS), targets, head).sums.tolist()
     values = means(dict(zip(TERMS, sums, strict=True)), counts)
     norms = {}

@@ -83,6 +83,15 @@ def _offload(student: StudentSection) -> list[str]:
     return []
 
 
+def _trained_parts(student: StudentSection, training: TrainingSection) -> list[str]:
+    if student.train == [] and not training.train_vision_tower:
+        return [
+            "student.train = [] leaves nothing to train; valid: projector, language_model or both, or "
+            "training.train_vision_tower = true"
+        ]
+    return []
+
+
 def _compiled_layers(
     training: TrainingSection,
     student: StudentSection,
@@ -124,6 +133,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
+    (_trained_parts, ("student", "training")),
     (_compiled_layers, ("training", "student", "teacher", "distillation")),
     (_fp16_without_zero, ("student", "training")),
     (_signal_lead, ("slurm",)),

@@ -12,6 +12,7 @@ from pydantic import Field
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
 
+Part = Literal["projector", "language_model"]
 DEFAULT_MAX_IMAGE_PIXELS = 50_000_000
 
 
@@ -135,6 +136,11 @@ class StudentSection(Section):
         2, ge=0, le=3, description="0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights"
     )
     offload: bool = Field(False, description="optimizer states (and stage-3 parameters) in host memory")
+    train: list[Part] | None = Field(
+        None,
+        description="parts that are trained, the others are frozen; null trains both. The vision tower has "
+        "training.train_vision_tower",
+    )
 
 
 class TeacherSection(Section):

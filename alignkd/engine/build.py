@@ -49,6 +49,8 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     student, completed = load_student(config.model, config.training.seed, options)
     if config.training.train_vision_tower:
         student.unfreeze_vision_tower()
+    if config.student.train is not None:
+        student.freeze_all_but(config.student.train)
     if config.training.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     if config.training.compile_layers and not sharded:

@@ -75,7 +75,10 @@ def probe(
     student: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the student.")],
     data: Annotated[Path, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")],
     template: Annotated[
-        Literal["plain", "v1"], typer.Option(metavar="NAME", help="Conversation template: plain or v1.")
+        Literal["plain", "v1", "chat"],
+        typer.Option(
+            metavar="NAME", help="Conversation template: plain or v1 (MobileVLM), chat (other families)."
+        ),
     ],
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")

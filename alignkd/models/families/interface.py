@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from alignkd.config.schema import Part
 from alignkd.data.batch import Batch
 from alignkd.models.attention import FirstLayerAttention
 
@@ -91,6 +92,23 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def is_projector(self, name: str) -> bool:
         """Whether a parameter belongs to the projector, which may have a learning rate of its own."""
+
+    @abstractmethod
+    def is_vision_tower(self, name: str) -> bool:
+        """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
+
+    def freeze_all_but(self, parts: Sequence[Part]) -> None:
+        """Freeze the projector, and the language model with its head, unless ``parts`` name them. The vision
+        tower stays as it is."""
+        for name, parameter in self.named_parameters():
+            if self.is_projector(name):
+                part: Part = "projector"
+            elif self.is_vision_tower(name):
+                continue
+            else:
+                part = "language_model"
+            if part not in parts:
+                parameter.requires_grad_(False)
 
     @abstractmethod
     def restore_buffers(self, device: torch.device | str) -> None:

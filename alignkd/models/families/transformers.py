@@ -68,6 +68,9 @@ class TransformersModel(VisionLanguageModel):
     def is_projector(self, name: str) -> bool:
         return name.startswith(tuple(f"{PREFIX}{module}." for module in self.family.projector))
 
+    def is_vision_tower(self, name: str) -> bool:
+        return name.startswith(tuple(f"{PREFIX}{module}." for module in self.family.tower))
+
     def unfreeze_vision_tower(self) -> None:
         self.train_vision_tower = True
         for name in self.family.tower:

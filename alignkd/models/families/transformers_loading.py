@@ -17,7 +17,7 @@ from alignkd.models.building import BuildOptions, gathered, reads_weights, shard
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL
 from alignkd.models.families.table import Family, family_of
-from alignkd.models.families.transformers import TransformersModel, attention_of_parts, facts_of
+from alignkd.models.families.transformers import PREFIX, TransformersModel, attention_of_parts, facts_of
 
 
 def read_config(folder: Path) -> Any:
@@ -85,14 +85,15 @@ def _read_on_first(folder: Path, family: Family, options: BuildOptions) -> Any:
     return whole
 
 
-def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
+def _from_files(folder: Path, family: Family, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """``attention``: of all parts; None: ours in the language model."""
     config = read_config(folder)
     try:
         whole, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_of_parts(config, family),
+            attn_implementation=attention or attention_of_parts(config, family),
             output_loading_info=True,
             **LOCAL,
         )
@@ -104,6 +105,21 @@ def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     if problems:
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
     return whole
+
+
+def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """transformers' own model for generation, with ``tensors`` (our names) instead of the folder's weights.
+    Raises CheckpointError."""
+    family = family_of(folder)
+    assert family is not None, "the caller asks for a family of the table"
+    whole = _from_files(folder, family, options.dtype, "sdpa")
+    parameters = dict(whole.named_parameters())
+    named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if tensors and parameters.keys() - named.keys():
+        raise CheckpointError(f"{folder}: the run has other parameters than the folder that it began from")
+    for name, parameter in parameters.items() if tensors else ():
+        parameter.data.copy_(named[name])
+    return whole.to(options.device)
 
 
 def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
