@@ -17,6 +17,7 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
+from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import load_student, model_facts
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
@@ -47,10 +48,7 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     sharded = config.student.zero_stage == 3
     options = BuildOptions(dtype, ranks.device, ds_student) if sharded else BuildOptions(dtype)
     student, completed = load_student(config.model, config.training.seed, options)
-    if config.training.train_vision_tower:
-        student.unfreeze_vision_tower()
-    if config.student.train is not None:
-        student.freeze_all_but(config.student.train)
+    choose_trained_parts(student, config)
     if config.training.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     if config.training.compile_layers and not sharded:
@@ -71,6 +69,14 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     student.restore_buffers(ranks.device)
     engine.train()
     return engine, completed
+
+
+def choose_trained_parts(student: VisionLanguageModel, config: Config) -> None:
+    """Which parameters ask for gradients."""
+    if config.training.train_vision_tower:
+        student.unfreeze_vision_tower()
+    if config.student.train is not None:
+        student.freeze_all_but(config.student.train)
 
 
 def _import_muon_uncompiled() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from alignkd.data.batch import Batch
 from alignkd.engine.student_step import StudentStep
+from alignkd.losses.precision import at_least_fp32
 from alignkd.losses.total import TERMS
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.teacher.targets import TeacherTargets
@@ -39,13 +40,14 @@ def term_gradient_norms(
     targets: TeacherTargets | None,
     teacher_head_WD: torch.Tensor | None,
 ) -> torch.Tensor:
-    """L2 norms, fp32 [len(TERMS), parts], in the order of ``TERMS`` and of :func:`parts_of`.
+    """L2 norms, fp32 (or wider) [len(TERMS), parts], in the order of ``TERMS`` and of :func:`parts_of`.
 
     ``scales`` as for the step: with their weights, the norms are what the terms contribute to its gradient. A
     term whose scale is 0 is not run. Nothing waits for the device. Not for parameters sharded by ZeRO-3.
     """
     parts = list(parts_of(step.student).values())
-    norms = torch.zeros(len(TERMS), len(parts), device=step.student.head.weight.device)
+    weight = step.student.head.weight
+    norms = weight.new_zeros(len(TERMS), len(parts), dtype=at_least_fp32(weight.dtype))
     everything = [parameter for part in parts for parameter in part]
     for term, scale in enumerate(scales):
         if scale == 0.0 or (term > 0 and targets is None):

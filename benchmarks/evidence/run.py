@@ -16,6 +16,7 @@ from alignkd.engine.term_gradients import parts_of, term_gradient_norms
 from alignkd.losses.total import TERMS
 from alignkd.models.adapters import seeded_adapters
 from benchmarks.evidence.answers import right_answers
+from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench
 from benchmarks.evidence.conditions import Condition
 from benchmarks.evidence.loop import Distillation, Part, train
@@ -43,6 +44,7 @@ class Settings:
 class Outcome:
     curve: list[dict[str, Any]] = field(default_factory=list)
     gradients: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[dict[str, Any]] = field(default_factory=list)  # of a condition that balances them
 
 
 def train_once(
@@ -81,8 +83,22 @@ def train_once(
             )
             outcome.gradients.append({"step": step, "norms": _named(norms.tolist(), list(parts_of(student)))})
 
+    def balance(step: int, parts: list[Part]) -> None:
+        if distillation is None or condition.balance_every is None or step % condition.balance_every:
+            return
+        part = parts[0]
+        norms = term_gradient_norms(module, part.batch, part.scales, part.targets, distillation.source.head)
+        distillation.weights.update(balanced_weights(norms, distillation.weights, term_weights(section)))
+        outcome.weights.append({"step": step, "weights": dict(distillation.weights)})
+
+    def before_step(step: int, parts: list[Part]) -> None:
+        take_apart(step, parts)
+        balance(step, parts)
+
     with contextlib.nullcontext() if variant is None else variant.for_student(student):
-        train(module, bench.examples("train", section.top_k), training, steps, distillation, look, take_apart)
+        train(
+            module, bench.examples("train", section.top_k), training, steps, distillation, look, before_step
+        )
     record: dict[str, Any] = {
         "condition": condition.as_dict(),
         "seed": seed,
@@ -92,6 +108,7 @@ def train_once(
         "teacher": bench.teacher,
         "validation": outcome.curve,
         "gradient_norms": outcome.gradients,
+        "weights": outcome.weights,
     }
     if with_test:
         test = bench.examples("test")

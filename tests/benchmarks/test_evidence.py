@@ -24,6 +24,7 @@ from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
 from benchmarks.evidence import records, table
 from benchmarks.evidence.answers import right_answers
+from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
 from benchmarks.evidence.loop import Distillation, Examples, Part, order_of_steps, split_step, train
@@ -276,6 +277,29 @@ def test_every_condition_has_a_record_name_of_its_own() -> None:
         condition.section().enabled == (condition.distillation is not None)
         for condition in CONDITIONS.values()
     )
+
+
+def test_balanced_weights_move_towards_gradients_as_long_as_that_of_the_labels() -> None:
+    base = {"ce": 1.0, "divergence": 1.0, "attention": 2.0, "vision_all": 1.0, "vision_focus": 0.1}
+    weights, unit = (
+        dict(base),
+        {"ce": 3.0, "divergence": 6.0, "attention": 1e-3, "vision_all": 0.5, "vision_focus": 0.5},
+    )
+    for _ in range(40):
+        norms = torch.tensor([[weights[term] * length] for term, length in unit.items()])
+        weights = balanced_weights(norms, weights, base)
+    expected = {"ce": 1.0, "divergence": 0.5, "attention": 6000.0, "vision_all": 6.0, "vision_focus": 0.6}
+    assert weights == pytest.approx(expected, rel=1e-3)
+    silent = balanced_weights(torch.zeros(5, 1), {**base, "attention": 0.0}, base)
+    assert silent == {**base, "attention": 0.0}
+
+
+def test_balance_changes_the_weights_of_the_following_steps(bench: Bench) -> None:
+    condition = replace(CONDITIONS["balanced"], balance_every=1)
+    (first, second) = train_once(bench, condition, 0, SHORT, with_test=False)["weights"]
+    assert first["weights"]["attention"] > 2 < second["weights"]["attention"]
+    assert first["weights"] != second["weights"]
+    assert first["weights"]["ce"] == second["weights"]["ce"] == 1.0
 
 
 def made_up(seed: int, position: str, text: str, **keys: Any) -> dict[str, Any]:
