@@ -30,6 +30,7 @@ class ModelFacts:
     hidden_size: int
     vision_tokens: int | None  # of every image; None: the batch says how many each has
     window: int | None = None  # keys that a text row sees in the first layer, itself included; None: all
+    softcap: float | None = None  # of the logits x: softcap * tanh(x / softcap); None: x
 
 
 class ModelOutputs(NamedTuple):
@@ -50,8 +51,12 @@ class LanguageModelHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
         self.used: int | None = None  # rows that belong to tokens, if the vocabulary is padded
 
-    def forward(self, hidden: torch.Tensor, function: Callable[[torch.Tensor, torch.Tensor], T]) -> T:
-        """``function(hidden [..., D], weight [vocab, D])``."""
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        function: Callable[[torch.Tensor, torch.Tensor], T] = F.linear,  # type: ignore[assignment]
+    ) -> T:
+        """``function(hidden [..., D], weight [vocab, D])``; by default the logits."""
         return function(hidden, self.cut(self.weight))
 
     def cut(self, weight: torch.Tensor) -> torch.Tensor:
@@ -119,4 +124,5 @@ class VisionLanguageModel(nn.Module, ABC):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., vocab]."""
         logits: torch.Tensor = self.head(hidden, F.linear)
-        return logits
+        softcap = self.facts.softcap
+        return logits if softcap is None else (logits / softcap).tanh() * softcap
