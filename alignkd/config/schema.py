@@ -144,10 +144,14 @@ class StudentSection(Section):
 
 
 class TeacherSection(Section):
-    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated"] = Field(
+    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated", "cached"] = Field(
         "zero3",
         description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
-        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank",
+        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank; "
+        "`cached` reads hidden states from teacher.cache and holds only the parts that the other terms need",
+    )
+    cache: PathText | None = Field(
+        None, description="folder of the teacher's cache, which `alignkd cache` writes"
     )
     lookahead: PositiveInt | None = Field(
         None,

@@ -19,17 +19,23 @@ from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import load_student, model_facts
+from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
+from alignkd.teacher_cache.folder import Identity
 
 
-def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
+def build_teacher(
+    config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks, cache: Identity | None = None
+) -> Teacher | None:
     """The teacher, or None when distillation is off. Collective when it is sharded; ``ds_teacher`` is then
-    its DeepSpeed configuration."""
+    its DeepSpeed configuration. ``cache``: what a cached one's cache is of."""
     folder = config.model.teacher
     if not config.distillation.enabled or folder is None:
         return None
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
+    if cache is not None:
+        return CachedTeacher(folder, top_k, BuildOptions(dtype, ranks.device), cache.weights)
     if config.teacher.placement == "replicated":
         teacher = ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
         if config.training.compile_layers:

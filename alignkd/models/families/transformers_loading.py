@@ -17,7 +17,7 @@ from alignkd.models.building import BuildOptions, gathered, reads_weights, shard
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL, read_config
 from alignkd.models.families.table import Family
-from alignkd.models.families.transformers import TransformersModel, attention_of_parts, facts_of
+from alignkd.models.families.transformers import PREFIX, TransformersModel, attention_of_parts, facts_of
 from alignkd.models.families.untried import check_untried, found_family
 
 
