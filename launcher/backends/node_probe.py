@@ -95,7 +95,9 @@ def model_folders(config: Config) -> dict[str, str]:
 def _models(config: Config) -> Iterator[Place]:
     for key, folder in model_folders(config).items():
         yield Place("folder", key, Path(folder))
-    model = config.model
+    model, teacher = config.model, config.teacher
+    if teacher.cache is not None and teacher.placement == "cached" and config.distillation.enabled:
+        yield Place("folder", "teacher.cache", Path(teacher.cache))
     if model.adapters is not None and config.distillation.enabled:
         path = Path(model.adapters)
         yield Place("folder" if path.is_dir() else "file", "model.adapters", path)

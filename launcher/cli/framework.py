@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # The order in which a user comes to need the commands.
 ORDER = (
     *("init", "plan", "launch", "status", "wait", "logs", "stop", "resume", "cancel", "list", "ckpt"),
-    *("export", "eval", "chat", "probe", "sample-data", "drill", "explain"),
+    *("export", "eval", "report", "chat", "probe", "sample-data", "drill", "explain"),
 )
 
 

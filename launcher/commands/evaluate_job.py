@@ -98,6 +98,13 @@ def _settings(
         found = SlurmSection.model_validate(read_site().get("slurm", {}))
     else:
         found = load_run_config(config).slurm
+    return with_options(found, partition, time_limit, cpu)
+
+
+def with_options(
+    found: SlurmSection, partition: str | None, time_limit: str | None, cpu: bool
+) -> SlurmSection:
+    """The settings with what the command's options change. Raises UserError."""
     if cpu:
         found = found.model_copy(update={"gpu_option": "none"})
     given = {"--partition": ("partition", partition), "--time": ("time_limit", time_limit)}

@@ -1,4 +1,4 @@
-"""Render the scripts of a run or an evaluation from the templates in ``slurm``. Pure."""
+"""Render the scripts of a run, an evaluation or a cache from the templates in ``slurm``. Pure."""
 
 from __future__ import annotations
 
@@ -37,12 +37,25 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
 def render_evaluation(
     slurm: SlurmSection, name: str, out: Path, nodes: int, gpus_per_node: int
 ) -> dict[str, str]:
-    """The two scripts of an evaluation in the folder ``out`` (absolute), by file name.
+    """The two scripts of an evaluation in the folder ``out`` (absolute), by file name."""
+    job = {"what": "evaluation", "program": "alignkd.evaluate"}
+    return _render_restartable(slurm, name, out, nodes, gpus_per_node, job)
 
-    Slurm sends no signal before the time limit: answers are on disk as they come.
-    """
-    values = {**_values(slurm, name, nodes, gpus_per_node, []), "out": shell_word(str(out))}
-    templates = {JOB_SCRIPT: "eval.sbatch.j2", ENVIRONMENT_SCRIPT: f"{ENVIRONMENT_SCRIPT}.j2"}
+
+def render_cache(
+    slurm: SlurmSection, name: str, folder: Path, nodes: int, gpus_per_node: int
+) -> dict[str, str]:
+    """The two scripts that write a cache of the teacher in ``folder`` (absolute), by file name."""
+    job = {"what": "cache of the teacher", "program": "alignkd.cache_teacher"}
+    return _render_restartable(slurm, name, folder, nodes, gpus_per_node, job)
+
+
+def _render_restartable(
+    slurm: SlurmSection, name: str, out: Path, nodes: int, gpus_per_node: int, job: dict[str, str]
+) -> dict[str, str]:
+    """Slurm sends no signal before the time limit: what such a job has done is on disk."""
+    values = {**_values(slurm, name, nodes, gpus_per_node, []), **job, "out": shell_word(str(out))}
+    templates = {JOB_SCRIPT: "restartable.sbatch.j2", ENVIRONMENT_SCRIPT: f"{ENVIRONMENT_SCRIPT}.j2"}
     return {name: _templates().get_template(file).render(values) for name, file in templates.items()}
 
 

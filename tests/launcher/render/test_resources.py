@@ -32,6 +32,8 @@ def test_a_wheel_carries_templates_and_presets(tmp_path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(installed)
+    for name in ("page.html.j2", "macros.html.j2", "style.css"):
+        assert (installed / "launcher" / "report" / name).is_file()
     read = (
         "import launcher.render.deepspeed as r, launcher.backends.slurm.client, json, sys\n"
         "import launcher.render.resources as s\n"
