@@ -48,7 +48,7 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     if config.training.train_vision_tower:
         student.unfreeze_vision_tower()
     if config.training.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        student.enable_gradient_checkpointing(config.training.checkpoint_every_nth_layer)
     if config.training.compile_layers and not sharded:
         compile_layers(student, ranks.device)
     adapters = None
