@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from alignkd import __version__
+from launcher.cli.cache import caches
 from launcher.cli.checks import checks
 from launcher.cli.ckpt import ckpt
 from launcher.cli.evaluate import evaluations
@@ -29,7 +30,7 @@ app = typer.Typer(
     help="Distil a large vision-language model into a small one (Align-KD).",
 )
 app.add_typer(ckpt, name="ckpt")
-for commands in (start, plans, runs, models, evaluations, reports, checks):
+for commands in (start, plans, caches, runs, models, evaluations, reports, checks):
     app.add_typer(commands)  # without a name: its commands become top-level ones
 
 

@@ -116,6 +116,15 @@ def probe_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def probe_parts_table(result: dict[str, Any]) -> Table:
+    """Where in the student the gradient of each weighted term goes."""
+    terms = list(result["parts"])
+    table = _framed(["gradient norm, weighted"], terms)
+    for part in result["parts"][terms[0]]:
+        table.add_row(part, *(f"{result['parts'][term][part]:.3g}" for term in terms))
+    return table
+
+
 def _framed(texts: list[str], numbers: list[str]) -> Table:
     from rich.table import Table
 
