@@ -90,6 +90,15 @@ def _offload(student: StudentSection) -> list[str]:
     return []
 
 
+def _trained_parts(student: StudentSection, training: TrainingSection) -> list[str]:
+    if student.train == [] and not training.train_vision_tower:
+        return [
+            "student.train = [] leaves nothing to train; valid: projector, language_model or both, or "
+            "training.train_vision_tower = true"
+        ]
+    return []
+
+
 def _compiled_layers(
     training: TrainingSection,
     student: StudentSection,
@@ -132,6 +141,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data")),
     (_batches, ("training",)),
     (_offload, ("student",)),
+    (_trained_parts, ("student", "training")),
     (_compiled_layers, ("training", "student", "teacher", "distillation")),
     (_fp16_without_zero, ("student", "training")),
     (_signal_lead, ("slurm",)),
@@ -174,6 +184,10 @@ def warnings_of(config: Config) -> list[str]:
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
     training = config.training
+    if training.checkpoint_every_nth_layer > 1 and not training.gradient_checkpointing:
+        found.append(
+            "training.checkpoint_every_nth_layer has no effect: training.gradient_checkpointing = false"
+        )
     tokens, longest = training.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         found.append(

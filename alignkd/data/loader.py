@@ -71,9 +71,8 @@ def build_loader(
         top_k=distillation.top_k,
     )
     reader = ExampleReader(config.data, index, encoder)
-    dataset = MicroBatchDataset(
-        reader, settings, skip_bad=config.data.on_bad_sample == "skip", read_hidden=read_hidden
-    )
+    skip_bad = config.data.on_bad_sample == "skip"
+    dataset = MicroBatchDataset(reader, settings, skip_bad, read_hidden)
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
     workers = config.data.workers
     return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)

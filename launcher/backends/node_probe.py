@@ -68,11 +68,16 @@ def places_of(run: Path) -> list[Place]:
         return found  # the ranks say what is wrong with it
     if config.slurm.container.kind != "none":
         return found  # the ranks see other folders than this script
-    return [*found, *_models(config), *_data(config), Place("writable", "cache", _cache_folder(os.environ))]
+    return [*found, *read_places(config), Place("writable", "cache", _cache_folder(os.environ))]
 
 
 def run_place(run: Path) -> Place:
     return Place("shared", "run.folder", run)
+
+
+def read_places(config: Config) -> list[Place]:
+    """The models and data of a run."""
+    return [*_models(config), *_data(config)]
 
 
 def model_folders(config: Config) -> dict[str, str]:

@@ -32,7 +32,7 @@ ORDER = (
         "list",
         "ckpt",
     ),
-    *("export", "eval", "chat", "probe", "sample-data", "drill", "explain"),
+    *("export", "eval", "report", "chat", "probe", "sample-data", "drill", "explain"),
 )
 
 

@@ -66,6 +66,8 @@ def _check_stage(
     problems = launch_problems(config, cluster.ranks, [run_path(stage) for stage in earlier], replace)
     if not problems and not earlier:
         problems += space_problems(config)
+    if not problems:
+        warnings += untried_models(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
     if not problems and not memory.skip and device_of(config) != "cpu":
@@ -163,6 +165,12 @@ def model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
     return problems or check_templates(config)
+
+
+def untried_models(config: Config) -> list[str]:
+    from alignkd.models.agreement import untried_notes
+
+    return untried_notes(config.model)
 
 
 def _made_by(folder: str, config: Config) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # From the lowest floor up; rooms of one floor do not import each other.
-FLOORS = ({"run", "render"}, {"plan"}, {"backends"}, {"commands"}, {"cli"})
+FLOORS = ({"run", "render"}, {"plan", "report"}, {"backends"}, {"commands"}, {"cli"})
 BACKENDS = {"local", "slurm", "ssh"}
 LIGHT = (
     "launcher",
