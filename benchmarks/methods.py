@@ -32,6 +32,7 @@ class Method:
     step: Callable[[Setting, Sequence[Batch]], Sums]
     packing: bool = True
     token_budget: bool = False
+    cached: bool = False  # batches bring the teacher's hidden states along, as from its cache
 
 
 class PlainEngine:
@@ -65,7 +66,7 @@ class PlainEngine:
 
 
 class ResidentTeacher:
-    """A whole teacher on this device."""
+    """A teacher on this device, whole or without its layers."""
 
     def __init__(self, model: MobileVLM, shares_tower: bool) -> None:
         self.model = TeacherModel(model, DISTILLATION.top_k)
@@ -84,14 +85,16 @@ def ours(
     shares_tower: bool = True,
     lookahead: int | None = None,
     engine: Any = None,
+    cached: bool = False,
 ) -> Sums:
     """The product's optimizer step. ``shares_tower`` is ``distillation.share_vision_tower``; ``engine`` is
-    DeepSpeed's around ``setting.module``, or None."""
+    DeepSpeed's around ``setting.module``, or None; ``cached``: the batches hold the teacher's hidden states,
+    as they come from a cache."""
     info = StepInfo(total_counts(window), setting.elements(window), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
         engine or PlainEngine(setting),
-        ResidentTeacher(setting.teacher, shares_tower),
+        ResidentTeacher(setting.parts if cached else setting.teacher, shares_tower),
         list(window),
         info,
         DISTILLATION,
@@ -122,5 +125,6 @@ METHODS: dict[str, Method] = {
     "ours, token budget": Method(ours, token_budget=True),
     "ours, padded, token budget": Method(ours, packing=False, token_budget=True),
     "ours, look-ahead 1": Method(partial(ours, lookahead=1)),
+    "cached": Method(partial(ours, cached=True), cached=True),
     "stand-in": Method(stand_in, packing=False),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,6 +13,8 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import element_counts
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm_parts import MobileVLMParts
+from alignkd.teacher.targets import logit_hidden
 from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
@@ -25,6 +27,7 @@ class Setting:
     """The models, and the moment that memory is read at."""
 
     teacher: MobileVLM
+    parts: MobileVLMParts  # of the teacher, as a run with its cache holds them
     student: MobileVLM
     module: StudentStep  # student and adapters
     edge: Edge
@@ -47,7 +50,25 @@ class Setting:
 def new_setting(teacher: MobileVLM, student: MobileVLM, device: torch.device) -> Setting:
     adapters = seeded_adapters(teacher.config, student.config, seed=0)
     module = StudentStep(student, adapters.to(device, student.head.weight.dtype), DISTILLATION)
-    return Setting(teacher.eval().requires_grad_(False), student.train(), module, Edge(), device)
+    teacher = teacher.eval().requires_grad_(False)
+    return Setting(teacher, _parts_of(teacher, device), student.train(), module, Edge(), device)
+
+
+def _parts_of(teacher: MobileVLM, device: torch.device) -> MobileVLMParts:
+    """They share the teacher's weights."""
+    with torch.device("meta"):
+        parts = MobileVLMParts(teacher.config)
+    held = {name for name, _ in parts.named_parameters()}
+    weights = {name: value for name, value in teacher.state_dict().items() if name in held}
+    parts.load_state_dict(weights, strict=False, assign=True)
+    parts.restore_buffers(device)
+    return parts.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def with_hidden_states(teacher: MobileVLM, window: Sequence[Batch]) -> list[Batch]:
+    """The window as a loader with a cache of the teacher gives it."""
+    return [replace(batch, teacher_hidden_ND=logit_hidden(batch, teacher(batch))) for batch in window]
 
 
 def total_counts(window: Sequence[Batch]) -> TermCounts:

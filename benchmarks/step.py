@@ -29,13 +29,14 @@ from benchmarks.memory import limit_memory, predicted_peak, usable_memory
 from benchmarks.methods import METHODS
 from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
-from benchmarks.setting import Losses, Setting, Sums, new_setting, padding_share
+from benchmarks.setting import Losses, Setting, Sums, new_setting, padding_share, with_hidden_states
 
 MIXED = (240, 330, 560, 1200)  # lengths of a batch as a shuffled file gives it
 PRINCIPAL = ("floor", "ours")
 VARIANTS = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
 LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
 LOOKAHEAD = ("ours, look-ahead 1",)
+CACHED = ("cached",)
 # Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
 # its ratio large enough.
 LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
@@ -64,7 +65,7 @@ def methods_of(shape: Shape, everything: bool) -> list[str]:
     if shape.accumulate:
         shown |= set(LOOKAHEAD)
     else:
-        shown.add("stand-in")
+        shown |= {"stand-in", *CACHED}
         if everything or len(shape.lengths) == 1:
             shown |= set(VARIANTS)
         if shape.mixed:
@@ -82,15 +83,17 @@ def measure_shape(
 ) -> None:
     """Fills ``results``, one per method, the floor first: :data:`LEAST_ROUNDS`, and more until ``budget``
     seconds are over. No step begins after ``deadline``, by the monotonic clock."""
-    windows = {}
+    windows: dict[tuple[bool, ...], list[Batch]] = {}
     reference: Losses = {}
     for result in results:
         if time.monotonic() > deadline:
             return
         method = METHODS[result.method]
-        layout = (method.packing, method.token_budget)
+        layout = (method.packing, method.token_budget, method.cached)
         if layout not in windows:
-            windows[layout] = random_window(shape, *layout, setting.device)
+            windows[layout] = random_window(shape, *layout[:2], setting.device)
+            if method.cached:
+                windows[layout] = with_hidden_states(setting.teacher, windows[layout])
         window = windows[layout]
         result.padding, result.micro_batches = padding_share(window), len(window)
         memory = _fitting(setting, window, result, partial(_losses_and_memory, setting, window))
@@ -106,7 +109,7 @@ def measure_shape(
             if time.monotonic() > deadline:
                 return
             method = METHODS[result.method]
-            window = windows[method.packing, method.token_budget]
+            window = windows[method.packing, method.token_budget, method.cached]
             taken = _fitting(setting, window, result, lambda step: seconds(step, setting.device))
             if taken is not None:
                 result.seconds.append(taken)
