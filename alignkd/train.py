@@ -18,6 +18,7 @@ from pathlib import Path
 from alignkd.config import load_run_config
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.garbage import pause_collector, resume_collector
 from alignkd.run_folder.heartbeat import Heartbeat, beat_seconds
 from alignkd.run_folder.paths import RunPaths
 
@@ -26,6 +27,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m alignkd.train RUN", file=sys.stderr)
         return EXIT_USER_ERROR
+    pause_collector()  # until all is imported
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
     stop.read(RunPaths(Path(arguments[0])).stop)
@@ -58,6 +60,7 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, rendezvous_second
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
 
+    resume_collector()
     heartbeat.enter("joining")
     ranks = start_ranks(rendezvous_seconds)
     progress = Progress(run, writes=ranks.is_first, heartbeat=heartbeat)
