@@ -5,6 +5,7 @@ from __future__ import annotations
 from alignkd.config import Config
 from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends.devices import usual_gpus_per_node
 from launcher.backends.slurm.client import queued_jobs, slurm_is_installed
 from launcher.backends.slurm.preflight import script_problems
 from launcher.backends.slurm.submission import submit
@@ -23,7 +24,8 @@ def submit_cache(config: Config, size: JobSize) -> str:
     folder = checked_folder(config)
     if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node")
-    scripts = render_cache(config.slurm, f"cache-{folder.name}", folder, size.nodes, size.gpus_per_node)
+    ranks_per_node = size.gpus_per_node or usual_gpus_per_node(config.slurm)
+    scripts = render_cache(config.slurm, f"cache-{folder.name}", folder, size.nodes, ranks_per_node)
     problems = script_problems(config.slurm, size.nodes, scripts)
     if problems:
         raise ConfigError("job of the cache", problems)
