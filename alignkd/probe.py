@@ -12,32 +12,38 @@ from torch import nn
 
 from alignkd.checkpoint.export import saved_student
 from alignkd.config import load_run_config
-from alignkd.config.schema import Config, DataSection, DataSource, DistillationSection, ModelSection
+from alignkd.config.schema import (
+    DEFAULT_MAX_IMAGE_PIXELS,
+    Config,
+    DataSection,
+    DataSource,
+    DistillationSection,
+    ModelSection,
+)
 from alignkd.data.batch import Batch
 from alignkd.data.collate import collate
-from alignkd.data.encoder import MobileVLMEncoder
+from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
-from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.loader import build_sampler
-from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.build import choose_trained_parts
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.engine.term_gradients import parts_of, term_gradient_norms
 from alignkd.errors import UserError
 from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
-from alignkd.models.agreement import check_agreement
+from alignkd.models.agreement import check_agreement, template_problems
 from alignkd.models.building import DTYPES, BuildOptions
-from alignkd.models.configuration import MobileVLMConfig
-from alignkd.models.encoding import student_encoder
-from alignkd.models.families import mobilevlm_loading
+from alignkd.models.encoding import pair_encoder, student_encoder
+from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.loading import load_model, load_student
 from alignkd.run_folder.checkpoints import committed_steps
 from alignkd.run_folder.paths import RunPaths
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
+LONGEST = 2**20  # tokens of a sample
 PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -57,7 +63,7 @@ def run_probe(
     student: Path,
     data: Path,
     image_folder: Path | None,
-    template: Literal["plain", "v1"],
+    template: Literal["plain", "v1", "chat"],
     image_aspect_ratio: Literal["pad", "square"],
     adapters: Path | None,
     dtype: str,
@@ -71,19 +77,23 @@ def run_probe(
         raise UserError(f"--dtype {dtype}: valid are {', '.join(PROBE_DTYPES)}")
     distillation = DistillationSection()
     section = ModelSection(teacher=str(teacher), student=str(student))
-    problems = check_agreement(section, distillation.top_k)
-    if problems:
-        raise UserError("; ".join(problems))
-    options = BuildOptions(PROBE_DTYPES[dtype])
-    teacher_model = TeacherModel(mobilevlm_loading.load_model(teacher, options), distillation.top_k)
-    student_model = mobilevlm_loading.load_model(student, options)
     source = DataSource(
         file=str(data),
         image_folder=None if image_folder is None else str(image_folder),
         template=template,
         image_aspect_ratio=image_aspect_ratio,
     )
-    batch = _one_batch(source, student_model.config, student, distillation.top_k)
+    problems = check_agreement(section, distillation.top_k)
+    if problems := problems or template_problems(section, [source]):
+        raise UserError("; ".join(problems))
+    options = BuildOptions(PROBE_DTYPES[dtype])
+    teacher_model = TeacherModel(load_model(teacher, options), distillation.top_k)
+    student_model = load_model(student, options)
+    encoder = pair_encoder(section, DEFAULT_MAX_IMAGE_PIXELS)
+    longest = (
+        student_model.config.max_position_embeddings if isinstance(student_model, MobileVLM) else LONGEST
+    )
+    batch = _one_batch(source, encoder, longest, distillation.top_k)
     configs = teacher_model.model.facts, student_model.facts
     adapter_modules = (
         seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
@@ -92,13 +102,8 @@ def run_probe(
     return _measure(step, teacher_model, batch, distillation)
 
 
-def _one_batch(source: DataSource, facts: MobileVLMConfig, tokenizer_folder: Path, top_k: int) -> Batch:
-    data = DataSection(sources=[source], max_length=facts.max_position_embeddings)
-    encoder = MobileVLMEncoder(
-        SentencePieceTokenizer.from_folder(tokenizer_folder),
-        facts.vision_tokens,
-        ImageProcessor(facts.preprocessor_config, data.max_image_pixels),
-    )
+def _one_batch(source: DataSource, encoder: SampleEncoder, longest: int, top_k: int) -> Batch:
+    data = DataSection(sources=[source], max_length=longest)
     index = build_index(data, encoder)
     if any(report.removed for report in index.reports):
         raise UserError(f"{index.summary()}; the probe needs every sample, so remove these")
@@ -129,8 +134,7 @@ def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
         if config.model.adapters is None
         else load_adapters(Path(config.model.adapters), *shapes)
     )
-    if config.training.train_vision_tower:
-        student.unfreeze_vision_tower()
+    choose_trained_parts(student, config)
     if committed_steps(run):
         saved = saved_student(run, None)
         adapters.load_state_dict(saved.adapters)

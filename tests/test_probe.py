@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from alignkd.errors import UserError
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
+from alignkd.models.loading import model_facts
 from alignkd.probe import ProbeResult, run_probe, run_probe_of_run
 from alignkd.run_folder.paths import RunPaths
-from tests import tiny
+from tests import tiny, vlm
 from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.model_folders import copy_model
+from tests.models.families import reference
 from tests.ranks import RankPool
 
 RAGGED = ("v1", "rounds", "text")
@@ -162,6 +164,37 @@ def test_different_tokenizers_and_vocabularies_are_refused_together(tmp_path: Pa
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.json"):
         probe(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_other_families_give_the_values_of_a_float64_reference(tmp_path: Path, family: str) -> None:
+    vlm.write_images(tmp_path)
+    teacher, student = vlm.folder(family, "teacher"), vlm.folder(family)
+    found = probe(
+        write_data(tmp_path, *vlm.RECORDS),
+        teacher=teacher,
+        student=student,
+        image_folder=tmp_path,
+        template="chat",
+        dtype="float64",
+    )
+    adapters = seeded_adapters(model_facts(teacher), model_facts(student), 0).double()
+    theirs, ours = (reference.run_whole(folder, vlm.RECORDS, tmp_path) for folder in (teacher, student))
+    for term in ("ce", "reverse_kl", "attention", "vision_all", "vision_focus"):
+        expected = 0.0
+        for record, one, other in zip(vlm.RECORDS, theirs, ours, strict=True):
+            places = reference.find(student, record, tmp_path)
+            sums = reference.sums(one, other, places, adapters, vlm.token_count(), 16)
+            expected += sums["divergence" if term == "reverse_kl" else term]
+        assert found.terms[term] * found.counts[term] == pytest.approx(expected, rel=1e-6), term
+        assert found.gradient_norms[term] > 0
+
+
+def test_a_template_that_the_models_do_not_have_is_refused(text_only: Path) -> None:
+    with pytest.raises(UserError, match=r"template = chat: valid for these models: plain, v1"):
+        probe(text_only, template="chat")
+    with pytest.raises(UserError, match=r"template = v1: valid for these models: chat"):
+        probe(text_only, teacher=vlm.folder("llava", "teacher"), student=vlm.folder("llava"))
 
 
 SETTINGS = {

@@ -86,8 +86,10 @@ def probe(
         Path | None, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")
     ] = None,
     template: Annotated[
-        Literal["plain", "v1"] | None,
-        typer.Option(metavar="NAME", help="Conversation template: plain or v1."),
+        Literal["plain", "v1", "chat"] | None,
+        typer.Option(
+            metavar="NAME", help="Conversation template: plain or v1 (MobileVLM), chat (other families)."
+        ),
     ] = None,
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
@@ -106,7 +108,7 @@ def probe(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of random adapters.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show each loss and its gradient norm on a few samples, of a run or of any two models."""
+    """Show each loss and its gradient norm on a few samples."""
     own = (teacher, student, data, template)
     if run is not None and own != (None,) * len(own):
         raise UserError("--run brings its own models and data; valid beside it: --samples, --json")

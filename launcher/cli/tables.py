@@ -21,10 +21,13 @@ _NOTABLE_PADDING = 0.1
 
 def show_state(state: RunState) -> None:
     """Lines are not wrapped or cut at the terminal's edge: folders and commands are there to be copied."""
+    print("\n".join(state_lines(state)))
+
+
+def state_lines(state: RunState) -> list[str]:
     shown = _fields(state)
     width = max(len(name) for name, _ in shown)
-    for name, value in shown:
-        print(f"{name:<{width}}  {value}")
+    return [f"{name:<{width}}  {value}" for name, value in shown]
 
 
 def _fields(state: RunState) -> list[tuple[str, str]]:

@@ -15,9 +15,11 @@ def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
     for command in (
         "init",
         "plan",
+        "cache",
         "launch",
         "resume",
         "eval",
+        "report",
         "chat",
         "probe",
         "sample-data",
