@@ -16,6 +16,7 @@ from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
 from alignkd.models.loading import load_student, model_facts
+from alignkd.models.lora import add_lora
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 
 
@@ -49,6 +50,8 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
         student.unfreeze_vision_tower()
     if config.student.train is not None:
         student.freeze_all_but(config.student.train)
+    if config.student.lora is not None:
+        add_lora(student, config.student.lora, config.training.seed)
     if config.training.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     if config.training.compile_layers and not sharded:
