@@ -19,6 +19,7 @@ from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import load_student, model_facts
+from alignkd.models.lora import add_lora
 from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 from alignkd.teacher_cache.folder import Identity
@@ -55,6 +56,8 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     options = BuildOptions(dtype, ranks.device, ds_student) if sharded else BuildOptions(dtype)
     student, completed = load_student(config.model, config.training.seed, options)
     choose_trained_parts(student, config)
+    if config.student.lora is not None:
+        add_lora(student, config.student.lora, config.training.seed)
     if config.training.gradient_checkpointing:
         student.enable_gradient_checkpointing(config.training.checkpoint_every_nth_layer)
     if config.training.compile_layers and not sharded:
