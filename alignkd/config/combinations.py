@@ -184,6 +184,10 @@ def warnings_of(config: Config) -> list[str]:
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
     training = config.training
+    if training.checkpoint_every_nth_layer > 1 and not training.gradient_checkpointing:
+        found.append(
+            "training.checkpoint_every_nth_layer has no effect: training.gradient_checkpointing = false"
+        )
     tokens, longest = training.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         found.append(

@@ -112,10 +112,20 @@ class TrainingSection(Section):
     max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
+    checkpoint_every_nth_layer: PositiveInt = Field(
+        1,
+        description="with gradient_checkpointing, recompute the first of every so many decoder layers; the "
+        "others keep their activations",
+    )
     compile_layers: bool = Field(
         False,
         description="compile the decoder layers of every model that ZeRO-3 does not shard, on a GPU; the "
         "first step takes longer, and the nodes need a C compiler",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use only kernels that give the same bits each time; on GPUs, where others are faster "
+        "(docs/performance.md)",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
     hang_seconds: int = Field(

@@ -56,7 +56,7 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     student, completed = load_student(config.model, config.training.seed, options)
     choose_trained_parts(student, config)
     if config.training.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        student.enable_gradient_checkpointing(config.training.checkpoint_every_nth_layer)
     if config.training.compile_layers and not sharded:
         compile_layers(student, ranks.device)
     adapters = None

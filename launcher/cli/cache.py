@@ -52,9 +52,10 @@ def cache(
         bool, typer.Option("--verify", help="Read the whole cache and compare it with its hashes.")
     ] = False,
 ) -> None:
-    """Run the teacher once, and keep its hidden states in teacher.cache.
+    """Run the teacher once and keep its hidden states on disk.
 
-    A run with teacher.placement = cached reads them. The same command resumes where it stopped.
+    They go to teacher.cache; a run with teacher.placement = cached reads them. The same command resumes
+    where it stopped.
     """
     from alignkd.config import load_config
     from launcher.commands.cache import verify as verify_cache

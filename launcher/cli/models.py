@@ -108,7 +108,7 @@ def probe(
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of random adapters.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Show each loss and its gradient norm on a few samples, of a run or of any two models."""
+    """Show each loss and its gradient norm on a few samples."""
     own = (teacher, student, data, template)
     if run is not None and own != (None,) * len(own):
         raise UserError("--run brings its own models and data; valid beside it: --samples, --json")

@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -88,7 +88,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """Train the parts of the tower that are used. It is frozen at first."""
 
     @abstractmethod
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
+        """Recompute the first of every ``every`` decoder layers in backward, and all of a trained tower."""
 
     @abstractmethod
     def public_name(self, name: str) -> str:
@@ -126,3 +127,10 @@ class VisionLanguageModel(nn.Module, ABC):
         logits: torch.Tensor = self.head(hidden, F.linear)
         softcap = self.facts.softcap
         return logits if softcap is None else (logits / softcap).tanh() * softcap
+
+
+def keep_activations_between(layers: Iterable[nn.Module], every: int) -> None:
+    """Of decoder layers that are all checkpointed, leave the first of every ``every``."""
+    for number, layer in enumerate(layers):
+        if number % every:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]

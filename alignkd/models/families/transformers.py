@@ -28,6 +28,7 @@ from alignkd.models.families.interface import (
     ModelFacts,
     ModelOutputs,
     VisionLanguageModel,
+    keep_activations_between,
 )
 from alignkd.models.families.table import SOFTMAX, Family
 
@@ -82,7 +83,7 @@ class TransformersModel(VisionLanguageModel):
         for name in self.family.tower:
             self.whole.get_submodule(name).requires_grad_(True)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
         # Non-reentrant: queries and keys leave the first layer by a side channel, and need their gradients.
         # Random states are kept for dropout only: each layer would copy the device's to the host, and wait.
         # Renamed between transformers 5.17 and 5.23.
@@ -90,6 +91,7 @@ class TransformersModel(VisionLanguageModel):
         (enable or self.whole.gradient_checkpointing_enable)(
             {"use_reentrant": False, "preserve_rng_state": has_dropout(self.whole.config)}
         )
+        keep_activations_between(self.whole.get_decoder().layers, every)
 
     def set_fresh_buffers(self, values: dict[str, torch.Tensor]) -> None:
         """What :meth:`restore_buffers` restores: of a model whose own were built in a wrong dtype."""

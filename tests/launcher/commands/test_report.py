@@ -41,3 +41,5 @@ def test_runs_that_cannot_be_shown_are_refused(make_run, tmp_path: Path) -> None
     refuse("config.yaml", run)
     (run / "config.yaml").write_text("[]")
     refuse("must be a mapping", run)
+    (run / "config.yaml").unlink()
+    refuse("config.yaml", run)

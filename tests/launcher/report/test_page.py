@@ -11,6 +11,7 @@ import pytest
 from alignkd.run_folder.paths import RunPaths
 from launcher.commands.report import read_report
 from launcher.report.page import render_page
+from tests.launcher.conftest import FIXTURE
 from tests.launcher.report.conftest import close_attempt, finish, write_rows
 from tests.launcher.report.test_evaluations import START, TEACHER
 
@@ -166,6 +167,12 @@ def test_damaged_files_of_a_run_leave_a_page(run: Path, damage: str) -> None:
     path: Path = getattr(RunPaths(run), damage)
     path.write_bytes(b"\xff[] torn {")
     assert "Can the number be trusted?" in page_of(run).text
+
+
+def test_a_run_of_an_earlier_version_has_a_page() -> None:
+    text = squeezed(page_of(FIXTURE.parent / "old_run" / "run"))
+    assert "steps ⚠ 3 of 6" in text
+    assert "Loss terms" in text
 
 
 def test_unknown_columns_are_drawn(make_run) -> None:
