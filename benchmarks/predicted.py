@@ -89,7 +89,11 @@ def predicted_seconds(
 
 
 def describe(chip: Chip) -> str:
-    source = "measured here before the steps" if chip.name == "measured" else "from the data sheet, as an H200 reached it"
+    source = (
+        "measured here before the steps"
+        if chip.name == "measured"
+        else "from the data sheet, as an H200 reached it"
+    )
     return (
         f"Predicted by the plan's roofline from {chip.matmul / 1e12:.3g} TFLOP/s in a matrix product and "
         f"{chip.bandwidth / 1e9:.3g} GB/s in a copy, {source}."
