@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from alignkd.config.schema import Config, ModelSection
+from alignkd.config.schema import Config, DataSource, ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.table import Family, family_of
@@ -108,19 +109,43 @@ def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
     return problems
 
 
+def untried_notes(model: ModelSection) -> list[str]:
+    """What to know of models whose family is not in the table. Folders that cannot be read are left out."""
+    notes = []
+    for folder in {student_folder(model), *([Path(model.teacher)] if model.teacher else [])}:
+        try:
+            family = family_of(folder)
+        except CheckpointError:
+            continue
+        if family is not None and not family.tried:
+            notes.append(
+                f"{folder}: {family.model_type} is untried; when the run starts, it is compared with "
+                "transformers on one sample, and refused if it differs (docs/models.md)"
+            )
+    return sorted(notes)
+
+
 def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, and settings that only MobileVLM knows."""
     family = family_of(student_folder(config.model))
-    problems = []
+    problems = template_problems(config.model, config.data.sources)
     for number, source in enumerate(config.data.sources):
-        valid = ("plain", "v1") if family is None else ("chat",)
-        if source.template not in valid:
-            key = f"data.sources[{number}].template = {source.template}"
-            problems.append(f"{key}: valid for these models: {', '.join(valid)}")
         if family is None and source.image_options:
             problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
     if family is not None and config.training.packing:
         problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
+    return problems
+
+
+def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
+    """Sources whose template the models do not have."""
+    family = family_of(student_folder(model))
+    problems = []
+    for number, source in enumerate(sources):
+        valid = ("plain", "v1") if family is None else ("chat",)
+        if source.template not in valid:
+            key = f"data.sources[{number}].template = {source.template}"
+            problems.append(f"{key}: valid for these models: {', '.join(valid)}")
     return problems
 
 

@@ -11,18 +11,24 @@ from alignkd.data.images import ImageProcessor
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 from alignkd.models.agreement import student_folder, student_model_config
-from alignkd.models.families.processors import read_processor
+from alignkd.models.families.processors import read_config, read_processor
 from alignkd.models.families.table import family_of
-from alignkd.models.families.transformers_loading import read_config
+from alignkd.models.families.untried import found_family
 
 
 def student_encoder(config: Config) -> SampleEncoder:
     """Encodes samples for the student, and so for the teacher. Raises UserError when the teacher's processor
     encodes a sample differently, whatever its files say."""
-    encoder = encoder_of(config.model, config.data.max_image_pixels)
-    teacher = config.model.teacher if config.distillation.enabled else None
+    if not config.distillation.enabled:
+        return encoder_of(config.model, config.data.max_image_pixels)
+    return pair_encoder(config.model, config.data.max_image_pixels)
+
+
+def pair_encoder(section: ModelSection, max_image_pixels: int) -> SampleEncoder:
+    """The same, whatever is done with the teacher."""
+    encoder, teacher = encoder_of(section, max_image_pixels), section.teacher
     if isinstance(encoder, ChatEncoder) and teacher is not None:
-        theirs = chat_encoder(Path(teacher), config.data.max_image_pixels)
+        theirs = chat_encoder(Path(teacher), max_image_pixels)
         if theirs.fingerprint() != encoder.fingerprint():
             raise UserError(f"{teacher}: its processor encodes a sample differently from the student's")
     return encoder
@@ -40,8 +46,7 @@ def encoder_of(section: ModelSection, max_image_pixels: int) -> SampleEncoder:
 
 def chat_encoder(folder: Path, max_image_pixels: int) -> ChatEncoder:
     """Raises CheckpointError when the folder has no usable processor."""
-    family = family_of(folder)
-    assert family is not None, "MobileVLM has templates of its own"
+    family = found_family(folder)
     token = read_config(folder).image_token_id
     processor = read_processor(folder)
     return ChatEncoder(folder, processor, token, max_image_pixels, by_row=family.inputs_by_row)

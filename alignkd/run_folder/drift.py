@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "data.workers",
     "model.",
     "teacher.placement",
+    "teacher.cache",
     "teacher.lookahead",
     "distillation.share_vision_tower",
     "training.packing",

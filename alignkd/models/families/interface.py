@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from alignkd.config.schema import Part
 from alignkd.data.batch import Batch
 from alignkd.models.attention import FirstLayerAttention
 
@@ -29,6 +30,7 @@ class ModelFacts:
     hidden_size: int
     vision_tokens: int | None  # of every image; None: the batch says how many each has
     window: int | None = None  # keys that a text row sees in the first layer, itself included; None: all
+    softcap: float | None = None  # of the logits x: softcap * tanh(x / softcap); None: x
 
 
 class ModelOutputs(NamedTuple):
@@ -49,8 +51,12 @@ class LanguageModelHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
         self.used: int | None = None  # rows that belong to tokens, if the vocabulary is padded
 
-    def forward(self, hidden: torch.Tensor, function: Callable[[torch.Tensor, torch.Tensor], T]) -> T:
-        """``function(hidden [..., D], weight [vocab, D])``."""
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        function: Callable[[torch.Tensor, torch.Tensor], T] = F.linear,  # type: ignore[assignment]
+    ) -> T:
+        """``function(hidden [..., D], weight [vocab, D])``; by default the logits."""
         return function(hidden, self.cut(self.weight))
 
     def cut(self, weight: torch.Tensor) -> torch.Tensor:
@@ -94,6 +100,23 @@ class VisionLanguageModel(nn.Module, ABC):
         """Whether a parameter belongs to the projector, which may have a learning rate of its own."""
 
     @abstractmethod
+    def is_vision_tower(self, name: str) -> bool:
+        """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
+
+    def freeze_all_but(self, parts: Sequence[Part]) -> None:
+        """Freeze the projector, and the language model with its head, unless ``parts`` name them. The vision
+        tower stays as it is."""
+        for name, parameter in self.named_parameters():
+            if self.is_projector(name):
+                part: Part = "projector"
+            elif self.is_vision_tower(name):
+                continue
+            else:
+                part = "language_model"
+            if part not in parts:
+                parameter.requires_grad_(False)
+
+    @abstractmethod
     def restore_buffers(self, device: torch.device | str) -> None:
         """Give the buffers their values in their own dtypes. ``zero.Init`` and DeepSpeed's engines cast the
         rotary frequencies to the model's half precision, after which positions drift silently: call this
@@ -102,7 +125,8 @@ class VisionLanguageModel(nn.Module, ABC):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., vocab]."""
         logits: torch.Tensor = self.head(hidden, F.linear)
-        return logits
+        softcap = self.facts.softcap
+        return logits if softcap is None else (logits / softcap).tanh() * softcap
 
 
 def keep_activations_between(layers: Iterable[nn.Module], every: int) -> None:

@@ -64,6 +64,9 @@ class MobileVLM(VisionLanguageModel):
     def is_projector(self, name: str) -> bool:
         return name.startswith("projector.")
 
+    def is_vision_tower(self, name: str) -> bool:
+        return name.startswith("vision_tower.")
+
     def freeze_vision_tower(self) -> None:
         self.vision_tower.requires_grad_(False)
         self.train_vision_tower = False
