@@ -9,6 +9,7 @@ from alignkd.config import Config
 from launcher.plan import activations
 from launcher.plan.sharding import (
     Rendered,
+    alive_at_most,
     gathered,
     resident,
     sharded,
@@ -36,7 +37,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
+    """``teacher_alive``: bytes of a sharded teacher that a GPU may hold gathered when it is behind the host.
+    They are not needed: an allocator that has none left waits for the device instead."""
+
     parts: tuple[Part, ...]
+    teacher_alive: int = 0
 
     def phase_bytes(self, phase: Phase) -> int:
         return sum(part.bytes for part in self.parts if part.phase == phase and not part.in_host_memory)
@@ -66,7 +71,15 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
     parts += student_states(config, sizes, cluster, files) + _student_work(
         config, sizes, work, cluster, files
     )
-    return Memory(tuple(part for part in parts if part.bytes))
+    return Memory(tuple(part for part in parts if part.bytes), _teacher_alive(config, sizes, cluster, files))
+
+
+def _teacher_alive(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> int:
+    if sizes.teacher is None or files.teacher is None:
+        return 0
+    elements = alive_at_most(sizes.teacher, files.teacher, teacher_ranks(config, cluster))
+    # The losses gather the head separately.
+    return max(elements - sizes.teacher.count("head."), 0) * teacher_size(config)
 
 
 def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> list[Part]:
