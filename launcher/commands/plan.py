@@ -49,7 +49,7 @@ def plan_run(request: PlanRequest) -> AdvisedPlan:
     others = _other_stages(request.config, request.stage)
     plan = make_plan(config, request.cluster, run_sizes(config, others))
     advised = None if memory is None else advise(plan, memory)
-    return AdvisedPlan(plan, memory, advised, upstream_notes(config, others))
+    return AdvisedPlan(plan, memory, advised, upstream_notes(config, others) + plan.sizes.notes)
 
 
 def apply_advice(request: PlanRequest, found: AdvisedPlan) -> list[str]:
