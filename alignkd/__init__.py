@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alignkd.evaluate.model import AnsweringModel
+    from alignkd.evaluate.answering_model import AnsweringModel
 
 __version__ = "0.1.0"
 

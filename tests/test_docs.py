@@ -15,7 +15,7 @@ MANUALS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_files_and_tests_that_a_manual_names_exist(manual: Path) -> None:
     text = manual.read_text()
     for path, _, name in re.findall(
-        r"`((?:alignkd|benchmarks|ds_configs|launcher|slurm|tests)/[\w./-]*)(::(\w+))?`", text
+        r"`((?:alignkd|benchmarks|examples|ds_configs|launcher|slurm|tests)/[\w./-]*)(::(\w+))?`", text
     ):
         assert (ROOT / path).exists(), path
         assert f"def {name}(" in (ROOT / path).read_text() if name else True, name

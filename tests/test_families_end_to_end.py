@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+import alignkd as alignkd_package
 from alignkd.models.families.processors import read_processor
 from alignkd.models.families.table import FAMILIES
 from alignkd.run_folder.checkpoints import committed_steps
@@ -64,6 +65,14 @@ def test_launch_trains_exports_and_the_export_answers(family: str, tmp_path: Pat
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]
+    loads_alike(run)
+
+
+def loads_alike(run: Path) -> None:
+    """The newest checkpoint of a finished run is its export."""
+    loaded, exported = alignkd_package.load(run), alignkd_package.load(run / "student")
+    assert loaded.fingerprint() == exported.fingerprint()
+    assert loaded.answer(None, "what", max_new_tokens=3) == exported.answer(None, "what", max_new_tokens=3)
 
 
 def test_an_untried_family_trains_and_is_exported(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -135,6 +144,7 @@ def test_sharding_does_not_change_what_is_learnt(
         tmp_path / "copies", 2, family, student__zero_stage=0, teacher__placement="replicated"
     )
     assert two_ranks.run(train_run, str(copies)) == [0, 0]
+    loads_alike(sharded)
     rows = list(zip(tiny.metrics_rows(sharded), tiny.metrics_rows(copies), strict=True))
     steps = COMPARED_STEPS.get(family, len(rows))
     for ours, theirs in rows[:steps]:

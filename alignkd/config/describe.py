@@ -69,7 +69,10 @@ def describe(field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         words = "one of " + ", ".join(str(choice) for choice in get_args(kind))
     elif get_origin(kind) is list:
+        (member,) = get_args(kind)
         words = "a list" if _element(field.annotation) is None else "a list of sections"
+        if get_origin(member) is Literal:
+            words = "a list of " + ", ".join(str(choice) for choice in get_args(member))
     elif get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Section)):
         words = "a section"
     else:

@@ -53,7 +53,7 @@ def _text(details: ErrorDetails) -> str:
         return f"{name} = {_shown(details['input'])}: unknown key; valid here: {', '.join(siblings(keys))}"
     field = find_field(keys)
     valid = describe(field) if field is not None else details["msg"]
-    if isinstance(keys[-1], int):
+    if isinstance(keys[-1], int) and details["type"] != "literal_error":
         valid = "a section"
     if details["type"] == "missing":
         return f"{name} is missing; valid: {valid}"

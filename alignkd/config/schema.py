@@ -12,6 +12,7 @@ from pydantic import Field
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
 
+Part = Literal["projector", "language_model"]
 DEFAULT_MAX_IMAGE_PIXELS = 50_000_000
 
 
@@ -111,10 +112,20 @@ class TrainingSection(Section):
     max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
+    checkpoint_every_nth_layer: PositiveInt = Field(
+        1,
+        description="with gradient_checkpointing, recompute the first of every so many decoder layers; the "
+        "others keep their activations",
+    )
     compile_layers: bool = Field(
         False,
         description="compile the decoder layers of every model that ZeRO-3 does not shard, on a GPU; the "
         "first step takes longer, and the nodes need a C compiler",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use only kernels that give the same bits each time; on GPUs, where others are faster "
+        "(docs/performance.md)",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
     hang_seconds: int = Field(
@@ -135,13 +146,22 @@ class StudentSection(Section):
         2, ge=0, le=3, description="0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights"
     )
     offload: bool = Field(False, description="optimizer states (and stage-3 parameters) in host memory")
+    train: list[Part] | None = Field(
+        None,
+        description="parts that are trained, the others are frozen; null trains both. The vision tower has "
+        "training.train_vision_tower",
+    )
 
 
 class TeacherSection(Section):
-    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated"] = Field(
+    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated", "cached"] = Field(
         "zero3",
         description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
-        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank",
+        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank; "
+        "`cached` reads hidden states from teacher.cache and holds only the parts that the other terms need",
+    )
+    cache: PathText | None = Field(
+        None, description="folder of the teacher's cache, which `alignkd cache` writes"
     )
     lookahead: PositiveInt | None = Field(
         None,

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from PIL import Image
 
 from alignkd.config.schema import DataSource
 from alignkd.data.batch import IGNORE_INDEX, PADDING_ID
-from alignkd.data.chat import Rendered, TemplateError, messages_of, render_supervised, shifted
+from alignkd.data.chat import Message, Rendered, TemplateError, messages_of, render_supervised, shifted
 from alignkd.data.collate import UNSUPERVISED_BOS_ID, CollateSettings, ExpandedExample, joined_inputs
 from alignkd.data.images import BadImage, decode_image, image_size, resolve_below
-from alignkd.data.records import IMAGE_MARKER, BadSample, Sample
+from alignkd.data.records import IMAGE_MARKER, BadSample, Sample, Turn
 from alignkd.errors import UserError
 
 # Of a processor's answer; everything else goes to the vision tower.
@@ -43,6 +43,13 @@ class _Processed:
     replaced: list[tuple[tuple[int, int], tuple[int, int]]]  # of each image: placeholder, what replaced it
     replacements: list[str]
     inputs: dict[str, torch.Tensor]
+
+
+class Prompted(NamedTuple):
+    """A prompt as the processor encodes it."""
+
+    ids: list[int]
+    inputs: dict[str, torch.Tensor]  # of the tower
 
 
 class ChatEncoder:
@@ -78,7 +85,7 @@ class ChatEncoder:
     def check(self, sample: Sample, source: DataSource) -> None:
         for number, (speaker, text) in enumerate([("gpt", sample.system), *sample.turns], start=-1):
             written = text.replace(IMAGE_MARKER, "") if speaker == "human" else text
-            found = next((token for token in self._special if token in written), None)
+            found = self._special_in(written)
             if found is not None:
                 # The processor would take it for the real one: an image, or the end of a turn.
                 where = f"turn {number}" if number >= 0 else "the system message"
@@ -118,6 +125,28 @@ class ChatEncoder:
             is_text &= ~inside
         return ExpandedExample(ids.tolist(), labels.tolist(), tuple(columns), is_text, shown.inputs)
 
+    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompted:
+        """A conversation that the model is to answer; its turns hold one marker per image. Raises UserError
+        for a special token in a text."""
+        for _, text in turns:
+            found = self._special_in(text.replace(IMAGE_MARKER, ""))
+            if found is not None:
+                raise UserError(f"the text contains {found!r:.80}, a special token of {self._folder}")
+        text = self._render(messages_of(turns), True)
+        shown = self._process(text, list(images), {})
+        return Prompted(shown.ids, shown.inputs)
+
+    def end_token_id(self) -> int:
+        """Of the special token that the chat template ends an answer with."""
+        messages = messages_of((Turn("human", "a"), Turn("gpt", "a")))
+        start, stop = self._supervised(messages).answers[0]
+        answer = self._supervised(messages).text[start:stop]
+        return int(self._tokenizer(answer, add_special_tokens=False)["input_ids"][-1])
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
     def collate_settings(self, **chosen: Any) -> CollateSettings:
         inputs = self._process(self._processor.image_token, [_blank((DUMMY_SIDE, DUMMY_SIDE))], {}).inputs
         if self._by_row:
@@ -126,21 +155,25 @@ class ChatEncoder:
 
     def rendered(self, sample: Sample) -> Rendered:
         """The sample in the chat template, an image token for each image."""
+        return self._supervised(messages_of(sample.turns, sample.system))
 
-        def render(messages: list[dict[str, Any]], prompt: bool) -> str:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._processor.chat_template,  # not the tokenizer's own
-                tokenize=False,
-                add_generation_prompt=prompt,
-            )
-            return str(text)
-
+    def _supervised(self, messages: list[Message]) -> Rendered:
         try:
-            messages = messages_of(sample.turns, sample.system)
-            return render_supervised(messages, render, self._special)
+            return render_supervised(messages, self._render, self._special)
         except TemplateError as error:
             raise UserError(f"{self._folder}: {error}") from error
+
+    def _render(self, messages: list[Message], prompt: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            messages,
+            chat_template=self._processor.chat_template,  # not the tokenizer's own
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
+        return str(text)
+
+    def _special_in(self, text: str) -> str | None:
+        return next((token for token in self._special if token in text), None)
 
     def _process(self, text: str, images: list[Image.Image], options: dict[str, Any]) -> _Processed:
         answer = self._processor(

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import OutOfMemoryError, Tensor
+from torch import OutOfMemoryError
 
 from alignkd.data.records import Turn
 from alignkd.errors import UserError
 from alignkd.evaluate.answer_writer import AnswerWriter, answered_in, merge_answers
+from alignkd.evaluate.answering_model import AnsweringModel, Padding, Request
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import AnsweringModel, Padding, Request
 from alignkd.evaluate.tasks.pictures import Picture
 from alignkd.evaluate.tasks.task import Question, Task
 
@@ -110,13 +110,13 @@ def _answered(path: Path, work: Work) -> set[int]:
 
 
 def _requests(model: AnsweringModel, work: Work, batch: range) -> list[Request]:
-    pixels: dict[Picture, Tensor] = {}
+    pixels: dict[Picture, Any] = {}
     requests = []
     for number in batch:
         question = work.questions[number]
         for picture in question.pictures:
             if picture not in pixels:
-                pixels[picture] = model.pixels(picture, work.padding)
+                pixels[picture] = model.prepare(picture, work.padding)
         turns = (*question.earlier, Turn("human", question.prompt))
         requests.append(Request(turns, tuple(pixels[picture] for picture in question.pictures)))
     return requests

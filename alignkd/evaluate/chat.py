@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignkd.data.records import IMAGE_MARKER, Turn
+from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import AnsweringModel, Request
 from alignkd.evaluate.tasks.pictures import PictureFile
 
 
 def chat(model: AnsweringModel, image: Path, decoding: Decoding) -> None:
     """Answer every line of standard input. Earlier lines are part of the conversation; an empty line starts
     a new one. Raises UserError for an unusable image."""
-    pixels = model.pixels(PictureFile(image.parent, image.name))
+    pixels = model.prepare(PictureFile(image.parent, image.name))
     turns: tuple[Turn, ...] = ()
     for line in _lines():
         if not line:

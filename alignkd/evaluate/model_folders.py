@@ -11,7 +11,7 @@ from alignkd.run_folder.paths import RunPaths
 
 
 class FolderKind(Enum):
-    MODEL = "a folder in the MobileVLM V2 format"
+    MODEL = "a model folder"
     CHECKPOINT = "a run, with a checkpoint"
     FINISHED_RUN = "a run without checkpoints, but with its exported student"
 

@@ -19,7 +19,8 @@ from alignkd.evaluate.answering import (
     merge_parts,
     remove_parts,
 )
-from alignkd.evaluate.model import AnsweringModel, Padding, load
+from alignkd.evaluate.answering_model import AnsweringModel
+from alignkd.evaluate.model import load
 from alignkd.evaluate.options import EvalOptions, ModelChoice, answers_file
 from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.task_score import TaskScore
@@ -77,8 +78,7 @@ def work_of(
     ranks: int = 1,
 ) -> Work:
     """One rank's share of one model's answers to one task. ``digest`` tells the weights."""
-    own: Padding = model.padding if task.pad_images else "crop"
-    padding = options.image_padding or own
+    padding = model.padding_for(options.image_padding, task.pad_images)
     metadata = {
         "model": digest,
         "precision": model.precision,

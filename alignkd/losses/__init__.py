@@ -1,0 +1,30 @@
+"""Align-KD's loss terms, usable without the rest of alignkd: they need torch only.
+
+Every term is a sum over its elements; divide it once, by the number of its elements in the whole optimizer
+step, over all ranks. ``examples/plain_loop.py`` is a training loop around them. The names below are the
+public interface; the rest of the package may change.
+"""
+
+from alignkd.losses.attention import (
+    BlockLayout,
+    attention_loss_sum,
+    fused_attention_loss,
+    text_vision_block,
+)
+from alignkd.losses.fused_logits import fused_logit_losses
+from alignkd.losses.logits import IGNORE_INDEX, LogitLosses, LogitTargets, plain_logit_losses
+from alignkd.losses.vision import focus_indices, vision_loss_sums
+
+__all__ = [
+    "IGNORE_INDEX",
+    "BlockLayout",
+    "LogitLosses",
+    "LogitTargets",
+    "attention_loss_sum",
+    "focus_indices",
+    "fused_attention_loss",
+    "fused_logit_losses",
+    "plain_logit_losses",
+    "text_vision_block",
+    "vision_loss_sums",
+]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from alignkd.config.schema import Config, ModelSection
+from alignkd.config.schema import Config, DataSource, ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.table import Family, family_of
@@ -127,16 +128,24 @@ def untried_notes(model: ModelSection) -> list[str]:
 def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, and settings that only MobileVLM knows."""
     family = family_of(student_folder(config.model))
-    problems = []
+    problems = template_problems(config.model, config.data.sources)
     for number, source in enumerate(config.data.sources):
-        valid = ("plain", "v1") if family is None else ("chat",)
-        if source.template not in valid:
-            key = f"data.sources[{number}].template = {source.template}"
-            problems.append(f"{key}: valid for these models: {', '.join(valid)}")
         if family is None and source.image_options:
             problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
     if family is not None and config.training.packing:
         problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
+    return problems
+
+
+def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
+    """Sources whose template the models do not have."""
+    family = family_of(student_folder(model))
+    problems = []
+    for number, source in enumerate(sources):
+        valid = ("plain", "v1") if family is None else ("chat",)
+        if source.template not in valid:
+            key = f"data.sources[{number}].template = {source.template}"
+            problems.append(f"{key}: valid for these models: {', '.join(valid)}")
     return problems
 
 

@@ -19,10 +19,16 @@ from alignkd.models.families.untried import found_family
 def student_encoder(config: Config) -> SampleEncoder:
     """Encodes samples for the student, and so for the teacher. Raises UserError when the teacher's processor
     encodes a sample differently, whatever its files say."""
-    encoder = encoder_of(config.model, config.data.max_image_pixels)
-    teacher = config.model.teacher if config.distillation.enabled else None
+    if not config.distillation.enabled:
+        return encoder_of(config.model, config.data.max_image_pixels)
+    return pair_encoder(config.model, config.data.max_image_pixels)
+
+
+def pair_encoder(section: ModelSection, max_image_pixels: int) -> SampleEncoder:
+    """The same, whatever is done with the teacher."""
+    encoder, teacher = encoder_of(section, max_image_pixels), section.teacher
     if isinstance(encoder, ChatEncoder) and teacher is not None:
-        theirs = chat_encoder(Path(teacher), config.data.max_image_pixels)
+        theirs = chat_encoder(Path(teacher), max_image_pixels)
         if theirs.fingerprint() != encoder.fingerprint():
             raise UserError(f"{teacher}: its processor encodes a sample differently from the student's")
     return encoder

@@ -11,6 +11,7 @@ from typing import Literal
 
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
+from alignkd.teacher_cache.check import checked_manifest
 from launcher.backends.base import Backend
 from launcher.backends.devices import device_of
 from launcher.backends.node_probe import model_folders
@@ -83,12 +84,19 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += _data_problems(config)
+    problems += data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
-        problems += model_problems(config)
+        problems += model_problems(config) or cache_problems(config)
     return problems
+
+
+def cache_problems(config: Config) -> list[str]:
+    """Why the cache of the teacher does not fit this run, if it reads one. Hashes teacher and records."""
+    if not config.distillation.enabled or config.teacher.placement != "cached":
+        return []
+    return _raised(lambda: checked_manifest(config))
 
 
 def space_problems(config: Config) -> list[str]:
@@ -111,7 +119,8 @@ def space_problems(config: Config) -> list[str]:
     ]
 
 
-def _data_problems(config: Config) -> list[str]:
+def data_problems(config: Config) -> list[str]:
+    """Files and image folders that are missing or not readable."""
     problems = []
     for index, source in enumerate(config.data.sources):
         key = f"data.sources[{index}]"

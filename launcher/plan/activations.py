@@ -7,6 +7,7 @@ the bytes per element of the model's dtype.
 
 from __future__ import annotations
 
+from alignkd.config.schema import TrainingSection
 from launcher.plan.shapes import ModelShapes
 from launcher.plan.workload import Workload
 
@@ -40,15 +41,20 @@ def patch_bytes(shapes: ModelShapes, images: int, size: int) -> int:
     return images * shapes.vision.patches * shapes.vision.width * size
 
 
-def kept_bytes(shapes: ModelShapes, work: Workload, size: int, *, checkpointing: bool) -> int:
+def checkpointed_layers(training: TrainingSection, shapes: ModelShapes) -> int:
+    """Decoder layers whose forward runs again in the backward."""
+    every = training.checkpoint_every_nth_layer
+    return -(-shapes.num_hidden_layers // every) if training.gradient_checkpointing else 0
+
+
+def kept_bytes(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
     """What the student's forward over one micro-batch keeps for its backward, with a frozen vision tower and
-    without the tower's output."""
+    without the tower's output. ``checkpointed`` layers keep their input only."""
     D = shapes.hidden_size
-    if checkpointing:
-        layers = shapes.num_hidden_layers * work.tokens * D * size
+    layers = checkpointed * work.tokens * D * size
+    layers += (shapes.num_hidden_layers - checkpointed) * layer_bytes(shapes, work.tokens, size)
+    if checkpointed:  # the first layer is always one of them
         layers += first_layer_bytes(shapes, work.tokens, size)
-    else:
-        layers = shapes.num_hidden_layers * layer_bytes(shapes, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
     head = work.supervised * D * FP32
     vision_term = work.images * work.vision_tokens * D * FP32
@@ -60,9 +66,9 @@ def first_layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
     return tokens * (shapes.query_width + shapes.key_width) * size
 
 
-def layer_workspace(shapes: ModelShapes, work: Workload, size: int, *, checkpointing: bool) -> int:
+def layer_workspace(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
     """In the backward of one layer: recomputed activations, and the gradients of its widest tensors."""
-    recomputed = layer_bytes(shapes, work.tokens, size) if checkpointing else 0
+    recomputed = layer_bytes(shapes, work.tokens, size) if checkpointed else 0
     return recomputed + work.tokens * (shapes.intermediate_size + 2 * shapes.hidden_size) * size
 
 

@@ -15,7 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from alignkd.config import Config
-from launcher.plan.activations import FP32, POSITIONS_PER_CHUNK, ROWS_PER_CHUNK
+from launcher.plan.activations import (
+    FP32,
+    POSITIONS_PER_CHUNK,
+    ROWS_PER_CHUNK,
+    checkpointed_layers,
+)
 from launcher.plan.compute import Compute, head_flops, projector_flops, tower_flops
 from launcher.plan.shapes import ModelShapes
 from launcher.plan.sharding import shares_tower, student_size, teacher_size
@@ -80,8 +85,9 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
     """All parts of an optimizer step. ``times``: micro-batches of ``work`` in it."""
     student, training = sizes.student, config.training
     size, passes = student_size(config), 4 if training.gradient_checkpointing else 3
+    again = checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
     compiled = training.compile_layers
-    costs = list(_layers("student's", student.shapes, work, size, passes, compiled=compiled))
+    costs = list(_layers("student's", student.shapes, work, size, 3 + again, compiled=compiled))
     towers = 0 if shares_tower(config, sizes) else 1
     costs += _vision("student's", student, work, size, passes if training.train_vision_tower else towers, 3)
     if sizes.teacher is not None:
@@ -120,9 +126,9 @@ def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, 
 
 
 def _layers(
-    whose: str, shapes: ModelShapes, work: Workload, size: int, passes: int, *, compiled: bool
+    whose: str, shapes: ModelShapes, work: Workload, size: int, passes: float, *, compiled: bool
 ) -> Iterator[Cost]:
-    """Decoder layers. ``passes``: 1 forward, 3 with a backward, 4 with recomputation."""
+    """Decoder layers. ``passes``: 1 forward, 3 with a backward, up to 4 with recomputation."""
     D, F, T = shapes.hidden_size, shapes.intermediate_size, work.tokens
     Q, K = shapes.query_width, shapes.key_width
     layers = shapes.num_hidden_layers

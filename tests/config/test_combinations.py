@@ -16,6 +16,7 @@ from .conftest import BASE
         (["distillation.attention_rows=prompt_only", "data.sources.0.template=plain"], "needs a prompt"),
         (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
         (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
+        (["student.train=[]"], "student.train = [] leaves nothing to train"),
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
@@ -42,6 +43,8 @@ def test_conflicting_settings_are_errors(write, overrides: list[str], message: s
             "distillation.enabled=false",
         ],
         ["student.offload=true", "student.zero_stage=1"],
+        ["student.train=[]", "training.train_vision_tower=true"],
+        ["student.train=[projector]"],
         ["distillation.weights={attention: 0, vision: 0, logits: 0}", "distillation.enabled=false"],
         ["slurm.time_limit=5:01"],
         ["training.micro_batch_size=7", "training.tokens_per_micro_batch=4096"],
@@ -56,6 +59,10 @@ def test_compatible_settings_are_accepted(write, overrides: list[str]) -> None:
     [
         (["distillation.enabled=false"], "model.teacher is not used"),
         (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
+        (
+            ["training.gradient_checkpointing=false", "training.checkpoint_every_nth_layer=2"],
+            "training.checkpoint_every_nth_layer has no effect",
+        ),
         (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
         (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
         (

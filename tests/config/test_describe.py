@@ -1,4 +1,4 @@
-from alignkd.config.describe import all_keys, find_field, nearest, siblings
+from alignkd.config.describe import all_keys, describe, find_field, nearest, siblings
 
 ISSUED_KEYS = {
     "model.teacher",
@@ -27,6 +27,12 @@ ISSUED_KEYS = {
 
 def test_documented_keys_exist() -> None:
     assert {key.name for key in all_keys()} >= ISSUED_KEYS
+
+
+def test_a_list_of_words_is_described_by_its_words() -> None:
+    field = find_field(("student", "train", 1))
+    assert field is not None
+    assert describe(field).startswith("a list of projector, language_model or null (parts that are trained")
 
 
 def test_nearest_prefers_the_same_name_elsewhere_then_similar_names_nearby() -> None:

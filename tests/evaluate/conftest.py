@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import alignkd
-from alignkd.evaluate.model import AnsweringModel
+from alignkd.evaluate.answering_model import AnsweringModel
 from tests import tiny
 
 

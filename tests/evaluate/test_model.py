@@ -14,8 +14,8 @@ from PIL import Image
 import alignkd
 from alignkd.checkpoint.export import export_run
 from alignkd.errors import UserError
+from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import AnsweringModel
 from alignkd.models.weight_files import WeightFiles
 from alignkd.run_folder.paths import RunPaths
 from tests import tiny
@@ -100,11 +100,11 @@ def test_an_image_is_a_path_a_decoded_picture_or_none(model: AnsweringModel) -> 
 
 def test_images_are_padded_or_cropped(model: AnsweringModel) -> None:
     wide = Image.new("RGB", (64, 32), "white")
-    padded, cropped = (model._pixels(wide, "it", padding) for padding in ("pad", "crop"))
+    padded, cropped = (model._prepared(wide, "it", padding) for padding in ("pad", "crop"))
     assert padded.shape == cropped.shape
     assert len(cropped.unique()) == 3  # white, in three channels
     assert len(padded.unique()) > 3
-    assert torch.equal(model._pixels(wide, "it", None), padded)  # as in the model's configuration
+    assert torch.equal(model._prepared(wide, "it", None), padded)  # as in the model's configuration
 
 
 def test_sampling_takes_a_seed(model: AnsweringModel) -> None:

@@ -18,7 +18,7 @@ from alignkd.errors import UserError
 from alignkd.evaluate import answering
 from alignkd.evaluate.__main__ import main
 from alignkd.evaluate.answering import answer_own_share, is_finished, merge_parts
-from alignkd.evaluate.model import AnsweringModel
+from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.options import ModelChoice, OwnQuestions, write_options
 from alignkd.evaluate.program import answer_all, score_all, work_of
 from tests import tiny

@@ -20,8 +20,8 @@ from PIL import Image
 import alignkd
 from alignkd.data.records import IMAGE_MARKER, Turn
 from alignkd.errors import UserError
+from alignkd.evaluate.answering_model import Request
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import Request
 
 LONGEST_ANSWER = 1024  # where a task names none, as in lmms-eval's own LLaVA
 
@@ -49,7 +49,7 @@ class AlignKD(lmms):  # type: ignore[misc]
         self.batch_size = int(batch_size)
         self.model = alignkd.load(folder, step=step, device=device, precision=precision)
         # lmms-eval counts the requests of all ranks on this device, even after `clean`.
-        self.device: torch.device = self.model.model.head.weight.device
+        self.device: torch.device = self.model.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to each request. Those with the same decoding are answered in batches."""

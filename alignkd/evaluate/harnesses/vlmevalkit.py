@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from vlmeval.vlm.base import BaseModel
 
 import alignkd
 from alignkd.data.records import IMAGE_MARKER, Speaker, Turn
+from alignkd.evaluate.answering_model import Request
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import Request
 
 _SPEAKERS: dict[str, Speaker] = {"user": "human", "assistant": "gpt"}
 
@@ -56,8 +55,8 @@ class AlignKD(BaseModel):  # type: ignore[misc]
             images += found
         return self.model.answers([Request(tuple(turns), tuple(images))], self.decoding)[0]
 
-    def _parts(self, content: list[dict[str, Any]]) -> tuple[str, list[torch.Tensor]]:
-        """Text with a marker per image, and the images' pixel values."""
+    def _parts(self, content: list[dict[str, Any]]) -> tuple[str, list[Any]]:
+        """Text with a marker per image, and the prepared images."""
         parts, images = [], []
         for item in content:
             if item["type"] == "image":

@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from alignkd.config.schema import Part
 from alignkd.data.batch import Batch
 from alignkd.models.attention import FirstLayerAttention
 
@@ -87,7 +88,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """Train the parts of the tower that are used. It is frozen at first."""
 
     @abstractmethod
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
+        """Recompute the first of every ``every`` decoder layers in backward, and all of a trained tower."""
 
     @abstractmethod
     def public_name(self, name: str) -> str:
@@ -96,6 +98,23 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def is_projector(self, name: str) -> bool:
         """Whether a parameter belongs to the projector, which may have a learning rate of its own."""
+
+    @abstractmethod
+    def is_vision_tower(self, name: str) -> bool:
+        """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
+
+    def freeze_all_but(self, parts: Sequence[Part]) -> None:
+        """Freeze the projector, and the language model with its head, unless ``parts`` name them. The vision
+        tower stays as it is."""
+        for name, parameter in self.named_parameters():
+            if self.is_projector(name):
+                part: Part = "projector"
+            elif self.is_vision_tower(name):
+                continue
+            else:
+                part = "language_model"
+            if part not in parts:
+                parameter.requires_grad_(False)
 
     @abstractmethod
     def restore_buffers(self, device: torch.device | str) -> None:
@@ -108,3 +127,10 @@ class VisionLanguageModel(nn.Module, ABC):
         logits: torch.Tensor = self.head(hidden, F.linear)
         softcap = self.facts.softcap
         return logits if softcap is None else (logits / softcap).tanh() * softcap
+
+
+def keep_activations_between(layers: Iterable[nn.Module], every: int) -> None:
+    """Of decoder layers that are all checkpointed, leave the first of every ``every``."""
+    for number, layer in enumerate(layers):
+        if number % every:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]

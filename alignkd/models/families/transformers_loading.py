@@ -17,7 +17,13 @@ from alignkd.models.building import BuildOptions, gathered, reads_weights, shard
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL, read_config
 from alignkd.models.families.table import Family
-from alignkd.models.families.transformers import TransformersModel, attention_of_parts, facts_of
+from alignkd.models.families.transformers import (
+    PREFIX,
+    TransformersModel,
+    attention_of_parts,
+    attention_with,
+    facts_of,
+)
 from alignkd.models.families.untried import check_untried, found_family
 
 
@@ -84,14 +90,16 @@ def _read_on_first(folder: Path, family: Family, options: BuildOptions, tokens: 
     return whole
 
 
-def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
+def _from_files(folder: Path, family: Family, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """``attention``: the language model's; None: ours."""
     config = read_config(folder)
+    parts = attention_of_parts(config, family) if attention is None else attention_with(config, attention)
     try:
         whole, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention_of_parts(config, family),
+            attn_implementation=parts,
             output_loading_info=True,
             **LOCAL,
         )
@@ -103,6 +111,19 @@ def _from_files(folder: Path, family: Family, dtype: torch.dtype) -> Any:
     if problems:
         raise CheckpointError(f"{folder}: {len(problems)} tensors do not fit\n  " + "\n  ".join(problems))
     return whole
+
+
+def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """transformers' own model for generation, with ``tensors`` (our names) instead of the folder's weights.
+    Raises CheckpointError."""
+    whole = _from_files(folder, found_family(folder), options.dtype, "sdpa")
+    parameters = dict(whole.named_parameters())
+    named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    if tensors and parameters.keys() - named.keys():
+        raise CheckpointError(f"{folder}: the run has other parameters than the folder that it began from")
+    for name, parameter in parameters.items() if tensors else ():
+        parameter.data.copy_(named[name])
+    return whole.to(options.device)
 
 
 def _saved_buffers(whole: Any, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

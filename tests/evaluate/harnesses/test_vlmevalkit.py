@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from alignkd.data.records import Turn
+from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.generation import Decoding
-from alignkd.evaluate.model import AnsweringModel, Request
 from tests import tiny
 from tests.evaluate.harnesses import stand_ins
 from tests.evaluate.harnesses.loading import loading_spy
