@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkd.config import Config
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sizes import RunSizes
+from launcher.plan.tensors import ModelSizes
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import student_config, teacher_config
 
@@ -47,8 +48,8 @@ def shares_tower(config: Config, sizes: RunSizes) -> bool:
         teacher is not None
         and config.distillation.share_vision_tower
         and not config.training.train_vision_tower
-        and teacher.config.tower_config == student.config.tower_config
-        and teacher.used_tower_layers == student.used_tower_layers
+        and teacher.tower is not None
+        and teacher.tower == student.tower
         and (config.teacher.precision or config.training.precision) == config.training.precision
     )
 
