@@ -7,8 +7,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-scale benchmark-data \
-	benchmark-save gpu-check eval-full
+.PHONY: demo demo-baseline install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-whole benchmark-scale \
+	benchmark-data benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo
@@ -64,10 +64,13 @@ eval-full: $(INSTALLED)
 	$(BIN)/python -m tests.evaluate.full_size --share $(SHARE) --ranks $(RANKS)
 
 # Measurements, on a quiet machine; all but benchmark-save write their tables into docs/performance.md.
-benchmarks: benchmark-step benchmark-scale benchmark-data
+benchmarks: benchmark-step benchmark-whole benchmark-scale benchmark-data
 
 benchmark-step: $(INSTALLED)
 	$(BIN)/python -m benchmarks.step --publish
+
+benchmark-whole: $(INSTALLED)
+	$(BIN)/python -m benchmarks.whole --publish
 
 benchmark-scale: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scale --publish

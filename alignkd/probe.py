@@ -1,16 +1,20 @@
-"""Before a long training run: value, count and gradient norm of each loss term on a few samples."""
+"""What each loss term weighs on a few samples: its value, its count, and its gradient, also by part of the
+student. Before a long run, or in the middle of one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from alignkd.checkpoint.export import saved_student
+from alignkd.config import load_run_config
 from alignkd.config.schema import (
     DEFAULT_MAX_IMAGE_PIXELS,
+    Config,
     DataSection,
     DataSource,
     DistillationSection,
@@ -21,16 +25,22 @@ from alignkd.data.collate import collate
 from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.index import build_index
+from alignkd.data.index_cache import cached_index
+from alignkd.data.loader import build_sampler
+from alignkd.engine.build import choose_trained_parts
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
+from alignkd.engine.term_gradients import parts_of, term_gradient_norms
 from alignkd.errors import UserError
 from alignkd.losses.total import TERMS, element_counts, means, term_scales, total
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.agreement import check_agreement, template_problems
-from alignkd.models.building import BuildOptions
-from alignkd.models.encoding import pair_encoder
+from alignkd.models.building import DTYPES, BuildOptions
+from alignkd.models.encoding import pair_encoder, student_encoder
 from alignkd.models.families.mobilevlm import MobileVLM
-from alignkd.models.loading import load_model
+from alignkd.models.loading import load_model, load_student
+from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.paths import RunPaths
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
 LONGEST = 2**20  # tokens of a sample
@@ -41,9 +51,10 @@ PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": 
 class ProbeResult:
     terms: dict[str, float]
     counts: dict[str, int]
-    gradient_norms: dict[str, float]
+    gradient_norms: dict[str, float]  # of each term alone, without its weight, and of the weighted total
+    parts: dict[str, dict[str, float]]  # term -> part of the student -> norm of the term's weighted gradient
 
-    def as_dict(self) -> dict[str, dict[str, float] | dict[str, int]]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -101,6 +112,52 @@ def _one_batch(source: DataSource, encoder: SampleEncoder, longest: int, top_k: 
     return collate([reader(number) for number in range(len(index))], settings)
 
 
+def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
+    """Probe a run with its own configuration: the first ``samples`` samples of its data order, as one batch
+    in its precision on the CPU; student and adapters of its newest checkpoint, or those that it starts from.
+
+    Raises UserError for a folder that is no run, a run without a teacher, and a bad sample.
+    """
+    paths = RunPaths(run)
+    if not paths.config.is_file():
+        raise UserError(f"{run}: not a run folder (no config.yaml)")
+    config = load_run_config(paths.config)
+    if not config.distillation.enabled or config.model.teacher is None:
+        raise UserError(f"{run}: trains without a teacher, so its only term is the cross-entropy")
+    batch = _first_samples(config, paths.index, samples)
+    options = BuildOptions(DTYPES[config.training.precision])
+    teacher = TeacherModel(load_model(config.model.teacher, options), config.distillation.top_k)
+    student, _ = load_student(config.model, config.training.seed, options)
+    shapes = teacher.model.facts, student.facts
+    adapters = (
+        seeded_adapters(*shapes, config.training.seed)
+        if config.model.adapters is None
+        else load_adapters(Path(config.model.adapters), *shapes)
+    )
+    choose_trained_parts(student, config)
+    if committed_steps(run):
+        saved = saved_student(run, None, merge=False)
+        adapters.load_state_dict(saved.adapters)
+        for name, parameter in student.named_parameters():
+            parameter.data.copy_(saved.tensors[name])
+    step = StudentStep(student, adapters.to(options.dtype), config.distillation)
+    return _measure(step, teacher, batch, config.distillation)
+
+
+def _first_samples(config: Config, index_file: Path, samples: int) -> Batch:
+    encoder = student_encoder(config)
+    index = cached_index(index_file, config.data, encoder)
+    order = build_sampler(config, index).samples_of_step(0)[:samples]
+    reader = ExampleReader(config.data, index, encoder)
+    settings = encoder.collate_settings(
+        attention_rows=config.distillation.attention_rows,
+        logit_positions=config.distillation.logit_positions,
+        packing=config.training.packing,
+        top_k=config.distillation.top_k,
+    )
+    return collate([reader(number) for number in order], settings)
+
+
 def _measure(
     step: StudentStep, teacher: TeacherModel, batch: Batch, distillation: DistillationSection
 ) -> ProbeResult:
@@ -109,10 +166,15 @@ def _measure(
     targets, head = teacher(batch), teacher.model.head.cut(teacher.model.head.weight)
     sums = step(batch, (0.0,) * len(TERMS), targets, head).sums.tolist()
     values = means(dict(zip(TERMS, sums, strict=True)), counts)
-    norms = {}
-    for name in (*TERMS, "total"):
-        chosen = weights if name == "total" else {term: float(term == name) for term in TERMS}
-        norms[name] = _gradient_norm(step, batch, term_scales(counts, chosen, 1.0), targets, head)
+    alone = term_scales(counts, dict.fromkeys(TERMS, 1.0), 1.0)
+    by_part = term_gradient_norms(step, batch, alone, targets, head)
+    norms = dict(zip(TERMS, by_part.norm(dim=1).tolist(), strict=True))
+    norms["total"] = _gradient_norm(step, batch, term_scales(counts, weights, 1.0), targets, head)
+    parts = list(parts_of(step.student))
+    shares = {
+        term: {part: weights[term] * norm for part, norm in zip(parts, row, strict=True)}
+        for term, row in zip(TERMS, by_part.tolist(), strict=True)
+    }
     vision = values["vision_all"] + distillation.vision_focus_weight * values["vision_focus"]
     shown = {**values, "vision": vision, "total": total(values, weights)}
     rename = {"divergence": distillation.divergence}
@@ -120,6 +182,7 @@ def _measure(
         terms={rename.get(name, name): value for name, value in shown.items()},
         counts={rename.get(name, name): value for name, value in counts.items()},
         gradient_norms={rename.get(name, name): value for name, value in norms.items()},
+        parts={rename.get(name, name): value for name, value in shares.items()},
     )
 
 
@@ -131,7 +194,6 @@ def _gradient_norm(
     head: torch.Tensor,
 ) -> float:
     """L2 norm of the loss's gradient with respect to the student, without the adapters."""
-    step.zero_grad(set_to_none=True)
-    step(batch, scales, targets, head).loss.backward()
-    gradients = [parameter.grad for parameter in step.student.parameters() if parameter.grad is not None]
-    return float(nn.utils.get_total_norm(gradients))
+    parameters = [parameter for parameter in step.student.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(step(batch, scales, targets, head).loss, parameters, allow_unused=True)
+    return float(nn.utils.get_total_norm([gradient for gradient in found if gradient is not None]))

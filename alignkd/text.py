@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 def counted(number: int, word: str) -> str:
     """`1 rank`, `2 ranks`, `3 batches`."""
-    plural = word + ("es" if word.endswith("ch") else "s")
+    plural = word + ("es" if word.endswith(("ch", "s")) else "s")
     return f"{number} {word if number == 1 else plural}"
 
 

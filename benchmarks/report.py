@@ -26,7 +26,7 @@ PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "sentencepiece", "pil
 def facts(arguments: Sequence[str]) -> dict[str, Any]:
     """Commit, machine, versions and command of this process."""
     module = sys.modules["__main__"].__spec__
-    name = "benchmarks" if module is None else module.name
+    name = "benchmarks" if module is None else module.name.removesuffix(".__main__")
     return {
         "date": date.today().isoformat(),
         "commit": _commit(),

@@ -15,10 +15,13 @@ from alignkd.errors import UserError
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import model_facts
-from alignkd.probe import ProbeResult, run_probe
+from alignkd.probe import ProbeResult, run_probe, run_probe_of_run
+from alignkd.run_folder.paths import RunPaths
 from tests import tiny, vlm
+from tests.checkpoint.test_damaged_checkpoints import go_on
 from tests.model_folders import copy_model
 from tests.models.families import reference
+from tests.ranks import RankPool
 
 RAGGED = ("v1", "rounds", "text")
 
@@ -192,3 +195,54 @@ def test_a_template_that_the_models_do_not_have_is_refused(text_only: Path) -> N
         probe(text_only, template="chat")
     with pytest.raises(UserError, match=r"template = v1: valid for these models: chat"):
         probe(text_only, teacher=vlm.folder("llava", "teacher"), student=vlm.folder("llava"))
+
+
+SETTINGS = {
+    "distillation__weights": {"attention": 3.0, "vision": 0.5, "logits": 2.0},
+    "distillation__divergence": "forward_kl",
+    "distillation__top_k": 2,
+    "training__max_steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, one_rank: RankPool) -> Path:
+    run = tiny.write_run(tmp_path_factory.mktemp("trained") / "run", 1, **SETTINGS)
+    assert [code for code, _ in one_rank.run(go_on, str(run))] == [0]
+    return run
+
+
+def test_a_run_is_probed_with_its_own_configuration(tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 1, **SETTINGS)
+    result = run_probe_of_run(run, 3)
+    assert list(result.terms)[:2] == ["ce", "forward_kl"]
+    assert result.counts["vision_focus"] == result.counts["vision_all"] * 2 // 144
+    weights = {"ce": 1.0, "forward_kl": 2.0, "attention": 3.0, "vision_all": 0.5, "vision_focus": 0.05}
+    assert result.terms["total"] == pytest.approx(
+        sum(weight * result.terms[term] for term, weight in weights.items())
+    )
+    for term, weight in weights.items():
+        together = sum(norm**2 for norm in result.parts[term].values()) ** 0.5
+        assert together == pytest.approx(weight * result.gradient_norms[term], rel=1e-4), term
+    assert (
+        result.parts["attention"]["layer 1 rest"] == 0 < result.parts["attention"]["layer 0 queries and keys"]
+    )
+    assert run_probe_of_run(run, 1).counts["ce"] < result.counts["ce"]
+
+
+def test_a_run_is_probed_at_its_newest_checkpoint(tmp_path: Path, trained: Path) -> None:
+    """Student and adapters of the checkpoint are those that a next stage would start from."""
+    carried = {"model__student": str(RunPaths(trained).student), "model__adapters": str(trained)}
+    following = tiny.write_run(tmp_path / "following", 1, **SETTINGS, **carried)
+    fresh = tiny.write_run(tmp_path / "fresh", 1, **SETTINGS)
+    found = run_probe_of_run(trained, 4)
+    assert found == run_probe_of_run(following, 4)
+    assert found.terms["attention"] != run_probe_of_run(fresh, 4).terms["attention"]
+
+
+def test_a_run_without_terms_of_a_teacher_cannot_be_probed(tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 1, distillation__enabled=False)
+    with pytest.raises(UserError, match="trains without a teacher"):
+        run_probe_of_run(run, 1)
+    with pytest.raises(UserError, match="not a run folder"):
+        run_probe_of_run(tmp_path, 1)

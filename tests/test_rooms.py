@@ -8,7 +8,7 @@ from pathlib import Path
 import alignkd
 
 PACKAGE = Path(alignkd.__file__).parent
-PROGRAMS = {"train", "probe"}  # modules beside the rooms
+PROGRAMS = {"train", "probe", "cache_teacher"}  # modules beside the rooms
 
 
 def imported_rooms(room: str) -> set[str]:

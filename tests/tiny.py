@@ -125,6 +125,8 @@ TIMES = frozenset(
         "tokens_per_second",
         "samples_per_second",
         "teacher_seconds_share",
+        "student_seconds_share",
+        "optimizer_seconds_share",
         "data_wait_share",
         "memory_bytes",
     )

@@ -18,6 +18,7 @@ from PIL import Image
 from alignkd.config import load_config
 from tests import tiny
 from tests.vlm_models import BUILDERS, new_tokenizer
+from tests.vlm_untried import UNTRIED
 
 FAMILIES = tuple(BUILDERS)
 
@@ -28,7 +29,7 @@ def folder(family: str, role: str = "student") -> Path:
     out = Path(tempfile.mkdtemp(prefix=f"alignkd-{family}-{role}-"))
     atexit.register(shutil.rmtree, out, ignore_errors=True)
     tokenizer = new_tokenizer()
-    model, processor = BUILDERS[family]
+    model, processor = (BUILDERS | UNTRIED)[family]
     with torch.random.fork_rng():
         torch.manual_seed(0 if role == "student" else 1)
         model(tokenizer, role == "teacher").save_pretrained(out)

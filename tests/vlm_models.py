@@ -15,6 +15,11 @@ from transformers import (
     Gemma3ImageProcessorPil,
     Gemma3Processor,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4ImageProcessorPil,
+    Gemma4Processor,
+    Gemma4TextConfig,
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -37,6 +42,8 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2Config,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -63,6 +70,8 @@ SPECIAL = (
     "<|im_end|>",
     IMAGE,
     "<video>",
+    "<|video|>",
+    "<|endoftext|>",  # the tokenizers of some families add it if it is missing
     "<img>",
     "</img>",
     "<fake_token_around_image>",
@@ -79,6 +88,8 @@ NAMED = {
     "end_image_token": "</img>",
     "boi_token": "<img>",
     "eoi_token": "</img>",
+    "boa_token": "<img>",
+    "eoa_token": "</img>",
 }
 TEXTS = ("what colour is this picture", "the answer is red", "blue green yellow and many more words")
 
@@ -250,6 +261,43 @@ def _gemma3_processor(tokenizer: Any) -> Any:
     return Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
 
 
+def _gemma4(tokenizer: Any, wide: bool) -> Any:
+    """The teacher is like the large published ones, the student like the small ones: embeddings of each
+    layer, layers that share keys and values, clipped matrices, a tower for sound."""
+    small = {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "num_hidden_layers": 4}
+    large = {
+        "hidden_size_per_layer_input": 0,
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2,
+        "use_bidirectional_attention": "vision",
+    }
+    text = {**_text(tokenizer, wide), **(large if wide else small)}
+    text |= {"sliding_window": 16, "global_head_dim": 16, "final_logit_softcapping": 2.0}
+    text["layer_types"] = ["sliding_attention", "full_attention"] * (text["num_hidden_layers"] // 2)
+    text["vocab_size_per_layer_input"] = text["vocab_size"]
+    vision = _vision(patch_size=4, pooling_kernel_size=2, head_dim=12, num_key_value_heads=2)
+    sound = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16}
+    config = Gemma4Config(
+        text_config=Gemma4TextConfig(**text),
+        vision_config={**vision, "position_embedding_size": 640, "use_clipped_linears": not wide},
+        audio_config=None if wide else {**sound, "subsampling_conv_channels": [8, 4]},
+        image_token_id=_image_id(tokenizer),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        boi_token_id=tokenizer.convert_tokens_to_ids("<img>"),
+        eoi_token_id=tokenizer.convert_tokens_to_ids("</img>"),
+    )
+    model = Gemma4ForConditionalGeneration(config)
+    for layer in model.model.language_model.layers:
+        layer.layer_scalar.fill_(0.7)
+    return model
+
+
+def _gemma4_processor(tokenizer: Any) -> Any:
+    images = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2)
+    return images_only(Gemma4Processor)(None, images, tokenizer, None, chat_template=TEMPLATE)
+
+
 def _qwen_text(tokenizer: Any, wide: bool) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     return {**_text(tokenizer, wide), "rope_parameters": rope}
@@ -301,6 +349,23 @@ def _qwen3_vl(tokenizer: Any, wide: bool) -> Any:
     return Qwen3VLForConditionalGeneration(config)
 
 
+def _qwen3_5(tokenizer: Any, wide: bool) -> Any:
+    """The first layer has a linear attention."""
+    text = _qwen_text(tokenizer, wide)
+    text["head_dim"] = 16
+    text["initializer_range"] = 0.1  # at 0.3 the linear attention would magnify every rounding error
+    text["rope_parameters"]["partial_rotary_factor"] = 0.5
+    linear = {f"linear_num_{name}_heads": 2 for name in ("key", "value")}
+    linear |= {f"linear_{name}_head_dim": 8 for name in ("key", "value")}
+    config = Qwen3_5Config(
+        text_config={**text, **linear, "layer_types": ["linear_attention", "full_attention"]},
+        vision_config={**_qwen_vision(text), "num_position_embeddings": 64},
+        tie_word_embeddings=False,
+        **_qwen_ids(tokenizer),
+    )
+    return Qwen3_5ForConditionalGeneration(config)
+
+
 def _qwen_processor(processor: Any) -> Callable[[Any], Any]:
     def build(tokenizer: Any) -> Any:
         images = Qwen2VLImageProcessorPil(
@@ -323,5 +388,7 @@ BUILDERS: dict[str, tuple[Builder, Callable[[Any], Any]]] = {
     "llava_onevision": (_llava_onevision, _llava_onevision_processor),
     "qwen2_5_vl": (_qwen2_5_vl, _qwen_processor(Qwen2_5_VLProcessor)),
     "qwen3_vl": (_qwen3_vl, _qwen_processor(Qwen3VLProcessor)),
+    "qwen3_5": (_qwen3_5, _qwen_processor(Qwen3VLProcessor)),
     "gemma3": (_gemma3, _gemma3_processor),
+    "gemma4": (_gemma4, _gemma4_processor),
 }

@@ -29,6 +29,7 @@ from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.verification import problems_of
 
 STUDENT_PREFIX = "student."
+ADAPTERS_PREFIX = "adapters."
 
 
 def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: str | None = None) -> None:
@@ -111,6 +112,7 @@ class SavedStudent:
     manifest: dict[str, Any]
     model: ModelSection
     tensors: dict[str, torch.Tensor]  # our names, in the training precision
+    adapters: dict[str, torch.Tensor]  # of P_attn and P_V, in the training precision; empty without a teacher
     lora: LoraSection | None
 
 
@@ -131,15 +133,14 @@ def saved_student(run: Path, step: int | None, *, merge: bool = True) -> SavedSt
     config = load_run_config(RunPaths(run).config)
     dtype = DTYPES[config.training.precision]
     manifest, module = _verified_module(run, chosen)
-    tensors = {
-        name.removeprefix(STUDENT_PREFIX): value.to(dtype)
-        for name, value in module
-        if name.startswith(STUDENT_PREFIX)
-    }
+    tensors, adapters = (
+        {name.removeprefix(prefix): value.to(dtype) for name, value in module if name.startswith(prefix)}
+        for prefix in (STUDENT_PREFIX, ADAPTERS_PREFIX)
+    )
     lora = config.student.lora
     if lora is not None and merge:
         tensors = merged(tensors, lora)
-    return SavedStudent(chosen, manifest, config.model, tensors, lora)
+    return SavedStudent(chosen, manifest, config.model, tensors, adapters, lora)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

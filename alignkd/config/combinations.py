@@ -27,13 +27,20 @@ def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str
     return []
 
 
+def _cache(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
+    if distillation.enabled and teacher.placement == "cached" and teacher.cache is None:
+        return [
+            "teacher.cache is missing: teacher.placement = cached needs it; valid: what `alignkd cache` wrote"
+        ]
+    return []
+
+
 def _weights(distillation: DistillationSection) -> list[str]:
     weights = distillation.weights
     if distillation.enabled and not (weights.attention or weights.vision or weights.logits):
         return [
-            "distillation.weights are all 0 although distillation.enabled = "
-            "true; valid: at least one positive "
-            "weight, or `distillation.enabled: false`"
+            "distillation.weights are all 0 although distillation.enabled = true; valid: at least one "
+            "positive weight, or `distillation.enabled: false`"
         ]
     return []
 
@@ -140,6 +147,7 @@ def _signal_lead(slurm: SlurmSection) -> list[str]:
 
 _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_teacher, ("distillation", "model")),
+    (_cache, ("distillation", "teacher")),
     (_weights, ("distillation",)),
     (_scratch, ("model",)),
     (_attention_rows, ("distillation", "data")),
@@ -179,6 +187,8 @@ def warnings_of(config: Config) -> list[str]:
             found.append("training.adapter_learning_rate has no effect: distillation.enabled = false")
     else:
         found += _weight_warnings(config)
+        if config.teacher.cache is not None and config.teacher.placement != "cached":
+            found.append("teacher.cache has no effect: only teacher.placement = cached reads it")
     if model.student != "scratch" and model.student_config is not None:
         found.append("model.student_config has no effect: only model.student = scratch reads it")
     if config.training.max_steps is not None and config.checkpoint.every > config.training.max_steps:
@@ -187,6 +197,10 @@ def warnings_of(config: Config) -> list[str]:
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
     training = config.training
+    if training.checkpoint_every_nth_layer > 1 and not training.gradient_checkpointing:
+        found.append(
+            "training.checkpoint_every_nth_layer has no effect: training.gradient_checkpointing = false"
+        )
     tokens, longest = training.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         found.append(

@@ -25,6 +25,7 @@ PATH_KEYS = {
     ("model", "student_config"),
     ("model", "vision_tower"),
     ("model", "adapters"),
+    ("teacher", "cache"),
     ("data", "sources", "file"),
     ("data", "sources", "image_folder"),
     ("run", "folder"),

@@ -112,10 +112,20 @@ class TrainingSection(Section):
     max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
+    checkpoint_every_nth_layer: PositiveInt = Field(
+        1,
+        description="with gradient_checkpointing, recompute the first of every so many decoder layers; the "
+        "others keep their activations",
+    )
     compile_layers: bool = Field(
         False,
         description="compile the decoder layers of every model that ZeRO-3 does not shard, on a GPU; the "
         "first step takes longer, and the nodes need a C compiler",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use only kernels that give the same bits each time; on GPUs, where others are faster "
+        "(docs/performance.md)",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
     hang_seconds: int = Field(
@@ -153,10 +163,14 @@ class StudentSection(Section):
 
 
 class TeacherSection(Section):
-    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated"] = Field(
+    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated", "cached"] = Field(
         "zero3",
         description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
-        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank",
+        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank; "
+        "`cached` reads hidden states from teacher.cache and holds only the parts that the other terms need",
+    )
+    cache: PathText | None = Field(
+        None, description="folder of the teacher's cache, which `alignkd cache` writes"
     )
     lookahead: PositiveInt | None = Field(
         None,

@@ -78,6 +78,9 @@ class SlurmSection(Section):
         "gpus-per-node", description="how this site requests GPUs; `none` trains on CPUs (gloo)"
     )
     gpu_type: SlurmText | None = Field(None, description="GPU type: a100 requests gpu:a100:N")
+    gpus_per_node: PositiveInt | None = Field(
+        None, description="GPUs of a node of this cluster: the default of --gpus-per-node"
+    )
     gpu_memory: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)?[MGT]$",
@@ -118,8 +121,17 @@ class SlurmSection(Section):
         description="names of environment variables that must be set at submission; "
         "their values are never written",
     )
-    network_interface: SlurmText | None = Field(
-        None, description="network interface for NCCL and gloo; default: their own choice"
+    python: SlurmText | None = Field(
+        None,
+        pattern=r"^(/.*|[^/]+)$",
+        description="Python interpreter on the nodes: an absolute path, or a name that `modules` and "
+        "`activate` put on PATH; default: the one that submits",
+    )
+    network_interface: str | None = Field(
+        None,
+        pattern=r"^=?[A-Za-z0-9_.:-]+(,[A-Za-z0-9_.:-]+)*$",
+        description="interface for NCCL and gloo, by its exact name (`ip link`), as gloo takes neither "
+        "prefixes nor ^; for NCCL alone: NCCL_SOCKET_IFNAME in `export`; default: their own choice",
     )
     container: ContainerSection = Field(default_factory=ContainerSection)
     sbatch_options: Options = Field(

@@ -87,6 +87,7 @@ class Batch:
     columns_IV: torch.Tensor | None = None  # int64, within the sample; NO_COLUMN fills up images with fewer
     image_spans: tuple[ImageSpan, ...] = ()  # one per real image
     image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of the tower, beside pixel_values
+    teacher_hidden_ND: torch.Tensor | None = None  # from a cache of the teacher, in the teacher's dtype
 
     @property
     def sample_count(self) -> int:

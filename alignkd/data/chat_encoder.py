@@ -29,6 +29,7 @@ TEXT_KEYS = (
     "mm_token_type_ids",
     "offset_mapping",
     "text_replacement_offsets",
+    "num_soft_tokens_per_image",
 )
 KEPT_REPLACEMENTS = 4096  # of sizes of images; a data set may have millions of them
 DUMMY_SIDE = 64  # pixels
@@ -99,14 +100,14 @@ class ChatEncoder:
             except BadSample as bad:
                 found.append(bad)
                 continue
-            first, *parts = self._rendered(sample).text.split(self._processor.image_token)
+            first, *parts = self.rendered(sample).text.split(self._processor.image_token)
             replaced = zip(self._replacements_of(sizes, source), parts, strict=True)
             text = first + "".join(replacement + part for replacement, part in replaced)
             found.append(len(self._tokenizer(text, **self._special_tokens(text))["input_ids"]))
         return found
 
     def encode(self, sample: Sample, source: DataSource) -> ExpandedExample:
-        rendered = self._rendered(sample)
+        rendered = self.rendered(sample)
         images = [self._image(sample, path, source) for path in sample.images]
         shown = self._process(rendered.text, images, source.image_options)
         ids = np.array(shown.ids, dtype=np.int64)
@@ -152,7 +153,8 @@ class ChatEncoder:
             inputs = {name: value[:1] for name, value in inputs.items()}  # one tile is enough
         return CollateSettings(0, (0, 0, 0), dummy=inputs, **chosen)
 
-    def _rendered(self, sample: Sample) -> Rendered:
+    def rendered(self, sample: Sample) -> Rendered:
+        """The sample in the chat template, an image token for each image."""
         return self._supervised(messages_of(sample.turns, sample.system))
 
     def _supervised(self, messages: list[Message]) -> Rendered:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
 from torch.utils.data import Dataset
 
 from alignkd.data.batch import Batch
@@ -22,6 +24,14 @@ class Failure:
     passing: bool  # the file system failed, not the sample; a retry may succeed
 
 
+class HiddenReader(Protocol):
+    """A cache of the teacher, as far as the loader knows it; can be sent to its workers."""
+
+    def __call__(self, samples: Sequence[int], positions: int) -> torch.Tensor:
+        """[positions, D] of these samples, one after the other. Raises AlignkdError."""
+        ...
+
+
 class MicroBatchDataset(Dataset[Batch | Failure]):
     """A key is a list of samples (elements of the index); an empty list gives the masked batch."""
 
@@ -30,22 +40,43 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
         read_example: Callable[[int], Example | ExpandedExample],
         settings: CollateSettings,
         skip_bad: bool,
+        read_hidden: HiddenReader | None = None,
     ) -> None:
         self._read_example = read_example
         self._settings = settings
         self._skip_bad = skip_bad
+        self._read_hidden = read_hidden
 
     def __getitem__(self, samples: list[int]) -> Batch | Failure:
-        examples = []
+        try:
+            return self._batch(samples)
+        except AlignkdError as error:
+            return Failure(str(error), passing=isinstance(error, FileSystemError))
+
+    def _batch(self, samples: list[int]) -> Batch:
+        examples, kept = [], []
         for sample in samples:
             try:
                 examples.append(self._read_example(sample))
-            except BadSample as bad:
+                kept.append(sample)
+            except BadSample:
                 if not self._skip_bad:
-                    return Failure(str(bad), passing=False)
-            except AlignkdError as error:
-                return Failure(str(error), passing=isinstance(error, FileSystemError))
-        return collate(examples, self._settings, skipped=len(samples) - len(examples))
+                    raise
+        batch = collate(examples, self._settings, skipped=len(samples) - len(examples))
+        if self._read_hidden is None:
+            return batch
+        return replace(batch, teacher_hidden_ND=self._read_hidden(kept, batch.counts.logits))
+
+
+class MicroBatchOrder(Protocol):
+    """The sample lists of a loader: those of each step, and one after the other."""
+
+    @property
+    def steps(self) -> Sequence[int]: ...
+
+    def of_step(self, step: int) -> list[list[int]]: ...
+
+    def __iter__(self) -> Iterator[list[int]]: ...
 
 
 @dataclass(frozen=True)

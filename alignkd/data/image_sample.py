@@ -21,12 +21,14 @@ def image_sample(data: DataSection, index: Index) -> dict[str, str]:
     """Hashes over ``sizes`` and ``times`` (of the last write) of the first image of :data:`SAMPLES` samples,
     evenly spread over the index. Without paths: images may move. An image that is missing counts as such, and
     fails where it is read. Raises FileSystemError."""
-    found = [_look(*where) for where in _chosen(data, index)]
+    found = [
+        _look(str(data.sources[source].image_folder), path) for source, path in image_places(data, index)
+    ]
     return {"sizes": _hash([size for size, _ in found]), "times": _hash([time for _, time in found])}
 
 
-def _chosen(data: DataSection, index: Index) -> Iterator[tuple[str, str]]:
-    """(folder, path) of each image."""
+def image_places(data: DataSection, index: Index) -> Iterator[tuple[int, str]]:
+    """(number of the source, path) of each image of the sample."""
     with_image = np.flatnonzero(index.image_count)
     places = np.linspace(0, len(with_image) - 1, min(SAMPLES, len(with_image))).round().astype(int)
     files = [JsonListFile(source.file) for source in data.sources]
@@ -34,7 +36,7 @@ def _chosen(data: DataSection, index: Index) -> Iterator[tuple[str, str]]:
         source = int(index.source[number])
         value = files[source].entry(int(index.start[number]), int(index.stop[number]))
         sample = parse_sample(value, data.sources[source].file, source, int(index.entry[number]))
-        yield str(data.sources[source].image_folder), sample.images[0]
+        yield source, sample.images[0]
 
 
 def _look(folder: str, path: str) -> tuple[int, int] | tuple[None, None]:

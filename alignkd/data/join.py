@@ -60,6 +60,7 @@ def join(batches: Sequence[Batch]) -> Batch:
             ]
         ),
         logit_labels_N=torch.cat([batch.logit_labels_N for batch in batches]),
+        teacher_hidden_ND=_joined_hidden(batches),
         counts=sum((batch.counts for batch in batches), start=TermCounts()),
         image_places=tuple(
             place._replace(sample=place.sample + before)
@@ -74,6 +75,12 @@ def join(batches: Sequence[Batch]) -> Batch:
     return replace(
         joined, position_ids_BL=torch.cat(positions, dim=1), segment_bounds=_joined_bounds(batches, shifts)
     )
+
+
+def _joined_hidden(batches: Sequence[Batch]) -> torch.Tensor | None:
+    cached = [batch.teacher_hidden_ND for batch in batches if batch.teacher_hidden_ND is not None]
+    assert len(cached) in (0, len(batches)), "one loader made all of them"
+    return torch.cat(cached) if cached else None
 
 
 def _joined_bounds(batches: Sequence[Batch], shifts: Sequence[int]) -> torch.Tensor:

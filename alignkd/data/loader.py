@@ -17,7 +17,13 @@ from torch.utils.data import DataLoader
 
 from alignkd.config.schema import Config
 from alignkd.data.batch import Batch
-from alignkd.data.dataset import Failure, MicroBatchDataset, RankMicroBatches
+from alignkd.data.dataset import (
+    Failure,
+    HiddenReader,
+    MicroBatchDataset,
+    MicroBatchOrder,
+    RankMicroBatches,
+)
 from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.index import Index
@@ -51,9 +57,10 @@ def build_loader(
     start_step: int = 0,
     *,
     pin_memory: bool = False,
+    read_hidden: HiddenReader | None = None,
 ) -> WindowLoader:
     """This rank's windows from ``start_step`` to the last step of the run. ``pin_memory`` speeds up copies
-    to an accelerator."""
+    to an accelerator; ``read_hidden`` reads a cache of the teacher."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
     distillation = config.distillation
@@ -64,7 +71,8 @@ def build_loader(
         top_k=distillation.top_k,
     )
     reader = ExampleReader(config.data, index, encoder)
-    dataset = MicroBatchDataset(reader, settings, skip_bad=config.data.on_bad_sample == "skip")
+    skip_bad = config.data.on_bad_sample == "skip"
+    dataset = MicroBatchDataset(reader, settings, skip_bad, read_hidden)
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
     workers = config.data.workers
     return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
@@ -85,7 +93,7 @@ class WindowLoader:
     def __init__(
         self,
         dataset: MicroBatchDataset,
-        order: RankMicroBatches,
+        order: MicroBatchOrder,
         workers: int,
         ahead: int | None,
         *,

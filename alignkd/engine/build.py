@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
+from deepspeed.runtime import compiler
 
 from alignkd.config.schema import Config
 from alignkd.distributed.nodes import node_group
@@ -15,19 +17,26 @@ from alignkd.engine.student_step import StudentStep
 from alignkd.models.adapters import load_adapters, seeded_adapters
 from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
+from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import load_student, model_facts
 from alignkd.models.lora import add_lora
+from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
+from alignkd.teacher_cache.folder import Identity
 
 
-def build_teacher(config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks) -> Teacher | None:
+def build_teacher(
+    config: Config, ds_teacher: dict[str, Any] | None, ranks: Ranks, cache: Identity | None = None
+) -> Teacher | None:
     """The teacher, or None when distillation is off. Collective when it is sharded; ``ds_teacher`` is then
-    its DeepSpeed configuration."""
+    its DeepSpeed configuration. ``cache``: what a cached one's cache is of."""
     folder = config.model.teacher
     if not config.distillation.enabled or folder is None:
         return None
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
+    if cache is not None:
+        return CachedTeacher(folder, top_k, BuildOptions(dtype, ranks.device), cache.weights)
     if config.teacher.placement == "replicated":
         teacher = ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
         if config.training.compile_layers:
@@ -46,14 +55,9 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
     sharded = config.student.zero_stage == 3
     options = BuildOptions(dtype, ranks.device, ds_student) if sharded else BuildOptions(dtype)
     student, completed = load_student(config.model, config.training.seed, options)
-    if config.training.train_vision_tower:
-        student.unfreeze_vision_tower()
-    if config.student.train is not None:
-        student.freeze_all_but(config.student.train)
-    if config.student.lora is not None:
-        add_lora(student, config.student.lora, config.training.seed)
+    choose_trained_parts(student, config)
     if config.training.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        student.enable_gradient_checkpointing(config.training.checkpoint_every_nth_layer)
     if config.training.compile_layers and not sharded:
         compile_layers(student, ranks.device)
     adapters = None
@@ -67,7 +71,25 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
         ).to(options.dtype)
     module = StudentStep(student, adapters, config.distillation)
     optimizer = build_optimizer(parameter_groups(module, config.training), ranks.device)
+    _import_muon_uncompiled()
     engine = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_student)[0]
     student.restore_buffers(ranks.device)
     engine.train()
     return engine, completed
+
+
+def choose_trained_parts(student: VisionLanguageModel, config: Config) -> None:
+    """Which parameters ask for gradients, with those that LoRA adds."""
+    if config.training.train_vision_tower:
+        student.unfreeze_vision_tower()
+    if config.student.train is not None:
+        student.freeze_all_but(config.student.train)
+    if config.student.lora is not None:
+        add_lora(student, config.student.lora, config.training.seed)
+
+
+def _import_muon_uncompiled() -> None:
+    """DeepSpeed imports its Muon to see whether the optimizer is one, which sets up torch.compile for three
+    functions: a second of every rank's start. Ours is AdamW, which calls none of them."""
+    with mock.patch.object(compiler, "compile", return_value=compiler.dummy_decorator):
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401

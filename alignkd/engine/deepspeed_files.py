@@ -26,7 +26,7 @@ def read_deepspeed_files(run: Path, config: Config) -> DeepSpeedFiles:
     is_sharded = (
         config.distillation.enabled
         and config.model.teacher is not None
-        and config.teacher.placement != "replicated"
+        and config.teacher.placement not in ("replicated", "cached")
     )
     teacher = _read(paths.teacher_deepspeed) if is_sharded else None
     return DeepSpeedFiles(student, teacher, _accumulation(paths.student_deepspeed, student))

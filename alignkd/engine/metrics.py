@@ -8,6 +8,7 @@ step; nothing here adds to that.) So the row of step s is completed while step s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -31,7 +32,7 @@ class _Pending:
     values: torch.Tensor  # sums of the terms, and the gradient norm where the device has it, being copied
     host_norm: float | None  # where the host had the gradient norm, or there is none (NaN)
     copied: Any  # device event that follows the copy; None on the CPU
-    teacher: Reading
+    parts: Mapping[str, Reading]
     time: StepTime
     norm_must_be_finite: bool
 
@@ -51,15 +52,15 @@ class Metrics:
         row: dict[str, Any],
         sums: StepSums,
         info: StepInfo,
-        teacher: Reading,
+        parts: Mapping[str, Reading],
         time: StepTime,
         *,
         applied: bool,
     ) -> None:
         """Take the values of step s and complete the row of step s - 1. Collective.
 
-        ``row`` is what the host knows of the step; ``applied`` is false when DeepSpeed skipped it because of
-        an overflow.
+        ``row`` is what the host knows of the step, ``parts`` the times of its parts by name; ``applied`` is
+        false when DeepSpeed skipped it because of an overflow.
         """
         dist.all_reduce(sums.terms)
         values, norm, host_norm = sums.terms, sums.gradient_norm, None
@@ -74,7 +75,7 @@ class Metrics:
             copied.record()
         self.flush()
         must_be_finite = applied and sums.gradient_norm is not None
-        self._pending = _Pending(row, info, values, host_norm, copied, teacher, time, must_be_finite)
+        self._pending = _Pending(row, info, values, host_norm, copied, parts, time, must_be_finite)
 
     def flush(self) -> None:
         """Complete the pending row, if there is one. Raises TrainingError when its loss is not finite."""
@@ -115,7 +116,10 @@ class Metrics:
             "tokens_per_second": counts.tokens / seconds,
             "samples_per_second": counts.samples / seconds,
             "step_seconds": pending.time.seconds,
-            "teacher_seconds_share": min(pending.teacher.seconds() / seconds, 1.0),
+            **{
+                f"{name}_seconds_share": min(reading.seconds() / seconds, 1.0)
+                for name, reading in pending.parts.items()
+            },
             "memory_bytes": peak_memory_bytes(),
             "skipped_samples": counts.skipped,
             "padding_share": 1 - counts.tokens / max(counts.slots, 1),

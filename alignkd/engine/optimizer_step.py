@@ -13,7 +13,7 @@ from alignkd.config.schema import DistillationSection
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.signals import StopRequest
-from alignkd.engine.stopwatch import Stopwatch
+from alignkd.engine.stopwatch import Stopwatch, StudentWatches, student_watches
 from alignkd.errors import AlignkdError, TrainingError
 from alignkd.losses.total import ElementSizes, element_counts, term_scales, weights_by_term
 from alignkd.teacher.lookahead import targets_ahead
@@ -95,6 +95,7 @@ def run_optimizer_step(
     ranks: Ranks,
     teacher_watch: Stopwatch,
     lookahead: int | None = None,
+    watches: StudentWatches | None = None,
 ) -> StepSums:
     """Train on one accumulation window. Its length may differ between steps, but not between ranks.
     ``lookahead``: micro-batches that one teacher forward serves (None: the whole window).
@@ -107,17 +108,20 @@ def run_optimizer_step(
     scales = term_scales(info.elements, term_weights(distillation), factor)
     window = [batch.to(ranks.device) for batch in window]
     head, targets_of_window = _teacher_side(teacher, window, teacher_watch, lookahead)
+    watches = watches or student_watches()
     sums = torch.zeros(len(scales), device=ranks.device)
     own_norm = None
     for number, batch in enumerate(window):
         is_last = number == len(window) - 1
         targets = next(targets_of_window)
         engine.set_gradient_accumulation_boundary(is_last)
-        output = engine(batch, scales, targets, head)
-        engine.backward(output.loss)
-        if is_last:
-            own_norm = _norm_that_deepspeed_drops(engine)
-        engine.step()
+        with watches.student:
+            output = engine(batch, scales, targets, head)
+            engine.backward(output.loss)
+        with watches.optimizer:
+            if is_last:
+                own_norm = _norm_that_deepspeed_drops(engine)
+            engine.step()
         sums += output.sums
     return StepSums(sums, engine.get_global_grad_norm() if own_norm is None else own_norm)
 

@@ -30,7 +30,11 @@ from alignkd.run_folder.layout import layout_facts
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
+from alignkd.teacher.cache_shards import CachedHidden
+from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import Teacher, held_bytes
+from alignkd.teacher_cache.check import checked_manifest
+from alignkd.teacher_cache.folder import Identity
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,8 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
 
     progress.report("loading", total_steps=total_steps)
-    engine, teacher = _build_models(config, files, ranks)
+    cache = _cache_identity(config, ranks)
+    engine, teacher = _build_models(config, files, ranks, cache)
     attach_shard_files(engine)
     found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
     identity = RunIdentity(
@@ -74,17 +79,30 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         files.accumulation,
         found.step or 0,
         pin_memory=ranks.device.type != "cpu",
+        read_hidden=None if cache is None else CachedHidden(Path(str(config.teacher.cache)), cache),
     )
     _warn_of_a_late_signal(run, config, ranks)
     return TrainingState(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, identity)
 
 
-def _build_models(config: Config, files: DeepSpeedFiles, ranks: Ranks) -> tuple[Any, Teacher | None]:
+def _cache_identity(config: Config, ranks: Ranks) -> Identity | None:
+    """Of the teacher's cache, if the run reads one. Raises UserError on all ranks when it does not fit."""
+    if not config.distillation.enabled or config.teacher.placement != "cached":
+        return None
+    found: list[Identity] = []
+    ranks.run_on_rank0(lambda: found.append(checked_manifest(config).identity))
+    shared: Identity = ranks.broadcast_object(found[0] if found else None)
+    return shared
+
+
+def _build_models(
+    config: Config, files: DeepSpeedFiles, ranks: Ranks, cache: Identity | None
+) -> tuple[Any, Teacher | None]:
     # The student first: its ZeRO-3 context, if any, must be gone when the teacher's begins.
     engine, completed = build_student_engine(config, files.student, ranks)
     if completed:
         log.info("not from model.student: %s", ", ".join(completed))
-    teacher = build_teacher(config, files.teacher, ranks)
+    teacher = build_teacher(config, files.teacher, ranks, cache)
     if teacher is not None:
         held = held_bytes(teacher)
         log.info(
@@ -107,6 +125,8 @@ def _image_sample(config: Config, index: Index, ranks: Ranks) -> dict[str, str]:
 def _teacher_fingerprint(teacher: Teacher | None, ranks: Ranks) -> str | None:
     if teacher is None:
         return None
+    if isinstance(teacher, CachedTeacher):
+        return teacher.weights
     shared: str = ranks.broadcast_object(fingerprint(teacher.model.model, hashing=ranks.is_first))
     return shared
 

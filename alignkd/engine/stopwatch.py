@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -53,6 +53,17 @@ class Reading:
         for _, end in self._events:
             end.synchronize()
         return self._host_seconds + sum(float(start.elapsed_time(end)) for start, end in self._events) / 1000
+
+
+class StudentWatches(NamedTuple):
+    """The parts of a step that follow the teacher's."""
+
+    student: Stopwatch  # forward and backward, and what ranks exchange meanwhile
+    optimizer: Stopwatch  # DeepSpeed's step: norm, clipping, update, new weights
+
+
+def student_watches() -> StudentWatches:
+    return StudentWatches(Stopwatch(), Stopwatch())
 
 
 def timed_forwards(module: torch.nn.Module) -> Stopwatch:

@@ -112,6 +112,7 @@ class StudentStep(nn.Module):
             teacher_weight_WD=teacher_head_WD,
             divergence=self.divergence,
             temperature=self.temperature,
+            softcap=self.student.facts.softcap,
         )
         hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
         losses: LogitLosses = self.student.head(

@@ -25,7 +25,7 @@ from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
 from alignkd.engine.step_clock import StepClock, StepTime
-from alignkd.engine.stopwatch import Reading, Stopwatch, timed_forwards
+from alignkd.engine.stopwatch import Reading, Stopwatch, student_watches, timed_forwards
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
 from alignkd.run_folder.heartbeat import DATA, TRAINING
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
@@ -81,6 +81,7 @@ class Trainer:
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
         self.teacher_watch = Stopwatch()
+        self.watches = student_watches()
         self.forward_watch = timed_forwards(state.engine.module)
         self.late: tuple[StepTime, Reading] | None = None  # times of the step before
         self.clock = StepClock()
@@ -155,6 +156,7 @@ class Trainer:
             state.ranks,
             self.teacher_watch,
             state.config.teacher.lookahead,
+            self.watches,
         )
         self.step += 1
         applied = state.engine.was_step_applied()
@@ -165,7 +167,9 @@ class Trainer:
             "skipped_steps": self.skipped.total,
         }
         taken = self.clock.end_step()
-        self.metrics.add(row, sums, info, self.teacher_watch.take(), taken, applied=applied)
+        parts = {"teacher": self.teacher_watch, **self.watches._asdict()}
+        readings = {name: watch.take() for name, watch in parts.items()}
+        self.metrics.add(row, sums, info, readings, taken, applied=applied)
         self._beat(taken)
         self.skipped.check(self.step)
         if self.metrics.last is not None:

@@ -24,6 +24,7 @@ from alignkd.models.families.mobilevlm import public_name
 from alignkd.models.families.mobilevlm_loading import load_model, model_of_tensors
 from alignkd.models.families.table import family_of
 from alignkd.models.families.transformers_loading import load_whole
+from alignkd.models.families.untried import found_family
 from alignkd.run_folder.paths import RunPaths
 
 
@@ -71,8 +72,7 @@ def _mobilevlm(
 
 
 def _chat_model(source: Path, saved: SavedStudent | None, options: BuildOptions, precision: str) -> ChatModel:
-    family = family_of(source)
-    assert family is not None, "MobileVLM answers by itself"
+    family = found_family(source)
     whole = load_whole(source, options, {} if saved is None else saved.tensors)
     return ChatModel(whole, family, chat_encoder(source, DEFAULT_MAX_IMAGE_PIXELS), precision)
 

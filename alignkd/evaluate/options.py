@@ -78,17 +78,21 @@ def chosen_tasks(names: str, data: Path, own: OwnQuestions | None) -> list[Task]
     return [own_task(data, own.questions, folder, own.metric)]
 
 
+def model_name(folder: Path) -> str:
+    """Name of a model folder that is given none: its own, or that of the run for ``RUN/student``."""
+    path = folder.resolve()
+    is_export = path == RunPaths(path.parent).student and RunPaths(path.parent).config.is_file()
+    return path.parent.name if is_export else path.name
+
+
 def named_models(models: Sequence[str]) -> tuple[ModelChoice, ...]:
-    """``NAME=FOLDER``, or a folder, whose name is its own; that of a run for ``RUN/student``. Raises
-    UserError for two models of one name."""
+    """``NAME=FOLDER``, or a folder, named by ``model_name``. Raises UserError for two models of one name."""
     found: dict[str, ModelChoice] = {}
     for given in models:
         name, equals, folder = given.partition("=")
         if not equals or Path(given).is_dir():
             folder = given
-            path = Path(given).resolve()
-            is_export = path == RunPaths(path.parent).student and RunPaths(path.parent).config.is_file()
-            name = path.parent.name if is_export else path.name
+            name = model_name(Path(given))
         if not name or name.startswith(".") or "/" in name or not folder:
             raise UserError(f"model {given!r:.200}: must be a folder, or NAME=FOLDER")
         if name in found:

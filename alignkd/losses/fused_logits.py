@@ -22,6 +22,7 @@ from alignkd.losses.logits import (
     LogitTargets,
     Scales,
     cross_entropy_sum,
+    head_logits,
     log_probabilities,
     logit_loss_sums,
     scaled,
@@ -58,10 +59,16 @@ class _FusedLogitLosses(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(hidden_ND, dtype=wide), None
         for part in _parts(len(hidden_ND)):
             hidden_CD = hidden_ND[part]
-            log_student = log_probabilities(hidden_CD, weight_WD)
+            logits = head_logits(hidden_CD, weight_WD, targets.softcap)
+            slope = None if targets.softcap is None else 1.0 - (logits / targets.softcap).square()
+            log_student = log_probabilities(logits)
+            del logits
             chunk_sums, d_logits = sums_and_gradient(log_student, targets.at(part), relative)
             del log_student
             sums += chunk_sums
+            if slope is not None:
+                d_logits.mul_(slope)
+                del slope
             d_logits = d_logits.to(weight_WD.dtype)
             d_hidden[part] = d_logits @ weight_WD
             d_weight = _add_product(d_weight, d_logits.T, hidden_CD)

@@ -30,6 +30,7 @@ class LogitTargets:
     teacher_weight_WD: torch.Tensor | None = None
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
+    softcap: float | None = None  # of both models' logits x: softcap * tanh(x / softcap)
 
     def at(self, positions: slice) -> LogitTargets:
         """The targets of some of the positions."""
@@ -40,7 +41,8 @@ class LogitTargets:
         """The teacher's log-probabilities at ``temperature``, in fp32 (or wider)."""
         if self.teacher_hidden_ND is None or self.teacher_weight_WD is None:
             return None
-        return log_probabilities(self.teacher_hidden_ND, self.teacher_weight_WD, self.temperature)
+        logits = head_logits(self.teacher_hidden_ND, self.teacher_weight_WD, self.softcap)
+        return log_probabilities(logits, self.temperature)
 
 
 class LogitLosses(NamedTuple):
@@ -61,7 +63,7 @@ def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: L
 
     The divergence is summed over the vocabulary and multiplied by temperature squared.
     """
-    log_student = log_probabilities(hidden_ND, weight_WD)
+    log_student = log_probabilities(head_logits(hidden_ND, weight_WD, targets.softcap))
     ce = cross_entropy_sum(log_student, targets.labels_N)
     log_teacher = targets.log_teacher_NW()
     if log_teacher is None:
@@ -71,13 +73,18 @@ def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: L
     return torch.stack([ce, divergence * temperature**2])
 
 
-def log_probabilities(
-    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, temperature: float = 1.0
+def head_logits(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
     """[N, W] in fp32 (or wider) of a product in the model's dtype."""
     logits = F.linear(hidden_ND, weight_WD)
     logits = logits.to(at_least_fp32(logits.dtype))
-    return (logits if temperature == 1.0 else logits / temperature).log_softmax(dim=-1)
+    return logits if softcap is None else (logits / softcap).tanh() * softcap
+
+
+def log_probabilities(logits_NW: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """[N, W] at ``temperature``."""
+    return (logits_NW if temperature == 1.0 else logits_NW / temperature).log_softmax(dim=-1)
 
 
 def tempered(log_probs_NW: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -110,6 +110,22 @@ def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
     return problems
 
 
+def untried_notes(model: ModelSection) -> list[str]:
+    """What to know of models whose family is not in the table. Folders that cannot be read are left out."""
+    notes = []
+    for folder in {student_folder(model), *([Path(model.teacher)] if model.teacher else [])}:
+        try:
+            family = family_of(folder)
+        except CheckpointError:
+            continue
+        if family is not None and not family.tried:
+            notes.append(
+                f"{folder}: {family.model_type} is untried; when the run starts, it is compared with "
+                "transformers on one sample, and refused if it differs (docs/models.md)"
+            )
+    return sorted(notes)
+
+
 def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, settings that only MobileVLM knows, and packages."""
     family = family_of(student_folder(config.model))

@@ -11,9 +11,9 @@ from alignkd.data.images import ImageProcessor
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 from alignkd.models.agreement import student_folder, student_model_config
-from alignkd.models.families.processors import read_processor
+from alignkd.models.families.processors import read_config, read_processor
 from alignkd.models.families.table import family_of
-from alignkd.models.families.transformers_loading import read_config
+from alignkd.models.families.untried import found_family
 
 
 def student_encoder(config: Config) -> SampleEncoder:
@@ -46,8 +46,7 @@ def encoder_of(section: ModelSection, max_image_pixels: int) -> SampleEncoder:
 
 def chat_encoder(folder: Path, max_image_pixels: int) -> ChatEncoder:
     """Raises CheckpointError when the folder has no usable processor."""
-    family = family_of(folder)
-    assert family is not None, "MobileVLM has templates of its own"
+    family = found_family(folder)
     token = read_config(folder).image_token_id
     processor = read_processor(folder)
     return ChatEncoder(folder, processor, token, max_image_pixels, by_row=family.inputs_by_row)

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
+from alignkd.models.families.table import text_section
 from alignkd.models.json_file import read_json
 
 TOKENIZER = "tokenizer.json"
@@ -43,6 +44,10 @@ def _described(folder: Path) -> dict[str, Any]:
     described: dict[str, Any] = {
         f"tokenizers ({TOKENIZER})": hashlib.sha256(path.read_bytes()).hexdigest(),
         "chat templates": _chat_template(folder),
+        # The losses cap the logits of both models alike.
+        "`text_config.final_logit_softcapping`": text_section(read_json(folder / "config.json")).get(
+            "final_logit_softcapping"
+        ),
     }
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp"  # how the names of unfinished files end; they begin with a dot
+
 
 def flush_to_disk(path: Path) -> None:
     """fsync of a file, or of the entries of a folder. Raises OSError."""
@@ -40,7 +42,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     ``durable`` the new content also survives a power failure from here on. Raises OSError.
     """
     # Unlike a process id, the name is the only one among all hosts of a shared file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
         yield temporary
         if durable:

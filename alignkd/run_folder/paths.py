@@ -16,7 +16,7 @@
 | previous.json | launcher | the run folder of the stage before: ``launcher.commands.stages`` |
 | attempt.json | launcher, job | the open attempt: ``launcher.run.attempts`` |
 | attempts.jsonl | launcher, job | one line per closed attempt: ``launcher.run.attempts`` |
-| exits/rank-R | rank.sh | exit code of rank R in this attempt, and the Unix time |
+| exits/rank-R | rank.sh | exit code of rank R in this attempt, Unix time, number of ranks that ended before |
 | exits/hang | launcher, job | which rank hangs, if the attempt is ended for it: ``launcher.run.hangs`` |
 | beats/rank-R | rank R | what the rank is doing: ``run_folder.heartbeat`` |
 | exits/step | rank.sh | JOB.STEP, the Slurm step that the ranks are |

@@ -1,4 +1,5 @@
-"""Where the teacher runs: sharded by ZeRO-3, or as a whole copy on every rank."""
+"""Where the teacher runs: sharded by ZeRO-3, or as a whole copy on every rank. Or elsewhere and earlier: see
+:mod:`alignkd.teacher.cached`."""
 
 from __future__ import annotations
 
@@ -30,9 +31,8 @@ def held_bytes(teacher: Teacher) -> dict[str, int]:
     host memory (``host``); and what its whole head adds on the device during a step (``head``)."""
     parameters: list[Any] = list(teacher.model.parameters())
     head: Any = teacher.model.model.head.weight
-    if isinstance(teacher, ReplicatedTeacher):
+    if not isinstance(teacher, ShardedTeacher):
         return {"shard": sum(p.numel() * p.element_size() for p in parameters), "host": 0, "head": 0}
-    assert isinstance(teacher, ShardedTeacher)
     size = head.element_size()
     # Small parameters, which ZeRO-3 keeps whole on top of their shards; all others are empty between steps.
     resident = sum(p.numel() for p in parameters) * size

@@ -42,14 +42,22 @@ class TeacherModel(nn.Module):
         outputs: ModelOutputs = self.model(batch)
         layout = block_layout(batch, self.model.facts)
         block_IHMV = text_vision_block(*outputs.first_layer, layout)
+        hidden_ND = (
+            logit_hidden(batch, outputs) if batch.teacher_hidden_ND is None else batch.teacher_hidden_ND
+        )
         return TeacherTargets(
-            hidden_ND=outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N],
+            hidden_ND=hidden_ND,
             # The focus is chosen from the fp32 block. Kept is the precision of the queries and keys.
-            block_IHMV=block_IHMV.to(outputs.hidden_BLD.dtype),
+            block_IHMV=block_IHMV.to(hidden_ND.dtype),
             vision_tokens_IVD=outputs.vision_tokens_IVD[: batch.image_count],
             focus_indices_IK=focus_indices(block_IHMV, self.top_k, layout.filled_IV()),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
         )
+
+
+def logit_hidden(batch: Batch, outputs: ModelOutputs) -> torch.Tensor:
+    """Hidden states [N, D] at the positions that the logit terms compare."""
+    return outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
 
 
 def block_layout(batch: Batch, facts: ModelFacts) -> BlockLayout:

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from alignkd.config import Config
+    from alignkd.config.slurm_section import SlurmSection
 
 
 def device_of(config: Config) -> str:
     """ "cpu" where the user chose it, else "auto": one GPU per rank, and never a silent change to the CPU."""
     return "cpu" if config.slurm.gpu_option == "none" else "auto"
+
+
+def usual_gpus_per_node(slurm: SlurmSection) -> int:
+    """Ranks per node of a job, unless an option gives their number."""
+    return 1 if slurm.gpu_option == "none" else slurm.gpus_per_node or 1
 
 
 def visible_gpus(environment: Mapping[str, str], dev: Path = Path("/dev")) -> list[str]:

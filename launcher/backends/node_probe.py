@@ -68,11 +68,16 @@ def places_of(run: Path) -> list[Place]:
         return found  # the ranks say what is wrong with it
     if config.slurm.container.kind != "none":
         return found  # the ranks see other folders than this script
-    return [*found, *_models(config), *_data(config), Place("writable", "cache", _cache_folder(os.environ))]
+    return [*found, *read_places(config), Place("writable", "cache", _cache_folder(os.environ))]
 
 
 def run_place(run: Path) -> Place:
     return Place("shared", "run.folder", run)
+
+
+def read_places(config: Config) -> list[Place]:
+    """The models and data of a run."""
+    return [*_models(config), *_data(config)]
 
 
 def model_folders(config: Config) -> dict[str, str]:
@@ -90,7 +95,9 @@ def model_folders(config: Config) -> dict[str, str]:
 def _models(config: Config) -> Iterator[Place]:
     for key, folder in model_folders(config).items():
         yield Place("folder", key, Path(folder))
-    model = config.model
+    model, teacher = config.model, config.teacher
+    if teacher.cache is not None and teacher.placement == "cached" and config.distillation.enabled:
+        yield Place("folder", "teacher.cache", Path(teacher.cache))
     if model.adapters is not None and config.distillation.enabled:
         path = Path(model.adapters)
         yield Place("folder" if path.is_dir() else "file", "model.adapters", path)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +22,12 @@ from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json, write_json
 from alignkd.run_folder.paths import RunPaths
 from alignkd.text import counted
+from launcher.backends import ssh_connect
 from launcher.backends.base import Started
 from launcher.backends.hostfile import Host, read_hosts
-from launcher.backends.ranks import RankGroup, free_port
-from launcher.backends.ssh_probe import OPTIONS, check_hosts
+from launcher.backends.ranks import RankGroup
+from launcher.backends.ssh_connect import READY, connect
+from launcher.backends.ssh_probe import check_hosts
 from launcher.backends.watch import watch_ranks
 from launcher.backends.watched import WatchedBackend
 from launcher.render.quoting import shell_word
@@ -79,14 +82,16 @@ class SshBackend(WatchedBackend):
             raise UserError(
                 f"{RunPaths(run).hosts}: {len(hosts)} hosts, and the run was made for {manifest.nodes} nodes"
             )
-        for warning in check_hosts(run, hosts):
+        found = check_hosts(run, hosts)
+        secrets, missing = secrets_of(run)
+        for warning in (*found.warnings, *(f"{name} is not set here (slurm.secrets)" for name in missing)):
             say(console, f"warning: {warning}")
 
         def start() -> RankGroup:
             attempt = attempts.begin(run, "ssh", ",".join(host.name for host in hosts), None)
-            environments = rank_variables(manifest, hosts, attempt.number, run)
+            environments = rank_variables(manifest, hosts, attempt.number, run, found.port)
             names = [host.name for host in hosts for _ in range(manifest.gpus_per_node)]
-            return _start_ranks(run, names, environments)
+            return start_over_ssh(run, names, [secrets | environment for environment in environments])
 
         return Started(watch_ranks(run, start, console), None)
 
@@ -107,13 +112,21 @@ class SshGroup(RankGroup):
                     process.stdin.flush()
 
 
+def secrets_of(run: Path) -> tuple[dict[str, str], list[str]]:
+    """The variables of ``slurm.secrets`` that are set here, and the names of those that are not."""
+    from alignkd.config import load_run_config  # here: `status` imports this module, and must be quick
+
+    names = load_run_config(RunPaths(run).config).slurm.secrets
+    found = {name: os.environ[name] for name in names if os.environ.get(name)}
+    return found, [name for name in names if name not in found]
+
+
 def rank_variables(
-    manifest: Manifest, hosts: Sequence[Host], attempt: int, run: Path
+    manifest: Manifest, hosts: Sequence[Host], attempt: int, run: Path, port: str
 ) -> list[dict[str, str]]:
-    """The variables that rank.sh reads, for every rank. The first host is the master."""
+    """The variables that rank.sh reads, for every rank. The first host is the master, with ``port`` free."""
     # Without the brackets of [::1], as ssh and hostfiles write IPv6 addresses.
     names = [host.name.rpartition("@")[2].strip("[]") for host in hosts]
-    port = str(free_port())
     return [
         {
             "RUN": str(run),
@@ -135,28 +148,33 @@ def remote_command(run: Path) -> str:
     folder, env = shell_word(str(run)), shell_word(str(RunPaths(run).environment_script))
     # The host names itself: this process knows only what ssh calls it.
     missing = f'{{ echo "$(uname -n): does not see the run folder" {folder} >&2; exit 2; }}'
-    script = f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
+    # Secrets follow on stdin: neither a command line nor a file shows them.
+    script = (
+        f"echo {shell_word(READY)}; exec >&2; export ALIGNKD_SECRETS_FOLLOW=1; "
+        f'cd {folder} && source {env} || {missing}; exec "$PYTHON" -m launcher.backends.ssh_rank'
+    )
     return f"exec bash -c {shell_word(script)}"
 
 
-def _start_ranks(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+def start_over_ssh(run: Path, names: Sequence[str], environments: Sequence[Mapping[str, str]]) -> RankGroup:
+    """Rank R runs on host ``names[R]``. Only some connections are opened at once, and a refused one again."""
     remote = remote_command(run)
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank, (name, environment) in enumerate(zip(names, environments, strict=True)):
-            with RunPaths(run).ssh_log(rank).open("wb") as log:
-                process = subprocess.Popen(
-                    ["ssh", *OPTIONS, name, remote],
-                    stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                )  # fmt: skip
-            processes.append(process)
-            order = {"command": ["bash", str(RunPaths(run).rank_script)], "environment": dict(environment)}
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has exited already, and its log says why
-                process.stdin.write(json.dumps(order).encode() + b"\n")
-                process.stdin.flush()
-    except BaseException:
-        for process in processes:
-            process.kill()
-        raise
-    return SshGroup(processes)
+
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        process = connect(names[rank], remote, RunPaths(run).ssh_log(rank))
+        order = {"command": ["bash", str(RunPaths(run).rank_script)], "environment": dict(environments[rank])}
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has exited already, and its log says why
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+        return process
+
+    with ThreadPoolExecutor(ssh_connect.AT_ONCE) as pool:
+        started = [pool.submit(start, rank) for rank in range(len(names))]
+    failures = [failure for one in started if (failure := one.exception()) is not None]
+    if failures:
+        for one in started:
+            if one.exception() is None:
+                one.result().kill()
+        raise failures[0]
+    return SshGroup([one.result() for one in started])

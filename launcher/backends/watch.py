@@ -80,7 +80,10 @@ def _close_attempt(run: Path, group: RankGroup, stopped: bool, hang: Hang | None
         max_restarts=0,
     )
     cut_short = stopped and rank is not None and _ended_by_stop(codes[rank])
-    attempts.close(run, attempt, Reason.TERMINATED if cut_short else decide(evidence).reason, codes=codes)
+    reason = Reason.TERMINATED if cut_short else decide(evidence).reason
+    names = attempt.nodes.split(",")
+    node = names[rank * len(names) // group.size] if rank is not None and len(names) > 1 else None
+    attempts.close(run, attempt, reason, codes=codes, failed_node=node)
 
 
 def _ended_by_stop(code: int) -> bool:
@@ -181,4 +184,6 @@ def _report_end(group: RankGroup, run: Path, console: Console, stopped: bool, ha
     elif stopped and _ended_by_stop(group.codes[rank]):
         print(f"{run}: ended before the ranks could save; earlier checkpoints are kept", file=sys.stderr)
     else:
-        print(failure_report(rank, group.codes[rank], log_of_failure(run, rank)), file=sys.stderr)
+        last = next(reversed(attempts.read_history(run)), None)
+        node = last.failed_node if last is not None and last.failed_rank == rank else None
+        print(failure_report(rank, group.codes[rank], log_of_failure(run, rank), node), file=sys.stderr)

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 
 from alignkd import __version__
+from launcher.cli.cache import caches
 from launcher.cli.checks import checks
 from launcher.cli.ckpt import ckpt
 from launcher.cli.evaluate import evaluations
 from launcher.cli.framework import Root
 from launcher.cli.models import models
 from launcher.cli.plan import plans
+from launcher.cli.report import reports
 from launcher.cli.runs import runs
 from launcher.cli.start import start
 
@@ -28,7 +30,7 @@ app = typer.Typer(
     help="Distil a large vision-language model into a small one (Align-KD).",
 )
 app.add_typer(ckpt, name="ckpt")
-for commands in (start, plans, runs, models, evaluations, checks):
+for commands in (start, plans, caches, runs, models, evaluations, reports, checks):
     app.add_typer(commands)  # without a name: its commands become top-level ones
 
 

@@ -58,7 +58,12 @@ def evaluate(
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks per node, one per GPU (--nodes).",
+            show_default="slurm.gpus_per_node, or 1",
+        ),
     ] = None,
     partition: Annotated[
         str | None,
@@ -154,7 +159,7 @@ def evaluate(
     if nodes is not None:
         from launcher.commands.evaluate_job import JobSize, submit_evaluation
 
-        size = JobSize(nodes, gpus_per_node or 1)
+        size = JobSize(nodes, gpus_per_node)
         job = submit_evaluation(options, size, partition, time_limit, cpu=device == "cpu")
         _show_job(out.absolute(), job, as_json)
         return

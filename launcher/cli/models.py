@@ -79,15 +79,26 @@ def export(
 
 @models.command()
 def probe(
-    teacher: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the teacher.")],
-    student: Annotated[Path, typer.Option(metavar="DIR", help="Model folder of the student.")],
-    data: Annotated[Path, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Run folder: models, data and settings are the run's own."),
+    ] = None,
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Samples of the run, with --run.")] = 8,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Model folder of the teacher, without --run.")
+    ] = None,
+    student: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Model folder of the student, without --run.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="LLaVA-style JSON list, read as one batch.")
+    ] = None,
     template: Annotated[
-        Literal["plain", "v1", "chat"],
+        Literal["plain", "v1", "chat"] | None,
         typer.Option(
             metavar="NAME", help="Conversation template: plain or v1 (MobileVLM), chat (other families)."
         ),
-    ],
+    ] = None,
     image_folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
     ] = None,
@@ -106,18 +117,28 @@ def probe(
     as_json: Json = False,
 ) -> None:
     """Show each loss and its gradient norm on a few samples."""
+    own = (teacher, student, data, template)
+    if run is not None and own != (None,) * len(own):
+        raise UserError("--run brings its own models and data; valid beside it: --samples, --json")
     with stdout_is_stderr():
-        from alignkd.probe import run_probe
+        from alignkd.probe import run_probe, run_probe_of_run
 
-        result = run_probe(
-            teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
-        ).as_dict()
+        if run is not None:
+            result = run_probe_of_run(run, samples).as_dict()
+        elif teacher is None or student is None or data is None or template is None:
+            raise UserError("valid: --run, or all of --teacher, --student, --data and --template")
+        else:
+            result = run_probe(
+                teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
+            ).as_dict()
     if as_json:
         print(json.dumps(result))
         return
-    from launcher.cli.tables import probe_table
+    from launcher.cli.tables import probe_parts_table, probe_table
 
-    make_console().print(probe_table(result))
+    console = make_console()
+    console.print(probe_table(result))
+    console.print(probe_parts_table(result))
 
 
 @models.command("sample-data")

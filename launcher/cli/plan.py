@@ -18,7 +18,10 @@ plans = Commands()
 def plan(
     config: ConfigFile = Path("alignkd.yaml"),
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="Number of nodes.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(metavar="N", min=1, help="GPUs per node.")] = 1,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="GPUs per node.", show_default="slurm.gpus_per_node, or 1"),
+    ] = None,
     gpu_memory: GpuMemory = None,
     chip: Annotated[
         Literal["a100", "h100", "h200", "b200"],
@@ -40,11 +43,10 @@ def plan(
     from launcher.plan.as_dict import plan_as_dict
     from launcher.plan.roofline import CHIPS
     from launcher.plan.show import show_plan
-    from launcher.plan.workload import Cluster
     from launcher.run.console import say
 
     request = PlanRequest(
-        config, Cluster(nodes, gpus_per_node), memory_option(gpu_memory), stage, tuple(overrides or ()), apply
+        config, nodes, gpus_per_node, memory_option(gpu_memory), stage, tuple(overrides or ()), apply
     )
     found = plan_run(request)
     console = make_console(stderr=as_json)

@@ -30,6 +30,9 @@ def status(
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit with the code of the state, as `wait` does.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep showing a run's state until it has ended.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show the state of a run, or of all runs in a folder."""
@@ -37,18 +40,34 @@ def status(
     from launcher.commands.status import current_state, holds_runs
 
     if run is None or holds_runs(run):
-        if exit_code:
-            raise UserError("--exit-code needs one RUN")
+        if exit_code or watch:
+            raise UserError(f"{'--exit-code' if exit_code else '--watch'} needs one RUN")
         folder = Path(os.path.abspath(run or "runs"))
         if folder.is_dir():
             _list_runs(folder, as_json)
         else:
             print("[]" if as_json else f"no runs yet in {folder}; start one with: alignkd launch")
         return
-    state = current_state(Path(os.path.abspath(run)))
-    _show_state(state, as_json)
+    if watch:
+        state = _watch(Path(os.path.abspath(run)), as_json)
+    else:
+        state = current_state(Path(os.path.abspath(run)))
+        _show_state(state, as_json)
     if exit_code:
         raise typer.Exit(exit_code_of(state.state))
+
+
+def _watch(run: Path, as_json: bool) -> RunState:
+    if as_json:
+        raise UserError("--watch and --json: give only one of them; `alignkd wait --json` waits for the end")
+    from launcher.cli.tables import state_lines
+    from launcher.commands.status import current_state
+    from launcher.commands.watch import watch_state
+
+    try:
+        return watch_state(lambda: current_state(run), state_lines, make_console())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @runs.command()

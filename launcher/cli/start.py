@@ -40,7 +40,12 @@ def launch(
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU.", show_default="1, or all slots"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks per node, one per GPU.",
+            show_default="all slots, or slurm.gpus_per_node, or 1",
+        ),
     ] = None,
     backend: Annotated[
         BackendChoice,

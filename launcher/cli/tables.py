@@ -21,10 +21,13 @@ _NOTABLE_PADDING = 0.1
 
 def show_state(state: RunState) -> None:
     """Lines are not wrapped or cut at the terminal's edge: folders and commands are there to be copied."""
+    print("\n".join(state_lines(state)))
+
+
+def state_lines(state: RunState) -> list[str]:
     shown = _fields(state)
     width = max(len(name) for name, _ in shown)
-    for name, value in shown:
-        print(f"{name:<{width}}  {value}")
+    return [f"{name:<{width}}  {value}" for name, value in shown]
 
 
 def _fields(state: RunState) -> list[tuple[str, str]]:
@@ -110,6 +113,15 @@ def probe_table(result: dict[str, Any]) -> Table:
     for term, value in result["terms"].items():
         count, norm = result["counts"].get(term, ""), result["gradient_norms"].get(term)
         table.add_row(term, f"{value:.6g}", str(count), "" if norm is None else f"{norm:.6g}")
+    return table
+
+
+def probe_parts_table(result: dict[str, Any]) -> Table:
+    """Where in the student the gradient of each weighted term goes."""
+    terms = list(result["parts"])
+    table = _framed(["gradient norm, weighted"], terms)
+    for part in result["parts"][terms[0]]:
+        table.add_row(part, *(f"{result['parts'][term][part]:.3g}" for term in terms))
     return table
 
 

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from alignkd.errors import EXIT_FAILED, UserError
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
-from alignkd.run_folder.paths import log_name
-from alignkd.text import counted
-from launcher.backends.devices import visible_gpus
-from launcher.backends.ranks import Exit, RankGroup, free_port, rank_environments, start_ranks
-
-_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL; answers are on disk as they come
-_SHOWN_LINES = 10  # of the log of a rank that failed
+from launcher.commands.local_ranks import rank_variables, run_ranks
 
 
 def evaluation_command(out: Path | str) -> list[str]:
@@ -49,58 +40,11 @@ def run_evaluation(options: EvalOptions, ranks: int, device: Literal["auto", "cp
     """
     options.check()
     check_data(options.chosen_tasks(), Path(options.data))
-    gpus = visible_gpus(os.environ)
-    chosen = "cpu" if device == "cpu" or not gpus else "auto"
-    if chosen == "auto" and len(gpus) < ranks:
-        raise UserError(
-            f"--ranks {ranks} needs {counted(ranks, 'GPU')}, and this machine has {len(gpus)}; valid: fewer "
-            "ranks, or --device cpu"
-        )
+    environments = rank_variables(ranks, device, "--device cpu")
     write_options(absolute(options))
-    environments = rank_environments(1, ranks, free_port(), chosen, gpus, os.environ)
-    command, logs = evaluation_command(options.out), Path(options.out) / "logs"
-    group = start_ranks(command, environments, logs, f"$ {shlex.join(command)}", show_first=True)
-    try:
-        failed = _first_failure(group)
-    except KeyboardInterrupt:
-        group.stop(_GRACE_SECONDS)
-        print("stopped; the same command resumes", file=sys.stderr)
-        return _failed(128 + signal.SIGINT, "stopped", options)
+    failed = run_ranks(evaluation_command(options.out), environments, Path(options.out) / "logs")
     if failed is None:
         return 0
-    group.stop(_GRACE_SECONDS)  # the others would wait for it
-    _explain(failed, logs)
-    code = failed.code if failed.code > 0 else 128 - failed.code
-    return _failed(code, f"rank {failed.rank} failed; see {logs / log_name(failed.rank)}", options)
-
-
-def _failed(code: int, message: str, options: EvalOptions) -> int:
     if options.as_json:
-        print(json.dumps({"error": message, "code": code}))
-    return code
-
-
-def _first_failure(group: RankGroup) -> Exit | None:
-    """The rank to blame. One that fails because another has ended may be seen before that one."""
-    first: Exit | None = None
-    while group.running:
-        ended = group.next_exit(timeout=3600.0 if first is None else _GRACE_SECONDS)
-        if ended is None and first is not None:
-            break
-        if ended is not None and ended.code not in (0, EXIT_FAILED):
-            return ended
-        if ended is not None and ended.code == EXIT_FAILED:
-            first = first or ended
-    return first
-
-
-def _explain(failed: Exit, logs: Path) -> None:
-    """Rank 0 has told its own error here, unless it was killed."""
-    if failed.code < 0:
-        name = signal.Signals(-failed.code).name
-        print(f"rank {failed.rank} was killed by {name}; the same command resumes", file=sys.stderr)
-    elif failed.rank > 0:
-        log = logs / log_name(failed.rank)
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-        print(f"rank {failed.rank} failed, see {log}:", file=sys.stderr)
-        print("\n".join(f"  | {line}" for line in lines), file=sys.stderr)
+        print(json.dumps({"error": failed.message, "code": failed.code}))
+    return failed.code

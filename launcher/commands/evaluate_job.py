@@ -18,10 +18,12 @@ from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passin
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
 from alignkd.run_folder.paths import RunPaths
+from launcher.backends.devices import usual_gpus_per_node
 from launcher.backends.slurm.client import queued_jobs, slurm_is_installed
 from launcher.backends.slurm.preflight import script_problems
 from launcher.backends.slurm.submission import submit
 from launcher.commands.evaluate import absolute
+from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_evaluation
 from launcher.run.folder import write_scripts
 from launcher.run.site import read_site
@@ -30,7 +32,7 @@ from launcher.run.site import read_site
 @dataclass(frozen=True)
 class JobSize:
     nodes: int
-    gpus_per_node: int = 1  # ranks per node
+    gpus_per_node: int | None = None  # ranks per node; None: slurm.gpus_per_node, or 1
 
 
 def submit_evaluation(
@@ -65,8 +67,11 @@ def checked_scripts(slurm: SlurmSection, options: EvalOptions, size: JobSize) ->
     if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node")
     name = f"eval-{options.models[0].name}"
-    scripts = render_evaluation(slurm, name, Path(options.out), size.nodes, size.gpus_per_node)
-    problems = script_problems(slurm, size.nodes, scripts)
+    ranks_per_node = size.gpus_per_node or usual_gpus_per_node(slurm)
+    scripts = render_evaluation(slurm, name, Path(options.out), size.nodes, ranks_per_node)
+    places = {f"model {model.name}": Path(model.folder) for model in options.models}
+    places |= {"--data": Path(options.data), "--out": Path(options.out)}
+    problems = script_problems(slurm, size.nodes, scripts, container_problems(slurm, places))
     if problems:
         raise ConfigError("job of the evaluation", problems)
     return scripts
@@ -93,6 +98,13 @@ def _settings(
         found = SlurmSection.model_validate(read_site().get("slurm", {}))
     else:
         found = load_run_config(config).slurm
+    return with_options(found, partition, time_limit, cpu)
+
+
+def with_options(
+    found: SlurmSection, partition: str | None, time_limit: str | None, cpu: bool
+) -> SlurmSection:
+    """The settings with what the command's options change. Raises UserError."""
     if cpu:
         found = found.model_copy(update={"gpu_option": "none"})
     given = {"--partition": ("partition", partition), "--time": ("time_limit", time_limit)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.console import Console
 
 from alignkd.config import Config, load_config
 from alignkd.errors import AlignkdError, ConfigError, UserError
+from alignkd.text import listed
 from launcher.backends import backend_named, resolve_choice
 from launcher.backends.base import Backend, BackendChoice
-from launcher.backends.devices import device_of
+from launcher.backends.devices import device_of, usual_gpus_per_node
 from launcher.commands.control import start_run
 from launcher.commands.launch_report import say_files, say_plan, say_started
 from launcher.commands.preflight import MemoryCheck, check_stages
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 class LaunchRequest:
     config: Path
     nodes: int | None = None  # None: 1, or all hosts of the hostfile
-    gpus_per_node: int | None = None  # None: 1, or all slots of a host
+    gpus_per_node: int | None = None  # None: all slots of a host, or slurm.gpus_per_node, or 1
     backend: BackendChoice = "auto"
     hostfile: Path | None = None
     name: str | None = None
@@ -61,9 +63,9 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     backend_name = resolve_choice(request.backend, request.hostfile)
     backend = backend_named(backend_name)
     hosts = backend.hosts(request.hostfile, request.nodes, request.gpus_per_node)
-    slots = hosts[0].slots if hosts else 1
-    cluster = Cluster(request.nodes or len(hosts) or 1, request.gpus_per_node or slots)
     stages = _load_stages(request)
+    ranks_per_node = request.gpus_per_node or (hosts[0].slots if hosts else _usual_gpus(stages, backend))
+    cluster = Cluster(request.nodes or len(hosts) or 1, ranks_per_node)
     problems, warnings = check_stages(stages, backend, cluster, request.memory, request.dry_run)
     for warning in warnings:
         say(console, f"warning: {warning}")
@@ -106,6 +108,18 @@ def launch(request: LaunchRequest, console: Console) -> dict[str, Any]:
     elif follow_up is not None:
         say(console, "a dry run keeps nothing of --then-eval; after the run: alignkd eval")
     return results[0] if len(stages) == 1 else {"stages": results, "code": results[-1]["code"]}
+
+
+def _usual_gpus(stages: Sequence[tuple[str | None, Config]], backend: Backend) -> int:
+    """Raises UserError when the stages, which all get the same nodes, do not agree."""
+    if not backend.has_queue:
+        return 1  # this machine is no node of the cluster
+    wanted = {usual_gpus_per_node(config.slurm) for _, config in stages}
+    if len(wanted) > 1:
+        raise UserError(
+            f"slurm.gpus_per_node differs between the stages ({listed(sorted(wanted))}); give --gpus-per-node"
+        )
+    return wanted.pop()
 
 
 def _follow_up(request: LaunchRequest, config: Config, cluster: Cluster, backend: Backend) -> FollowUp | None:

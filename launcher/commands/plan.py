@@ -12,6 +12,7 @@ from alignkd.config import Config, load_config
 from alignkd.config.dotted import get_value, split_key
 from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import ConfigError, UserError
+from launcher.backends.devices import usual_gpus_per_node
 from launcher.plan.advice import advise, changes
 from launcher.plan.apply import apply_changes
 from launcher.plan.check import configured_memory
@@ -25,7 +26,8 @@ from launcher.run.site import read_site
 @dataclass(frozen=True)
 class PlanRequest:
     config: Path
-    cluster: Cluster
+    nodes: int
+    gpus_per_node: int | None  # None: slurm.gpus_per_node, or 1
     gpu_memory: int | None = None  # bytes of one GPU; None: slurm.gpu_memory, or unknown
     stage: str | None = None
     overrides: tuple[str, ...] = ()
@@ -47,7 +49,8 @@ def plan_run(request: PlanRequest) -> AdvisedPlan:
     if request.apply and memory is None:
         raise UserError("--apply needs the memory of a GPU: --gpu-memory 80G, or the key slurm.gpu_memory")
     others = _other_stages(request.config, request.stage)
-    plan = make_plan(config, request.cluster, run_sizes(config, others))
+    cluster = Cluster(request.nodes, request.gpus_per_node or usual_gpus_per_node(config.slurm))
+    plan = make_plan(config, cluster, run_sizes(config, others))
     advised = None if memory is None else advise(plan, memory)
     return AdvisedPlan(plan, memory, advised, upstream_notes(config, others))
 

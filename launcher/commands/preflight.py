@@ -11,6 +11,7 @@ from typing import Literal
 
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
+from alignkd.teacher_cache.check import checked_manifest
 from launcher.backends.base import Backend
 from launcher.backends.devices import device_of
 from launcher.backends.node_probe import model_folders
@@ -65,6 +66,8 @@ def _check_stage(
     problems = launch_problems(config, cluster.ranks, [run_path(stage) for stage in earlier], replace)
     if not problems and not earlier:
         problems += space_problems(config)
+    if not problems:
+        warnings += untried_models(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
     if not problems and not memory.skip and device_of(config) != "cpu":
@@ -81,12 +84,19 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += _data_problems(config)
+    problems += data_problems(config)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
-        problems += model_problems(config)
+        problems += model_problems(config) or cache_problems(config)
     return problems
+
+
+def cache_problems(config: Config) -> list[str]:
+    """Why the cache of the teacher does not fit this run, if it reads one. Hashes teacher and records."""
+    if not config.distillation.enabled or config.teacher.placement != "cached":
+        return []
+    return _raised(lambda: checked_manifest(config))
 
 
 def space_problems(config: Config) -> list[str]:
@@ -109,7 +119,8 @@ def space_problems(config: Config) -> list[str]:
     ]
 
 
-def _data_problems(config: Config) -> list[str]:
+def data_problems(config: Config) -> list[str]:
+    """Files and image folders that are missing or not readable."""
     problems = []
     for index, source in enumerate(config.data.sources):
         key = f"data.sources[{index}]"
@@ -154,6 +165,12 @@ def model_problems(config: Config) -> list[str]:
     problems: list[str] = []
     problems += _raised(lambda: problems.extend(check_agreement(model, config.distillation.top_k)))
     return problems or check_templates(config)
+
+
+def untried_models(config: Config) -> list[str]:
+    from alignkd.models.agreement import untried_notes
+
+    return untried_notes(config.model)
 
 
 def _made_by(folder: str, config: Config) -> str:

@@ -7,6 +7,7 @@ the bytes per element of the model's dtype.
 
 from __future__ import annotations
 
+from alignkd.config.schema import TrainingSection
 from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.workload import Workload
 
@@ -43,15 +44,20 @@ def patch_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
     return images * patches_of(config) * config.mm_hidden_size * size
 
 
-def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
+def checkpointed_layers(training: TrainingSection, config: MobileVLMConfig) -> int:
+    """Decoder layers whose forward runs again in the backward."""
+    every = training.checkpoint_every_nth_layer
+    return -(-config.num_hidden_layers // every) if training.gradient_checkpointing else 0
+
+
+def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpointed: int) -> int:
     """What the student's forward over one micro-batch keeps for its backward, with a frozen vision tower and
-    without the tower's output."""
+    without the tower's output. ``checkpointed`` layers keep their input only."""
     D = config.hidden_size
-    if checkpointing:
-        layers = config.num_hidden_layers * work.tokens * D * size
+    layers = checkpointed * work.tokens * D * size
+    layers += (config.num_hidden_layers - checkpointed) * layer_bytes(config, work.tokens, size)
+    if checkpointed:  # the first layer is always one of them
         layers += first_layer_bytes(config, work.tokens, size)
-    else:
-        layers = config.num_hidden_layers * layer_bytes(config, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
     head = work.supervised * D * FP32
     vision_term = work.images * work.vision_tokens * D * FP32
@@ -64,9 +70,9 @@ def first_layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
     return tokens * width * (config.num_attention_heads + config.num_key_value_heads) * size
 
 
-def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointing: bool) -> int:
+def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointed: int) -> int:
     """In the backward of one layer: recomputed activations, and the gradients of its widest tensors."""
-    recomputed = layer_bytes(config, work.tokens, size) if checkpointing else 0
+    recomputed = layer_bytes(config, work.tokens, size) if checkpointed else 0
     return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
 
 

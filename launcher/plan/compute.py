@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkd.config import Config
-from launcher.plan.activations import patches_of
+from launcher.plan.activations import checkpointed_layers, patches_of
 from launcher.plan.sharding import shares_tower
 from launcher.plan.sizes import ModelSizes, RunSizes
 from launcher.plan.workload import Cluster, Workload
@@ -29,14 +29,15 @@ class Compute:
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
-    # A backward costs two forwards; gradient checkpointing runs the layers once more.
-    layers = 4 if training.gradient_checkpointing else 3
+    # A backward costs two forwards; gradient checkpointing runs its layers once more.
+    layers = 3 + checkpointed_layers(training, student.config) / student.config.num_hidden_layers
+    tower = 4 if training.gradient_checkpointing else 3
     shared = shares_tower(config, sizes)
     own = (
         layers * layer_flops(student, work)
         + 3 * head_flops(student, work)
         + 3 * projector_flops(student, work)
-        + tower_flops(student, work) * (layers if training.train_vision_tower else 0 if shared else 1)
+        + tower_flops(student, work) * (tower if training.train_vision_tower else 0 if shared else 1)
     )
     teacher = 0.0
     if sizes.teacher is not None:

@@ -137,12 +137,13 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
 def _student_work(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Part]:
-    student, checkpointing = sizes.student, config.training.gradient_checkpointing
+    student = sizes.student
+    again = activations.checkpointed_layers(config.training, student.config)
     size = student_size(config)
-    kept = activations.kept_bytes(student.config, work, size, checkpointing=checkpointing)
+    kept = activations.kept_bytes(student.config, work, size, checkpointed=again)
     if not shares_tower(config, sizes):  # else the patches are among the targets
         kept += activations.patch_bytes(student.config, work.images, size)
-    of_layer = activations.layer_workspace(student.config, work, size, checkpointing=checkpointing)
+    of_layer = activations.layer_workspace(student.config, work, size, checkpointed=again)
     workspace = max(
         of_layer,
         activations.logits_workspace(student.config, work),

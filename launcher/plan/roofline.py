@@ -15,7 +15,13 @@ from dataclasses import dataclass, replace
 
 from alignkd.config import Config
 from alignkd.models.configuration import MobileVLMConfig
-from launcher.plan.activations import FP32, POSITIONS_PER_CHUNK, ROWS_PER_CHUNK, patches_of
+from launcher.plan.activations import (
+    FP32,
+    POSITIONS_PER_CHUNK,
+    ROWS_PER_CHUNK,
+    checkpointed_layers,
+    patches_of,
+)
 from launcher.plan.compute import Compute, head_flops, projector_flops, tower_flops
 from launcher.plan.sharding import shares_tower, student_size, teacher_size
 from launcher.plan.sizes import ModelSizes, RunSizes
@@ -78,8 +84,9 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
     """All parts of an optimizer step. ``times``: micro-batches of ``work`` in it."""
     student, training = sizes.student, config.training
     size, passes = student_size(config), 4 if training.gradient_checkpointing else 3
+    again = checkpointed_layers(training, student.config) / student.config.num_hidden_layers
     compiled = training.compile_layers
-    costs = list(_layers("student's", student.config, work, size, passes, compiled=compiled))
+    costs = list(_layers("student's", student.config, work, size, 3 + again, compiled=compiled))
     towers = 0 if shares_tower(config, sizes) else 1
     costs += _vision("student's", student, work, size, passes if training.train_vision_tower else towers, 3)
     if sizes.teacher is not None:
@@ -118,9 +125,9 @@ def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, 
 
 
 def _layers(
-    whose: str, config: MobileVLMConfig, work: Workload, size: int, passes: int, *, compiled: bool
+    whose: str, config: MobileVLMConfig, work: Workload, size: int, passes: float, *, compiled: bool
 ) -> Iterator[Cost]:
-    """Decoder layers. ``passes``: 1 forward, 3 with a backward, 4 with recomputation."""
+    """Decoder layers. ``passes``: 1 forward, 3 with a backward, up to 4 with recomputation."""
     D, F, T = config.hidden_size, config.intermediate_size, work.tokens
     K = D // config.num_attention_heads * config.num_key_value_heads
     layers = config.num_hidden_layers

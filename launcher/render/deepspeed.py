@@ -88,7 +88,7 @@ def teacher_config(config: Config, device: str = "auto") -> dict[str, Any] | Non
     It does not say which ranks hold the shards: the engine passes their group.
     """
     placement = config.teacher.placement
-    if not config.distillation.enabled or placement == "replicated":
+    if not config.distillation.enabled or placement in ("replicated", "cached"):
         return None
     values = _base("teacher_zero3.json", 3)
     values |= {

@@ -1,4 +1,4 @@
-"""Render the scripts of a run or an evaluation from the templates in ``slurm``. Pure."""
+"""Render the scripts of a run, an evaluation or a cache from the templates in ``slurm``. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from alignkd.config import Config
 from alignkd.config.slurm_section import ContainerSection, SlurmSection
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, JOB_SCRIPT, RANK_SCRIPT
 from launcher.render.quoting import sbatch_word, shell_word
-from launcher.render.resources import resource_folder
+from launcher.render.resources import resource_folder, source_checkout
 
 # The scripts call modules by name. Raise the number when one of them moves: `alignkd resume` then re-renders
 # the scripts of older run folders.
 SCRIPT_FORMAT = 3
 _MARK = f"# Script format {SCRIPT_FORMAT}; `alignkd resume` re-renders scripts of another format."
-_CHECKOUT = Path(__file__).resolve().parents[2]
+_CHECKOUT = source_checkout()
 
 
 def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) -> dict[str, str]:
@@ -37,12 +37,25 @@ def render_scripts(config: Config, run: Path, nodes: int, gpus_per_node: int) ->
 def render_evaluation(
     slurm: SlurmSection, name: str, out: Path, nodes: int, gpus_per_node: int
 ) -> dict[str, str]:
-    """The two scripts of an evaluation in the folder ``out`` (absolute), by file name.
+    """The two scripts of an evaluation in the folder ``out`` (absolute), by file name."""
+    job = {"what": "evaluation", "program": "alignkd.evaluate"}
+    return _render_restartable(slurm, name, out, nodes, gpus_per_node, job)
 
-    Slurm sends no signal before the time limit: answers are on disk as they come.
-    """
-    values = {**_values(slurm, name, nodes, gpus_per_node, []), "out": shell_word(str(out))}
-    templates = {JOB_SCRIPT: "eval.sbatch.j2", ENVIRONMENT_SCRIPT: f"{ENVIRONMENT_SCRIPT}.j2"}
+
+def render_cache(
+    slurm: SlurmSection, name: str, folder: Path, nodes: int, gpus_per_node: int
+) -> dict[str, str]:
+    """The two scripts that write a cache of the teacher in ``folder`` (absolute), by file name."""
+    job = {"what": "cache of the teacher", "program": "alignkd.cache_teacher"}
+    return _render_restartable(slurm, name, folder, nodes, gpus_per_node, job)
+
+
+def _render_restartable(
+    slurm: SlurmSection, name: str, out: Path, nodes: int, gpus_per_node: int, job: dict[str, str]
+) -> dict[str, str]:
+    """Slurm sends no signal before the time limit: what such a job has done is on disk."""
+    values = {**_values(slurm, name, nodes, gpus_per_node, []), **job, "out": shell_word(str(out))}
+    templates = {JOB_SCRIPT: "restartable.sbatch.j2", ENVIRONMENT_SCRIPT: f"{ENVIRONMENT_SCRIPT}.j2"}
     return {name: _templates().get_template(file).render(values) for name, file in templates.items()}
 
 
@@ -66,14 +79,14 @@ def _values(
         "srun_options": [shell_word(_text(*o)) for o in _srun_options(slurm, nodes, gpus_per_node)],
         "wrapper": [shell_word(word) for word in _wrapper(slurm.container)],
         "container_python": shell_word(slurm.container.python) if slurm.container.kind != "none" else None,
-        "python": shell_word(sys.executable),
+        "python": shell_word(slurm.python or sys.executable),
         # The interpreter finds an editable installation, but not a plain checkout.
-        "checkout": shell_word(str(_CHECKOUT)),
+        "checkout": None if _CHECKOUT is None else shell_word(str(_CHECKOUT)),
         "ranks_per_node": gpus_per_node,
         "max_restarts": slurm.max_restarts,
         "modules": [shell_word(name) for name in slurm.modules],
         "activate": slurm.activate,
-        "variables": {name: shell_word(value) for name, value in _variables(slurm).items()},
+        "variables": {name: _assigned(value) for name, value in _variables(slurm).items()},
         "secrets": list(slurm.secrets),
         "cpu": slurm.gpu_option == "none",
     }
@@ -163,6 +176,13 @@ def _wrapper(container: ContainerSection) -> list[str]:
 
 
 def _variables(slurm: SlurmSection) -> dict[str, str]:
-    interface = slurm.network_interface
-    network = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}
+    # A plain name is a prefix for NCCL, and the whole name for gloo.
+    interface = (slurm.network_interface or "").removeprefix("=")
+    network = {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface} if interface else {}
     return {**network, **slurm.export}
+
+
+def _assigned(value: str) -> str:
+    """``NAME==ib0`` is valid, but reads like a comparison."""
+    word = shell_word(value)
+    return f"'{word}'" if word.startswith("=") else word

@@ -15,3 +15,9 @@ def resource_folder(name: str) -> Path:
     raise FileNotFoundError(
         f"{name}: neither in {_PACKAGE / '_installed'} nor in {_PACKAGE.parent}: broken installation"
     )
+
+
+def source_checkout(package: Path = _PACKAGE) -> Path | None:
+    """The folder of the source checkout that ``package`` runs from; None for an installed copy, whose folder
+    holds the packages of one interpreter and must not come before those of another."""
+    return package.parent if (package.parent / "pyproject.toml").is_file() else None

@@ -191,14 +191,19 @@ def last_sign(run: Path, attempt: Attempt) -> float:
 
 
 def exit_codes(run: Path) -> dict[int, int]:
-    """The exit codes that the ranks of this attempt recorded, in the order in which they ended."""
+    """The exit codes that the ranks of this attempt recorded, in the order in which they ended.
+
+    A rank that saw the records of others ended after them, whatever its node's clock says; the clocks decide
+    between ranks that saw equally many.
+    """
     found = []
     for path in RunPaths(run).exits.glob(exit_name("*")):
         text = path.read_text(encoding="utf-8")
         if text.endswith("\n"):  # else the rank is still writing it
-            code, ended = text.split()
-            found.append((float(ended), int(path.name.removeprefix(exit_name(""))), int(code)))
-    return {rank: code for _, rank, code in sorted(found)}
+            code, ended, *seen = text.split()  # earlier versions did not count the others
+            rank = int(path.name.removeprefix(exit_name("")))
+            found.append((int(seen[0]) if seen else 0, float(ended), rank, int(code)))
+    return {rank: code for _, _, rank, code in sorted(found)}
 
 
 def slurm_step(run: Path) -> str | None:

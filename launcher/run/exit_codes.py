@@ -50,14 +50,16 @@ def exit_code(codes: Mapping[int, int]) -> int:
     return max(stops, default=EXIT_OK)
 
 
-def failure_report(rank: int, code: int, log: Path) -> str:
-    """Why a rank failed: its own message for a user error, else the last lines of its log."""
+def failure_report(rank: int, code: int, log: Path, node: str | None = None) -> str:
+    """Why a rank failed (on ``node``, of several): its own message for a user error, else the last lines of
+    its log."""
     lines = _last_attempt(log)
     message = error_message(lines)
     if code in (EXIT_USER_ERROR, EXIT_HUNG) and message:
         return message
     shown = "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:]) or "  (empty)"
-    return f"rank {rank} {_end(code)}; the last lines of {log}:\n{shown}"
+    place = "" if node is None else f" on {node}"
+    return f"rank {rank} {_end(code)}{place}; the last lines of {log}:\n{shown}"
 
 
 def failure_line(rank: int, code: int, log: Path) -> str:

@@ -61,7 +61,7 @@ def cause_of(lines: list[str]) -> str | None:
         return killed
     for line in lines:
         if found := _NO_MODULE.search(line):
-            return f"{found[1]} cannot import alignkd; see PYTHON in env.sh, or slurm.activate"
+            return f"{found[1]} cannot import alignkd; see PYTHON in env.sh, or slurm.python"
         if found := _BASH.match(line):
             return f"the job script failed: {found[1]}"
     return next((f"srun: {found[1]}" for line in lines if (found := _SRUN.match(line))), None)

@@ -62,6 +62,10 @@ def test_compatible_settings_are_accepted(write, overrides: list[str]) -> None:
     [
         (["distillation.enabled=false"], "model.teacher is not used"),
         (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
+        (
+            ["training.gradient_checkpointing=false", "training.checkpoint_every_nth_layer=2"],
+            "training.checkpoint_every_nth_layer has no effect",
+        ),
         (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
         (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
         (

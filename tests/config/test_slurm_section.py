@@ -1,4 +1,4 @@
-"""Secrets must not get into files: they belong into the environment of the submitting shell."""
+"""Secrets belong in the environment of the submitting shell, not in files; names that programs understand."""
 
 import pytest
 from pydantic import ValidationError
@@ -47,4 +47,30 @@ def test_a_secret_is_refused_wherever_it_would_be_written(name: str) -> None:
     ],
 )
 def test_names_and_references_are_no_secrets(values: dict[str, object]) -> None:
+    SlurmSection.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"network_interface": "^docker0"},  # all but this one, for NCCL
+        {"network_interface": "eth 0"},
+        {"network_interface": ""},
+        {"python": "venv/bin/python"},  # relative to which folder?
+        {"python": "~/venv/bin/python"},
+    ],
+)
+def test_what_a_node_would_not_understand_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        SlurmSection.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"network_interface": name} for name in ("ib0", "=ib0", "ib0,ib1", "eth0.100")),
+        *({"python": name} for name in ("/opt/a b/bin/python", "python3")),
+    ],
+)
+def test_exact_interfaces_and_interpreters_are_accepted(values: dict[str, object]) -> None:
     SlurmSection.model_validate(values)

@@ -16,6 +16,8 @@ from alignkd.errors import TrainingError
 from alignkd.losses.total import TERMS
 from tests.ranks import RankPool
 
+PARTS = {"teacher": Reading(0.5, []), "optimizer": Reading(3.0, [])}
+
 
 def norms_in_rows(_ranks: Ranks, norms: list[Any]) -> list[float]:
     metrics = Metrics(None, DistillationSection())
@@ -24,12 +26,14 @@ def norms_in_rows(_ranks: Ranks, norms: list[Any]) -> list[float]:
     found = []
     for step, norm in enumerate(norms, start=1):
         sums = StepSums(torch.ones(len(TERMS)), norm)
-        metrics.add({"step": step}, sums, info, Reading(0.0, []), StepTime(2.0, 0.5), applied=True)
+        metrics.add({"step": step}, sums, info, PARTS, StepTime(2.0, 0.5), applied=True)
         metrics.flush()
         assert metrics.last is not None
         assert metrics.last["ce"] == metrics.last["vision_focus"] == 1.0
         times = [metrics.last[name] for name in ("step_seconds", "data_wait_share", "samples_per_second")]
         assert times == [2.0, 0.5, 0.5]
+        shares = [metrics.last[f"{part}_seconds_share"] for part in PARTS]
+        assert shares == [0.25, 1.0]  # never more than the step
         found.append(metrics.last["gradient_norm"])
     return found
 
@@ -46,7 +50,7 @@ def errors_of_an_infinite_norm(_ranks: Ranks) -> list[str]:
     for applied in (True, False):
         metrics = Metrics(None, DistillationSection())
         sums = StepSums(torch.ones(len(TERMS)), math.inf)
-        metrics.add({"step": 7}, sums, info, Reading(0.0, []), StepTime(1.0, 0.0), applied=applied)
+        metrics.add({"step": 7}, sums, info, PARTS, StepTime(1.0, 0.0), applied=applied)
         try:
             metrics.flush()
             found.append("")

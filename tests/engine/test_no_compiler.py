@@ -1,4 +1,4 @@
-"""Training on CPUs must not compile anything: a cluster node may have no compiler."""
+"""Training on CPUs must not compile anything: a cluster node may have no compiler. Nor get ready to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_two_ranks_train_with_an_empty_path(tmp_path: Path, changes: dict[str, o
     extensions = tmp_path / "extensions"
     extensions.mkdir()
     # An operator that was compiled earlier on this machine must not be found either.
-    base = {**os.environ, "PATH": "", "TORCH_EXTENSIONS_DIR": str(extensions)}
+    base = {**os.environ, "PATH": "", "TORCH_EXTENSIONS_DIR": str(extensions), "PYTHONPROFILEIMPORTTIME": "1"}
     group = start_ranks(
         rank_command(run), rank_environments(1, 2, free_port(), "cpu", [], base), run / "logs"
     )
@@ -30,6 +30,10 @@ def test_two_ranks_train_with_an_empty_path(tmp_path: Path, changes: dict[str, o
             assert group.next_exit(300) is not None, "a rank hangs"
     finally:
         group.kill()
-    assert group.codes == {0: 0, 1: 0}, (run / "logs" / "rank-0.log").read_text()
+    log = (run / "logs" / "rank-0.log").read_text()
+    assert group.codes == {0: 0, 1: 0}, log
     assert json.loads((run / "result.json").read_text())["step"] == 1
     assert list(extensions.iterdir()) == []
+    imported = {line.rpartition("|")[2].strip() for line in log.splitlines() if "import time:" in line}
+    assert "alignkd.engine.trainer" in imported
+    assert "torch._inductor.compile_fx" not in imported  # a second of every rank's start

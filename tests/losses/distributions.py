@@ -42,9 +42,12 @@ def dense(
     teacher_weight: torch.Tensor,
     kind: Divergence,
     temperature: float,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """The same from whole [N, vocabulary] probabilities, written out."""
     scores, teacher_scores = hidden @ weight.T, teacher_hidden @ teacher_weight.T
+    if softcap is not None:
+        scores, teacher_scores = (softcap * torch.tanh(x / softcap) for x in (scores, teacher_scores))
     ce = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     p, q = (scores / temperature).softmax(-1), (teacher_scores / temperature).softmax(-1)
     m = (p + q) / 2

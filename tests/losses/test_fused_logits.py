@@ -85,6 +85,25 @@ def test_chunks_equal_the_dense_losses_and_gradients(
             assert torch.allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize("form", FORMS)
+def test_capped_logits_equal_the_dense_losses_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, form: Any, kind: Divergence
+) -> None:
+    monkeypatch.setattr(fused_logits, "POSITIONS_PER_CHUNK", 5)
+    parts = problem()
+    targets = targets_of(parts, divergence=kind, temperature=2.5, softcap=1.5)
+    wanted = dense(*parts, kind, 2.5, softcap=1.5)
+    assert not torch.allclose(wanted, dense(*parts, kind, 2.5), rtol=0.05)
+    loss, sums = form(*parts[:2], targets=targets, scales=(0.3, 0.7))
+    assert torch.allclose(sums, wanted, rtol=1e-12)
+    ours = torch.autograd.grad(loss, parts[:2])
+    theirs = torch.autograd.grad(0.3 * wanted[0] + 0.7 * wanted[1], parts[:2])
+    for got, expected in zip(ours, theirs, strict=True):
+        assert expected.abs().max() > 1e-3
+        assert torch.allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_without_a_teacher_there_is_only_the_cross_entropy() -> None:
     hidden, weight, labels, *_ = problem()
     loss, sums = fused_logit_losses(hidden, weight, targets=LogitTargets(labels), scales=(0.5, 100.0))

@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ class ModelFacts:
     hidden_size: int
     vision_tokens: int | None  # of every image; None: the batch says how many each has
     window: int | None = None  # keys that a text row sees in the first layer, itself included; None: all
+    softcap: float | None = None  # of the logits x: softcap * tanh(x / softcap); None: x
 
 
 class ModelOutputs(NamedTuple):
@@ -50,8 +51,12 @@ class LanguageModelHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, width))
         self.used: int | None = None  # rows that belong to tokens, if the vocabulary is padded
 
-    def forward(self, hidden: torch.Tensor, function: Callable[[torch.Tensor, torch.Tensor], T]) -> T:
-        """``function(hidden [..., D], weight [vocab, D])``."""
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        function: Callable[[torch.Tensor, torch.Tensor], T] = F.linear,  # type: ignore[assignment]
+    ) -> T:
+        """``function(hidden [..., D], weight [vocab, D])``; by default the logits."""
         return function(hidden, self.cut(self.weight))
 
     def cut(self, weight: torch.Tensor) -> torch.Tensor:
@@ -83,7 +88,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """Train the parts of the tower that are used. It is frozen at first."""
 
     @abstractmethod
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
+        """Recompute the first of every ``every`` decoder layers in backward, and all of a trained tower."""
 
     @abstractmethod
     def public_name(self, name: str) -> str:
@@ -121,4 +127,12 @@ class VisionLanguageModel(nn.Module, ABC):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., vocab]."""
         logits: torch.Tensor = self.head(hidden, F.linear)
-        return logits
+        softcap = self.facts.softcap
+        return logits if softcap is None else (logits / softcap).tanh() * softcap
+
+
+def keep_activations_between(layers: Iterable[nn.Module], every: int) -> None:
+    """Of decoder layers that are all checkpointed, leave the first of every ``every``."""
+    for number, layer in enumerate(layers):
+        if number % every:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]

@@ -47,7 +47,7 @@ def load_model(folder: Path | str, options: BuildOptions) -> MobileVLM:
     config = read_model_config(folder)
     files = WeightFiles(Path(folder))
     model = _empty_model(config, options)
-    _fill(model, dict.fromkeys(files.names(), files.read), files.shape, options, str(folder))
+    fill(model, dict.fromkeys(files.names(), files.read), files.shape, options, str(folder))
     model.restore_buffers(options.device)
     return model
 
@@ -58,7 +58,7 @@ def model_of_tensors(
     """The same from tensors with published names; ``where`` they come from begins the error."""
     model = _empty_model(config, options)
     sources = dict.fromkeys(tensors, tensors.__getitem__)
-    _fill(model, sources, lambda name: tuple(tensors[name].shape), options, where)
+    fill(model, sources, lambda name: tuple(tensors[name].shape), options, where)
     model.restore_buffers(options.device)
     return model
 
@@ -88,7 +88,7 @@ def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tup
         sources |= dict.fromkeys(extra, extra.__getitem__)
         shapes |= {name: tuple(value.shape) for name, value in extra.items()}
     model = _empty_model(config, options)
-    _fill(model, sources, shapes.__getitem__, options, where)
+    fill(model, sources, shapes.__getitem__, options, where)
     model.restore_buffers(options.device)
     return model, completed
 
@@ -112,7 +112,7 @@ def _empty_model(config: MobileVLMConfig, options: BuildOptions) -> MobileVLM:
     return model.to_empty(device=options.device)
 
 
-def _fill(
+def fill(
     model: MobileVLM,
     sources: Mapping[str, Callable[[str], torch.Tensor]],
     shape_of: Callable[[str], tuple[int, ...]],

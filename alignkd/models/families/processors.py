@@ -1,4 +1,4 @@
-"""A folder's processor without what only videos need: torchvision, and for SmolVLM num2words.
+"""A folder's processor without what only videos and sound need: torchvision, and for SmolVLM num2words.
 
 transformers' video processors want torchvision, whose wheels must match torch's build. Images go through
 Pillow, whatever is installed: the other back end's pixels differ.
@@ -10,13 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from alignkd.errors import CheckpointError
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-VIDEO = "video_processor"
+LEFT_OUT = ("video_processor", "feature_extractor")  # the latter is for sound
+
+
+def read_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read its config.json: {error}") from error
 
 
 def read_processor(folder: Path) -> Any:
@@ -41,25 +48,35 @@ def _build(folder: Path) -> Any:
 
 
 def images_only(processor_class: Any) -> Any:
-    """The class, without a video processor if it has one."""
-    if VIDEO not in processor_class.get_attributes():
+    """The class, without the parts for videos and sound if it has them."""
+    given = processor_class.get_attributes()
+    if not set(LEFT_OUT) & set(given):
         return processor_class
     module = sys.modules[processor_class.__module__]
     if getattr(module, "num2words", "") is None:
         module.num2words = _no_videos  # type: ignore[attr-defined]  # its __init__ asks for the package
 
-    class ImagesOnly(processor_class):  # type: ignore[misc]
+    class ImagesOnly(processor_class, _WithoutLeftOut):  # type: ignore[misc]
         @classmethod
         def get_attributes(cls) -> list[str]:
-            return [name for name in processor_class.get_attributes() if name != VIDEO]
+            return [name for name in given if name not in LEFT_OUT]
 
         @classmethod
         def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
-            settings = {name: value for name, value in processor_dict.items() if name != VIDEO}
-            return super().from_args_and_dict([*args, None], settings, **kwargs)
+            settings = {name: value for name, value in processor_dict.items() if name not in LEFT_OUT}
+            parts = iter(args)  # in the order of the constructor
+            every = [None if name in LEFT_OUT else next(parts) for name in given]
+            return super().from_args_and_dict(every, settings, **kwargs)
 
     ImagesOnly.__name__ = processor_class.__name__  # which is saved with it
     return ImagesOnly
+
+
+class _WithoutLeftOut(ProcessorMixin):  # type: ignore[misc]
+    """Between a processor's class and its base, which takes no argument for a part that it does not have."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{key: value for key, value in kwargs.items() if key not in LEFT_OUT})
 
 
 def _no_videos(*_: object) -> str:

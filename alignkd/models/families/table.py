@@ -2,7 +2,7 @@
 
 A family is transformers' ``model_type``. What a row does not say is the same in all of them: vision tokens
 stand where ``input_ids`` have the configuration's image token, ``get_image_features`` returns them in the
-order of their places, text is causal and padded on the right, the first decoder layer has a softmax.
+order of their places, text is causal and padded on the right.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from alignkd.errors import CheckpointError
 from alignkd.models.json_file import read_json
 
+SOFTMAX = ("full_attention", "sliding_attention")  # among ``layer_types``
 MOBILEVLM = ("mobilevlm", "llama")  # ``llama``: a plain one, which model.vision_tower completes
 
 
@@ -25,9 +26,11 @@ class Family:
     inputs_by_row: bool = False  # the tower's inputs have a first dimension for the batch's rows
     marks_images: str | None = None  # argument of the model that is 1 at vision tokens and 0 elsewhere
     position_inputs: tuple[str, ...] = ()  # of the tower's, those that the positions of tokens follow from
-    has_masks: bool = (
-        False  # attention is not causal everywhere: the vision tokens of an image see one another
-    )
+    # Attention is not causal everywhere: the vision tokens of an image see one another.
+    has_masks: bool = False
+    unused: tuple[str, ...] = ()  # modules for sound, which are never trained; a model may lack them
+    has_softcap: bool = False  # of the logits, where text_config.final_logit_softcapping says so
+    tried: bool = True  # else the row is not in the table: see ``untried``
 
 
 FAMILIES = {
@@ -49,6 +52,7 @@ FAMILIES = {
             for name, projector in (
                 ("qwen2_5_vl", ("model.visual.merger",)),
                 ("qwen3_vl", ("model.visual.merger", "model.visual.deepstack_merger_list")),
+                ("qwen3_5", ("model.visual.merger",)),
             )
         ),
         Family(
@@ -58,10 +62,21 @@ FAMILIES = {
             marks_images="token_type_ids",
             has_masks=True,
         ),
+        Family(
+            "gemma4",
+            ("model.vision_tower",),
+            ("model.embed_vision",),
+            marks_images="mm_token_type_ids",
+            has_masks=True,
+            unused=("model.audio_tower", "model.embed_audio"),
+            has_softcap=True,
+        ),
     )
 }
 REFUSED = {  # seen to be wrong, not only untried
     "paligemma": "its processor marks the answer as a prefix, so every token of it sees those that follow",
+    "lfm2_vl": "transformers has its image processor for torchvision only, and images go through Pillow here",
+    "fast_vlm": "its vision tower is timm's, which needs torchvision and has not been tried",
 }
 REFUSED_TEXT = {  # the same of language models
     "gpt_oss": "attention sinks are not part of the attention block that the loss compares",
@@ -69,7 +84,8 @@ REFUSED_TEXT = {  # the same of language models
 
 
 def family_of(folder: Path) -> Family | None:
-    """The family of a model folder; None is MobileVLM. Raises CheckpointError for all others."""
+    """The family of a model folder; None is MobileVLM. One that is not in the table is returned with its name
+    only, if its config.json has what such models have. Raises CheckpointError for all others."""
     path = folder / "config.json"
     raw = read_json(path)
     name = raw.get("model_type", "llama")
@@ -77,16 +93,35 @@ def family_of(folder: Path) -> Family | None:
         return None
     if name in REFUSED:
         raise CheckpointError(f"{path}: `model_type` {name} is refused: {REFUSED[name]}")
-    if name not in FAMILIES:
+    missing = [] if name in FAMILIES else _missing(raw)
+    if missing:
         supported = ", ".join([*MOBILEVLM[:1], *FAMILIES])
-        raise CheckpointError(f"{path}: `model_type` {name!r} is not supported; supported: {supported}")
-    _check_text(path, raw.get("text_config") or {})
+        raise CheckpointError(
+            f"{path}: `model_type` {name!r} is not supported; supported: {supported}; others are admitted "
+            f"untried if their config.json has what these have; missing: {', '.join(missing)}"
+        )
+    _check_text(path, text_section(raw))
     if raw.get("auto_map"):
         raise CheckpointError(
             f"{path}: `auto_map` names code of its own, which is never run; use a folder of transformers' "
             f"own {name}"
         )
-    return FAMILIES[name]
+    return FAMILIES.get(name, Family(name, (), (), tried=False))
+
+
+def text_section(raw: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config.json, which is the whole file in some older ones."""
+    section = raw.get("text_config")
+    return section if isinstance(section, dict) else raw
+
+
+def _missing(raw: dict[str, Any]) -> list[str]:
+    found = {
+        "text_config": "hidden_size" in text_section(raw) or "text_config" in raw,
+        "vision_config": isinstance(raw.get("vision_config"), dict),
+        "image_token_id": raw.get("image_token_id", raw.get("image_token_index")) is not None,
+    }
+    return [key for key, is_there in found.items() if not is_there]
 
 
 def _check_text(path: Path, text: dict[str, Any]) -> None:
@@ -96,11 +131,11 @@ def _check_text(path: Path, text: dict[str, Any]) -> None:
         raise CheckpointError(f"{path}: `text_config.model_type` {name} is refused: {REFUSED_TEXT[name]}")
     if text.get("attn_logit_softcapping") is not None:
         raise CheckpointError(f"{path}: `text_config.attn_logit_softcapping` is not supported; valid: null")
-    first = (text.get("layer_types") or ["full_attention"])[0]
-    if first not in ("full_attention", "sliding_attention"):
+    types = text.get("layer_types") or list(SOFTMAX)
+    if not set(types) & set(SOFTMAX):
         raise CheckpointError(
-            f"{path}: the first of `text_config.layer_types` is {first!r}, which has no attention map; "
-            "valid: full_attention, sliding_attention"
+            f"{path}: `text_config.layer_types` has no layer with an attention map to compare; found: "
+            f"{', '.join(sorted(set(types)))}; at least one must be {' or '.join(SOFTMAX)}"
         )
 
 

@@ -6,6 +6,8 @@ Shapes as in ``interface``; P vision tokens of all images of a batch, one after 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,8 +28,9 @@ from alignkd.models.families.interface import (
     ModelFacts,
     ModelOutputs,
     VisionLanguageModel,
+    keep_activations_between,
 )
-from alignkd.models.families.table import Family
+from alignkd.models.families.table import SOFTMAX, Family
 
 PREFIX = "whole."  # of every parameter: the rest is its name in transformers
 
@@ -50,6 +53,10 @@ class TransformersModel(VisionLanguageModel):
             whole.get_submodule(name).requires_grad_(False)
         for name in family.projector:
             whole.get_submodule(name).requires_grad_(True)
+        modules = dict(whole.named_modules())
+        for name in family.unused:
+            if name in modules:
+                modules[name].requires_grad_(False)
         # In their own dtypes, on the host. Not registered: they are what the registered ones are set to.
         self._fresh_buffers = {name: value.cpu().clone() for name, value in whole.named_buffers()}
 
@@ -60,7 +67,7 @@ class TransformersModel(VisionLanguageModel):
 
     @property
     def facts(self) -> ModelFacts:
-        return facts_of(self.whole.config)
+        return facts_of(self.whole.config, self.family)
 
     def public_name(self, name: str) -> str:
         return name.removeprefix(PREFIX)
@@ -76,7 +83,7 @@ class TransformersModel(VisionLanguageModel):
         for name in self.family.tower:
             self.whole.get_submodule(name).requires_grad_(True)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
         # Non-reentrant: queries and keys leave the first layer by a side channel, and need their gradients.
         # Random states are kept for dropout only: each layer would copy the device's to the host, and wait.
         # Renamed between transformers 5.17 and 5.23.
@@ -84,6 +91,7 @@ class TransformersModel(VisionLanguageModel):
         (enable or self.whole.gradient_checkpointing_enable)(
             {"use_reentrant": False, "preserve_rng_state": has_dropout(self.whole.config)}
         )
+        keep_activations_between(self.whole.get_decoder().layers, every)
 
     def set_fresh_buffers(self, values: dict[str, torch.Tensor]) -> None:
         """What :meth:`restore_buffers` restores: of a model whose own were built in a wrong dtype."""
@@ -145,10 +153,11 @@ def padded_by_image(tokens_PD: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return pad_sequence(list(torch.split(tokens_PD, counts)), batch_first=True)
 
 
-def facts_of(config: Any) -> ModelFacts:
+def facts_of(config: Any, family: Family) -> ModelFacts:
     """From the configuration of the whole model."""
     text = config.get_text_config()
-    return ModelFacts(text.num_attention_heads, text.hidden_size, None, first_window(text))
+    softcap = text.final_logit_softcapping if family.has_softcap else None
+    return ModelFacts(text.num_attention_heads, text.hidden_size, None, first_window(text), softcap)
 
 
 def has_dropout(config: Any) -> bool:
@@ -159,11 +168,12 @@ def has_dropout(config: Any) -> bool:
 
 
 def first_window(text: Any) -> int | None:
-    """The sliding window of a language model's first layer, if it has one. A model without ``layer_types``
-    has the same window in all layers."""
+    """The sliding window of a language model's first softmax layer, if it has one. A model without
+    ``layer_types`` has the same window in all layers."""
     types = getattr(text, "layer_types", None) or ["sliding_attention"]
     window: int | None = getattr(text, "sliding_window", None)
-    return window if types[0] == "sliding_attention" else None
+    first = next(name for name in types if name in SOFTMAX)
+    return window if first == "sliding_attention" else None
 
 
 def lent_head(weight: nn.Parameter) -> LanguageModelHead:
@@ -173,13 +183,34 @@ def lent_head(weight: nn.Parameter) -> LanguageModelHead:
     return head
 
 
+def first_attention_module(whole: Any) -> Any:
+    """Of the decoder's first softmax layer. Layers without a softmax, such as those of a linear attention,
+    call their module by another name."""
+    layers = whole.get_decoder().layers
+    return next(layer.self_attn for layer in layers if hasattr(layer, "self_attn"))
+
+
 def capture_first_layer(whole: Any) -> None:
-    """Give the decoder's first layer its own attention function."""
-    attention = whole.get_decoder().layers[0].self_attn
+    """Give the decoder's first softmax layer its own attention function."""
+    attention = first_attention_module(whole)
     own = copy.copy(attention.config)
     first = {ATTENTION_NAME: FIRST_ATTENTION_NAME, MASKED_ATTENTION_NAME: FIRST_MASKED_ATTENTION_NAME}
     own._attn_implementation = first[attention.config._attn_implementation]
     attention.config = own
+
+
+@contextmanager
+def eager_attention(whole: Any, family: Family) -> Iterator[None]:
+    """transformers' own attention inside, which returns its maps."""
+    attention = first_attention_module(whole)
+    own, parts = attention.config, attention_of_parts(whole.config, family)
+    attention.config = whole.get_decoder().config
+    whole.set_attn_implementation(parts | {"text_config": "eager"})
+    try:
+        yield
+    finally:
+        whole.set_attn_implementation(parts)
+        attention.config = own
 
 
 def attention_of_parts(config: Any, family: Family) -> dict[str, str]:
@@ -187,4 +218,5 @@ def attention_of_parts(config: Any, family: Family) -> dict[str, str]:
     has_window = getattr(config.get_text_config(), "sliding_window", None) is not None
     own = MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME
     parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
-    return {name: own if name == "text_config" else "sdpa" for name in parts}
+    known = {"text_config": own, "vision_config": "sdpa"}
+    return {name: known.get(name, "eager") for name in parts}  # not every tower for sound has SDPA

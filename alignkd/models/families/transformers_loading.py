@@ -8,27 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.initialization import no_init_weights
 
 from alignkd.distributed.failures import describe_failure, error_elsewhere
 from alignkd.errors import CheckpointError
 from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
 from alignkd.models.families.interface import ModelFacts
-from alignkd.models.families.processors import LOCAL
-from alignkd.models.families.table import Family, family_of
+from alignkd.models.families.processors import LOCAL, read_config
+from alignkd.models.families.table import Family
 from alignkd.models.families.transformers import PREFIX, TransformersModel, attention_of_parts, facts_of
-
-
-def read_config(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, **LOCAL)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot read its config.json: {error}") from error
+from alignkd.models.families.untried import check_untried, found_family
 
 
 def read_facts(folder: Path) -> ModelFacts:
-    return facts_of(read_config(folder))
+    family = found_family(folder)
+    return facts_of(read_config(folder), family)
 
 
 def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
@@ -36,13 +31,15 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
 
     A sharded model is filled from a whole one in the host memory of the group's first rank. Collective then.
     """
-    family = family_of(folder)
-    assert family is not None, "the caller asks for a family of the table"
+    family = found_family(folder)
     tokens = len(AutoTokenizer.from_pretrained(folder, **LOCAL))
     if options.zero3 is None:
         whole = _from_files(folder, family, options.dtype)
-        return TransformersModel(whole.to(options.device), family, tokens)
-    source = _read_on_first(folder, family, options)
+        model = TransformersModel(whole.to(options.device), family, tokens)
+        if not family.tried:
+            check_untried(model, folder)
+        return model
+    source = _read_on_first(folder, family, options, tokens)
     config = read_config(folder)
     with sharded_construction(options), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(
@@ -65,13 +62,15 @@ def load_model(folder: Path, options: BuildOptions) -> TransformersModel:
     return model
 
 
-def _read_on_first(folder: Path, family: Family, options: BuildOptions) -> Any:
+def _read_on_first(folder: Path, family: Family, options: BuildOptions, tokens: int) -> Any:
     """The whole model on the ranks that read the weights, None on the others. Where one cannot read them, all
     ranks raise: the others would wait for it in the collectives that follow. Collective."""
     whole, own = None, None
     if reads_weights(options):
         try:
             whole = _from_files(folder, family, options.dtype)
+            if not family.tried:
+                check_untried(TransformersModel(whole, family, tokens), folder)
         except Exception as error:
             own = error
     failure = None if own is None else describe_failure(torch.distributed.get_rank(), own)
@@ -110,9 +109,7 @@ def _from_files(folder: Path, family: Family, dtype: torch.dtype, attention: str
 def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.Tensor]) -> Any:
     """transformers' own model for generation, with ``tensors`` (our names) instead of the folder's weights.
     Raises CheckpointError."""
-    family = family_of(folder)
-    assert family is not None, "the caller asks for a family of the table"
-    whole = _from_files(folder, family, options.dtype, "sdpa")
+    whole = _from_files(folder, found_family(folder), options.dtype, "sdpa")
     parameters = dict(whole.named_parameters())
     named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     if tensors and parameters.keys() - named.keys():
@@ -120,6 +117,15 @@ def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.
     for name, parameter in parameters.items() if tensors else ():
         parameter.data.copy_(named[name])
     return whole.to(options.device)
+
+
+def _saved_buffers(whole: Any, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Those that are part of a model's files, such as the factor of a layer. Training leaves them alone."""
+    wanted = {name for name, _ in whole.named_buffers()} & whole.state_dict().keys()
+    if not wanted:
+        return {}
+    given = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **LOCAL)
+    return {name: value for name, value in given.named_buffers() if name in wanted}
 
 
 def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -137,6 +143,7 @@ def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) ->
     # A tied head has no parameter of its own.
     embedding = state[names[whole.get_input_embeddings()]]
     state.setdefault(names[whole.get_output_embeddings()], embedding)
+    state |= _saved_buffers(whole, source, dtype)
     whole.save_pretrained(out, state_dict=state)
     for path in sorted(source.iterdir()):
         is_weight = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or ".index." in path.name

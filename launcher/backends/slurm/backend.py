@@ -149,11 +149,24 @@ class SlurmBackend:
         if all(job.state == "PENDING" for job in jobs):
             RunPaths(run).stop.unlink(missing_ok=True)
             _record_cancelled(run)
-        own = all(job.script for job in jobs)
-        return Stopped(
-            jobs[0].id,
-            "cancelled" if own else "asked the ranks to save and exit; the allocation is kept",
-        )
+        if not all(job.script for job in jobs):
+            return Stopped(jobs[0].id, "asked the ranks to save and exit; the allocation is kept")
+        return Stopped(jobs[0].id, "cancelled" + _cancel_evaluation(run))
+
+
+def _cancel_evaluation(run: Path) -> str:
+    """Cancel the evaluation that waits for the run, and say so: it would stay in the queue for ever.
+
+    A next stage keeps its place, as a run that can be cancelled by itself.
+    """
+    following = (read_json(RunPaths(run).next_stage) or {}).get("run")
+    if following is None or RunPaths(Path(following)).manifest.exists():
+        return ""
+    waiting = [job for job in queued_jobs(Path(following)) or [] if job.state == "PENDING"]
+    for job in waiting:
+        cancel_job(job.id)
+    later = f"sbatch {shlex.quote(str(RunPaths(Path(following)).job_script))}"
+    return "".join(f", and its evaluation, job {job.id} (when the run is done: {later})" for job in waiting)
 
 
 def _awaited_job(run: Path) -> str | None:
@@ -170,7 +183,8 @@ def _awaited_job(run: Path) -> str | None:
     if not jobs:
         resume = f"alignkd resume {shlex.quote(before)}"
         raise UserError(f"{run}: the stage before it is neither done nor queued; first: {resume}")
-    return jobs[0].id
+    # Of a run that is just being continued, the new job.
+    return max(jobs, key=lambda job: (len(job.id), job.id)).id
 
 
 def _silence(run: Path) -> str:

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from alignkd.config import Config
 from alignkd.config.combinations import time_limit_seconds
 from alignkd.config.slurm_section import SlurmSection
-from alignkd.run_folder.paths import JOB_SCRIPT
+from alignkd.run_folder.paths import JOB_SCRIPT, RunPaths
+from alignkd.text import counted
+from launcher.backends.node_probe import read_places
 from launcher.backends.slurm.client import field_of, run_slurm_command
 from launcher.backends.slurm.submission import submission_environment
+from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_scripts
 from launcher.run.disk import file_system
 from launcher.run.folder import run_path
@@ -23,8 +26,13 @@ _TIME_LIMIT = r"(\d+-)?\d+(:\d{1,2}){0,2}"
 
 def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
     """Every reason why Slurm would refuse, or never start, the run's job."""
-    scripts = render_scripts(config, run_path(config), nodes, gpus_per_node)
-    return script_problems(config.slurm, nodes, scripts, _lead_problems(config.slurm))
+    run = run_path(config)
+    scripts = render_scripts(config, run, nodes, gpus_per_node)
+    places = {"run.folder": run, **{place.key: place.path for place in read_places(config)}}
+    if (checkpoints := RunPaths(run).checkpoints).is_symlink():
+        places["checkpoints"] = checkpoints
+    more = [*_lead_problems(config.slurm), *container_problems(config.slurm, places)]
+    return script_problems(config.slurm, nodes, scripts, more)
 
 
 def script_problems(
@@ -53,8 +61,24 @@ def slurm_warnings(config: Config, nodes: int) -> list[str]:
         warnings.append(
             f"run.folder is on {kind}, which other nodes rarely see; a run needs a shared file system"
         )
-    _, hidden = _partitions(config.slurm)
-    return [*warnings, *([hidden] if hidden else [])]
+    chosen, hidden = _partitions(config.slurm)
+    return [*warnings, *([hidden] if hidden else []), *_core_warnings(config, chosen)]
+
+
+def _core_warnings(config: Config, partitions: Sequence[str]) -> list[str]:
+    """Would a rank share one core with its loader processes? That is Slurm's default."""
+    slurm, workers = config.slurm, config.data.workers
+    options = {"cpus-per-task", "cpus-per-gpu", "exclusive"} & slurm.sbatch_options.keys()
+    if not workers or options or (slurm.cpus_per_task or 1) > 1:
+        return []
+    by_default = slurm.exclusive or any("DefCpuPerGPU=" in line for line in partitions)
+    if slurm.cpus_per_task is None and by_default:
+        return []
+    given = "is not set, so Slurm gives" if slurm.cpus_per_task is None else "= 1 gives"
+    return [
+        f"slurm.cpus_per_task {given} each rank one core, which it shares with "
+        f"{counted(workers, 'loader process')} (data.workers); better: {workers + 1} or more"
+    ]
 
 
 def minutes(limit: str) -> float | None:

@@ -20,7 +20,7 @@ import yaml
 from launcher.backends.hostfile import Host
 from launcher.backends.ranks import free_port
 from launcher.backends.ssh import rank_variables, remote_command
-from launcher.backends.ssh_probe import OPTIONS
+from launcher.backends.ssh_connect import OPTIONS
 from launcher.run.attempts import read_history
 from tests import tiny
 from tests.needs import cannot_run
@@ -167,9 +167,11 @@ def test_one_dead_rank_ends_all_ranks(alignkd, prepared) -> None:
     output = process.stdout.read()
     assert "rank 1 ended with exit code 1" in output
     assert "out of cheese" in output
+    assert "ended with exit code 1 on one; the last lines of" in output  # the host, not this machine
     assert alive(run) == []
     (attempt,) = read_history(run)
     assert (attempt.reason, attempt.failed_rank, attempt.exit_code) == ("crashed", 1, 1)
+    assert attempt.failed_node == "one"
 
 
 def test_no_rank_outlives_its_launcher(alignkd, prepared) -> None:
@@ -276,8 +278,8 @@ def test_a_host_without_the_run_folder_names_itself(tmp_path: Path) -> None:
 def test_an_ipv6_address_loses_its_brackets(make_run) -> None:
     run, manifest = make_run(backend="ssh")
     for name, address in (("me@[::1]", "::1"), ("[fe80::2]", "fe80::2"), ("me@one", "one")):
-        (first, *_) = rank_variables(manifest, [Host(name, 2)], 1, run)
-        assert first["MASTER_ADDR"] == address
+        (first, *_) = rank_variables(manifest, [Host(name, 2)], 1, run, "20000")
+        assert (first["MASTER_ADDR"], first["MASTER_PORT"]) == (address, "20000")
 
 
 def test_a_host_that_does_not_answer_is_given_up_soon() -> None:

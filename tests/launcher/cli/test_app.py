@@ -15,9 +15,11 @@ def test_every_command_is_listed_and_its_help_fits_80_columns() -> None:
     for command in (
         "init",
         "plan",
+        "cache",
         "launch",
         "resume",
         "eval",
+        "report",
         "chat",
         "probe",
         "sample-data",
@@ -158,5 +160,5 @@ def test_probe_prints_only_json_on_stdout(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    assert values.keys() == {"terms", "counts", "gradient_norms"}
+    assert values.keys() == {"terms", "counts", "gradient_norms", "parts"}
     assert values["terms"].keys() >= {"ce", "reverse_kl", "attention", "vision_all", "vision_focus", "total"}

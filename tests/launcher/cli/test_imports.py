@@ -22,7 +22,7 @@ def test_help_imports_neither_libraries_nor_commands() -> None:
     assert done.imported & (LIBRARIES | ROOMS) == set()
 
 
-@pytest.mark.parametrize("command", ["launch", "plan", "status", "resume", "ckpt"])
+@pytest.mark.parametrize("command", ["launch", "plan", "status", "resume", "ckpt", "report"])
 def test_help_of_a_command_imports_no_command(command: str) -> None:
     done = alignkd(command, "--help")
     assert done.returncode == 0

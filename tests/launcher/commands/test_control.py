@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,10 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
 from launcher.backends.slurm import backend as slurm
+from launcher.backends.slurm.client import jobs_of
 from launcher.cli import runs as cli_runs
 from launcher.commands import control
+from launcher.commands.stages import link
 from launcher.run.attempts import Attempt, begin
 from launcher.run.lock import only_launcher
 from launcher.run.manifest import read_manifest
@@ -71,6 +74,36 @@ def test_a_cancel_is_recorded_before_scancel(
     assert control.cancel_run(run)["job"] == "7"
     assert cancelled == ["7", "9"]
     assert RunPaths(run).stop.exists() == left
+
+
+@pytest.mark.parametrize(
+    ("state", "is_run", "taken"),
+    [("PENDING", False, True), ("RUNNING", False, False), ("PENDING", True, False)],
+)
+def test_a_cancel_takes_the_waiting_evaluation_along_but_no_other_job(
+    slurm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, is_run: bool, taken: bool
+) -> None:
+    """An evaluation would wait for ever; a next stage is a run, which has a `cancel` of its own."""
+    run, following = slurm_run, tmp_path / "it's next"
+    following.mkdir()
+    if is_run:
+        (following / "manifest.json").touch()
+    link(run, following)
+    jobs = [
+        QueuedJob("7", "RUNNING", "None", None, str(run / "job.sbatch")),
+        QueuedJob("8", state, "Dependency", None, str(following / "job.sbatch")),
+        QueuedJob("9", "PENDING", "None", None, "/elsewhere/job.sbatch"),
+    ]
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "own_jobs", lambda: jobs)
+    monkeypatch.setattr(slurm, "queued_jobs", lambda folder: jobs_of(folder, jobs))
+    monkeypatch.setattr(slurm, "cancel_job", cancelled.append)
+    done = control.cancel_run(run)
+    assert cancelled == (["7", "8"] if taken else ["7"])
+    later = (
+        f", and its evaluation, job 8 (when the run is done: sbatch {shlex.quote(f'{following}/job.sbatch')})"
+    )
+    assert done == {"run": str(run), "job": "7", "action": f"cancelled{later}" if taken else "cancelled"}
 
 
 @pytest.mark.parametrize(("state", "sent"), [("RUNNING", ["7"]), ("COMPLETING", []), ("CONFIGURING", [])])

@@ -47,9 +47,9 @@ def asked(tmp_path: Path) -> EvalOptions:
     return options(tmp_path / "data", tmp_path / "out", as_json=True)
 
 
-def submitted(asked: EvalOptions, cpu: bool = False, **given: str) -> dict[str, str]:
+def submitted(asked: EvalOptions, cpu: bool = False, gpus: int | None = 4, **given: str) -> dict[str, str]:
     """The directives of the job."""
-    job = submit_evaluation(asked, JobSize(2, 4), given.get("partition"), given.get("time"), cpu)
+    job = submit_evaluation(asked, JobSize(2, gpus), given.get("partition"), given.get("time"), cpu)
     assert job == "7"
     return directives((Path(asked.out) / "job.sbatch").read_text())
 
@@ -75,11 +75,14 @@ def test_settings_are_the_options_then_the_runs_then_the_sites(
 ) -> None:
     profile = tmp_path / "site" / "alignkd" / "site.yaml"
     profile.parent.mkdir(parents=True)
-    profile.write_text("slurm: {partition: site, account: me}\n")
+    profile.write_text("slurm: {partition: site, account: me, gpus_per_node: 3}\n")
     values = submitted(asked, time="1:00:00")
     assert (values["partition"], values["account"], values["time"]) == ("site", "me", "1:00:00")
     assert submitted(asked, partition="other")["partition"] == "other"
     assert "gpus-per-node" not in submitted(asked, cpu=True)
+    assert submitted(asked)["gpus-per-node"] == "4"
+    assert submitted(asked, gpus=None)["gpus-per-node"] == "3"
+    assert submitted(asked, cpu=True, gpus=None)["ntasks-per-node"] == "1"
 
     run, _ = make_run()
     text = (run / "config.yaml").read_text()

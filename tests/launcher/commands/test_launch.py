@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,37 @@ def test_a_hostfile_gives_the_size_unless_options_do(config_file: Path, tmp_path
     assert (whole.nodes, whole.gpus_per_node, part.nodes, part.gpus_per_node) == (2, 4, 1, 2)
     hosts = json.loads((tmp_path / "runs" / "part" / "hosts.json").read_text())
     assert hosts == {"hosts": [{"name": "a", "slots": 4}]}
+
+
+def test_a_site_says_how_many_gpus_a_node_has(
+    config_file: Path, tmp_path: Path, allocation: list[tuple[Path, str | None]]
+) -> None:
+    """It counts for jobs on GPUs, unless an option does."""
+    (tmp_path / "hosts").write_text("a slots=2\n")
+    site = ("slurm.gpus_per_node=4", "training.micro_batch_size=1")
+    cases = {
+        "site": ((), None, "slurm", None, 4),
+        "option": ((), 2, "slurm", None, 2),
+        "cpu": (("slurm.gpu_option=none",), None, "slurm", None, 1),
+        "here": (("slurm.gpu_option=none",), None, "local", None, 1),
+        "hosts": ((), None, "ssh", tmp_path / "hosts", 2),
+    }
+    for name, (more, option, backend, hostfile, expected) in cases.items():
+        gpus = () if more else ("slurm.gpu_option=gres",)
+        request = LaunchRequest(
+            config_file, None, option, backend, hostfile, name, overrides=(*site, *gpus, *more), dry_run=True
+        )
+        output_of(request)
+        assert read_manifest(tmp_path / "runs" / name).gpus_per_node == expected, name
+    config_file.write_text(
+        config_file.read_text()
+        + "stages:\n  first: {run: {name: one}}\n  second: {slurm: {gpus_per_node: 8}, run: {name: two}}\n"
+    )
+    request = LaunchRequest(config_file, backend="slurm", stages="first,second", dry_run=True)
+    overridden = ("slurm.gpu_option=gres", "training.micro_batch_size=1")
+    with pytest.raises(UserError, match=r"differs between the stages \(1, 8\); give --gpus-per-node"):
+        output_of(replace(request, overrides=overridden))
+    output_of(replace(request, overrides=overridden, gpus_per_node=2))
 
 
 def test_without_hosts_a_run_has_one_rank(config_file: Path, tmp_path: Path) -> None:

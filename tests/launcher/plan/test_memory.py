@@ -102,17 +102,24 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "checkpointing"),
-    [(2, "bf16", True), (2, "bf16", False), (2, "fp32", True), (3, "bf16", True)],
+    ("stage", "precision", "checkpointing", "every"),
+    [
+        (2, "bf16", True, 1),
+        (2, "bf16", False, 1),
+        (2, "fp32", True, 1),
+        (3, "bf16", True, 1),
+        (2, "fp32", True, 2),
+    ],
 )
 def test_the_peak_of_a_step_agrees_with_a_real_run(
-    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool, every: int
 ) -> None:
     run = tiny.write_run(
         tmp_path / "run",
         2,
         student__zero_stage=stage,
         training__precision=precision,
+        training__checkpoint_every_nth_layer=every,
         data__max_length=400,
         training__gradient_checkpointing=checkpointing,
     )

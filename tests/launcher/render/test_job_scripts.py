@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,65 @@ def test_secrets_are_never_stored(render, monkeypatch) -> None:
     scripts = render({"secrets": ["HF_TOKEN"]})
     assert "HF_TOKEN" in scripts["env.sh"]
     assert not any("very_secret" in text for text in scripts.values())
+
+
+def test_the_interpreter_is_the_submitters_unless_the_site_has_another(render, tmp_path: Path) -> None:
+    """A name is looked up when a rank starts, so it is the one that `activate` provides."""
+    assert "\nexport PYTHON=/venv/bin/python\n" in render({})["env.sh"]
+    assert "\nexport PYTHON=/opt/py/bin/python3\n" in render({"python": "/opt/py/bin/python3"})["env.sh"]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho activated\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    (tmp_path / "env.sh").write_text(
+        render({"python": "python", "activate": f"PATH={tmp_path}/bin:$PATH"})["env.sh"]
+    )
+    done = subprocess.run(
+        ["bash", "-c", 'source "$0" && "$PYTHON"', tmp_path / "env.sh"], capture_output=True, text=True
+    )
+    assert done.stdout == "activated\n"
+
+
+@pytest.mark.parametrize("container", ["none", "apptainer"])
+def test_an_installed_copy_puts_no_site_packages_before_those_of_the_interpreter(
+    render, monkeypatch: pytest.MonkeyPatch, make_config, container: str
+) -> None:
+    settings = {"container": {"kind": container, "image": "/x.sif"}}
+    assert "PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}/checkout" in render(settings)["env.sh"]
+    monkeypatch.setattr("launcher.render.job_scripts._CHECKOUT", None)
+    config = make_config(f"slurm={json.dumps(settings)}")
+    assert "PYTHONPATH" not in render_scripts(config, Path("/runs/run"), 2, 4)["env.sh"]
+
+
+def test_nccl_and_gloo_take_the_same_interface(render) -> None:
+    """A plain name is a prefix for NCCL: eth1 would be eth10 as well."""
+    for given in ("eth1", "=eth1"):
+        script = render({"network_interface": given})["env.sh"]
+        assert "export NCCL_SOCKET_IFNAME='=eth1'\nexport GLOO_SOCKET_IFNAME=eth1\n" in script
+
+
+def test_a_rank_records_how_it_ended_and_how_many_had_ended_before(render, tmp_path: Path) -> None:
+    run = tmp_path / "it's a run"
+    for folder in ("logs", "exits"):
+        (run / folder).mkdir(parents=True)
+    (run / "exits" / "step").touch()
+    (run / "rank.sh").write_text(render({"gpu_option": "none"}, run=run)["rank.sh"])
+    (tmp_path / "python").write_text("#!/bin/bash\nexit $((3 + RANK))\n")
+    (tmp_path / "python").chmod(0o755)
+    for place, rank in enumerate((7, 0, 2)):
+        before = time.time()
+        done = subprocess.run(
+            ["bash", run / "rank.sh"],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "RUN": str(run),
+                "PYTHON": str(tmp_path / "python"),
+                "ALIGNKD_ATTEMPT": "1",
+                "ALIGNKD_RANK": str(rank),
+            },
+        )
+        code, ended, earlier = (run / "exits" / f"rank-{rank}").read_text().split()
+        assert (done.returncode, int(code), int(earlier)) == (3 + rank, 3 + rank, place)
+        assert before <= float(ended) + 1e-3 <= time.time() + 2e-3
 
 
 def shellcheck() -> str:

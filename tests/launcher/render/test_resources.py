@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.render.resources import resource_folder
+from launcher.render.resources import resource_folder, source_checkout
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,6 +14,12 @@ def test_a_checkout_uses_its_own_folders() -> None:
     assert resource_folder("ds_configs") == ROOT / "ds_configs"
     with pytest.raises(FileNotFoundError, match="broken installation"):
         resource_folder("nothing")
+
+
+def test_only_a_checkout_has_a_root(tmp_path: Path) -> None:
+    assert source_checkout() == ROOT
+    (tmp_path / "site-packages" / "launcher").mkdir(parents=True)
+    assert source_checkout(tmp_path / "site-packages" / "launcher") is None
 
 
 def test_a_wheel_carries_templates_and_presets(tmp_path) -> None:
@@ -26,6 +32,8 @@ def test_a_wheel_carries_templates_and_presets(tmp_path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         wheel.extractall(installed)
+    for name in ("page.html.j2", "macros.html.j2", "style.css"):
+        assert (installed / "launcher" / "report" / name).is_file()
     read = (
         "import launcher.render.deepspeed as r, launcher.backends.slurm.client, json, sys\n"
         "import launcher.render.resources as s\n"
@@ -36,6 +44,7 @@ def test_a_wheel_carries_templates_and_presets(tmp_path) -> None:
         "    found = s.resource_folder(folder)\n"
         "    assert str(found).startswith(sys.argv[1]), found\n"
         "    print(*sorted(path.name for path in found.iterdir()))\n"
+        "assert s.source_checkout() is None\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", read, str(installed)],

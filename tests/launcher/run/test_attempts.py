@@ -106,6 +106,14 @@ def test_exit_codes_are_in_the_order_in_which_ranks_ended(tmp_path) -> None:
     assert list(exit_codes(tmp_path).items()) == [(1, 3), (0, 143), (10, 143)]
 
 
+def test_a_clock_that_is_off_does_not_change_which_rank_failed_first(tmp_path: Path) -> None:
+    """Rank 2's node is an hour behind; rank 2 has seen the record of rank 1."""
+    (tmp_path / "exits").mkdir()
+    for rank, text in {0: "143 3600.5 2", 1: "3 3600.25 0", 2: "1 0.375 1"}.items():
+        (tmp_path / "exits" / f"rank-{rank}").write_text(text + "\n")
+    assert list(exit_codes(tmp_path).items()) == [(1, 3), (2, 1), (0, 143)]
+
+
 def test_a_close_that_was_killed_between_its_two_files_counts_once(tmp_path: Path) -> None:
     attempt = begin(tmp_path, "7", "n1", None)
     before = RunPaths(tmp_path).open_attempt.read_text()

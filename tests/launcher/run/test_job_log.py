@@ -62,7 +62,7 @@ def test_the_memory_of_a_gpu_is_not_that_of_the_host() -> None:
         (
             "/usr/bin/python3: Error while finding module specification for 'launcher.backends.slurm.batch' "
             "(ModuleNotFoundError: No module named 'launcher')",
-            "/usr/bin/python3 cannot import alignkd; see PYTHON in env.sh, or slurm.activate",
+            "/usr/bin/python3 cannot import alignkd; see PYTHON in env.sh, or slurm.python",
         ),
         ("srun: error: Unable to create step for job 42: More processors requested than permitted", None),
         ("srun: fatal: Can not execute /x", None),

@@ -54,6 +54,15 @@ def test_other_tokenizers_templates_and_processors_are_named(tmp_path: Path) -> 
     ]
 
 
+def test_models_whose_logits_are_capped_differently_do_not_agree(tmp_path: Path) -> None:
+    teacher = changed(tmp_path, "gemma4")
+    config = json.loads((teacher / "config.json").read_text())
+    config["text_config"]["final_logit_softcapping"] = 30.0
+    (teacher / "config.json").write_text(json.dumps(config))
+    (problem,) = pair(teacher, vlm.folder("gemma4"))
+    assert problem == "teacher and student have different `text_config.final_logit_softcapping`"
+
+
 def test_an_older_folder_with_a_file_of_its_own_for_images_agrees(tmp_path: Path) -> None:
     teacher = changed(tmp_path)
     processor = json.loads((teacher / "processor_config.json").read_text())

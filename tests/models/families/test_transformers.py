@@ -31,6 +31,9 @@ from tests.models.families import reference
 
 FP64 = BuildOptions(torch.float64)
 TOP_K = 6  # more than an image of llava has
+# Of logits in float64: eager computes softmax in fp32. The first has a linear attention in fp32 besides, the
+# second four layers.
+EAGER_ERRORS = {"qwen3_5": 3e-4, "gemma4": 3e-5}
 UNIT = (1.0,) * len(TERMS)
 
 
@@ -111,7 +114,7 @@ def test_block_and_vision_tokens_equal_eager_attention(family: str, images: Path
             image += 1
         logits = model.logits(outputs.hidden_BLD[number, : len(found.ids)])
         cut = whole.logits[:, : logits.shape[-1]]
-        assert (logits - cut).abs().max() < 1e-5  # eager computes softmax in fp32
+        assert (logits - cut).abs().max() < EAGER_ERRORS.get(family, 1e-5)
     assert image == batch.image_count == 3
 
 
@@ -183,6 +186,13 @@ def test_random_states_are_saved_only_for_a_model_with_dropout(
     with patch.object(torch, "get_rng_state", wraps=torch.get_rng_state) as saved:
         model(batch_of(family, images, 0)).hidden_BLD.sum().backward()
     assert (saved.call_count > 0) == (dropout > 0)
+
+
+def test_every_second_layer_is_checkpointed(family: str) -> None:
+    model = new_step(family)[0].student
+    model.enable_gradient_checkpointing(2)
+    layers = model.whole.get_decoder().layers
+    assert [layer.gradient_checkpointing for layer in layers] == [True, False]
 
 
 def test_joined_batches_give_each_its_own_targets(family: str, images: Path) -> None:

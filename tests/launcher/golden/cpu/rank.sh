@@ -20,10 +20,13 @@ trap : USR1 TERM USR2 # USR2 asks for python's stacks
 code=$?
 
 # srun hides the exit code of the failed rank behind those of the ranks that it killed; this file keeps it. Only shell
-# builtins write it: the SIGTERM that ends the other ranks would end a program, too.
+# builtins write it: the SIGTERM that ends the other ranks would end a program, too. It also counts the ranks that had
+# ended before, as the clocks of two nodes need not agree on which of them failed first.
 printf -v now '%(%s)T' -1
 now=${EPOCHREALTIME:-$now} # bash 5
-echo "$code ${now/,/.}" >"$RUN/exits/rank-$RANK"
+shopt -s nullglob
+set -- "$RUN"/exits/rank-*
+echo "$code ${now/,/.} $#" >"$RUN/exits/rank-$RANK"
 
 # 85 and 86 mean "saved". srun would treat them as failures and kill ranks that are still exiting.
 if [[ -z ${ALIGNKD_RANK-} && ($code -eq 85 || $code -eq 86) ]]; then

@@ -12,11 +12,11 @@ export PYTHONSAFEPATH=1
 export PYTHONUNBUFFERED=1
 # DeepSpeed lets these override a configuration that was passed explicitly.
 unset "${!DEEPSPEED_CONFIG@}"
-export NCCL_SOCKET_IFNAME=ib0
+export NCCL_SOCKET_IFNAME='=ib0'
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_DEBUG=WARN
 export MESSAGE='it'"'"'s $HOME'
-# Never stored: it must come from the shell that submits the job.
-[[ -n ${HF_TOKEN-} ]] || echo "warning: the job was submitted without HF_TOKEN in its environment" >&2
+# Never stored: it must come from the shell that submits the job. Over ssh it comes later.
+[[ -n ${HF_TOKEN-}${ALIGNKD_SECRETS_FOLLOW-} ]] || echo "warning: the job was submitted without HF_TOKEN in its environment" >&2
 # The run is given up after this many restarts in a row without a new checkpoint.
 export ALIGNKD_MAX_RESTARTS=5

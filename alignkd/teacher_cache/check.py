@@ -1,0 +1,58 @@
+"""Does a finished cache fit a run? Asked by ``alignkd launch`` before anything queues, and by rank 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignkd.config.schema import Config
+from alignkd.errors import CheckpointError, UserError
+from alignkd.models.families.table import MOBILEVLM, family_name
+from alignkd.teacher_cache.folder import Manifest, read_manifest, size_problems
+from alignkd.teacher_cache.key import cache_key, differences
+
+SHOWN = 3
+
+
+def checked_manifest(config: Config) -> Manifest:
+    """The manifest of ``teacher.cache``. Raises UserError when the cache is not finished, lacks a shard, or
+    is of another teacher or other data, naming which part of its key differs."""
+    folder = cache_folder(config)
+    check_family(config)
+    manifest = read_manifest(folder)
+    problems = differences(manifest.identity.key, cache_key(config, manifest.identity.images))
+    if problems:
+        raise UserError(_lines(f"teacher.cache = {folder}: the cache is stale; what has changed:", problems))
+    problems = size_problems(folder, manifest)
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        hint = "`alignkd cache CONFIG` writes again what is missing"
+        raise UserError(
+            _lines(f"teacher.cache = {folder}: the cache is damaged; {hint}", problems[:SHOWN] + more)
+        )
+    return manifest
+
+
+def cache_folder(config: Config) -> Path:
+    """Raises UserError when the configuration names none."""
+    if config.teacher.cache is None:
+        raise UserError("teacher.cache is missing; valid: the folder of the teacher's cache")
+    return Path(config.teacher.cache)
+
+
+def check_family(config: Config) -> None:
+    """Raises UserError for a teacher whose hidden states cannot be cached."""
+    if not config.distillation.enabled or config.model.teacher is None:
+        raise UserError("there is no teacher to cache; valid: model.teacher with distillation.enabled = true")
+    try:
+        family = family_name(Path(config.model.teacher))
+    except CheckpointError as error:
+        raise UserError(f"model.teacher: {error}") from None
+    if family != MOBILEVLM[0]:
+        raise UserError(
+            f"model.teacher = {config.model.teacher}: hidden states of the family {family} cannot be cached; "
+            f"valid: a {MOBILEVLM[0]} teacher, or another teacher.placement"
+        )
+
+
+def _lines(first: str, problems: list[str]) -> str:
+    return "\n  ".join([first, *problems])

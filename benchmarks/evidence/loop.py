@@ -1,0 +1,141 @@
+"""The training loop of one rank in one process: the product's step, losses and optimizer without DeepSpeed.
+
+In fp32 on one rank DeepSpeed's stage 0 does the same arithmetic: backward, clipping, AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from alignkd.config.schema import TrainingSection
+from alignkd.data.batch import Batch, TermCounts
+from alignkd.data.collate import CollateSettings, Example, collate
+from alignkd.engine.optimizer import build_optimizer, parameter_groups, schedule_factor, set_learning_rates
+from alignkd.engine.student_step import StudentStep
+from alignkd.losses.total import element_counts, term_scales, weights_by_term
+from alignkd.teacher.targets import TeacherTargets
+from benchmarks.evidence.task import Sample
+
+LABELS_ONLY = weights_by_term(logits=0.0, attention=0.0, vision=0.0, focus=0.0)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Samples and what their images are (pixels, or the tower's patches), ready to be collated."""
+
+    samples: Sequence[Sample]
+    images: torch.Tensor  # [images, ...]
+    top_k: int = 16
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        shape = tuple(self.images.shape[1:])
+        assert len(shape) == 3
+        settings = CollateSettings(vision_tokens=16, image_shape=shape, top_k=self.top_k)
+        return collate([self._example(number) for number in numbers], settings)
+
+    def _example(self, number: int) -> Example:
+        sample = self.samples[number]
+        return replace(sample.example, images=tuple(self.images[grid] for grid in sample.grids))
+
+
+class Source(Protocol):
+    """Where the teacher's side of a batch comes from."""
+
+    @property
+    def head(self) -> torch.Tensor: ...
+    def of(self, numbers: Sequence[int]) -> TeacherTargets: ...
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a training run gets from the teacher. ``weights`` by term; samples of ``labels_only`` kinds have
+    no term of the teacher."""
+
+    source: Source
+    weights: dict[str, float]
+    labels_only: tuple[str, ...] = ()
+    attention_elements: Callable[[Batch, int], int] | None = None  # None: the product's
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch and the factors of its terms."""
+
+    batch: Batch
+    scales: tuple[float, ...]
+    targets: TeacherTargets | None
+
+
+def order_of_steps(samples: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """The samples of each step: every epoch in an order of its own, the same for all conditions."""
+    per_epoch = samples // batch
+    found: list[list[int]] = []
+    for epoch in range(-(-steps // per_epoch)):
+        order = np.random.default_rng([seed, epoch]).permutation(samples)[: per_epoch * batch]
+        found += order.reshape(per_epoch, batch).tolist()
+    return found[:steps]
+
+
+def train(
+    module: StudentStep,
+    examples: Examples,
+    training: TrainingSection,
+    steps: int,
+    distillation: Distillation | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+    before_step: Callable[[int, list[Part]], None] = lambda step, parts: None,
+) -> None:
+    """Both hooks get the number of steps done."""
+    module.train()
+    optimizer = build_optimizer(parameter_groups(module, training), torch.device("cpu"))
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    order = order_of_steps(len(examples.samples), training.global_batch_size, steps, training.seed)
+    for step, numbers in enumerate(order):
+        parts = split_step(module, examples, numbers, distillation)
+        before_step(step, parts)
+        set_learning_rates(optimizer, schedule_factor(step, steps, training.warmup_ratio))
+        optimizer.zero_grad(set_to_none=True)
+        for part in parts:
+            head = None if part.targets is None or distillation is None else distillation.source.head
+            module(part.batch, part.scales, part.targets, head).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, training.max_gradient_norm)
+        optimizer.step()
+        after_step(step + 1)
+
+
+def split_step(
+    module: StudentStep, examples: Examples, numbers: list[int], distillation: Distillation | None
+) -> list[Part]:
+    """The micro-batches of a step. Those without a teacher's term are one of their own, and count only where
+    the labels do."""
+    if distillation is None:
+        batch = examples.batch(numbers)
+        return [
+            Part(batch, term_scales(element_counts(batch.counts, module.sizes()), LABELS_ONLY, 1.0), None)
+        ]
+    kinds = [examples.samples[number].kind for number in numbers]
+    taught = [
+        number for number, kind in zip(numbers, kinds, strict=True) if kind not in distillation.labels_only
+    ]
+    alone = [number for number, kind in zip(numbers, kinds, strict=True) if kind in distillation.labels_only]
+    batches = [(examples.batch(some), some, some is taught) for some in (taught, alone) if some]
+    with_terms = [batch for batch, _, with_teacher in batches if with_teacher]
+    sizes = module.sizes()
+    elements = element_counts(sum((batch.counts for batch in with_terms), start=TermCounts()), sizes)
+    if distillation.attention_elements is not None:
+        heads = sizes.student_heads
+        elements["attention"] = sum(distillation.attention_elements(batch, heads) for batch in with_terms)
+    elements["ce"] = sum(batch.counts.supervised for batch, _, _ in batches)
+    return [
+        Part(
+            batch,
+            term_scales(elements, distillation.weights if with_teacher else LABELS_ONLY, 1.0),
+            distillation.source.of(some) if with_teacher else None,
+        )
+        for batch, some, with_teacher in batches
+    ]

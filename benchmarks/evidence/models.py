@@ -1,0 +1,90 @@
+"""The models of the sample task: a teacher that is trained once, and students that share its tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from alignkd.config.schema import DistillationSection, ModelSection, TrainingSection
+from alignkd.data.sample_task import folders
+from alignkd.data.sample_task.tokenizer import train_tokenizer
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.student_step import StudentStep
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.families.mobilevlm_loading import load_model, load_student
+from alignkd.models.saving import save_model_folder, write_tensors
+from benchmarks.evidence.loop import Examples, train
+from benchmarks.evidence.task import DATA_SEED, Task
+
+# In half precision, which is what the runs use (in fp32): the file is all that a later machine needs, where
+# training it again would give slightly different weights.
+TEACHER_FILE = Path(__file__).parent / "teacher.safetensors"
+TEACHER_STEPS = 2500
+FP32 = BuildOptions(torch.float32)
+
+
+def write_folders(cache: Path) -> SentencePieceTokenizer:
+    """The folders that models are built from, as ``alignkd sample-data`` writes them."""
+    if not (cache / folders.TOWER / "model.safetensors").exists():
+        tokenizer = train_tokenizer()
+        folders.write_model_folder(cache / "teacher", folders.TEACHER_CONFIG, tokenizer)
+        folders.write_model_folder(cache / "student", folders.STUDENT_CONFIG, tokenizer)
+        folders.write_tower_folder(cache / folders.TOWER, DATA_SEED)
+    return SentencePieceTokenizer.from_folder(cache / "student")
+
+
+def train_teacher(cache: Path, task: Task, steps: int, out: Path) -> None:
+    """The demo's teacher with its tower, from scratch on the labels, saved in half precision to ``out``."""
+    section = ModelSection(
+        student="scratch", student_config=str(cache / "teacher"), vision_tower=str(cache / folders.TOWER)
+    )
+    model, _ = load_student(section, DATA_SEED, FP32)
+    assert isinstance(model, MobileVLM)
+    model.unfreeze_vision_tower()
+    module = StudentStep(model, None, DistillationSection(enabled=False))
+    examples = Examples(task.train, task.pixels)
+    settings = TrainingSection(learning_rate=1e-3, global_batch_size=32, seed=DATA_SEED)
+    train(module, examples, settings, steps)
+    tensors = {model.public_name(name): value.data.half() for name, value in model.named_parameters()}
+    write_tensors(tensors, out)
+
+
+def load_teacher(cache: Path, file: Path = TEACHER_FILE) -> MobileVLM:
+    """The frozen teacher in fp32. Its folder in ``cache`` supplies the students' tower."""
+    folder = cache / "trained-teacher"
+    if not folder.exists():
+        tensors = {name: value.float() for name, value in load_file(file).items()}
+        section = ModelSection(
+            student="scratch", student_config=str(cache / "teacher"), vision_tower=str(cache / folders.TOWER)
+        )
+        config = load_student(section, DATA_SEED, FP32)[0].config
+        save_model_folder(folder, config, tensors, cache / "teacher")
+    model = load_model(folder, FP32)
+    return model.eval().requires_grad_(False)
+
+
+def new_student(cache: Path, seed: int) -> MobileVLM:
+    """From random weights, with the teacher's tower; takes patches [I, 1, P, C] in the place of pixels."""
+    section = ModelSection(
+        student="scratch",
+        student_config=str(cache / "student"),
+        vision_tower=str(cache / "trained-teacher"),
+    )
+    model, _ = load_student(section, seed, FP32)
+    assert isinstance(model, MobileVLM)
+    return takes_patches(model)
+
+
+def takes_patches(model: MobileVLM) -> MobileVLM:
+    """The frozen tower has run once for all runs: what a batch holds as pixels is its output."""
+    setattr(model, "patches", lambda values: values[:, 0])  # noqa: B010 - mypy refuses a method's assignment
+    return model
+
+
+@torch.no_grad()
+def all_patches(teacher: MobileVLM, pixels: torch.Tensor) -> torch.Tensor:
+    """[images, 1, P, C] of the tower that teacher and students share."""
+    return torch.cat([teacher.patches(part) for part in torch.split(pixels, 64)])[:, None]

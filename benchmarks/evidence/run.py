@@ -1,0 +1,146 @@
+"""One run: a condition with a seed, from the initial student to its record."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkd.config.schema import TrainingSection
+from alignkd.engine.optimizer_step import term_weights
+from alignkd.engine.student_step import StudentStep
+from alignkd.engine.term_gradients import parts_of, term_gradient_norms
+from alignkd.losses.total import TERMS
+from alignkd.models.adapters import seeded_adapters
+from benchmarks.evidence.answers import right_answers
+from benchmarks.evidence.balance import balanced_weights
+from benchmarks.evidence.bench import Bench
+from benchmarks.evidence.conditions import Condition
+from benchmarks.evidence.loop import Distillation, Part, train
+from benchmarks.evidence.models import new_student
+from benchmarks.evidence.patches import VARIANTS
+from benchmarks.evidence.task import Sample
+
+LOOKS = 10  # validations of a run, for its curve
+GRADIENT_LOOKS = 10  # steps whose gradient is taken apart
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Chosen on validation for the student without a teacher (docs/evidence.md)."""
+
+    learning_rate: float = 1e-3
+    steps: int = 1000
+    batch: int = 32
+
+    def training(self, seed: int) -> TrainingSection:
+        return TrainingSection(learning_rate=self.learning_rate, global_batch_size=self.batch, seed=seed)
+
+
+@dataclass
+class Outcome:
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[dict[str, Any]] = field(default_factory=list)  # of a condition that balances them
+
+
+def train_once(
+    bench: Bench, condition: Condition, seed: int, settings: Settings, *, with_test: bool = True
+) -> dict[str, Any]:
+    """The record of a run. The same seed gives all conditions the same initial student and data order."""
+    started, cpu = time.monotonic(), time.process_time()
+    section, steps = condition.section(), round(settings.steps * condition.steps)
+    student = new_student(bench.cache, seed)
+    adapters, distillation = None, None
+    variant = None if condition.attention is None else VARIANTS[condition.attention]
+    if section.enabled:
+        targets = bench.targets(condition.attention).with_top_k(section.top_k)
+        distillation = Distillation(
+            targets,
+            term_weights(section),
+            condition.labels_only,
+            None if variant is None else variant.elements,
+        )
+        adapters = seeded_adapters(_TeacherShape(targets.joined), student.facts, seed)
+        adapters.requires_grad_(not condition.frozen_adapters)
+    module = StudentStep(student, adapters, section)
+    training = settings.training(seed)
+    outcome, validation = Outcome(), bench.examples("validation")
+
+    def look(step: int) -> None:
+        if step % max(steps // LOOKS, 1) == 0 or step == steps:
+            right = by_kind(validation.samples, right_answers(student, validation))
+            outcome.curve.append({"step": step, "accuracy": {kind: _mean(of) for kind, of in right.items()}})
+
+    def take_apart(step: int, parts: list[Part]) -> None:
+        if distillation is not None and step % max(steps // GRADIENT_LOOKS, 1) == 0:
+            part = parts[0]
+            norms = term_gradient_norms(
+                module, part.batch, part.scales, part.targets, distillation.source.head
+            )
+            outcome.gradients.append({"step": step, "norms": _named(norms.tolist(), list(parts_of(student)))})
+
+    def balance(step: int, parts: list[Part]) -> None:
+        if distillation is None or condition.balance_every is None or step % condition.balance_every:
+            return
+        part = parts[0]
+        norms = term_gradient_norms(module, part.batch, part.scales, part.targets, distillation.source.head)
+        distillation.weights.update(balanced_weights(norms, distillation.weights, term_weights(section)))
+        outcome.weights.append({"step": step, "weights": dict(distillation.weights)})
+
+    def before_step(step: int, parts: list[Part]) -> None:
+        take_apart(step, parts)
+        balance(step, parts)
+
+    with contextlib.nullcontext() if variant is None else variant.for_student(student):
+        train(
+            module, bench.examples("train", section.top_k), training, steps, distillation, look, before_step
+        )
+    record: dict[str, Any] = {
+        "condition": condition.as_dict(),
+        "seed": seed,
+        "steps": steps,
+        "learning_rate": settings.learning_rate,
+        "batch": settings.batch,
+        "teacher": bench.teacher,
+        "validation": outcome.curve,
+        "gradient_norms": outcome.gradients,
+        "weights": outcome.weights,
+    }
+    if with_test:
+        test = bench.examples("test")
+        right = by_kind(test.samples, right_answers(student, test))
+        record["test"] = {kind: "".join(str(int(one)) for one in of) for kind, of in right.items()}
+    seconds = {"wall": time.monotonic() - started, "cpu": time.process_time() - cpu}
+    return record | {"seconds": {name: round(value, 1) for name, value in seconds.items()}}
+
+
+def by_kind(samples: Sequence[Sample], right: Sequence[bool]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
+    for sample, one in zip(samples, right, strict=True):
+        found.setdefault(sample.kind, []).append(one)
+    return found
+
+
+class _TeacherShape:
+    """What the adapters need to know of the teacher, from its targets."""
+
+    def __init__(self, targets: Any) -> None:
+        self.num_attention_heads = int(targets.block_IHMV.shape[1])
+        self.hidden_size = int(targets.vision_tokens_IVD.shape[2])
+
+
+def _named(norms: list[list[float]], parts: list[str]) -> dict[str, dict[str, float]]:
+    """Four digits are enough, and keep the record small."""
+    return {
+        term: {part: float(f"{value:.4g}") for part, value in zip(parts, row, strict=True)}
+        for term, row in zip(TERMS, norms, strict=True)
+        if any(row)
+    }
+
+
+def _mean(values: Sequence[bool]) -> float:
+    return round(statistics.fmean(values), 4)

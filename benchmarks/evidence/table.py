@@ -1,0 +1,181 @@
+"""``python -m benchmarks.evidence.table``: the tables and the plot of docs/evidence.md, from the records."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+from benchmarks.evidence import records
+from benchmarks.evidence.conditions import BASELINE, CONDITIONS
+from benchmarks.evidence.statistics import (
+    Mean,
+    Paired,
+    Record,
+    gradient_shares,
+    mean_accuracy,
+    paired_difference,
+    steps_to_reach,
+    validation_accuracy,
+)
+from benchmarks.evidence.task import QUESTION_KINDS
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "alignkd"  # the same records make the same file
+from matplotlib import pyplot  # noqa: E402 - the back end is chosen first
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
+PLOT = DOCUMENT.with_suffix("") / "accuracy.svg"
+BEGIN, END = "<!-- tables: written by benchmarks.evidence.table -->", "<!-- end of the tables -->"
+Groups = Mapping[str, Sequence[Record]]
+
+
+def main() -> None:
+    groups = by_condition(records.read_all(records.RECORDS))
+    tuning = records.read_all(records.RECORDS / "tuning")
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
+    if BASELINE in groups:
+        plot(groups, PLOT)
+
+
+def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
+    """In the order of the sweep."""
+    grouped: dict[str, list[Record]] = {}
+    for record in found:
+        grouped.setdefault(record["condition"]["name"], []).append(record)
+    return {name: grouped[name] for name in CONDITIONS if name in grouped}
+
+
+def tables(groups: Groups, tuning: Sequence[Record]) -> str:
+    if not groups and not tuning:
+        return "No run has been recorded yet.\n"
+    parts = [_settings(tuning)] if tuning else []
+    if groups:
+        parts += [_accuracy(groups), _kinds(groups), _gradients(groups)]
+    return "\n".join(part for part in parts if part)
+
+
+def _settings(tuning: Sequence[Record]) -> str:
+    found: dict[tuple[int, float], list[float]] = {}
+    for record in tuning:
+        last = validation_accuracy(record["validation"][-1])
+        found.setdefault((record["steps"], record["learning_rate"]), []).append(last)
+    rows = [
+        [str(steps), f"{rate:g}", str(len(values)), f"{100 * statistics.fmean(values):.1f}"]
+        for (steps, rate), values in sorted(found.items())
+    ]
+    head = ["steps", "learning rate", "seeds", "validation accuracy, %"]
+    return "Student alone, settings compared on validation:\n\n" + _markdown(head, rows)
+
+
+def _accuracy(groups: Groups) -> str:
+    base = groups.get(BASELINE, [])
+    head = ["condition", "what", "seeds", "accuracy, %", "minus alone [95 % interval]"]
+    head += ["pairs", "steps to reach alone", "CPU seconds"]
+    rows = []
+    for name, runs in groups.items():
+        difference = None if name == BASELINE else paired_difference(runs, base)
+        rows.append(
+            [
+                name,
+                CONDITIONS[name].about,
+                str(len(runs)),
+                _mean(mean_accuracy(runs)),
+                _difference(difference),
+                "" if difference is None else str(difference.seeds),
+                "" if name == BASELINE else _reached(runs, base),
+                f"{statistics.median(run['seconds']['cpu'] for run in runs):.0f}",
+            ]
+        )
+    return "Test accuracy, mean over kinds of question ± standard error over seeds:\n\n" + _markdown(
+        head, rows
+    )
+
+
+def _kinds(groups: Groups) -> str:
+    base = groups.get(BASELINE, [])
+    rows = []
+    for name, runs in groups.items():
+        cells = []
+        for kind in QUESTION_KINDS:
+            difference = None if name == BASELINE else paired_difference(runs, base, kind)
+            cells.append(f"{100 * mean_accuracy(runs, kind).value:.1f} {_difference(difference)}".strip())
+        rows.append([name, *cells])
+    return "By kind of question, % (minus alone [95 % interval]):\n\n" + _markdown(
+        ["condition", *QUESTION_KINDS], rows
+    )
+
+
+def _gradients(groups: Groups) -> str:
+    """Of the condition with all terms."""
+    shares = gradient_shares(groups.get("all", []))
+    if not shares:
+        return ""
+    terms = list(dict.fromkeys(term for of_part in shares.values() for term in of_part))
+    rows = [
+        [part, *(_range(of_part[term]) if term in of_part else "" for term in terms)]
+        for part, of_part in shares.items()
+    ]
+    return (
+        "Gradient norm of each term over that of the labels, all terms at unit weight, lowest to highest "
+        "over training:\n\n" + _markdown(["part of the student", *terms], rows)
+    )
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _mean(mean: Mean) -> str:
+    error = "" if mean.standard_error is None else f" ± {100 * mean.standard_error:.1f}"
+    return f"{100 * mean.value:.1f}{error}"
+
+
+def _difference(paired: Paired | None) -> str:
+    if paired is None:
+        return ""
+    return f"{100 * paired.value:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    return f"{low:.2g} to {high:.2g}"
+
+
+def _reached(runs: Sequence[Record], base: Sequence[Record]) -> str:
+    alone = {run["seed"]: run for run in base}
+    found = [steps_to_reach(run, alone[run["seed"]]) for run in runs if run["seed"] in alone]
+    steps = [one for one in found if one is not None]
+    if not found:
+        return ""
+    return f"{statistics.median(steps):.0f} ({len(steps)} of {len(found)})" if steps else f"0 of {len(found)}"
+
+
+def plot(groups: Groups, path: Path) -> None:
+    """The paired difference of every condition, and its interval."""
+    base = groups[BASELINE]
+    pairs = [(name, paired_difference(runs, base)) for name, runs in groups.items() if name != BASELINE]
+    shown = [(name, paired) for name, paired in pairs if paired is not None]
+    figure, axis = pyplot.subplots(figsize=(7, 1.2 + 0.3 * len(shown)), layout="constrained")
+    for height, (_, paired) in enumerate(shown):
+        axis.plot([100 * paired.low, 100 * paired.high], [height, height], color="#0072B2", linewidth=2)
+        axis.plot(100 * paired.value, height, "o", color="#0072B2")
+    axis.axvline(0.0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(shown)), [f"{name} ({paired.seeds})" for name, paired in shown], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(
+        "test accuracy minus that of the student alone, points; 95 % interval (pairs)", fontsize=8
+    )
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""``alignkd cache``: run the teacher once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkd.errors import UserError
+from launcher.cli.framework import Commands
+from launcher.cli.options import ConfigFile, Overrides, Stage, make_console
+
+caches = Commands()
+
+
+@caches.command()
+def cache(
+    config: ConfigFile = Path("alignkd.yaml"),
+    ranks: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes here, one per GPU.", show_default="1"),
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="slurm.partition"),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="slurm.time_limit"
+        ),
+    ] = None,
+    stage: Stage = None,
+    overrides: Overrides = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Run the teacher on CPUs, as slurm.gpu_option = none does.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the whole cache and compare it with its hashes.")
+    ] = False,
+) -> None:
+    """Run the teacher once and keep its hidden states on disk.
+
+    They go to teacher.cache; a run with teacher.placement = cached reads them. The same command resumes
+    where it stopped.
+    """
+    from alignkd.config import load_config
+    from launcher.commands.cache import verify as verify_cache
+    from launcher.commands.cache import write_here
+    from launcher.run.site import read_site
+
+    if nodes is None and any(option is not None for option in (gpus_per_node, partition, time_limit)):
+        raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+    if nodes is not None and (ranks is not None or verify):
+        raise UserError("--nodes N has --gpus-per-node instead of --ranks, and writes only")
+    chosen = [*(overrides or ()), *(["slurm.gpu_option=none"] if cpu else [])]
+    settings = load_config(config, chosen, stage, read_site())
+    if verify:
+        raise typer.Exit(verify_cache(settings, make_console()))
+    if nodes is None:
+        raise typer.Exit(write_here(settings, ranks or 1, make_console()))
+    from launcher.commands.cache_job import submit_cache
+    from launcher.commands.evaluate_job import JobSize, with_options
+
+    settings = settings.model_copy(
+        update={"slurm": with_options(settings.slurm, partition, time_limit, cpu=False)}
+    )
+    job = submit_cache(settings, JobSize(nodes, gpus_per_node or 1))
+    print(f"submitted job {job}; after a time limit or a failure, the same command resumes")

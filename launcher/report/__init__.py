@@ -1,0 +1,1 @@
+"""The page that ``alignkd report`` writes: facts of runs and evaluations, charts and their layout."""

@@ -1,0 +1,67 @@
+"""Is the student better? Its score beside those of its start, its teacher and the other runs' students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alignkd.evaluate.score_report import compare
+from launcher.report.evaluations import Evaluation
+from launcher.report.numbers import MINUS, signed
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, on the task's scale, over the same questions."""
+
+    task: str
+    first: Evaluation
+    second: Evaluation
+    value: float
+    low: float  # of the 95 % interval
+    high: float
+    p_value: float | None  # McNemar's; None where answers may be partly right
+
+    @property
+    def title(self) -> str:
+        return f"{self.first.name} {MINUS} {self.second.name}"
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says, and no more."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "no difference shown"
+
+    @property
+    def text(self) -> str:
+        return f"{signed(self.value)} ({signed(self.low)} to {signed(self.high)})"
+
+
+def differences(evaluations: Sequence[Evaluation]) -> tuple[list[Difference], list[str]]:
+    """Of each task, the first run's student minus every other model; and what could not be compared."""
+    found, problems = [], []
+    for student in evaluations:
+        if not student.is_student_in_question:
+            continue
+        for other in evaluations:
+            if (other.task, other.note) != (student.task, student.note) or other.name == student.name:
+                continue
+            try:
+                (comparison,) = compare([student.score], [other.score])
+            except ValueError as error:
+                problems.append(f"{student.file} and {other.file}: not compared: {error}")
+                continue
+            test, difference = comparison.mcnemar, comparison.difference
+            found.append(
+                Difference(
+                    student.task,
+                    student,
+                    other,
+                    difference.value,
+                    difference.low,
+                    difference.high,
+                    None if test is None else test.p_value,
+                )
+            )
+    return found, problems

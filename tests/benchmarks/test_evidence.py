@@ -1,0 +1,372 @@
+"""The evidence harness: splits, pairs, variants of the attention term, resuming, and statistics."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignkd.data.collate import Example
+from alignkd.data.records import Turn
+from alignkd.data.templates import encode, encode_prompt
+from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.engine.optimizer_step import term_weights
+from alignkd.engine.student_step import StudentStep
+from alignkd.evaluate.generation import Decoding, Prompt, generate
+from alignkd.models.adapters import seeded_adapters
+from alignkd.models.attention import use_plain_attention
+from alignkd.teacher.targets import TeacherModel
+from benchmarks.evidence import __main__ as program
+from benchmarks.evidence import records, table
+from benchmarks.evidence.answers import right_answers
+from benchmarks.evidence.balance import balanced_weights
+from benchmarks.evidence.bench import Bench, open_bench
+from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
+from benchmarks.evidence.loop import Distillation, Examples, Part, order_of_steps, split_step, train
+from benchmarks.evidence.models import load_teacher, new_student, takes_patches, train_teacher, write_folders
+from benchmarks.evidence.patches import VARIANTS
+from benchmarks.evidence.run import Settings, train_once
+from benchmarks.evidence.statistics import (
+    accuracy,
+    gradient_shares,
+    mean_accuracy,
+    paired_difference,
+    steps_to_reach,
+)
+from benchmarks.evidence.task import CAPTION, QUESTION_KINDS, Sample, Sizes, build_task, split_digits
+
+SIZES = Sizes(train=64, validation=2, test=2)
+SHORT = Settings(steps=2, batch=8)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    root = tmp_path_factory.mktemp("evidence")
+    task = build_task(write_folders(root), SIZES)
+    train_teacher(root, task, 1, root / "teacher.safetensors")
+    return open_bench(root, SIZES, root / "teacher.safetensors")
+
+
+@pytest.fixture(scope="module")
+def record(bench: Bench) -> dict[str, Any]:
+    return train_once(bench, CONDITIONS["all"], 3, SHORT)
+
+
+def parts_of(bench: Bench, name: str) -> tuple[StudentStep, list[Part], torch.Tensor]:
+    """One step of a condition with all its terms: the first sixteen samples of each sort."""
+    condition = CONDITIONS[name]
+    section, variant = condition.section(), VARIANTS.get(condition.attention or "")
+    targets = bench.targets(condition.attention).with_top_k(section.top_k)
+    student = new_student(bench.cache, 0)
+    teacher = load_teacher(bench.cache, bench.teacher_file)
+    module = StudentStep(student, seeded_adapters(teacher.facts, student.facts, 0), section)
+    elements = None if variant is None else variant.elements
+    distillation = Distillation(targets, term_weights(section), condition.labels_only, elements)
+    numbers = [*range(16), *range(32, 48)]
+    return module, split_step(module, bench.examples("train", TOP_K), numbers, distillation), targets.head
+
+
+def test_no_digit_image_is_in_two_splits() -> None:
+    images = [{digit.tobytes() for digit in digits.pixels} for digits in split_digits()]
+    assert [len(some) for some in images] == [1078, 269, 450]
+    assert not images[0] & images[1]
+    assert not images[0] & images[2]
+    assert not images[1] & images[2]
+
+
+def test_splits_hold_every_kind_and_no_grid_twice(bench: Bench) -> None:
+    for samples in (bench.task.validation, bench.task.test):
+        kinds = [sample.kind for sample in samples]
+        assert {kind: kinds.count(kind) for kind in QUESTION_KINDS} == {
+            **dict.fromkeys(QUESTION_KINDS, 2),
+            "text": 25,
+        }
+        shown = [grid for sample in samples for grid in sample.grids]
+        assert len(shown) == len(set(shown))
+    used = [
+        {grid for sample in samples for grid in sample.grids}
+        for samples in (bench.task.train, bench.task.validation, bench.task.test)
+    ]
+    assert not used[0] & used[1]
+    assert not used[1] & used[2]
+    assert not used[0] & used[2]
+    assert [sample.kind for sample in bench.task.train].count(CAPTION) == 32
+
+
+def test_all_conditions_of_a_seed_see_the_same_samples_in_the_same_order() -> None:
+    order = order_of_steps(64, 8, 12, seed=1)
+    assert order == order_of_steps(64, 8, 24, seed=1)[:12]
+    assert order != order_of_steps(64, 8, 12, seed=2)
+    assert sorted(number for step in order[:8] for number in step) == list(range(64))
+
+
+def test_kept_targets_are_those_of_the_teacher_on_the_batch(bench: Bench) -> None:
+    numbers = [40, 3, 33]
+    batch = bench.examples("train").batch(numbers)
+    teacher = TeacherModel(takes_patches(load_teacher(bench.cache, bench.teacher_file)), TOP_K)
+    expected, found = teacher(batch), bench.targets(None).with_top_k(TOP_K).of(numbers)
+    rows = expected.block_IHMV.shape[2]
+    assert torch.equal(found.focus_indices_IK, expected.focus_indices_IK)
+    torch.testing.assert_close(found.hidden_ND, expected.hidden_ND)
+    torch.testing.assert_close(found.block_IHMV[:, :, :rows], expected.block_IHMV)
+    torch.testing.assert_close(found.vision_tokens_IVD, expected.vision_tokens_IVD)
+    assert not found.block_IHMV[:, :, rows:].any()
+
+
+def test_patches_in_the_place_of_pixels_give_the_same_student(bench: Bench) -> None:
+    pixels = Examples(bench.task.train, bench.task.pixels).batch([0, 33])
+    with torch.no_grad():
+        student = new_student(bench.cache, 0)
+        expected = load_teacher(bench.cache, bench.teacher_file).patches(pixels.pixel_values)
+        torch.testing.assert_close(
+            student.patches(bench.examples("train").batch([0, 33]).pixel_values), expected
+        )
+
+
+def test_an_answer_is_right_exactly_when_generation_gives_it(bench: Bench) -> None:
+    tokenizer = SentencePieceTokenizer.from_folder(bench.cache / "student")
+    asked = Turn("human", "What is 1 plus 2?")
+
+    def examples(answers: list[str]) -> Examples:
+        encoded = [encode((asked, Turn("gpt", answer)), "v1", tokenizer) for answer in answers]
+        samples = [Sample("text", Example(one.ids, one.labels, ()), ()) for one in encoded]
+        return Examples(samples, bench.patches)
+
+    student = new_student(bench.cache, 0)
+    module = StudentStep(student, None, CONDITIONS[BASELINE].section())
+    memorised = replace(SHORT, learning_rate=1e-2).training(0)
+    train(module, examples(["4 4"] * 8), memorised, 30)
+    candidates = ["", "4", "4 4", "4 4 4", "top left", "3 4"]
+    found = right_answers(student, examples(candidates))
+    use_plain_attention(student.language_model)
+    prompt = Prompt(encode_prompt((asked,), "v1", tokenizer))
+    generated = generate(student.eval(), tokenizer, [prompt], None, Decoding(8))[0].strip()
+    assert generated == "4 4"
+    assert found == [answer == generated for answer in candidates]
+
+
+def test_the_transposed_term_sends_the_student_no_gradient(bench: Bench) -> None:
+    module, (part,), head = parts_of(bench, "transposed attention")
+    scales = (0.0, 0.0, part.scales[2], 0.0, 0.0)
+    assert module.adapters is not None
+    with VARIANTS["transposed"].for_student(module.student):
+        output = module(part.batch, scales, part.targets, head)
+    output.loss.backward()
+    assert output.sums[2] / (1 / part.scales[2]) == pytest.approx(
+        float(module.adapters.attention.bias.detach().square().mean())
+    )
+    gradients = [parameter.grad for parameter in module.student.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["text-text attention", "last layer", "attention, row KL"])
+def test_a_variant_of_the_attention_term_teaches_the_layer_that_it_reads(bench: Bench, name: str) -> None:
+    variant = VARIANTS[str(CONDITIONS[name].attention)]
+    module, (part,), head = parts_of(bench, name)
+    with variant.for_student(module.student):
+        module(part.batch, (0.0, 0.0, part.scales[2], 0.0, 0.0), part.targets, head).loss.backward()
+    taught = [
+        float(layer.self_attn.q_proj.weight.grad.norm()) for layer in module.student.language_model.layers
+    ]
+    assert (taught[0] > 0, taught[1] > 0) == ((True, True) if name == "last layer" else (True, False))
+
+
+def test_the_last_layer_is_read_only_inside_the_variant(bench: Bench) -> None:
+    module, (part,), _ = parts_of(bench, "all")
+    before = module.student(part.batch).first_layer.query_BHLE
+    with VARIANTS["last layer"].for_student(module.student):
+        assert not torch.equal(module.student(part.batch).first_layer.query_BHLE, before)
+    assert torch.equal(module.student(part.batch).first_layer.query_BHLE, before)
+
+
+def test_kinds_without_a_teacher_are_a_micro_batch_of_labels(bench: Bench) -> None:
+    _, whole, _ = parts_of(bench, "all")
+    _, parts, _ = parts_of(bench, "labels on hard kinds")
+    assert len(whole) == 1
+    assert len(parts) == 2
+    taught, alone = parts
+    assert alone.targets is None
+    assert alone.scales[1:] == (0.0, 0.0, 0.0, 0.0)
+    assert taught.scales[0] == alone.scales[0] == whole[0].scales[0]
+    assert taught.scales[1] == pytest.approx(1 / taught.batch.counts.logits)
+    assert taught.batch.counts.supervised + alone.batch.counts.supervised == whole[0].batch.counts.supervised
+
+
+def test_only_the_adapters_condition_leaves_them_as_they_were(bench: Bench) -> None:
+    def change(frozen: bool) -> float:
+        module, *_ = parts_of(bench, "all")
+        assert module.adapters is not None
+        module.adapters.requires_grad_(not frozen)
+        before = module.adapters.vision.weight.detach().clone()
+        source = bench.targets(None).with_top_k(TOP_K)
+        distillation = Distillation(source, term_weights(CONDITIONS["all"].section()))
+        train(module, bench.examples("train", TOP_K), SHORT.training(0), 2, distillation)
+        return float((module.adapters.vision.weight.detach() - before).abs().max())
+
+    assert change(frozen=False) > 0
+    assert change(frozen=True) == 0
+
+
+def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any], bench: Bench) -> None:
+    assert record["condition"] == CONDITIONS["all"].as_dict()
+    assert record["seed"] == 3
+    assert record["teacher"] == bench.teacher
+    assert record["steps"] == 2
+    assert {kind: len(flags) for kind, flags in record["test"].items()} == {
+        **dict.fromkeys(QUESTION_KINDS, 2),
+        "text": 25,
+    }
+    assert [look["step"] for look in record["validation"]] == [1, 2]
+    norms = record["gradient_norms"][0]["norms"]
+    assert norms["ce"]["layer 0 queries and keys"] > norms["attention"]["layer 0 queries and keys"] > 0
+    assert norms["attention"]["layer 1 rest"] == 0 < norms["divergence"]["layer 1 rest"]
+    assert norms["vision_all"]["projector"] > 0 == norms["vision_all"]["layer 0 rest"]
+    json.dumps(record)
+
+
+def test_the_same_run_gives_the_same_record(record: dict[str, Any], bench: Bench) -> None:
+    again = train_once(bench, CONDITIONS["all"], 3, SHORT)
+    assert {**again, "seconds": None} == {**record, "seconds": None}
+
+
+def test_finished_runs_are_skipped_and_other_settings_refused(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Here:
+        """A pool of no processes."""
+
+        def __init__(self, *arguments: Any) -> None: ...
+        def __enter__(self) -> Here:
+            return self
+
+        def __exit__(self, *arguments: Any) -> None: ...
+        def submit(self, function: Any, *arguments: Any) -> Future[str]:
+            started.append(arguments[1][:2])
+            future: Future[str] = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    monkeypatch.setattr(program, "ProcessPoolExecutor", Here)
+    runs = [(BASELINE, seed, SHORT) for seed in (0, 1)]
+    program.work(bench, program.missing(runs[:1], tmp_path, bench.teacher), tmp_path, 1, None)
+    program.work(bench, program.missing(runs, tmp_path, bench.teacher), tmp_path, 1, None)
+    assert started == [(BASELINE, 0), (BASELINE, 1)]
+    assert program.missing(runs, tmp_path, bench.teacher) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.0.json", "alone.1.json"]
+    with pytest.raises(ValueError, match="another learning_rate; move it away"):
+        program.missing([(BASELINE, 0, replace(SHORT, learning_rate=5e-3))], tmp_path, bench.teacher)
+    with pytest.raises(ValueError, match="another teacher"):
+        program.missing(runs, tmp_path, "another")
+    program.work(bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench.teacher), tmp_path, 1, 0.0)
+    assert len(started) == 2  # no time was left
+
+
+def test_every_condition_has_a_record_name_of_its_own() -> None:
+    names = {records.path_of(Path(), name, 0).name for name in CONDITIONS}
+    assert len(names) == len(CONDITIONS)
+    assert all(condition.attention in (None, *VARIANTS) for condition in CONDITIONS.values())
+    assert all(
+        condition.section().enabled == (condition.distillation is not None)
+        for condition in CONDITIONS.values()
+    )
+
+
+def test_balanced_weights_move_towards_gradients_as_long_as_that_of_the_labels() -> None:
+    base = {"ce": 1.0, "divergence": 1.0, "attention": 2.0, "vision_all": 1.0, "vision_focus": 0.1}
+    weights, unit = (
+        dict(base),
+        {"ce": 3.0, "divergence": 6.0, "attention": 1e-3, "vision_all": 0.5, "vision_focus": 0.5},
+    )
+    for _ in range(40):
+        norms = torch.tensor([[weights[term] * length] for term, length in unit.items()])
+        weights = balanced_weights(norms, weights, base)
+    expected = {"ce": 1.0, "divergence": 0.5, "attention": 6000.0, "vision_all": 6.0, "vision_focus": 0.6}
+    assert weights == pytest.approx(expected, rel=1e-3)
+    silent = balanced_weights(torch.zeros(5, 1), {**base, "attention": 0.0}, base)
+    assert silent == {**base, "attention": 0.0}
+
+
+def test_balance_changes_the_weights_of_the_following_steps(bench: Bench) -> None:
+    condition = replace(CONDITIONS["balanced"], balance_every=1)
+    (first, second) = train_once(bench, condition, 0, SHORT, with_test=False)["weights"]
+    assert first["weights"]["attention"] > 2 < second["weights"]["attention"]
+    assert first["weights"] != second["weights"]
+    assert first["weights"]["ce"] == second["weights"]["ce"] == 1.0
+
+
+def made_up(seed: int, position: str, text: str, **keys: Any) -> dict[str, Any]:
+    return {"seed": seed, "test": {"position": position, "text": text}, **keys}
+
+
+def test_every_kind_of_question_weighs_the_same() -> None:
+    assert accuracy(made_up(0, "1111", "10")) == 0.75
+    assert accuracy(made_up(0, "1111", "10"), "text") == 0.5
+    mean = mean_accuracy([made_up(0, "1111", "10"), made_up(1, "1111", "00")])
+    assert mean.value == 0.625
+    assert mean.standard_error == pytest.approx(0.125)
+    assert mean.seeds == 2
+    assert mean_accuracy([made_up(0, "1", "1")]).standard_error is None
+
+
+def test_a_difference_pairs_equal_seeds_only() -> None:
+    condition = [made_up(0, "1111", "11"), made_up(1, "1111", "11"), made_up(7, "0000", "00")]
+    base = [made_up(1, "0000", "11"), made_up(0, "0000", "11"), made_up(8, "1111", "11")]
+    paired = paired_difference(condition, base)
+    assert paired is not None
+    assert (paired.value, paired.low, paired.high, paired.seeds) == (0.5, 0.5, 0.5, 2)
+    assert paired_difference(condition[:1], base[:1]) is None
+
+
+def test_the_interval_covers_questions_and_seeds() -> None:
+    """One seed: the binomial interval of the questions. Equal questions: that of the seeds."""
+    questions = paired_difference([made_up(0, "10" * 50, "1")], [made_up(0, "00" * 50, "1")], "position")
+    assert questions is not None
+    assert questions.value == 0.5
+    assert questions.low == pytest.approx(0.40, abs=0.02)
+    assert questions.high == pytest.approx(0.60, abs=0.02)
+    better = [made_up(seed, "1" * 10 if seed < 8 else "0" * 10, "1") for seed in range(16)]
+    worse = [made_up(seed, "0" * 10, "1") for seed in range(16)]
+    seeds = paired_difference(better, worse, "position")
+    assert seeds is not None
+    assert seeds.value == 0.5
+    assert seeds.low == pytest.approx(0.25, abs=0.07)
+    assert seeds.high == pytest.approx(0.75, abs=0.07)
+
+
+def look(step: int, right: float, **norms: Any) -> dict[str, Any]:
+    return {"step": step, "accuracy": {"position": right, "text": right}, "norms": norms}
+
+
+def test_steps_to_reach_the_end_of_the_baseline() -> None:
+    base = {"validation": [look(100, 0.2), look(200, 0.6)]}
+    assert steps_to_reach({"validation": [look(100, 0.6), look(200, 0.1)]}, base) == 100
+    assert steps_to_reach({"validation": [look(100, 0.3), look(200, 0.5)]}, base) is None
+
+
+def test_gradient_shares_are_relative_to_the_labels() -> None:
+    looks = [
+        look(0, 0, ce={"head": 2.0, "layer": 0.0}, attention={"head": 1.0, "layer": 1.0}),
+        look(1, 0, ce={"head": 4.0, "layer": 0.0}, attention={"head": 1.0, "layer": 1.0}),
+    ]
+    assert gradient_shares([{"gradient_norms": looks}]) == {"head": {"attention": (0.25, 0.5)}}
+
+
+def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, Any]) -> None:
+    alone = {**record, "condition": CONDITIONS[BASELINE].as_dict(), "gradient_norms": []}
+    groups = table.by_condition([record, alone])
+    assert list(groups) == [BASELINE, "all"]
+    text = table.tables(groups, [alone])
+    assert "| all | all terms, unit weights, lambda 0.1 | 1 |" in text
+    assert "+0.0 [+0.0, +0.0] | 1 | 1 (1 of 1) |" in text
+    assert "| layer 0 queries and keys |" in text
+    assert "| 2 | 0.001 | 1 |" in text
+    table.plot(groups, tmp_path / "accuracy.svg")
+    assert "<svg" in (tmp_path / "accuracy.svg").read_text()

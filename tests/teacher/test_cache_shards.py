@@ -1,0 +1,105 @@
+"""Reading a cache: samples in any order, and every kind of damage found before it reaches a loss."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkd.errors import CheckpointError
+from alignkd.teacher.cache_shards import CachedHidden, write_shard
+from alignkd.teacher_cache.folder import CachePaths, Identity, hash_problem, read_record
+
+POSITIONS = (3, 0, 2, 4)  # of samples 0 to 3; the second was a bad one
+WIDTH = 8
+
+
+def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(POSITIONS[sample], WIDTH, generator=torch.Generator().manual_seed(sample)).to(dtype)
+
+
+def new_cache(folder: Path, precision: str = "bf16") -> CachedHidden:
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    CachePaths(folder).shards.mkdir(parents=True)
+    for shard in (0, 1):
+        samples = (2 * shard, 2 * shard + 1)
+        write_shard(folder, shard, samples[0], [hidden_of(sample, dtype) for sample in samples])
+    return CachedHidden(folder, Identity({"precision": precision}, (), "", WIDTH, 4, 2))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_samples_come_in_the_order_asked_for_and_in_the_teachers_precision(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", precision)))  # as a worker gets it
+    for samples in ([3, 0], [1], [], [2, 3, 0, 1]):
+        found = cache(samples, sum(POSITIONS[sample] for sample in samples))
+        expected = [hidden_of(sample, dtype) for sample in samples]
+        assert found.dtype == dtype
+        assert found.shape == (sum(map(len, expected)), WIDTH)
+        assert found.equal(torch.cat([found[:0], *expected]))
+
+
+def flip(place: int) -> Callable[[Path], None]:
+    """One bit of the byte at a share of the file's data."""
+
+    def change(folder: Path) -> None:
+        path = CachePaths(folder).shard(1)
+        content = bytearray(path.read_bytes())
+        content[place] ^= 4
+        path.write_bytes(content)
+
+    return change
+
+
+def swap(folder: Path) -> None:
+    first, second = CachePaths(folder).shard(0), CachePaths(folder).shard(1)
+    first.rename(folder / "first")
+    second.rename(first)
+    (folder / "first").rename(second)
+
+
+def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    read = new_cache(cache)
+    size = CachePaths(cache).shard(1).stat().st_size
+    header = 8 + int.from_bytes(CachePaths(cache).shard(1).read_bytes()[:8], "little")
+    record = read_record(cache, 1)
+    assert record is not None
+    assert hash_problem(cache, 1, record) is None
+    assert size > header + 2 * WIDTH * sum(POSITIONS[2:])
+    for place in range(header, size):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(cache, damaged)
+        flip(place)(damaged)
+        with pytest.raises(CheckpointError):  # offsets and checksums are data, too
+            CachedHidden(damaged, read._identity)([2, 3], 6)
+        assert "has another sha256" in str(hash_problem(damaged, 1, record))
+        shutil.rmtree(damaged)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip(-1), "00001.safetensors: sample [23] is not what was written; remove the file"),
+        (swap, "00001.safetensors: sample 2 is not what was written"),
+        (lambda folder: CachePaths(folder).shard(1).unlink(), "00001.safetensors: sample 2 cannot be read"),
+        (flip(0), "00001.safetensors: sample 2 cannot be read"),
+        (flip(20), "00001.safetensors: sample 2 cannot be read"),
+    ],
+)
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    cache = new_cache(tmp_path / "cache")
+    damage(tmp_path / "cache")
+    with pytest.raises(CheckpointError, match=message):
+        cache([2, 3], 6)
+
+
+def test_samples_with_another_number_of_positions_are_refused(tmp_path: Path) -> None:
+    cache = new_cache(tmp_path / "cache")
+    with pytest.raises(CheckpointError, match=r"samples \[0, 1\] have 4 positions, in the teacher's cache 3"):
+        cache([0, 1], 4)

@@ -1,0 +1,125 @@
+"""Writing a cache of the teacher: the same bytes on any number of ranks and after any kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alignkd.data.index_file import read_index
+from alignkd.data.json_list import JsonListFile
+from alignkd.distributed.ranks import Ranks
+from alignkd.errors import UserError
+from alignkd.models.building import BuildOptions
+from alignkd.models.loading import fingerprint, load_model
+from alignkd.teacher_cache.folder import CachePaths, read_manifest
+from tests import cached, tiny
+from tests.ranks import RankPool
+
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_run(tmp_path_factory.mktemp("cache") / "run", 1)
+
+
+@pytest.fixture(scope="module")
+def cache(run: Path, one_rank: RankPool) -> Path:
+    folder = cached.begin(run, run.parent / "one")
+    one_rank.run(cached.write_on, str(folder))
+    return folder
+
+
+def test_two_ranks_write_the_same_bytes_as_one(run: Path, cache: Path, two_ranks: RankPool) -> None:
+    folder = cached.begin(run, run.parent / "two")
+    two_ranks.run(cached.write_on, str(folder))
+    assert cached.contents(folder) == cached.contents(cache)
+    assert len(cached.contents(cache)) == 2 * 16 + 1  # 32 samples, two to a shard
+
+
+def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(run: Path, cache: Path) -> None:
+    """Killed before file operations, some of which come before the first shard, some between a shard and its
+    record."""
+    folder = cached.begin(run, run.parent / "killed")
+    draw = random.Random(3)  # five to eight shards are written before the last start
+    kills = ",".join(str(draw.randint(1, 11)) for _ in range(KILLS))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.teacher.killed_cache", str(folder), kills],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["ends"] == [-signal.SIGKILL] * KILLS, done.stderr
+    assert 5 <= told["records"] <= 8
+    assert not told["finished"]
+    assert told["last"] == 0, done.stderr
+    assert cached.contents(folder) == cached.contents(cache)
+
+
+def test_shards_hold_the_normed_hidden_states_in_the_order_of_the_samples(run: Path, cache: Path) -> None:
+    stored = read_index(CachePaths(cache).index)
+    assert stored is not None
+    files = [JsonListFile(source.file) for source in cached.config_of(cache).data.sources]
+    cases = {tiny.CASES[name]["record"]["id"]: name for name in ("v1", "rounds", "text", "plain")}
+    model = load_model(tiny.TEACHER, BuildOptions(torch.float32))
+    expected = {}
+    with torch.no_grad():
+        for name in cases.values():
+            batch = tiny.batch_of(name)
+            hidden_ND = model(batch).hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
+            expected[name] = hidden_ND
+    seen = set()
+    index = stored.index
+    for shard in range(16):
+        tensors = load_file(CachePaths(cache).shard(shard))
+        bounds = tensors["offsets"].tolist()
+        for place, sample in enumerate((2 * shard, 2 * shard + 1)):
+            entry = files[int(index.source[sample])].entry(int(index.start[sample]), int(index.stop[sample]))
+            name = cases[entry["id"].rpartition("-")[0]]
+            assert tensors["hidden"][bounds[place] : bounds[place + 1]].equal(expected[name])
+            seen.add(name)
+    assert seen == set(cases.values())
+    manifest = read_manifest(cache)
+    assert manifest.identity.weights == fingerprint(model)
+    assert manifest.positions == sum(len(expected[name]) for name in cases.values()) * 8
+
+
+def write_or_refuse(ranks: Ranks, folder: str) -> str:
+    try:
+        cached.write_on(ranks, folder)
+    except UserError as error:
+        return str(error)
+    return "written"
+
+
+def test_the_cache_of_something_else_is_not_continued(
+    run: Path, cache: Path, one_rank: RankPool, tmp_path: Path
+) -> None:
+    folder = cached.begin(run, tmp_path / "cache")
+    CachePaths(folder).identity.write_bytes(CachePaths(cache).identity.read_bytes())
+    cached.change_config(folder, distillation={"logit_positions": "all_text"})
+    (message,) = one_rank.run(write_or_refuse, str(folder))
+    assert "holds the cache of something else" in message
+    assert "positions (distillation.logit_positions): supervised in the cache, all_text in the run" in message
+    assert not CachePaths(folder).shards.exists()
+
+
+def test_a_shard_that_is_lost_or_cut_is_written_again(run: Path, cache: Path, one_rank: RankPool) -> None:
+    before = cached.contents(cache)
+    CachePaths(cache).shard(1).unlink()
+    CachePaths(cache).record(4).unlink()
+    os.truncate(CachePaths(cache).shard(6), 100)
+    assert one_rank.run(write_or_refuse, str(cache)) == ["written"]
+    assert cached.contents(cache) == before
