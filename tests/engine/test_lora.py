@@ -19,6 +19,7 @@ from alignkd.errors import UserError
 from alignkd.models.building import BuildOptions
 from alignkd.models.loading import load_model
 from alignkd.models.lora import LOW_RANK, add_lora, merged
+from alignkd.probe import run_probe_of_run
 from alignkd.run_folder.checkpoints import committed_steps
 from tests import tiny, vlm
 from tests.engine.test_trained_parts import part_by_name
@@ -85,6 +86,9 @@ def test_adapters_are_trained_resumed_bit_by_bit_and_exported_merged_or_alone(
     assert alignkd.load(whole).fingerprint() == alignkd.load(whole / "student").fingerprint()
     for name, value in load_file(tmp_path / "later" / "model.safetensors").items():
         assert value.equal(after[name]), name
+
+    probed = run_probe_of_run(whole, 2)
+    assert all(probed.gradient_norms[term] > 0 for term in ("ce", "reverse_kl", "attention"))
 
     export_lora(whole, tmp_path / "alone", None)
     adapters = load_file(tmp_path / "alone" / "adapter_model.safetensors")
