@@ -79,8 +79,8 @@ def predicted_seconds(
             "training": training,
         }
     )
-    adapters = adapter_sizes(teacher.config, student.config)
-    sizes = RunSizes(model_sizes(teacher.config), model_sizes(student.config), adapters)
+    both = model_sizes(teacher.config), model_sizes(student.config)
+    sizes = RunSizes(*both, adapter_sizes(both[0].shapes, both[1].shapes))
     works = [
         BatchWork(samples, length, VISION_TOKENS, accumulation=1, window=1)
         for length, samples in Counter(shape.lengths).items()
