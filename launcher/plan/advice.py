@@ -89,7 +89,9 @@ def _about(traffic: int) -> int:
 
 
 def _candidates(plan: Plan) -> Iterator[Plan]:
-    placements = PLACEMENTS if plan.sizes.teacher is not None else (plan.config.teacher.placement,)
+    configured = plan.config.teacher.placement
+    is_free = plan.sizes.teacher is not None and configured != "cached"  # whoever has a cache wants it read
+    placements = PLACEMENTS if is_free else (configured,)
     for stage, offload, placement, again in product(STAGES, (False, True), placements, (True, False)):
         for samples in _micro_batches(plan):
             settings = {"zero_stage": stage, "offload": offload, "placement": placement}

@@ -13,7 +13,7 @@ from launcher.plan.roofline import Chip, roofline
 def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Chip) -> dict[str, Any]:
     """In bytes, elements, FLOP and seconds, not rounded."""
     sizes, work = plan.sizes, plan.work
-    found = roofline(plan.config, sizes, work, plan.compute, chip)
+    found = roofline(plan.config, plan.held, work, plan.compute, chip)
     return {
         "nodes": plan.cluster.nodes,
         "gpus_per_node": plan.cluster.gpus_per_node,

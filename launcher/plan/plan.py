@@ -8,7 +8,7 @@ from alignkd.config import Config
 from launcher.plan.compute import Compute, run_compute
 from launcher.plan.memory import Memory, run_memory
 from launcher.plan.sharding import rendered
-from launcher.plan.sizes import RunSizes, run_sizes
+from launcher.plan.sizes import RunSizes, held_sizes, run_sizes
 from launcher.plan.traffic import Transfer, run_traffic, through_host
 from launcher.plan.workload import Cluster, Workload, workload
 
@@ -24,6 +24,7 @@ class Plan:
     config: Config
     cluster: Cluster
     sizes: RunSizes
+    held: RunSizes  # without what a cached teacher does not need on a rank
     work: Workload
     memory: Memory
     traffic: tuple[Transfer, ...]
@@ -59,14 +60,15 @@ def make_plan(config: Config, cluster: Cluster, sizes: RunSizes | None = None) -
     """Raises UserError when the models cannot be read or the global batch cannot be split."""
     sizes = sizes or run_sizes(config)
     work = workload(config, cluster, sizes.student.shapes.vision_tokens)
-    files = rendered(config, cluster)
+    files, held = rendered(config, cluster), held_sizes(config, sizes)
     return Plan(
         config,
         cluster,
         sizes,
+        held,
         work,
-        run_memory(config, sizes, work, cluster, files),
-        run_traffic(config, sizes, work, cluster, files),
-        through_host(config, sizes, work, cluster, files),
-        run_compute(config, sizes, work, cluster),
+        run_memory(config, held, work, cluster, files),
+        run_traffic(config, held, work, cluster, files),
+        through_host(config, held, work, cluster, files),
+        run_compute(config, held, work, cluster),
     )

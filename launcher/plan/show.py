@@ -9,6 +9,7 @@ from rich.table import Table
 
 from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
+from launcher.plan.cached import cache_lines
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
@@ -40,6 +41,8 @@ def show_plan(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Ch
     if plan.sizes.teacher is not None:
         _show_table(_placement_table(plan, gpu_memory), console)
     _say_speed(plan, chip, console)
+    for line in cache_lines(plan, chip):
+        _say(console, line)
     if gpu_memory is not None:
         _say_advice(plan, gpu_memory, advised, console)
 
@@ -136,7 +139,7 @@ def _traffic_table(plan: Plan) -> Table:
 
 def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
     table = _table("teacher.placement", "GiB per GPU", "GB to a GPU", "GB to a node", "fits", "largest micro")
-    for placement in PLACEMENTS:
+    for placement in dict.fromkeys([*PLACEMENTS, plan.config.teacher.placement]):
         other = with_placement(plan, placement)
         fits = largest = ""
         if gpu_memory is not None:
@@ -149,7 +152,7 @@ def _placement_table(plan: Plan, gpu_memory: int | None) -> Table:
 
 
 def _say_speed(plan: Plan, chip: Chip, console: Console) -> None:
-    compute, found = plan.compute, roofline(plan.config, plan.sizes, plan.work, plan.compute, chip)
+    compute, found = plan.compute, roofline(plan.config, plan.held, plan.work, plan.compute, chip)
     share = compute.teacher_flops / compute.flops
     _say(
         console,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,25 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     student, teacher = found[key], found.get("model.teacher")
     adapters = {} if teacher is None else adapter_sizes(teacher.shapes, student.shapes)
     return RunSizes(teacher, student, adapters)
+
+
+def held_sizes(config: Config, sizes: RunSizes) -> RunSizes:
+    """The same with what a rank holds and runs of the teacher: all, or the parts that a cache does not
+    replace."""
+    if config.teacher.placement != "cached" or sizes.teacher is None:
+        return sizes
+    held = {name: size for name, size in sizes.teacher.tensors.items() if _is_held_beside_a_cache(name)}
+    shapes = replace(sizes.teacher.shapes, num_hidden_layers=0)
+    parts = replace(sizes.teacher, shapes=shapes, tensors=held)
+    return replace(sizes, teacher=parts)
+
+
+def _is_held_beside_a_cache(name: str) -> bool:
+    first = "language_model.layers.0."
+    in_first = tuple(first + part for part in ("input_layernorm.", "self_attn.q_proj.", "self_attn.k_proj."))
+    return name.startswith(in_first) or not name.startswith(
+        ("language_model.layers.", "language_model.norm.")
+    )
 
 
 def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config], max_length: int) -> ModelSizes:

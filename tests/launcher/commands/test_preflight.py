@@ -1,6 +1,13 @@
 """Checks before a launch that need no back end."""
 
-from launcher.commands.preflight import space_problems
+import io
+
+import pytest
+from rich.console import Console
+
+from alignkd.errors import EXIT_USER_ERROR, ConfigError
+from launcher.commands.launch import LaunchRequest, launch
+from launcher.commands.preflight import launch_problems, space_problems
 from launcher.plan.sizes import run_sizes
 from tests.launcher.conftest import FIXTURE
 
@@ -30,3 +37,21 @@ def test_the_space_follows_from_the_parameters(make_config, monkeypatch) -> None
     assert space_problems(make_config()) == []
     asked.append(need - 1)
     assert len(space_problems(make_config())) == 1
+
+
+def test_a_cache_that_does_not_fit_is_refused_before_anything_is_written(config_file, tmp_path) -> None:
+    cache = tmp_path / "cache"
+    overrides = ("teacher.placement=cached", f"teacher.cache={cache}")
+    request = LaunchRequest(config_file, backend="local", overrides=overrides)
+    with pytest.raises(ConfigError) as caught:
+        launch(request, Console(file=io.StringIO()))
+    assert caught.value.exit_code == EXIT_USER_ERROR
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{cache}: this cache of the teacher does not exist")
+    assert not (config_file.parent / "runs").exists()
+
+
+def test_a_run_that_reads_no_cache_does_not_look_for_one(make_config, tmp_path) -> None:
+    assert launch_problems(make_config(f"teacher.cache={tmp_path / 'none'}"), 1) == []
+    off = ("distillation.enabled=false", "teacher.placement=cached")
+    assert launch_problems(make_config(*off), 1) == []

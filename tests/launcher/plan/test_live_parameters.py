@@ -9,7 +9,9 @@ from typing import Any
 from alignkd.config import load_config
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_teacher
+from alignkd.models.configuration import read_model_config
 from launcher.plan.plan import make_plan
+from launcher.plan.shapes import mobilevlm_shapes
 from launcher.plan.sharding import alive_at_most, gathered
 from launcher.plan.sizes import ModelSizes, run_sizes
 from launcher.plan.workload import Cluster
@@ -69,13 +71,8 @@ def test_limits_on_live_parameters_hold_as_the_plan_says(two_ranks: RankPool, tm
 
 def published() -> ModelSizes:
     tensors = {f"language_model.layers.{number}.x": 200_000_000 for number in range(32)}
-    return ModelSizes(run_sizes_config(), {"language_model.embed_tokens.weight": 131_000_000, **tensors})
-
-
-def run_sizes_config() -> Any:
-    from alignkd.models.configuration import read_model_config
-
-    return read_model_config(tiny.TEACHER)
+    shapes = mobilevlm_shapes(read_model_config(tiny.TEACHER))
+    return ModelSizes(shapes, {"language_model.embed_tokens.weight": 131_000_000, **tensors}, "none.")
 
 
 def test_a_gpu_that_is_behind_may_hold_all_that_is_gathered(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The plan of a run that reads a cache of the teacher."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignkd.config import Config
+from alignkd.models.configuration import read_model_config
+from alignkd.models.families.mobilevlm_parts import MobileVLMParts
+from alignkd.run_folder.atomic_files import write_json
+from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
+from launcher.plan.advice import advise
+from launcher.plan.cached import cache_lines
+from launcher.plan.plan import Plan, make_plan
+from launcher.plan.roofline import CHIPS
+from launcher.plan.sizes import held_sizes, run_sizes
+from launcher.plan.workload import Cluster
+from tests.launcher.plan import test_advice
+from tests.tiny import TEACHER
+
+config = test_advice.config  # the fixture: a 7B teacher and a 1.7B student
+
+
+def cached(given: Config, folder: Path) -> Config:
+    teacher = given.teacher.model_copy(update={"placement": "cached", "cache": str(folder)})
+    return given.model_copy(update={"teacher": teacher})
+
+
+def lines_of(plan: Plan) -> list[str]:
+    return list(cache_lines(plan, CHIPS["h100"]))
+
+
+def test_a_rank_holds_what_the_model_without_layers_has(make_config, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = MobileVLMParts(read_model_config(TEACHER))
+    run = cached(make_config(), tmp_path)
+    held = held_sizes(run, run_sizes(run)).teacher
+    assert held is not None
+    assert held.tensors == {name: value.numel() for name, value in model.named_parameters()}
+
+
+def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config, tmp_path: Path) -> None:
+    identity = Identity({}, (), "", 4096, samples=1000, shard_samples=1000)
+    manifest = Manifest(identity, (Shard(400_000, 0, ""),))
+    write_json(CachePaths(tmp_path).manifest, manifest.as_json())
+    plan = make_plan(cached(config, tmp_path), Cluster(2, 8))
+    size, rate, savings = lines_of(plan)
+    assert size == "Cache of the teacher: 3.28 GB for 1,000 samples (3.28 MB each)."  # 8,192 bytes a position
+    assert rate.startswith("Read per optimizer step: 0.419 GB by all ranks; in steps")
+    other = make_plan(config, Cluster(2, 8))
+    assert f"{other.received / 1e9 - plan.received / 1e9:,.2f} GB to each GPU per step" in savings
+    share = int(re.findall(r"\((\d+)%\)", savings)[0]) / 100
+    assert share == pytest.approx(1 - plan.compute.flops / other.compute.flops, abs=0.006)
+    assert 0.5 < share < 0.6  # 6.5 of 6.5 + 4 x 1.3, without head, tower and projector
+    # Head, embeddings, projector, queries and keys of a layer, and the tower.
+    whole = 262 + 262 + 42 + 67 + 608
+    assert test_advice.part(plan, "teacher, whole") * 2**30 / 1e6 == pytest.approx(whole, rel=0.01)
+    assert lines_of(other) == []
+
+
+def test_without_a_cache_the_token_index_bounds_its_size(make_config, tmp_path: Path) -> None:
+    plan = make_plan(cached(make_config(), tmp_path / "none"), Cluster(1, 1))
+    size, rate, _ = lines_of(plan)
+    assert re.match(r"Cache of the teacher: at most 0\.00 GB for 1 samples \(at most 0\.01 MB each; ", size)
+    assert rate.startswith("Read per optimizer step: at most")
+
+
+def test_data_that_are_missing_leave_the_size_unknown(make_config, tmp_path: Path) -> None:
+    plan = make_plan(cached(make_config("data.sources.0.file=none.json"), tmp_path), Cluster(1, 1))
+    (line,) = lines_of(plan)
+    assert line.startswith("The size of the teacher's cache is unknown: ")
+    assert "none.json" in line
+
+
+def test_the_advice_keeps_a_cached_teacher(config: Config, tmp_path: Path) -> None:
+    advised = advise(make_plan(cached(config, tmp_path), Cluster(1, 8)), 80 * 2**30)
+    assert advised is not None
+    assert advised.config.teacher.placement == "cached"
