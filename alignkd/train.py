@@ -16,8 +16,11 @@ import warnings
 from pathlib import Path
 
 from alignkd.config import load_run_config
+from alignkd.config.schema import TrainingSection
+from alignkd.distributed.determinism import fix_workspace, use_deterministic_kernels
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.garbage import pause_collector, resume_collector
 from alignkd.run_folder.heartbeat import Heartbeat, beat_seconds
 from alignkd.run_folder.paths import RunPaths
 
@@ -26,6 +29,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m alignkd.train RUN", file=sys.stderr)
         return EXIT_USER_ERROR
+    pause_collector()  # until all is imported
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
     stop.read(RunPaths(Path(arguments[0])).stop)
@@ -44,12 +48,14 @@ def main(arguments: list[str]) -> int:
 
 def _run(run: Path, stop: StopRequest) -> int:
     training = load_run_config(RunPaths(run).config).training
+    if training.deterministic:
+        fix_workspace()
     interval = beat_seconds(training.hang_seconds)
     with Heartbeat(run, int(os.environ["RANK"]), interval) as heartbeat:  # importing torch takes seconds, too
-        return _train(run, stop, heartbeat, training.rendezvous_seconds)
+        return _train(run, stop, heartbeat, training)
 
 
-def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, rendezvous_seconds: float) -> int:
+def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: TrainingSection) -> int:
     import torch.distributed as dist
 
     from alignkd.distributed.ranks import start_ranks
@@ -58,8 +64,12 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, rendezvous_second
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
 
+    resume_collector()
     heartbeat.enter("joining")
-    ranks = start_ranks(rendezvous_seconds)
+    if training.deterministic:
+        use_deterministic_kernels()
+        logging.getLogger(__name__).info("deterministic kernels only (training.deterministic)")
+    ranks = start_ranks(training.rendezvous_seconds)
     progress = Progress(run, writes=ranks.is_first, heartbeat=heartbeat)
     progress.report("starting")
     lock = WriterLock(run, logging.getLogger(__name__).warning)

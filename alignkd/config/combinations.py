@@ -99,6 +99,18 @@ def _trained_parts(student: StudentSection, training: TrainingSection) -> list[s
     return []
 
 
+def _lora(student: StudentSection, training: TrainingSection) -> list[str]:
+    problems = []
+    if student.lora is not None and student.train is not None and "language_model" not in student.train:
+        problems.append(
+            "student.lora adapts the language model, which student.train leaves out; valid: student.train "
+            "with language_model, or no student.lora"
+        )
+    if student.lora is not None and training.compile_layers:
+        problems.append("training.compile_layers = true does not work with student.lora; valid: false")
+    return problems
+
+
 def _compiled_layers(
     training: TrainingSection,
     student: StudentSection,
@@ -142,6 +154,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),
+    (_lora, ("student", "training")),
     (_compiled_layers, ("training", "student", "teacher", "distillation")),
     (_fp16_without_zero, ("student", "training")),
     (_signal_lead, ("slurm",)),
@@ -184,6 +197,10 @@ def warnings_of(config: Config) -> list[str]:
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
     training = config.training
+    if training.checkpoint_every_nth_layer > 1 and not training.gradient_checkpointing:
+        found.append(
+            "training.checkpoint_every_nth_layer has no effect: training.gradient_checkpointing = false"
+        )
     tokens, longest = training.tokens_per_micro_batch, config.data.max_length
     if tokens is not None and tokens < longest:
         found.append(

@@ -112,10 +112,20 @@ class TrainingSection(Section):
     max_gradient_norm: NonNegative = Field(1.0, description="0 disables clipping")
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
+    checkpoint_every_nth_layer: PositiveInt = Field(
+        1,
+        description="with gradient_checkpointing, recompute the first of every so many decoder layers; the "
+        "others keep their activations",
+    )
     compile_layers: bool = Field(
         False,
         description="compile the decoder layers of every model that ZeRO-3 does not shard, on a GPU; the "
         "first step takes longer, and the nodes need a C compiler",
+    )
+    deterministic: bool = Field(
+        False,
+        description="use only kernels that give the same bits each time; on GPUs, where others are faster "
+        "(docs/performance.md)",
     )
     max_skipped_steps: PositiveInt = Field(20, description="consecutive overflowing steps that stop the run")
     hang_seconds: int = Field(
@@ -131,6 +141,11 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+class LoraSection(Section):
+    rank: PositiveInt = Field(16, description="width of the adapters")
+    alpha: float = Field(32.0, gt=0, le=4096, description="adapters are multiplied by alpha / rank")
+
+
 class StudentSection(Section):
     zero_stage: int = Field(
         2, ge=0, le=3, description="0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights"
@@ -140,6 +155,10 @@ class StudentSection(Section):
         None,
         description="parts that are trained, the others are frozen; null trains both. The vision tower has "
         "training.train_vision_tower",
+    )
+    lora: LoraSection | None = Field(
+        None,
+        description="train low-rank adapters in place of the language model; `{}` takes the defaults",
     )
 
 

@@ -6,6 +6,8 @@ the opposite, which is wrong for learning rates, names and time limits.
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,12 @@ def _yaml() -> YAML:
 
 def parse_yaml(text: str | bytes) -> Any:
     """The data of one YAML document; raises YamlError."""
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str | bytes) -> Any:
+    """Remembered, because the start of a run reads its configuration several times, at 0.05 s each."""
     try:
         _check_events(text)
         data = _yaml().load(text)

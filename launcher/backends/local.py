@@ -17,6 +17,7 @@ from launcher.backends.base import Started, refuse_hostfile
 from launcher.backends.devices import device_of, visible_gpus
 from launcher.backends.hostfile import Host
 from launcher.backends.ranks import RankGroup, free_port, rank_environments, start_ranks
+from launcher.backends.run_environment import run_environment
 from launcher.backends.watch import watch_ranks
 from launcher.backends.watched import WatchedBackend, rank_command
 from launcher.run import attempts
@@ -51,7 +52,8 @@ class LocalBackend(WatchedBackend):
         return [] if problem is None else [problem]
 
     def would_run(self, run: Path, manifest: Manifest) -> str:
-        return f"would run {counted(manifest.world_size, 'time')}: {shlex.join(rank_command(run))}"
+        times, env = counted(manifest.world_size, "time"), shlex.quote(str(RunPaths(run).environment_script))
+        return f'would run {times}: source {env}; "$PYTHON" {shlex.join(rank_command(run)[1:])}'
 
     def start(self, run: Path, manifest: Manifest, console: Console, after: str | None = None) -> Started:
         return Started(run_local(run, manifest, console), None)
@@ -80,19 +82,20 @@ def gpu_problem(run: Path, manifest: Manifest, gpus: Sequence[str]) -> str | Non
 def run_local(run: Path, manifest: Manifest, console: Console, command: Sequence[str] | None = None) -> int:
     """Start the ranks of ``run``, show their progress until all have ended, and return the exit code.
 
-    ``command`` starts one rank (default: ``alignkd.train``).
+    ``command`` starts one rank (default: ``alignkd.train``). The ranks get the environment of env.sh.
     """
-    gpus = visible_gpus(os.environ)
+    environment = run_environment(run)
+    gpus = visible_gpus(environment)
     problem = gpu_problem(run, manifest, gpus)
     if problem:
         raise UserError(problem)
 
     def start() -> RankGroup:
         environments = rank_environments(
-            manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, os.environ
+            manifest.nodes, manifest.gpus_per_node, free_port(), manifest.device, gpus, environment
         )
         attempt = attempts.begin(run, "local", platform.node(), None)
-        words = command or rank_command(run)
+        words = command or rank_command(run, environment["PYTHON"])
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         shown = shlex.join(words).replace("\n", " ")
         heading = f"{ATTEMPT_PREFIX}{attempt.number}: {now}, on {platform.node()}: {shown}"

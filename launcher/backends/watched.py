@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from launcher.plan.workload import Cluster
 
 
-def rank_command(run: Path) -> list[str]:
-    return [sys.executable, "-m", "alignkd.train", str(run)]
+def rank_command(run: Path, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "alignkd.train", str(run)]
 
 
 class WatchedBackend:

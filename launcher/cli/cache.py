@@ -26,7 +26,12 @@ def cache(
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks per node, one per GPU (--nodes).",
+            show_default="slurm.gpus_per_node, or 1",
+        ),
     ] = None,
     partition: Annotated[
         str | None,
@@ -47,9 +52,10 @@ def cache(
         bool, typer.Option("--verify", help="Read the whole cache and compare it with its hashes.")
     ] = False,
 ) -> None:
-    """Run the teacher once, and keep its hidden states in teacher.cache.
+    """Run the teacher once and keep its hidden states on disk.
 
-    A run with teacher.placement = cached reads them. The same command resumes where it stopped.
+    They go to teacher.cache; a run with teacher.placement = cached reads them. The same command resumes
+    where it stopped.
     """
     from alignkd.config import load_config
     from launcher.commands.cache import verify as verify_cache
@@ -72,5 +78,5 @@ def cache(
     settings = settings.model_copy(
         update={"slurm": with_options(settings.slurm, partition, time_limit, cpu=False)}
     )
-    job = submit_cache(settings, JobSize(nodes, gpus_per_node or 1))
+    job = submit_cache(settings, JobSize(nodes, gpus_per_node))
     print(f"submitted job {job}; after a time limit or a failure, the same command resumes")

@@ -18,7 +18,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # The order in which a user comes to need the commands.
 ORDER = (
-    *("init", "plan", "launch", "status", "wait", "logs", "stop", "resume", "cancel", "list", "ckpt"),
+    *(
+        "init",
+        "plan",
+        "cache",
+        "launch",
+        "status",
+        "wait",
+        "logs",
+        "stop",
+        "resume",
+        "cancel",
+        "list",
+        "ckpt",
+    ),
     *("export", "eval", "report", "chat", "probe", "sample-data", "drill", "explain"),
 )
 

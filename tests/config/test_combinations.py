@@ -17,6 +17,8 @@ from .conftest import BASE
         (["training.global_batch_size=10"], "valid micro-batch sizes: 1, 2, 5, 10"),
         (["student.offload=true", "student.zero_stage=0"], "student.zero_stage 1, 2 or 3"),
         (["student.train=[]"], "student.train = [] leaves nothing to train"),
+        (["student.train=[projector]", "student.lora={}"], "student.lora adapts the language model"),
+        (["student.lora.rank=4", "training.compile_layers=true"], "does not work with student.lora"),
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
@@ -45,6 +47,7 @@ def test_conflicting_settings_are_errors(write, overrides: list[str], message: s
         ["student.offload=true", "student.zero_stage=1"],
         ["student.train=[]", "training.train_vision_tower=true"],
         ["student.train=[projector]"],
+        ["student.lora={}", "student.train=[language_model]"],
         ["distillation.weights={attention: 0, vision: 0, logits: 0}", "distillation.enabled=false"],
         ["slurm.time_limit=5:01"],
         ["training.micro_batch_size=7", "training.tokens_per_micro_batch=4096"],
@@ -59,6 +62,10 @@ def test_compatible_settings_are_accepted(write, overrides: list[str]) -> None:
     [
         (["distillation.enabled=false"], "model.teacher is not used"),
         (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
+        (
+            ["training.gradient_checkpointing=false", "training.checkpoint_every_nth_layer=2"],
+            "training.checkpoint_every_nth_layer has no effect",
+        ),
         (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
         (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
         (

@@ -111,3 +111,9 @@ def test_keys_keep_their_order() -> None:
 def test_a_scalar_is_shown_as_a_file_would_write_it() -> None:
     values = [True, None, 2e-5, "1e-4", "a b", float("nan")]
     assert [dump_scalar(value) for value in values] == ["true", "null", "2e-05", "'1e-4'", "a b", ".nan"]
+
+
+def test_a_text_that_is_read_again_gives_data_of_its_own() -> None:
+    first = parse_yaml("a: {b: [1]}")
+    first["a"]["b"].append(2)
+    assert parse_yaml("a: {b: [1]}") == {"a": {"b": [1]}}

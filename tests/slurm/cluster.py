@@ -5,7 +5,8 @@ share one host name and one port space. Every process carries SLURM_CONF in its 
 cluster started can be found and ended.
 
 No test may depend on how busy the machine is, so every time-out of Slurm is long; where one has to run out,
-a test shortens the wait as an administrator could (``end_in``, ``notice``, the end of ``BeginTime``).
+a test shortens the wait as an administrator could (``end_in``, ``notice``, ``clear``, the end of
+``BeginTime``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ NODES = 4
 GPUS = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
 GRACE_SECONDS = 25  # a preempted job always takes all of it, and up to 30 s more until Slurm looks
+SHORT_GRACE_SECONDS = 5  # where it makes no difference whether the ranks have saved by its end
 PATIENCE_SECONDS = 400.0
 SBIN = "/usr/sbin"
 
@@ -73,7 +75,8 @@ GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=4000 Gres=gpu:{gpus}
 PartitionName=low Nodes=n[1-{nodes}] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=n[1-{nodes}] PriorityTier=10 PreemptMode=OFF
-PartitionName=cancel Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
+PartitionName=brief Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=REQUEUE GraceTime={short_grace}
+PartitionName=cancel Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=CANCEL GraceTime={short_grace}
 PartitionName=abrupt Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=CANCEL
 PartitionName=short Nodes=n[1-{nodes}] PriorityTier=1 PreemptMode=OFF MaxTime=5
 """  # noqa: E501
@@ -105,6 +108,7 @@ class Cluster:
         first = _free_ports(NODES + 1)
         fields = {"host": host, "folder": self.folder, "port": first, "first": first + 1}
         fields |= {"last": first + NODES, "nodes": NODES, "gpus": GPUS, "grace": GRACE_SECONDS}
+        fields["short_grace"] = SHORT_GRACE_SECONDS
         self.conf.write_text(CONF.format(**fields))
         self._write_gpus()
         (self.folder / "state").mkdir()
@@ -162,6 +166,13 @@ class Cluster:
         end = datetime.now() + timedelta(seconds=seconds)
         self.run("scontrol", "update", f"JobId={job}", f"EndTime={end.isoformat(timespec='seconds')}")
 
+    def clear(self, job: str) -> None:
+        """End what is left of a job that lost a node: what Slurm does after KillWait, and its step managers a
+        minute after they last heard of the lost one."""
+        conf = str(self.conf)
+        for pid in (*_processes(f"SLURM_JOB_ID={job}", conf), *_step_managers(job, conf)):
+            _send(pid, signal.SIGKILL)
+
     def preempt(self) -> None:
         """A job that wants all nodes for itself."""
         options = ("--partition=high", "--exclusive", f"--nodes={NODES}", "--output=/dev/null")
@@ -172,7 +183,7 @@ class Cluster:
         The wait is for nodes with bad clocks; here there is one clock."""
         seen: set[str] = set()
         while "slurmctld" in self._children:
-            time.sleep(1.5)  # the new start must not fall into the second of the old end
+            time.sleep(1.1)  # the new start must not fall into the second of the old end
             with contextlib.suppress(subprocess.SubprocessError):
                 lines = self.run("squeue", "-h", "-t", "PENDING", "-o", "%A %r").splitlines()
                 waiting = {line.split()[0] for line in lines if line.endswith(" BeginTime")}
@@ -259,6 +270,23 @@ def _processes(marker: str, conf: str) -> list[int]:
             if f"SLURM_CONF={conf}".encode() in variables and (not marker or marker.encode() in variables):
                 found.append(int(path.parent.name))
     return [pid for pid in found if pid != os.getpid() and not _is_zombie(pid)]
+
+
+def _step_managers(job: str, conf: str) -> list[int]:
+    """Of all its steps but the script's, which Slurm asks how that ended."""
+    titles = {pid: _title(pid) for pid in _processes("", conf)}
+    return [
+        pid
+        for pid, title in titles.items()
+        if title.startswith(f"slurmstepd: [{job}.") and not title.endswith(".batch]")
+    ]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").partition("\0")[0]
+    except OSError:
+        return ""
 
 
 def _has_open(pid: int, name: str) -> bool:

@@ -263,7 +263,7 @@ for number, code in (({int(signal.SIGUSR1)}, 85), ({int(signal.SIGTERM)}, 86)):
 pathlib.Path(sys.argv[1], "ready").touch()
 time.sleep(600)
 '''
-local.rank_command = lambda run: [sys.executable, "-c", rank, str(run)]
+local.rank_command = lambda run, _python: [sys.executable, "-c", rank, str(run)]
 from launcher.cli.app import main
 main()
 """

@@ -140,7 +140,7 @@ def test_a_preempted_evaluation_comes_back_with_its_answers(runs: Runs, cluster:
     python.write_text(f'#!/bin/bash\nexec {sys.executable} {slow} "$3" {held}\n')
     python.chmod(0o755)
     profile = runs.folder / "site" / "alignkd" / "site.yaml"
-    profile.write_text(json.dumps({"slurm": {"activate": f"export PYTHON={python}"}}))
+    profile.write_text(json.dumps({"slurm": {"activate": f"export PYTHON={python}", "partition": "brief"}}))
     submitted = runs.json(*ask, "--nodes", 1, **site(runs))
     part = Path(submitted["out"]) / "student" / "own.part-0.jsonl"
     wait_for(lambda: part.exists() and part.stat().st_size, "the first answers")

@@ -161,6 +161,8 @@ def test_a_run_that_loses_a_node_ends_with_the_undisturbed_losses(
     cluster.lose_node("n2")
     try:
         cluster.notice("n2")
+        wait_for((run / "exits" / "rank-0").exists, "the end of rank 0")
+        cluster.clear(job)
         assert train.wait_for_end(job) == "COMPLETED", train.log(run)
     finally:
         cluster.start_node("n2")

@@ -7,7 +7,7 @@ tower, V vision tokens of the image that has most.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -88,7 +88,8 @@ class VisionLanguageModel(nn.Module, ABC):
         """Train the parts of the tower that are used. It is frozen at first."""
 
     @abstractmethod
-    def enable_gradient_checkpointing(self) -> None: ...
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
+        """Recompute the first of every ``every`` decoder layers in backward, and all of a trained tower."""
 
     @abstractmethod
     def public_name(self, name: str) -> str:
@@ -102,17 +103,19 @@ class VisionLanguageModel(nn.Module, ABC):
     def is_vision_tower(self, name: str) -> bool:
         """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
 
+    def part_of(self, name: str) -> Part | None:
+        """The part that a parameter belongs to; None is the vision tower. The head belongs to the language
+        model."""
+        if self.is_projector(name):
+            return "projector"
+        return None if self.is_vision_tower(name) else "language_model"
+
     def freeze_all_but(self, parts: Sequence[Part]) -> None:
-        """Freeze the projector, and the language model with its head, unless ``parts`` name them. The vision
-        tower stays as it is."""
+        """Freeze the projector and the language model, unless ``parts`` name them. The vision tower stays as
+        it is."""
         for name, parameter in self.named_parameters():
-            if self.is_projector(name):
-                part: Part = "projector"
-            elif self.is_vision_tower(name):
-                continue
-            else:
-                part = "language_model"
-            if part not in parts:
+            part = self.part_of(name)
+            if part is not None and part not in parts:
                 parameter.requires_grad_(False)
 
     @abstractmethod
@@ -126,3 +129,10 @@ class VisionLanguageModel(nn.Module, ABC):
         logits: torch.Tensor = self.head(hidden, F.linear)
         softcap = self.facts.softcap
         return logits if softcap is None else (logits / softcap).tanh() * softcap
+
+
+def keep_activations_between(layers: Iterable[nn.Module], every: int) -> None:
+    """Of decoder layers that are all checkpointed, leave the first of every ``every``."""
+    for number, layer in enumerate(layers):
+        if number % every:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]

@@ -26,6 +26,7 @@ from alignkd.models.families.interface import (
     ModelFacts,
     ModelOutputs,
     VisionLanguageModel,
+    keep_activations_between,
 )
 from alignkd.models.projector import LDPv2Projector
 
@@ -76,7 +77,7 @@ class MobileVLM(VisionLanguageModel):
         for module in self.used_tower_modules():
             module.requires_grad_(True)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
         # Non-reentrant: queries and keys leave layer 0 by a side channel, and need their gradients. Random
         # states are kept for dropout only: each layer would copy the device's to the host, and wait for it.
         towers_dropout = float(self.config.tower_config["attention_dropout"])
@@ -89,6 +90,7 @@ class MobileVLM(VisionLanguageModel):
             (enable or module.gradient_checkpointing_enable)(
                 {"use_reentrant": False, "preserve_rng_state": draws}
             )
+        keep_activations_between(self.language_model.layers, every)
 
     def restore_buffers(self, device: torch.device | str) -> None:
         rotary = self.language_model.rotary_emb

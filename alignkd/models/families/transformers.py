@@ -28,6 +28,7 @@ from alignkd.models.families.interface import (
     ModelFacts,
     ModelOutputs,
     VisionLanguageModel,
+    keep_activations_between,
 )
 from alignkd.models.families.table import SOFTMAX, Family
 
@@ -82,7 +83,7 @@ class TransformersModel(VisionLanguageModel):
         for name in self.family.tower:
             self.whole.get_submodule(name).requires_grad_(True)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, every: int = 1) -> None:
         # Non-reentrant: queries and keys leave the first layer by a side channel, and need their gradients.
         # Random states are kept for dropout only: each layer would copy the device's to the host, and wait.
         # Renamed between transformers 5.17 and 5.23.
@@ -90,6 +91,7 @@ class TransformersModel(VisionLanguageModel):
         (enable or self.whole.gradient_checkpointing_enable)(
             {"use_reentrant": False, "preserve_rng_state": has_dropout(self.whole.config)}
         )
+        keep_activations_between(self.whole.get_decoder().layers, every)
 
     def set_fresh_buffers(self, values: dict[str, torch.Tensor]) -> None:
         """What :meth:`restore_buffers` restores: of a model whose own were built in a wrong dtype."""
@@ -214,7 +216,11 @@ def eager_attention(whole: Any, family: Family) -> Iterator[None]:
 def attention_of_parts(config: Any, family: Family) -> dict[str, str]:
     """The argument ``attn_implementation`` that gives the language model alone our attention function."""
     has_window = getattr(config.get_text_config(), "sliding_window", None) is not None
-    own = MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME
+    return attention_with(config, MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME)
+
+
+def attention_with(config: Any, own: str) -> dict[str, str]:
+    """The same with the attention function ``own``, by its name."""
     parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
     known = {"text_config": own, "vision_config": "sdpa"}
     return {name: known.get(name, "eager") for name in parts}  # not every tower for sound has SDPA

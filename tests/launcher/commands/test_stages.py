@@ -63,7 +63,7 @@ def test_on_the_local_back_end_a_failed_stage_keeps_the_next_from_starting(confi
     runs.mkdir()
     for name, code in {"a": 0, "b": 3, "c": 0}.items():
         (runs / f"code-{name}").write_text(str(code))
-    monkeypatch.setattr(local, "rank_command", lambda run: [sys.executable, "-c", RANK, str(run)])
+    monkeypatch.setattr(local, "rank_command", lambda run, _python: [sys.executable, "-c", RANK, str(run)])
     console = Console(file=io.StringIO())
     result = launch(LaunchRequest(config_file, backend="local", stages="a,b,c"), console)
     assert result["code"] == 3

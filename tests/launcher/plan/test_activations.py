@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from alignkd.config.schema import DistillationSection
+from alignkd.config.schema import DistillationSection, TrainingSection
 from alignkd.data.batch import Batch
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses import attention, fused_logits
 from alignkd.models.adapters import AlignmentAdapters
-from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.configuration import read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.measure import LiveBytes
 from launcher.plan import activations
+from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
 from launcher.plan.workload import Workload
 from tests import tiny
 
@@ -51,14 +52,20 @@ FP32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("dtype", "checkpointing"), [(FP32, False), (FP32, True), (BF16, False), (BF16, True)], ids=str
+    ("dtype", "every"), [(FP32, None), (FP32, 1), (BF16, None), (BF16, 1), (BF16, 2)], ids=str
 )
-def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, checkpointing: bool) -> None:
+def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, every: int | None) -> None:
     torch.manual_seed(0)
     student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
-    ours, theirs, size = student.config, model.config, dtype.itemsize
-    if checkpointing:
-        student.enable_gradient_checkpointing()
+    ours, theirs = mobilevlm_shapes(student.config), mobilevlm_shapes(model.config)
+    size = dtype.itemsize
+    training = TrainingSection(
+        gradient_checkpointing=every is not None, checkpoint_every_nth_layer=every or 1
+    )
+    checkpointed = activations.checkpointed_layers(training, ours)
+    assert checkpointed == {None: 0, 1: 3, 2: 2}[every]
+    if every is not None:
+        student.enable_gradient_checkpointing(every)
     adapters = AlignmentAdapters(theirs, ours).to(dtype)
     step = StudentStep(student, adapters, DistillationSection.model_validate({})).train()
     teacher = TeacherModel(model, 16)
@@ -90,17 +97,17 @@ def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, 
         kept = sum(storage.nbytes() for storage in saved.values())
         saved.clear()
         loss.backward()
-    predicted = activations.kept_bytes(ours, work, size, checkpointing=checkpointing)
+    predicted = activations.kept_bytes(ours, work, size, checkpointed=checkpointed)
     assert kept == pytest.approx(predicted + activations.head_gradient_bytes(ours), rel=0.05)
     # Coarse, and rather too high: these peaks do not coincide, and gradients appear one by one.
     gradients = sum(parameter.grad.nbytes for parameter in step.parameters() if parameter.grad is not None)
-    predicted += gradients + student_workspace(ours, work, size, checkpointing)
+    predicted += gradients + student_workspace(ours, work, size, checkpointed)
     assert 0.8 * predicted < in_student.peak < 1.05 * predicted
 
 
-def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkpointing: bool) -> int:
+def student_workspace(config: ModelShapes, work: Workload, size: int, checkpointed: int) -> int:
     return max(
-        activations.layer_workspace(config, work, size, checkpointing=checkpointing),
+        activations.layer_workspace(config, work, size, checkpointed=checkpointed),
         activations.logits_workspace(config, work),
         activations.block_workspace(config, work, size),
     )

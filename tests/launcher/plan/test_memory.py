@@ -102,23 +102,30 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "checkpointing"),
-    [(2, "bf16", True), (2, "bf16", False), (2, "fp32", True), (3, "bf16", True)],
+    ("stage", "precision", "checkpointing", "every"),
+    [
+        (2, "bf16", True, 1),
+        (2, "bf16", False, 1),
+        (2, "fp32", True, 1),
+        (3, "bf16", True, 1),
+        (2, "fp32", True, 2),
+    ],
 )
 def test_the_peak_of_a_step_agrees_with_a_real_run(
-    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool, every: int
 ) -> None:
     run = tiny.write_run(
         tmp_path / "run",
         2,
         student__zero_stage=stage,
         training__precision=precision,
+        training__checkpoint_every_nth_layer=every,
         data__max_length=400,
         training__gradient_checkpointing=checkpointing,
     )
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     sizes = run_sizes(config)
-    work = workload(config, CLUSTER, sizes.student.config.vision_tokens)
+    work = workload(config, CLUSTER, sizes.student.shapes.vision_tokens)
     teacher = json.loads((run / "ds" / "teacher.json").read_text())["zero_optimization"]
     predicted = run_memory(config, sizes, work, CLUSTER, Rendered(zero, teacher))
     for measured in two_ranks.run(peak_of_a_step, str(run)):

@@ -188,6 +188,13 @@ def test_random_states_are_saved_only_for_a_model_with_dropout(
     assert (saved.call_count > 0) == (dropout > 0)
 
 
+def test_every_second_layer_is_checkpointed(family: str) -> None:
+    model = new_step(family)[0].student
+    model.enable_gradient_checkpointing(2)
+    layers = model.whole.get_decoder().layers
+    assert [layer.gradient_checkpointing for layer in layers] == [True, False]
+
+
 def test_joined_batches_give_each_its_own_targets(family: str, images: Path) -> None:
     """Their images differ in vision tokens, and one batch has none."""
     _, teacher = new_step(family)
