@@ -26,7 +26,12 @@ def cache(
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks per node, one per GPU (--nodes).",
+            show_default="slurm.gpus_per_node, or 1",
+        ),
     ] = None,
     partition: Annotated[
         str | None,
@@ -73,5 +78,5 @@ def cache(
     settings = settings.model_copy(
         update={"slurm": with_options(settings.slurm, partition, time_limit, cpu=False)}
     )
-    job = submit_cache(settings, JobSize(nodes, gpus_per_node or 1))
+    job = submit_cache(settings, JobSize(nodes, gpus_per_node))
     print(f"submitted job {job}; after a time limit or a failure, the same command resumes")

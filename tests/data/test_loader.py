@@ -24,7 +24,7 @@ from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
 from alignkd.data.loader import batches_ahead, build_loader, build_sampler
-from alignkd.errors import EXIT_FAILED, FileSystemError, TrainingError, UserError
+from alignkd.errors import EXIT_FAILED, CheckpointError, FileSystemError, TrainingError, UserError
 from tests.data.records import entry
 from tests.ranks import RANK_NAME
 
@@ -66,10 +66,11 @@ def configure(write_json, tmp_path, entries, workers=0, **data) -> Config:
     )
 
 
-def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0):
+def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0, read_hidden=None):
     index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+    encoder = encoder_of(tokenizer, facts)
     with build_loader(
-        config, index, encoder_of(tokenizer, facts), rank, world_size, accumulation, start_step
+        config, index, encoder, rank, world_size, accumulation, start_step, read_hidden=read_hidden
     ) as loader:
         found = list(loader)
         assert len(found) == len(loader)
@@ -183,6 +184,40 @@ def test_bad_images_can_be_skipped_and_are_counted(data_set, write_json, tmp_pat
     counts = [b.counts for window in windows(config, tokenizer, facts)[:4] for b in window]
     assert sum(c.skipped for c in counts) == bad > 0
     assert sum(c.samples for c in counts) == 30 - bad
+
+
+def numbers_of_samples(samples: list[int], positions: int) -> torch.Tensor:
+    """In place of a cache: as many rows as positions, the first ones with the samples that were asked for."""
+    rows = torch.full((positions, 1), -1)
+    rows[: len(samples), 0] = torch.tensor(samples, dtype=torch.int64)
+    return rows
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_hidden_states_are_those_of_the_samples_that_are_left(
+    data_set, write_json, tmp_path, tokenizer, facts, workers
+):
+    (tmp_path / "3.png").write_bytes(b"\x89PNG")
+    config = configure(write_json, tmp_path, data_set, workers, on_bad_sample="skip")
+    found = windows(config, tokenizer, facts, read_hidden=numbers_of_samples)
+    skipped = 0
+    for batch in (batch for window in found for batch in window):
+        text = tokenizer.decode(batch.input_ids_BL.clamp(min=0).flatten())
+        in_batch = [int(number) for number in re.findall(r"what (\d+)\?", text)]
+        asked = batch.teacher_hidden_ND.flatten().tolist()
+        assert asked == in_batch + [-1] * (batch.counts.logits - len(in_batch))
+        skipped += batch.counts.skipped
+    assert skipped == 2 * sum("3.png" in value["image"] for value in data_set)  # two epochs
+
+
+def test_a_cache_that_cannot_be_read_stops_the_run_with_its_error(
+    data_set, write_json, tmp_path, tokenizer, facts
+):
+    def damaged(samples: list[int], positions: int) -> torch.Tensor:
+        raise CheckpointError("00003.safetensors: damaged")
+
+    with pytest.raises(UserError, match=r"00003\.safetensors: damaged"):
+        windows(configure(write_json, tmp_path, data_set), tokenizer, facts, read_hidden=damaged)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
