@@ -45,7 +45,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a run's student: a model folder, GGUF, or its LoRA adapters."""
+    """Write a run's student: model folder, GGUF or LoRA adapters."""
     if file_format != "gguf" and (quantize is not None or class_token is not None):
         raise UserError("--quantize and --[no-]class-token need --format gguf")
     from launcher.run.checkpoints import step_of
