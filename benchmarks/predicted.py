@@ -79,8 +79,8 @@ def predicted_seconds(
             "training": training,
         }
     )
-    adapters = adapter_sizes(teacher.config, student.config)
-    sizes = RunSizes(model_sizes(teacher.config), model_sizes(student.config), adapters)
+    both = model_sizes(teacher.config), model_sizes(student.config)
+    sizes = RunSizes(*both, adapter_sizes(both[0].shapes, both[1].shapes))
     works = [
         BatchWork(samples, length, VISION_TOKENS, accumulation=1, window=1)
         for length, samples in Counter(shape.lengths).items()
@@ -89,7 +89,11 @@ def predicted_seconds(
 
 
 def describe(chip: Chip) -> str:
-    source = "measured here before the steps" if chip.name == "measured" else "from the data sheet, as an H200 reached it"
+    source = (
+        "measured here before the steps"
+        if chip.name == "measured"
+        else "from the data sheet, as an H200 reached it"
+    )
     return (
         f"Predicted by the plan's roofline from {chip.matmul / 1e12:.3g} TFLOP/s in a matrix product and "
         f"{chip.bandwidth / 1e9:.3g} GB/s in a copy, {source}."

@@ -36,11 +36,12 @@ class Bench:
     def targets(self, variant: str | None) -> TargetStore:
         """Of the training samples, with the attention of ``variant`` (None: the product's)."""
         forward = standard_forward if variant is None else VARIANTS[variant].teacher_forward
-        model = takes_patches(load_teacher(self.cache, self.teacher_file))
-        return _kept(
-            self.cache / f"targets-{variant or 'standard'}.pt",
-            lambda: teacher_targets(model, self.examples("train"), forward),
-        )
+
+        def computed() -> TargetStore:
+            teacher = takes_patches(load_teacher(self.cache, self.teacher_file))
+            return teacher_targets(teacher, self.examples("train"), forward)
+
+        return _kept(self.cache / f"targets-{variant or 'standard'}.pt", computed)
 
 
 @lru_cache(maxsize=1)
