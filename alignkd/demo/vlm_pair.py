@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from alignkd.data.sample_task.digits import IMAGE_SIDE
-from alignkd.data.sample_task.questions import POSITIONS, all_texts
+from alignkd.data.sample_task.questions import POSITIONS, SIDES, all_texts
 from alignkd.models.families.processors import images_only
 from alignkd.models.saving import write_folder
 
@@ -47,7 +47,8 @@ SIZES = {"teacher": (128, 4, 4), "student": (96, 2, 3)}  # width, layers, heads
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
     splitter = pre_tokenizers.Split(Regex(WORD), "removed", invert=True)
-    texts = ["user", "assistant", *all_texts(), *map(str, range(10))]
+    sides = [side for pair in SIDES.values() for side in pair]  # one is an answer
+    texts = ["user", "assistant", *sides, *all_texts(), *map(str, range(10))]
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text)})
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
