@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-whole benchmark-scale \
+.PHONY: demo demo-baseline demo-vlm install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-whole benchmark-scale \
 	benchmark-data benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
@@ -16,6 +16,10 @@ demo: $(INSTALLED)
 # The same student without a teacher, for a fair comparison; needs the demo's data and tower.
 demo-baseline: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --out demo --baseline
+
+# The same task for a tiny SmolVLM: teacher, student alone, distilled student.
+demo-vlm: $(INSTALLED)
+	$(BIN)/python -m alignkd.demo --vlm --out demo-vlm
 
 install: $(INSTALLED)
 

@@ -136,7 +136,7 @@ def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
     )
     choose_trained_parts(student, config)
     if committed_steps(run):
-        saved = saved_student(run, None)
+        saved = saved_student(run, None, merge=False)
         adapters.load_state_dict(saved.adapters)
         for name, parameter in student.named_parameters():
             parameter.data.copy_(saved.tensors[name])

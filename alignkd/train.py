@@ -20,6 +20,7 @@ from alignkd.config.schema import TrainingSection
 from alignkd.distributed.determinism import fix_workspace, use_deterministic_kernels
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.garbage import pause_collector, resume_collector
 from alignkd.run_folder.heartbeat import Heartbeat, beat_seconds
 from alignkd.run_folder.paths import RunPaths
 
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m alignkd.train RUN", file=sys.stderr)
         return EXIT_USER_ERROR
+    pause_collector()  # until all is imported
     stop = StopRequest()
     stop.install()  # before torch is imported, which takes seconds
     stop.read(RunPaths(Path(arguments[0])).stop)
@@ -62,6 +64,7 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
 
+    resume_collector()
     heartbeat.enter("joining")
     if training.deterministic:
         use_deterministic_kernels()

@@ -23,6 +23,7 @@ class Result:
     flops: float = 0.0
     padding: float = 0.0  # share of the positions that are computed
     micro_batches: int = 1
+    predicted: float | None = None  # seconds, by the plan's roofline; of the product's packed step
 
     @property
     def out_of_time(self) -> bool:
@@ -38,7 +39,7 @@ def time_ratio(result: Result, base: Result) -> float:
 def table_head(peak: float | None) -> list[str]:
     """``peak``: FLOP/s of the chip, if known."""
     head = ["L x samples", "method", "padding", "seconds", "spread", "x floor"]
-    head += ["kept MiB", "x floor", "peak MiB", "x floor"]
+    head += ["kept MiB", "x floor", "peak MiB", "x floor", "x predicted"]
     return head + (["of peak"] if peak is not None else [])
 
 
@@ -60,6 +61,7 @@ def _row(result: Result, base: Result | None, peak: float | None) -> list[str]:
             "",
             about,
             "",
+            "",
             *([""] if peak is not None else []),
         ]
     median, ratios = statistics.median(result.seconds), ["", "", ""]
@@ -75,5 +77,6 @@ def _row(result: Result, base: Result | None, peak: float | None) -> list[str]:
         ratios[1],
         f"{result.memory.peak / 2**20:.0f}",
         ratios[2],
+        "" if result.predicted is None else f"{median / result.predicted:.2f}",
         *([] if peak is None else [f"{result.flops / median / peak:.0%}"]),
     ]

@@ -22,7 +22,7 @@ import torch
 
 from alignkd.data.batch import Batch
 from alignkd.models.building import DTYPES
-from benchmarks import chips, report
+from benchmarks import chips, predicted, report
 from benchmarks.batches import Shape, random_window
 from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.memory import limit_memory, predicted_peak, usable_memory
@@ -197,6 +197,7 @@ def main(arguments: list[str]) -> None:
     setting = new_setting(teacher, student, device)
     usable = None if on_gpu else usable_memory()  # on a GPU running out of it is caught
     peak = chips.bf16_peak(torch.cuda.get_device_name()) if on_gpu else None
+    chip = predicted.chip_of(device, DTYPES[options.precision])
     left = shapes_of(options.lengths, options.samples, options.mixed)
     results: list[Result] = []
 
@@ -205,6 +206,7 @@ def main(arguments: list[str]) -> None:
             f"Parameters: teacher {_millions(teacher)} M, student {_millions(student)} M, "
             f"{options.precision}, gradient checkpointing {'on' if on_gpu else 'off'}.\n",
             report.table(table_head(peak), table_rows(results, peak)),
+            f"\n{predicted.describe(chip)}",
         ]
         if left:
             lines.append(f"\nThe run ended before {', '.join(shape.name for shape in left)}.")
@@ -218,6 +220,8 @@ def main(arguments: list[str]) -> None:
         shown = [name for name in methods_of(shape, on_gpu or options.everything) if name in options.methods]
         of_shape = [Result(shape.name, shape.lengths, name, flops=flops) for name in shown]
         for result in of_shape:
+            if result.method == "ours":
+                result.predicted = predicted.predicted_seconds(teacher, student, shape, chip, on_gpu)
             result.predicted_peak = predicted_peak(result, results)
             if usable is not None and (result.predicted_peak or 0) > usable:
                 result.fits = False

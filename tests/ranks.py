@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from alignkd.garbage import paused_collector
 from launcher.backends.ranks import free_port, rank_environments
 
 RANK_NAME = "alignkd-rank"
@@ -86,11 +87,13 @@ def _serve(connection: Connection, environment: dict[str, str], log: Path) -> No
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    import torch
+    with paused_collector():
+        import torch
+
+        import alignkd.engine.setup  # noqa: F401 (nearly all tasks need it)
+        from alignkd.distributed.ranks import start_ranks
 
     torch.set_num_threads(1)
-    from alignkd.distributed.ranks import start_ranks
-
     ranks = start_ranks()
     while True:
         try:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
 
 import alignkd as alignkd_package
 from alignkd.models.families.processors import read_processor
 from alignkd.models.families.table import FAMILIES
 from alignkd.run_folder.checkpoints import committed_steps
+from launcher.cli.app import app
 from tests import tiny, vlm
 from tests.engine.test_training_run import same_but_for_times, train_run
 from tests.models.families import reference
@@ -26,17 +28,49 @@ from tests.test_end_to_end import alignkd, finish
 # A linear attention magnifies what the order of sums changes: the first steps agree to a millionth, the last
 # to a thousandth.
 COMPARED_STEPS = {"qwen3_5": 2}
+STAGE_2 = {"student__zero_stage": 2, "training__precision": "fp32"}
 STAGE_3 = {"student__zero_stage": 3, "training__precision": "fp32"}
+LAUNCH = (
+    *("--nodes", "2", "--backend", "local", "--cpu", "--name", "run"),
+    *("--set", "student.zero_stage=2", "--set", "training.precision=fp32"),
+)
+
+
+@pytest.fixture(scope="module")
+def launched(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of a family: a finished run as `launch` prepares it, with a ZeRO-2 student and a ZeRO-3 teacher, in
+    fp32. Its ranks are the pool's, which need not import everything first. Several tests use it."""
+
+    @functools.cache
+    def run_of(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"{family}-launched")
+        config = vlm.write_configuration(folder, family)
+        done = CliRunner().invoke(app, ["launch", str(config), *LAUNCH, "--dry-run"])
+        assert done.exit_code == 0, done.output
+        run = folder / "runs" / "run"
+        assert two_ranks.run(train_run, str(run)) == [0, 0]
+        return run
+
+    return run_of
+
+
+def test_launched_processes_train_as_the_ranks_of_the_other_tests_do(
+    launched: Callable[[str], Path], tmp_path: Path
+) -> None:
+    vlm.write_configuration(tmp_path, vlm.FAMILIES[0])
+    process = alignkd("launch", *LAUNCH, cwd=tmp_path)
+    output = finish(process)
+    assert process.returncode == 0, output
+    run, other = tmp_path / "runs" / "run", launched(vlm.FAMILIES[0])
+    losses, expected = ([row["loss"] for row in tiny.metrics_rows(folder)] for folder in (run, other))
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert (run / "student" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("family", vlm.FAMILIES)
-def test_launch_trains_exports_and_the_export_answers(family: str, tmp_path: Path) -> None:
-    """ZeRO-2 student, ZeRO-3 teacher. What is exported differs from the start, and transformers opens it."""
-    vlm.write_configuration(tmp_path, family)
-    process = alignkd("launch", "--nodes", "2", "--backend", "local", "--cpu", "--name", "run", cwd=tmp_path)
-    output = finish(process)
-    assert process.returncode == 0, output
-    run = tmp_path / "runs" / "run"
+def test_launch_trains_exports_and_the_export_answers(launched: Callable[[str], Path], family: str) -> None:
+    """What is exported differs from the start, and transformers opens it."""
+    run = launched(family)
     rows = tiny.metrics_rows(run)
     assert [row["step"] for row in rows] == list(range(1, 7))
     terms = ("ce", "reverse_kl", "attention", "vision_all", "vision_focus")
@@ -61,7 +95,7 @@ def test_launch_trains_exports_and_the_export_answers(family: str, tmp_path: Pat
     text = tokenizer.apply_chat_template(
         messages, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
     )
-    picture = Image.open(tmp_path / "0.png")
+    picture = Image.open(run.parents[1] / "0.png")
     inputs = processor(text=[text], images=[[picture]], return_tensors="pt")
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]
@@ -110,6 +144,7 @@ def at_stage_3(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (3, "fp32"), (3, "bf16")])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     two_ranks: RankPool,
+    launched: Callable[[str], Path],
     at_stage_3: Callable[[str], Path],
     tmp_path: Path,
     family: str,
@@ -117,7 +152,9 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     precision: str,
 ) -> None:
     changes = {"student__zero_stage": stage, "training__precision": precision}
-    if changes == STAGE_3:
+    if changes == STAGE_2:
+        whole = launched(family)
+    elif changes == STAGE_3:
         whole = at_stage_3(family)
     else:
         whole = vlm.write_run(tmp_path / "whole", 2, family, **changes)

@@ -13,15 +13,16 @@ import torch
 
 from alignkd.checkpoint.model_card import model_card
 from alignkd.config import load_run_config
-from alignkd.config.schema import Config, ModelSection
+from alignkd.config.schema import Config, LoraSection, ModelSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.models.adapters import save_adapters
 from alignkd.models.agreement import student_folder
 from alignkd.models.building import DTYPES, full_tensors
 from alignkd.models.families.table import family_name
+from alignkd.models.lora import merged
 from alignkd.models.saving import FileFormat
-from alignkd.models.student_export import save_student
+from alignkd.models.student_export import save_lora, save_student
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.drift import saved_stage
 from alignkd.run_folder.paths import RunPaths
@@ -39,9 +40,12 @@ def export_engine(engine: Any, config: Config, out: Path, ranks: Ranks, card: st
         if ranks.is_first:
             tensors[name] = value.detach().cpu().clone()
 
+    lora = config.student.lora
+
     def save() -> None:
+        whole = tensors if lora is None else merged(tensors, lora)
         # A finished run that is resumed exports again.
-        save_student(out, config.model, tensors, replace=True, card=card)
+        save_student(out, config.model, whole, replace=True, card=card)
 
     ranks.run_on_rank0(save)
 
@@ -80,6 +84,26 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
     return saved.step
 
 
+def export_lora(run: Path, out: Path, step: int | None) -> int:
+    """Write the LoRA adapters of a checkpoint alone, as a folder that peft loads. Returns the step; raises
+    what :func:`export_run` raises, and UserError for a run that has trained something else."""
+    student = load_run_config(RunPaths(run).config).student if RunPaths(run).config.is_file() else None
+    if student is not None and (student.lora is None or student.train != ["language_model"]):
+        raise UserError(
+            f"{run}: adapters alone are its student only with student.lora and student.train = "
+            "[language_model]; valid here: --format safetensors"
+        )
+    if out.exists():
+        raise UserError(f"{out} exists; name a folder that does not exist")
+    saved = saved_student(run, step, merge=False)
+    assert saved.lora is not None, "checked above"
+    try:
+        save_lora(out, saved.model, saved.lora, saved.tensors)
+    except OSError as error:
+        raise FileSystemError(f"{out}: could not be written: {error}") from error
+    return saved.step
+
+
 @dataclass(frozen=True)
 class SavedStudent:
     """The student in a checkpoint of a run."""
@@ -89,11 +113,13 @@ class SavedStudent:
     model: ModelSection
     tensors: dict[str, torch.Tensor]  # our names, in the training precision
     adapters: dict[str, torch.Tensor]  # of P_attn and P_V, in the training precision; empty without a teacher
+    lora: LoraSection | None
 
 
-def saved_student(run: Path, step: int | None) -> SavedStudent:
-    """Read the student of a checkpoint, the newest by default. Raises UserError when ``run`` is no run
-    folder, CheckpointError when the step does not exist or its files have changed."""
+def saved_student(run: Path, step: int | None, *, merge: bool = True) -> SavedStudent:
+    """Read the student of a checkpoint, the newest by default; LoRA adapters are merged or, without
+    ``merge``, left where the engine has them. Raises UserError when ``run`` is no run folder, CheckpointError
+    when the step does not exist or its files have changed."""
     if not RunPaths(run).config.is_file():
         raise UserError(f"{run}: not a run folder (no config.yaml)")
     steps = committed_steps(run)
@@ -111,7 +137,10 @@ def saved_student(run: Path, step: int | None) -> SavedStudent:
         {name.removeprefix(prefix): value.to(dtype) for name, value in module if name.startswith(prefix)}
         for prefix in (STUDENT_PREFIX, ADAPTERS_PREFIX)
     )
-    return SavedStudent(chosen, manifest, config.model, tensors, adapters)
+    lora = config.student.lora
+    if lora is not None and merge:
+        tensors = merged(tensors, lora)
+    return SavedStudent(chosen, manifest, config.model, tensors, adapters, lora)
 
 
 def _verified_module(run: Path, step: int) -> tuple[dict[str, Any], list[tuple[str, torch.Tensor]]]:

@@ -99,6 +99,18 @@ def _trained_parts(student: StudentSection, training: TrainingSection) -> list[s
     return []
 
 
+def _lora(student: StudentSection, training: TrainingSection) -> list[str]:
+    problems = []
+    if student.lora is not None and student.train is not None and "language_model" not in student.train:
+        problems.append(
+            "student.lora adapts the language model, which student.train leaves out; valid: student.train "
+            "with language_model, or no student.lora"
+        )
+    if student.lora is not None and training.compile_layers:
+        problems.append("training.compile_layers = true does not work with student.lora; valid: false")
+    return problems
+
+
 def _compiled_layers(
     training: TrainingSection,
     student: StudentSection,
@@ -142,6 +154,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),
+    (_lora, ("student", "training")),
     (_compiled_layers, ("training", "student", "teacher", "distillation")),
     (_fp16_without_zero, ("student", "training")),
     (_signal_lead, ("slurm",)),

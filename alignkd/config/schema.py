@@ -141,6 +141,11 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, lt=2**31)
 
 
+class LoraSection(Section):
+    rank: PositiveInt = Field(16, description="width of the adapters")
+    alpha: float = Field(32.0, gt=0, le=4096, description="adapters are multiplied by alpha / rank")
+
+
 class StudentSection(Section):
     zero_stage: int = Field(
         2, ge=0, le=3, description="0 shards nothing, 1 optimizer states, 2 also gradients, 3 also weights"
@@ -150,6 +155,10 @@ class StudentSection(Section):
         None,
         description="parts that are trained, the others are frozen; null trains both. The vision tower has "
         "training.train_vision_tower",
+    )
+    lora: LoraSection | None = Field(
+        None,
+        description="train low-rank adapters in place of the language model; `{}` takes the defaults",
     )
 
 

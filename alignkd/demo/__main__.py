@@ -26,9 +26,18 @@ from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.tasks import sample
 from alignkd.run_folder.paths import RunPaths
 
-SAMPLES = 16000
+SAMPLES, VLM_SAMPLES = 16000, 8000
 SEED = 0
 NODES = 2
+
+# Stages of the second form, by the model folder that they begin from.
+VLM_STAGES = {
+    "teacher": {"teacher": "trained from scratch, with its vision tower"},
+    "student": {
+        "alone": "the same student, data and steps without the teacher",
+        "student": "distilled from the teacher",
+    },
+}
 
 CONSOLE = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
@@ -54,9 +63,7 @@ def run_demo(out: Path, *, baseline: bool) -> None:
             configuration,
         )
     )
-    sample_data = ["alignkd", "sample-data", "--out", str(data)]
-    sample_data += ["--samples", str(SAMPLES), "--seed", str(SEED)]
-    _run(Part("data: real handwritten digits, and questions about them", sample_data, data / "test.json"))
+    _run(_sample_data(data, SAMPLES))
     titles = {
         "teacher": "teacher: trained from scratch, with its vision tower",
         "student": "student: distilled from the teacher",
@@ -68,6 +75,30 @@ def run_demo(out: Path, *, baseline: bool) -> None:
         _train(title, configuration, stage, out / "runs" / stage)
         models.append(_evaluate(stage, out / "runs" / stage, data))
     print_report(models, CONSOLE)
+
+
+def run_vlm_demo(out: Path) -> None:
+    """The same for a tiny SmolVLM, whose student begins with the trained teacher's vision tower: alone, and
+    distilled in as many steps."""
+    out.mkdir(parents=True, exist_ok=True)
+    configuration, data = out / "alignkd.yaml", out / "sample"
+    _run(_sample_data(data, VLM_SAMPLES))
+    models = []
+    for folder, title in {
+        "teacher": "configuration, and a tiny SmolVLM of random weights",
+        "student": "a smaller one with the teacher's vision tower",
+    }.items():
+        command = [sys.executable, "-m", "alignkd.demo.vlm_pair", folder, "--out", str(out)]
+        _run(Part(title, command, out / "models" / folder / "config.json"))
+        for stage, what in VLM_STAGES[folder].items():
+            _train(f"{stage}: {what}", configuration, stage, out / "runs" / stage)
+            models.append(_evaluate(stage, out / "runs" / stage, data))
+    print_report(models, CONSOLE)
+
+
+def _sample_data(data: Path, samples: int) -> Part:
+    command = ["alignkd", "sample-data", "--out", str(data), "--samples", str(samples), "--seed", str(SEED)]
+    return Part("data: real handwritten digits, and questions about them", command, data / "test.json")
 
 
 def _train(title: str, configuration: Path, stage: str, run: Path) -> None:
@@ -115,14 +146,18 @@ def _as_typed(command: Sequence[str]) -> str:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder for all files of the demo.")] = None,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
     ] = False,
+    vlm: Annotated[bool, typer.Option("--vlm", help="Distil a tiny SmolVLM instead of a MobileVLM.")] = False,
 ) -> None:
     """Train a tiny teacher, distil it into a student, and compare them."""
     try:
-        run_demo(out, baseline=baseline)
+        if vlm:
+            run_vlm_demo(out or Path("demo-vlm"))
+        else:
+            run_demo(out or Path("demo"), baseline=baseline)
     except AlignkdError as error:
         raise typer.Exit(report_error(error)) from None
     except KeyboardInterrupt:

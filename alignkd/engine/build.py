@@ -19,6 +19,7 @@ from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.compiling import compile_layers
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import load_student, model_facts
+from alignkd.models.lora import add_lora
 from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import ReplicatedTeacher, ShardedTeacher, Teacher
 from alignkd.teacher_cache.folder import Identity
@@ -78,11 +79,13 @@ def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Rank
 
 
 def choose_trained_parts(student: VisionLanguageModel, config: Config) -> None:
-    """Which parameters ask for gradients."""
+    """Which parameters ask for gradients, with those that LoRA adds."""
     if config.training.train_vision_tower:
         student.unfreeze_vision_tower()
     if config.student.train is not None:
         student.freeze_all_but(config.student.train)
+    if config.student.lora is not None:
+        add_lora(student, config.student.lora, config.training.seed)
 
 
 def _import_muon_uncompiled() -> None:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.garbage import paused_collector
 
 
 def main(arguments: list[str]) -> int:
@@ -37,7 +38,8 @@ def _run(out: Path) -> int:
     options = read_options(out)
     options.check()
     with redirect_stdout(sys.stderr):  # DeepSpeed greets on standard output, which is for the result
-        from alignkd.evaluate.program import answer_all
+        with paused_collector():
+            from alignkd.evaluate.program import answer_all
 
         ranks = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def untried_notes(model: ModelSection) -> list[str]:
 
 
 def check_templates(config: Config) -> list[str]:
-    """Sources whose template the models do not have, and settings that only MobileVLM knows."""
+    """Sources whose template the models do not have, settings that only MobileVLM knows, and packages."""
     family = family_of(student_folder(config.model))
     problems = template_problems(config.model, config.data.sources)
     for number, source in enumerate(config.data.sources):
@@ -134,6 +135,8 @@ def check_templates(config: Config) -> list[str]:
             problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
     if family is not None and config.training.packing:
         problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
+    if config.student.lora is not None and importlib.util.find_spec("peft") is None:
+        problems.append("student.lora needs the package peft: pip install 'alignkd[lora]'")
     return problems
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from alignkd.config.schema import ModelSection
+from alignkd.config.schema import LoraSection, ModelSection
 from alignkd.errors import UserError
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.families import mobilevlm, transformers, transformers_loading
 from alignkd.models.families.table import family_of
+from alignkd.models.lora import write_adapters
 from alignkd.models.saving import FileFormat, save_model_folder, write_folder
 
 
@@ -41,3 +42,18 @@ def save_student(
         replace=replace,
         card=card,
     )
+
+
+def save_lora(
+    out: Path, section: ModelSection, lora: LoraSection, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """LoRA adapters alone. ``tensors`` of the whole model have our names. Raises what ``saving.write_folder``
+    raises."""
+    source = student_folder(section)
+
+    def public_name(name: str) -> str:
+        if family_of(source) is None:
+            return mobilevlm.public_name(name)
+        return name.removeprefix(transformers.PREFIX)
+
+    write_folder(out, lambda partial: write_adapters(partial, str(source), lora, tensors, public_name))

@@ -41,7 +41,7 @@ class TeacherModel(nn.Module):
     def forward(self, batch: Batch) -> TeacherTargets:
         outputs: ModelOutputs = self.model(batch)
         layout = block_layout(batch, self.model.facts)
-        block_IHMV = text_vision_block(*outputs.first_layer, layout)
+        block_IHMV = attention_block(outputs, batch, self.model.facts)
         hidden_ND = (
             logit_hidden(batch, outputs) if batch.teacher_hidden_ND is None else batch.teacher_hidden_ND
         )
@@ -53,6 +53,11 @@ class TeacherModel(nn.Module):
             focus_indices_IK=focus_indices(block_IHMV, self.top_k, layout.filled_IV()),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
         )
+
+
+def attention_block(outputs: ModelOutputs, batch: Batch, facts: ModelFacts) -> torch.Tensor:
+    """The text x vision block [I, H, M, V] of the first layer, in fp32 (or wider)."""
+    return text_vision_block(*outputs.first_layer, block_layout(batch, facts))
 
 
 def logit_hidden(batch: Batch, outputs: ModelOutputs) -> torch.Tensor:

@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,12 @@ def main() -> None:
         tokenizer = write_folders(options.cache)
         print("training the teacher", flush=True)
         train_teacher(options.cache, build_task(tokenizer, sizes), TEACHER_STEPS, TEACHER_FILE)
-    bench = open_bench(options.cache, sizes)
+    opened = partial(open_bench, options.cache, sizes)
+    bench = opened()
     folder = records.RECORDS / "tuning" if options.tune else records.RECORDS
     runs = tuning_runs() if options.tune else sweep(options.conditions, options.seeds)
     stop = None if options.budget_minutes is None else time.monotonic() + 60 * options.budget_minutes
-    work(bench, missing(runs, folder, bench.teacher), folder, options.jobs, stop)
+    work(opened, missing(runs, folder, bench.teacher), folder, options.jobs, stop)
 
 
 def sweep(conditions: Iterable[str], seeds: Iterable[int]) -> Iterator[Run]:
@@ -82,8 +84,11 @@ def missing(runs: Iterable[Run], folder: Path, teacher: str) -> list[tuple[Run, 
     return found
 
 
-def work(bench: Bench, runs: list[tuple[Run, Path]], folder: Path, jobs: int, stop: float | None) -> None:
-    """Start runs until ``stop`` (of the monotonic clock), and wait for those that were started."""
+def work(
+    opened: Callable[[], Bench], runs: list[tuple[Run, Path]], folder: Path, jobs: int, stop: float | None
+) -> None:
+    """Start runs until ``stop`` (of the monotonic clock), and wait for those that were started. Each process
+    opens the bench for itself, from its files."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
         running: set[Future[str]] = set()
@@ -92,7 +97,7 @@ def work(bench: Bench, runs: list[tuple[Run, Path]], folder: Path, jobs: int, st
                 running = _one_done(running)
             if stop is not None and time.monotonic() > stop:
                 break
-            running.add(pool.submit(record_run, bench, run, path, folder.name != "tuning"))
+            running.add(pool.submit(record_run, opened, run, path, folder.name != "tuning"))
         while running:
             running = _one_done(running)
 
@@ -104,10 +109,10 @@ def _one_done(running: set[Future[str]]) -> set[Future[str]]:
     return running
 
 
-def record_run(bench: Bench, run: Run, path: Path, with_test: bool) -> str:
+def record_run(opened: Callable[[], Bench], run: Run, path: Path, with_test: bool) -> str:
     name, seed, settings = run
     condition: Condition = CONDITIONS[name]
-    record: dict[str, Any] = train_once(bench, condition, seed, settings, with_test=with_test)
+    record: dict[str, Any] = train_once(opened(), condition, seed, settings, with_test=with_test)
     record["commit"] = _commit()
     records.write(path, record)
     last = record["validation"][-1]["accuracy"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,13 +36,15 @@ class Bench:
     def targets(self, variant: str | None) -> TargetStore:
         """Of the training samples, with the attention of ``variant`` (None: the product's)."""
         forward = standard_forward if variant is None else VARIANTS[variant].teacher_forward
-        model = takes_patches(load_teacher(self.cache, self.teacher_file))
-        return _kept(
-            self.cache / f"targets-{variant or 'standard'}.pt",
-            lambda: teacher_targets(model, self.examples("train"), forward),
-        )
+
+        def computed() -> TargetStore:
+            teacher = takes_patches(load_teacher(self.cache, self.teacher_file))
+            return teacher_targets(teacher, self.examples("train"), forward)
+
+        return _kept(self.cache / f"targets-{variant or 'standard'}.pt", computed)
 
 
+@lru_cache(maxsize=1)
 def open_bench(root: Path, sizes: Sizes, teacher_file: Path = TEACHER_FILE) -> Bench:
     """``root`` gets a folder for these sizes and this teacher."""
     digest = hashlib.sha256(teacher_file.read_bytes()).hexdigest()[:12]
@@ -57,7 +61,7 @@ def open_bench(root: Path, sizes: Sizes, teacher_file: Path = TEACHER_FILE) -> B
 def _kept(path: Path, make: Callable[[], T]) -> T:
     """What ``path`` holds, made first if it does not exist. Our own pickles, in a folder of our own."""
     if not path.exists():
-        partial = path.with_suffix(".tmp")
+        partial = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be making the same
         torch.save(make(), partial)
         partial.rename(path)
     kept: T = torch.load(path, weights_only=False, mmap=True)

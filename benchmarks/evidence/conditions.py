@@ -20,6 +20,7 @@ class Condition:
     frozen_adapters: bool = False
     attention: str | None = None  # one of ``patches.VARIANTS``
     labels_only: tuple[str, ...] = field(default=())  # kinds of question without a term of the teacher
+    clip: float = 1.0  # largest gradient norm; 0: none
     balance_every: int | None = None  # steps between measurements that the weights follow (``balance``)
 
     def section(self) -> DistillationSection:
@@ -56,6 +57,8 @@ _LIST = [
     Condition("alone, twice the steps", "labels only, at more than the cost of a teacher", steps=2.0),
     replace(_ALL, name="labels on sums", about="sums without the teacher", labels_only=("text",)),
     replace(_ALL, name="labels on hard kinds", about="the teacher on positions only", labels_only=_HARD),
+    replace(_ALL, name="no clipping", about="all terms, gradients of any norm", clip=0.0),
+    Condition("alone, no clipping", "labels only, gradients of any norm", clip=0.0),
     replace(_ALL, name="frozen adapters", about="defect: adapters stay random", frozen_adapters=True),
     replace(
         _ALL, name="transposed attention", about="defect: image queries, text keys", attention="transposed"

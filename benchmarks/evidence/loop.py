@@ -89,12 +89,13 @@ def train(
     distillation: Distillation | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     before_step: Callable[[int, list[Part]], None] = lambda step, parts: None,
-) -> None:
-    """Both hooks get the number of steps done."""
+) -> float:
+    """Both hooks get the number of steps done. Returns the share of steps whose gradient was clipped."""
     module.train()
     optimizer = build_optimizer(parameter_groups(module, training), torch.device("cpu"))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     order = order_of_steps(len(examples.samples), training.global_batch_size, steps, training.seed)
+    clipped = 0
     for step, numbers in enumerate(order):
         parts = split_step(module, examples, numbers, distillation)
         before_step(step, parts)
@@ -103,9 +104,12 @@ def train(
         for part in parts:
             head = None if part.targets is None or distillation is None else distillation.source.head
             module(part.batch, part.scales, part.targets, head).loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, training.max_gradient_norm)
+        if training.max_gradient_norm > 0:
+            norm = torch.nn.utils.clip_grad_norm_(trained, training.max_gradient_norm)
+            clipped += int(norm > training.max_gradient_norm)
         optimizer.step()
         after_step(step + 1)
+    return clipped / len(order)
 
 
 def split_step(

@@ -36,8 +36,13 @@ class Settings:
     steps: int = 1000
     batch: int = 32
 
-    def training(self, seed: int) -> TrainingSection:
-        return TrainingSection(learning_rate=self.learning_rate, global_batch_size=self.batch, seed=seed)
+    def training(self, seed: int, clip: float = 1.0) -> TrainingSection:
+        return TrainingSection(
+            learning_rate=self.learning_rate,
+            global_batch_size=self.batch,
+            max_gradient_norm=clip,
+            seed=seed,
+        )
 
 
 @dataclass
@@ -67,7 +72,7 @@ def train_once(
         adapters = seeded_adapters(_TeacherShape(targets.joined), student.facts, seed)
         adapters.requires_grad_(not condition.frozen_adapters)
     module = StudentStep(student, adapters, section)
-    training = settings.training(seed)
+    training = settings.training(seed, condition.clip)
     outcome, validation = Outcome(), bench.examples("validation")
 
     def look(step: int) -> None:
@@ -96,7 +101,7 @@ def train_once(
         balance(step, parts)
 
     with contextlib.nullcontext() if variant is None else variant.for_student(student):
-        train(
+        clipped = train(
             module, bench.examples("train", section.top_k), training, steps, distillation, look, before_step
         )
     record: dict[str, Any] = {
@@ -106,6 +111,7 @@ def train_once(
         "learning_rate": settings.learning_rate,
         "batch": settings.batch,
         "teacher": bench.teacher,
+        "clipped": round(clipped, 4),
         "validation": outcome.curve,
         "gradient_norms": outcome.gradients,
         "weights": outcome.weights,

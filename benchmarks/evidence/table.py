@@ -75,7 +75,7 @@ def _settings(tuning: Sequence[Record]) -> str:
 def _accuracy(groups: Groups) -> str:
     base = groups.get(BASELINE, [])
     head = ["condition", "what", "seeds", "accuracy, %", "minus alone [95 % interval]"]
-    head += ["pairs", "steps to reach alone", "CPU seconds"]
+    head += ["pairs", "steps to reach alone", "steps clipped, %", "CPU seconds"]
     rows = []
     for name, runs in groups.items():
         difference = None if name == BASELINE else paired_difference(runs, base)
@@ -88,6 +88,7 @@ def _accuracy(groups: Groups) -> str:
                 _difference(difference),
                 "" if difference is None else str(difference.seeds),
                 "" if name == BASELINE else _reached(runs, base),
+                f"{100 * statistics.fmean(run['clipped'] for run in runs):.0f}",
                 f"{statistics.median(run['seconds']['cpu'] for run in runs):.0f}",
             ]
         )

@@ -26,7 +26,12 @@ def cache(
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Ranks per node, one per GPU (--nodes).", show_default="1"),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Ranks per node, one per GPU (--nodes).",
+            show_default="slurm.gpus_per_node, or 1",
+        ),
     ] = None,
     partition: Annotated[
         str | None,

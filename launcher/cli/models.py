@@ -25,8 +25,12 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the student.")],
     step: Checkpoint = None,
     file_format: Annotated[
-        Literal["safetensors", "bin", "gguf"],
-        typer.Option("--format", metavar="NAME", help="Weights as safetensors, bin, or gguf for llama.cpp."),
+        Literal["safetensors", "bin", "gguf", "lora"],
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Weights as safetensors, bin, or gguf for llama.cpp; lora: the adapters alone.",
+        ),
     ] = "safetensors",
     quantize: Annotated[
         Literal["f16", "q8_0", "q4_0"] | None,
@@ -41,7 +45,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a run's student: MobileVLM V2 format or GGUF."""
+    """Write a run's student: model folder, GGUF or LoRA adapters."""
     if file_format != "gguf" and (quantize is not None or class_token is not None):
         raise UserError("--quantize and --[no-]class-token need --format gguf")
     from launcher.run.checkpoints import step_of
@@ -62,6 +66,10 @@ def export(
                 export_gguf(run, out, run.resolve().name, quantize or "q8_0", class_token=kept)
             else:
                 export_run_as_gguf(run, out, step, quantize or "q8_0", class_token=kept)
+        elif file_format == "lora":
+            from alignkd.checkpoint.export import export_lora
+
+            export_lora(run, out, step)
         else:
             from alignkd.checkpoint.export import export_run
 

@@ -15,7 +15,17 @@ from launcher.cli.options import ConfigFile, GpuMemory, Json, Overrides, Stage, 
 start = Commands()
 
 # Those of alignkd.config.presets, whose import takes long; a test compares them.
-PRESET_NAMES = ("sample", "short", "long")
+PRESET_NAMES = (
+    "sample",
+    "short",
+    "long",
+    "short-3b",
+    "qwen3-vl-8b-to-2b",
+    "smolvlm2-500m-to-256m",
+    "llava-1.5-13b-to-7b",
+    "internvl3-8b-to-2b",
+    "gemma-3-12b-to-4b",
+)
 
 
 @start.command()

@@ -6,11 +6,13 @@ from alignkd.config import Config
 from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import usual_gpus_per_node
+from launcher.backends.node_probe import read_places
 from launcher.backends.slurm.client import queued_jobs, slurm_is_installed
 from launcher.backends.slurm.preflight import script_problems
 from launcher.backends.slurm.submission import submit
 from launcher.commands.cache import checked_folder, write_request
 from launcher.commands.evaluate_job import JobSize
+from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_cache
 from launcher.run.folder import write_scripts
 
@@ -24,9 +26,11 @@ def submit_cache(config: Config, size: JobSize) -> str:
     folder = checked_folder(config)
     if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node")
-    ranks_per_node = size.gpus_per_node or usual_gpus_per_node(config.slurm)
-    scripts = render_cache(config.slurm, f"cache-{folder.name}", folder, size.nodes, ranks_per_node)
-    problems = script_problems(config.slurm, size.nodes, scripts)
+    slurm = config.slurm
+    ranks_per_node = size.gpus_per_node or usual_gpus_per_node(slurm)
+    scripts = render_cache(slurm, f"cache-{folder.name}", folder, size.nodes, ranks_per_node)
+    places = {place.key: place.path for place in read_places(config)} | {"teacher.cache": folder}
+    problems = script_problems(slurm, size.nodes, scripts, container_problems(slurm, places))
     if problems:
         raise ConfigError("job of the cache", problems)
     jobs = queued_jobs(folder)

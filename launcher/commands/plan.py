@@ -52,7 +52,7 @@ def plan_run(request: PlanRequest) -> AdvisedPlan:
     cluster = Cluster(request.nodes, request.gpus_per_node or usual_gpus_per_node(config.slurm))
     plan = make_plan(config, cluster, run_sizes(config, others))
     advised = None if memory is None else advise(plan, memory)
-    return AdvisedPlan(plan, memory, advised, upstream_notes(config, others))
+    return AdvisedPlan(plan, memory, advised, upstream_notes(config, others) + plan.sizes.notes)
 
 
 def apply_advice(request: PlanRequest, found: AdvisedPlan) -> list[str]:

@@ -8,7 +8,7 @@ the bytes per element of the model's dtype.
 from __future__ import annotations
 
 from alignkd.config.schema import TrainingSection
-from alignkd.models.configuration import MobileVLMConfig
+from launcher.plan.shapes import ModelShapes
 from launcher.plan.workload import Workload
 
 FP32 = 4
@@ -18,105 +18,101 @@ ROWS_PER_CHUNK = 512  # as in alignkd.losses.attention
 CHUNK_MATRICES = 3
 
 
-def layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
+def layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
     """Kept by one decoder layer without gradient checkpointing, including its input."""
-    D, F = config.hidden_size, config.intermediate_size
-    keys = D // config.num_attention_heads * config.num_key_value_heads
+    D, F = shapes.hidden_size, shapes.intermediate_size
     # RMSNorm computes in fp32. Kept: its input (a copy, unless it is fp32 already), the scale, the product
     # before the weight, and the output, which the next matrices read.
     norm = D * FP32 + FP32 + 2 * D * size
-    attention = (2 * D + 2 * keys) * size + config.num_attention_heads * FP32  # q, k, v, output, log-sum-exp
+    attention = (
+        2 * (shapes.query_width + shapes.key_width) * size + shapes.num_attention_heads * FP32
+    )  # q, k, v, output, log-sum-exp
     mlp = 4 * F * size
     return tokens * (2 * norm + attention + mlp)
 
 
-def patches_of(config: MobileVLMConfig) -> int:
-    return int((config.tower_config["image_size"] // config.tower_config["patch_size"]) ** 2)
+def projector_bytes(shapes: ModelShapes, images: int, size: int) -> int:
+    """Kept by the projector, without its input."""
+    return images * size * shapes.vision.projector_values
 
 
-def projector_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
-    """Kept by the projector, without its input: both matrices' outputs, and what GELU and pooling read."""
-    return images * size * config.hidden_size * (3 * patches_of(config) + config.vision_tokens)
-
-
-def patch_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
+def patch_bytes(shapes: ModelShapes, images: int, size: int) -> int:
     """The vision tower's output."""
-    return images * patches_of(config) * config.mm_hidden_size * size
+    return images * shapes.vision.patches * shapes.vision.width * size
 
 
-def checkpointed_layers(training: TrainingSection, config: MobileVLMConfig) -> int:
+def checkpointed_layers(training: TrainingSection, shapes: ModelShapes) -> int:
     """Decoder layers whose forward runs again in the backward."""
     every = training.checkpoint_every_nth_layer
-    return -(-config.num_hidden_layers // every) if training.gradient_checkpointing else 0
+    return -(-shapes.num_hidden_layers // every) if training.gradient_checkpointing else 0
 
 
-def kept_bytes(config: MobileVLMConfig, work: Workload, size: int, *, checkpointed: int) -> int:
+def kept_bytes(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
     """What the student's forward over one micro-batch keeps for its backward, with a frozen vision tower and
     without the tower's output. ``checkpointed`` layers keep their input only."""
-    D = config.hidden_size
+    D = shapes.hidden_size
     layers = checkpointed * work.tokens * D * size
-    layers += (config.num_hidden_layers - checkpointed) * layer_bytes(config, work.tokens, size)
+    layers += (shapes.num_hidden_layers - checkpointed) * layer_bytes(shapes, work.tokens, size)
     if checkpointed:  # the first layer is always one of them
-        layers += first_layer_bytes(config, work.tokens, size)
+        layers += first_layer_bytes(shapes, work.tokens, size)
     last_norm = work.tokens * (D * FP32 + FP32 + D * size)
     head = work.supervised * D * FP32
     vision_term = work.images * work.vision_tokens * D * FP32
-    return layers + last_norm + head + vision_term + projector_bytes(config, work.images, size)
+    return layers + last_norm + head + vision_term + projector_bytes(shapes, work.images, size)
 
 
-def first_layer_bytes(config: MobileVLMConfig, tokens: int, size: int) -> int:
+def first_layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
     """Queries and keys of the first layer, which the attention loss needs after the model's forward."""
-    width = config.hidden_size // config.num_attention_heads
-    return tokens * width * (config.num_attention_heads + config.num_key_value_heads) * size
+    return tokens * (shapes.query_width + shapes.key_width) * size
 
 
-def layer_workspace(config: MobileVLMConfig, work: Workload, size: int, *, checkpointed: int) -> int:
+def layer_workspace(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
     """In the backward of one layer: recomputed activations, and the gradients of its widest tensors."""
-    recomputed = layer_bytes(config, work.tokens, size) if checkpointed else 0
-    return recomputed + work.tokens * (config.intermediate_size + 2 * config.hidden_size) * size
+    recomputed = layer_bytes(shapes, work.tokens, size) if checkpointed else 0
+    return recomputed + work.tokens * (shapes.intermediate_size + 2 * shapes.hidden_size) * size
 
 
-def logits_workspace(config: MobileVLMConfig, work: Workload) -> int:
+def logits_workspace(shapes: ModelShapes, work: Workload) -> int:
     """The last chunk of logits, and the gradient of the head's weight, which the fused losses compute in the
     forward."""
-    chunk = min(work.supervised, POSITIONS_PER_CHUNK) * config.vocab_size * FP32 * CHUNK_MATRICES
-    return chunk + head_gradient_bytes(config)
+    chunk = min(work.supervised, POSITIONS_PER_CHUNK) * shapes.vocab_size * FP32 * CHUNK_MATRICES
+    return chunk + head_gradient_bytes(shapes)
 
 
-def head_gradient_bytes(config: MobileVLMConfig) -> int:
-    return config.vocab_size * config.hidden_size * FP32
+def head_gradient_bytes(shapes: ModelShapes) -> int:
+    return shapes.vocab_size * shapes.hidden_size * FP32
 
 
-def block_workspace(config: MobileVLMConfig, work: Workload, size: int) -> int:
+def block_workspace(shapes: ModelShapes, work: Workload, size: int) -> int:
     """One chunk of full attention rows of the first layer: scores as they are computed, and in fp32 those,
     the masked ones and their gradient."""
     rows = min(work.text_rows, ROWS_PER_CHUNK)
-    return config.num_attention_heads * rows * work.length * (3 * FP32 + (size if size < FP32 else 0))
+    return shapes.num_attention_heads * rows * work.length * (3 * FP32 + (size if size < FP32 else 0))
 
 
-def pixel_bytes(config: MobileVLMConfig, images: int, size: int) -> int:
+def pixel_bytes(shapes: ModelShapes, images: int, size: int) -> int:
     """Preprocessed images."""
-    return int(images * config.tower_config["num_channels"] * config.tower_config["image_size"] ** 2 * size)
+    return images * shapes.vision.values * size
 
 
-def teacher_workspace(config: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
+def teacher_workspace(shapes: ModelShapes, work: Workload, size: int, *, shares_tower: bool) -> int:
     """The peak of a forward without gradients over a whole window, including the targets."""
-    D, F, tower = config.hidden_size, config.intermediate_size, config.tower_config
+    D, F, tower = shapes.hidden_size, shapes.intermediate_size, shapes.vision
     half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
-    widths = 3 * tower["intermediate_size"] + 4 * tower["hidden_size"]
-    in_tower = images * (patches_of(config) + 1) * widths * size
-    in_tower += pixel_bytes(config, images, size) if half else 0  # a copy in the model's dtype
-    vision = images * work.vision_tokens * D * size + patch_bytes(config, images, size)
-    first_layer = first_layer_bytes(config, tokens, size)
+    widths = 3 * tower.mlp + 4 * tower.width
+    in_tower = images * (tower.patches + 1) * widths * size
+    in_tower += pixel_bytes(shapes, images, size) if half else 0  # a copy in the model's dtype
+    vision = images * work.vision_tokens * D * size + patch_bytes(shapes, images, size)
+    first_layer = first_layer_bytes(shapes, tokens, size)
     in_a_layer = vision + first_layer + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
-    block = images * config.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(config, work, size)
-    at_the_end = (block if half else 0) + target_bytes(config, work, size, shares_tower=shares_tower)
-    side_by_side = pixel_bytes(config, images, FP32) if work.window > 1 else 0
+    block = images * shapes.num_attention_heads * work.text_rows * work.vision_tokens * FP32
+    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(shapes, work, size)
+    at_the_end = (block if half else 0) + target_bytes(shapes, work, size, shares_tower=shares_tower)
+    side_by_side = pixel_bytes(shapes, images, FP32) if work.window > 1 else 0
     return side_by_side + int(max(in_tower, in_a_layer, in_the_block, at_the_end))
 
 
-def target_bytes(teacher: MobileVLMConfig, work: Workload, size: int, *, shares_tower: bool) -> int:
+def target_bytes(teacher: ModelShapes, work: Workload, size: int, *, shares_tower: bool) -> int:
     """What is kept of one teacher forward over a window: hidden states, attention block, vision tokens and,
     for a student that shares the tower, patches."""
     block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens

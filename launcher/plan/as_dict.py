@@ -34,6 +34,7 @@ def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip:
             "peak_phase": plan.memory.peak_phase,
             "tensors": plan.memory.peak,
             "needed": plan.needed,
+            "teacher_alive_at_most": plan.memory.teacher_alive,
             "host_per_node": plan.host_per_node,
             "gpu": gpu_memory,
             "fits": None if gpu_memory is None else plan.fits(gpu_memory),

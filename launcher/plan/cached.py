@@ -26,7 +26,7 @@ class CacheSize:
 
     def bytes(self, plan: Plan) -> int:
         assert plan.sizes.teacher is not None
-        return self.positions * plan.sizes.teacher.config.hidden_size * teacher_size(plan.config)
+        return self.positions * plan.sizes.teacher.shapes.hidden_size * teacher_size(plan.config)
 
 
 def cache_size(config: Config, vision_tokens: int) -> CacheSize:
@@ -50,7 +50,7 @@ def cache_lines(plan: Plan, chip: Chip) -> Iterator[str]:
     if plan.config.teacher.placement != "cached" or plan.sizes.teacher is None:
         return
     try:
-        size = cache_size(plan.config, plan.sizes.teacher.config.vision_tokens)
+        size = cache_size(plan.config, plan.sizes.teacher.shapes.vision_tokens)
     except UserError as error:
         yield f"The size of the teacher's cache is unknown: {error}"
         return

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignkd.config import Config
-from launcher.plan.activations import checkpointed_layers, patches_of
+from launcher.plan.activations import checkpointed_layers
 from launcher.plan.sharding import shares_tower
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sizes import RunSizes
+from launcher.plan.tensors import ModelSizes
 from launcher.plan.workload import Cluster, Workload
 
 
@@ -30,7 +31,7 @@ class Compute:
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
     # A backward costs two forwards; gradient checkpointing runs its layers once more.
-    layers = 3 + checkpointed_layers(training, student.config) / student.config.num_hidden_layers
+    layers = 3 + checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
     tower = 4 if training.gradient_checkpointing else 3
     shared = shares_tower(config, sizes)
     own = (
@@ -51,25 +52,21 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
 
 def layer_flops(model: ModelSizes, work: Workload) -> float:
     """One forward of all decoder layers over a micro-batch."""
-    D, layers = model.config.hidden_size, model.config.num_hidden_layers
+    shapes = model.shapes
     matrices = model.count("language_model.layers.")
-    return 2.0 * work.tokens * (matrices + layers * work.length * D)
+    return 2.0 * work.tokens * (matrices + shapes.num_hidden_layers * work.length * shapes.query_width)
 
 
 def head_flops(model: ModelSizes, work: Workload) -> float:
-    return 2.0 * work.supervised * model.count("head.")
+    return 2.0 * work.supervised * model.head
 
 
 def projector_flops(model: ModelSizes, work: Workload) -> float:
-    return 2.0 * work.images * patches_of(model.config) * model.count("projector.mlp.")
+    return 2.0 * work.images * model.shapes.vision.projected * model.projector_matrices
 
 
 def tower_flops(model: ModelSizes, work: Workload) -> float:
-    width, positions = model.config.tower_config["hidden_size"], patches_of(model.config) + 1
-    used = sum(
-        size
-        for name, size in model.tensors.items()
-        if name.startswith("vision_tower.encoder.") and model.is_used(name)
-    )
-    attention = 2 * model.used_tower_layers * positions * width
-    return float(2 * work.images * positions * (used + attention))
+    tower = model.shapes.vision
+    used = sum(size for name, size in model.used.items() if name.startswith(model.tower_blocks))
+    attention = 2 * tower.layers * tower.seen * tower.width
+    return float(2 * work.images * (tower.patches + 1) * (used + attention))

@@ -9,6 +9,7 @@ from alignkd.config import Config
 from launcher.plan import activations
 from launcher.plan.sharding import (
     Rendered,
+    alive_at_most,
     gathered,
     resident,
     sharded,
@@ -36,7 +37,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
+    """``teacher_alive``: bytes of a sharded teacher that a GPU may hold gathered when it is behind the host.
+    They are not needed: an allocator that has none left waits for the device instead."""
+
     parts: tuple[Part, ...]
+    teacher_alive: int = 0
 
     def phase_bytes(self, phase: Phase) -> int:
         return sum(part.bytes for part in self.parts if part.phase == phase and not part.in_host_memory)
@@ -58,7 +63,7 @@ class Memory:
 
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
     images = work.accumulation * work.images
-    pixels = activations.pixel_bytes(sizes.student.config, images, FP32)
+    pixels = activations.pixel_bytes(sizes.student.shapes, images, FP32)
     parts = [Part("images of a step", pixels)]
     parts += teacher_weights(config, sizes, cluster, files) + _teacher_work(
         config, sizes, work, cluster, files
@@ -66,7 +71,15 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
     parts += student_states(config, sizes, cluster, files) + _student_work(
         config, sizes, work, cluster, files
     )
-    return Memory(tuple(part for part in parts if part.bytes))
+    return Memory(tuple(part for part in parts if part.bytes), _teacher_alive(config, sizes, cluster, files))
+
+
+def _teacher_alive(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> int:
+    if sizes.teacher is None or files.teacher is None:
+        return 0
+    elements = alive_at_most(sizes.teacher, files.teacher, teacher_ranks(config, cluster))
+    # The losses gather the head separately.
+    return max(elements - sizes.teacher.count("head."), 0) * teacher_size(config)
 
 
 def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> list[Part]:
@@ -81,7 +94,7 @@ def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Re
     return [
         Part("teacher shard", shard, in_host_memory="offload_param" in zero),
         Part("teacher's small tensors", resident(teacher.used, zero) * size),
-        Part("teacher's head, for a step", teacher.count("head.") * size),
+        Part("teacher's head, for a step", teacher.head * size),
     ]
 
 
@@ -94,8 +107,8 @@ def _teacher_work(
     size = teacher_size(config)
     shares = shares_tower(config, sizes)
     layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
-    targets = activations.target_bytes(teacher.config, work, size, shares_tower=shares)
-    forward = activations.teacher_workspace(teacher.config, work, size, shares_tower=shares)
+    targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
+    forward = activations.teacher_workspace(teacher.shapes, work, size, shares_tower=shares)
     return [
         Part("teacher's targets", targets, "student"),
         Part("teacher's forward", forward, "teacher"),
@@ -138,16 +151,16 @@ def _student_work(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Part]:
     student = sizes.student
-    again = activations.checkpointed_layers(config.training, student.config)
+    again = activations.checkpointed_layers(config.training, student.shapes)
     size = student_size(config)
-    kept = activations.kept_bytes(student.config, work, size, checkpointed=again)
+    kept = activations.kept_bytes(student.shapes, work, size, checkpointed=again)
     if not shares_tower(config, sizes):  # else the patches are among the targets
-        kept += activations.patch_bytes(student.config, work.images, size)
-    of_layer = activations.layer_workspace(student.config, work, size, checkpointed=again)
+        kept += activations.patch_bytes(student.shapes, work.images, size)
+    of_layer = activations.layer_workspace(student.shapes, work, size, checkpointed=again)
     workspace = max(
         of_layer,
-        activations.logits_workspace(student.config, work),
-        activations.block_workspace(student.config, work, size),
+        activations.logits_workspace(student.shapes, work),
+        activations.block_workspace(student.shapes, work, size),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [

@@ -59,7 +59,7 @@ def with_margin(tensor_bytes: int) -> int:
 def make_plan(config: Config, cluster: Cluster, sizes: RunSizes | None = None) -> Plan:
     """Raises UserError when the models cannot be read or the global batch cannot be split."""
     sizes = sizes or run_sizes(config)
-    work = workload(config, cluster, sizes.student.config.vision_tokens)
+    work = workload(config, cluster, sizes.student.shapes.vision_tokens)
     files, held = rendered(config, cluster), held_sizes(config, sizes)
     return Plan(
         config,

@@ -5,7 +5,8 @@ Nothing else is counted: no launches, no update of the optimizer, no waiting for
 are those of eager transformers (5.23) and of our losses; a test counts them, operation by operation.
 Constants in capitals are passes over a tensor, each a read or a write of all of it.
 
-Shapes: T tokens, D width, F width of the MLP, K width of all keys; ``size`` is the bytes per element.
+Shapes: T tokens, D width, F width of the MLP, Q width of all queries, K width of all keys; ``size`` is the
+bytes per element.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from alignkd.config import Config
-from alignkd.models.configuration import MobileVLMConfig
 from launcher.plan.activations import (
     FP32,
     POSITIONS_PER_CHUNK,
     ROWS_PER_CHUNK,
     checkpointed_layers,
-    patches_of,
 )
 from launcher.plan.compute import Compute, head_flops, projector_flops, tower_flops
+from launcher.plan.shapes import ModelShapes
 from launcher.plan.sharding import shares_tower, student_size, teacher_size
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sizes import RunSizes
+from launcher.plan.tensors import ModelSizes
 from launcher.plan.workload import Workload
 
 # Over activations of width D, F or D + K in a layer's forward. A norm works in fp32, which counts twice in 16
@@ -84,16 +85,16 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
     """All parts of an optimizer step. ``times``: micro-batches of ``work`` in it."""
     student, training = sizes.student, config.training
     size, passes = student_size(config), 4 if training.gradient_checkpointing else 3
-    again = checkpointed_layers(training, student.config) / student.config.num_hidden_layers
+    again = checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
     compiled = training.compile_layers
-    costs = list(_layers("student's", student.config, work, size, 3 + again, compiled=compiled))
+    costs = list(_layers("student's", student.shapes, work, size, 3 + again, compiled=compiled))
     towers = 0 if shares_tower(config, sizes) else 1
     costs += _vision("student's", student, work, size, passes if training.train_vision_tower else towers, 3)
     if sizes.teacher is not None:
         model, bytes_each = sizes.teacher, teacher_size(config)
-        costs += _layers("teacher's", model.config, work, bytes_each, 1, compiled=compiled)
+        costs += _layers("teacher's", model.shapes, work, bytes_each, 1, compiled=compiled)
         costs += _vision("teacher's", model, work, bytes_each, 1, 1)
-        costs.append(_attention_term(model.config, student.config, work))
+        costs.append(_attention_term(model.shapes, student.shapes, work))
     costs.append(_heads(sizes, work))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
 
@@ -125,31 +126,31 @@ def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, 
 
 
 def _layers(
-    whose: str, config: MobileVLMConfig, work: Workload, size: int, passes: float, *, compiled: bool
+    whose: str, shapes: ModelShapes, work: Workload, size: int, passes: float, *, compiled: bool
 ) -> Iterator[Cost]:
     """Decoder layers. ``passes``: 1 forward, 3 with a backward, up to 4 with recomputation."""
-    D, F, T = config.hidden_size, config.intermediate_size, work.tokens
-    K = D // config.num_attention_heads * config.num_key_value_heads
-    layers = config.num_hidden_layers
-    weights = 2 * D * D + 2 * D * K + 3 * D * F
-    moved = weights + T * (6 * D + 2 * K + 3 * F)
+    D, F, T = shapes.hidden_size, shapes.intermediate_size, work.tokens
+    Q, K = shapes.query_width, shapes.key_width
+    layers = shapes.num_hidden_layers
+    weights = 2 * D * Q + 2 * D * K + 3 * D * F
+    moved = weights + T * (4 * D + 2 * Q + 2 * K + 3 * F)
     yield Cost(
         f"{whose} matrix products", 2.0 * T * weights * layers * passes, moved * size * layers * passes
     )
-    forward = 2.0 * T * work.length * D * layers  # scores and values; causal attention counts half
+    forward = 2.0 * T * work.length * Q * layers  # scores and values; causal attention counts half
     backward = ATTENTION_BACKWARD if passes > 1 else 0.0
     forwards = passes - 2 if passes > 1 else 1
     yield Cost(
         f"{whose} attention",
         forward * (forwards + backward),
-        T * (2 * D + 2 * K) * size * layers * passes,
+        T * (2 * Q + 2 * K) * size * layers * passes,
         ATTENTION_SHARE,
     )
     norm = COMPILED_NORM if compiled else NORM_16 if size == 2 else NORM_32
     rotary = COMPILED_ROTARY if compiled else ROTARY
     activation = COMPILED_ACTIVATION if compiled else ACTIVATION
     transpose = 0 if compiled else TRANSPOSE
-    elements = T * (2 * D * (norm + RESIDUAL) + (D + K) * rotary + F * activation + D * transpose)
+    elements = T * (2 * D * (norm + RESIDUAL) + (Q + K) * rotary + F * activation + Q * transpose)
     times = forwards + (BACKWARD if passes > 1 else 0)
     yield Cost(f"{whose} elementwise", 0.0, float(elements * size * layers * times))
 
@@ -157,12 +158,11 @@ def _layers(
 def _vision(
     whose: str, model: ModelSizes, work: Workload, size: int, tower_passes: int, projector_passes: int
 ) -> Iterator[Cost]:
-    config = model.config
-    width, mlp = config.tower_config["hidden_size"], config.tower_config["intermediate_size"]
-    positions = work.images * (patches_of(config) + 1)
-    moved = positions * (12 * width + 3 * mlp) * size * model.used_tower_layers
+    tower = model.shapes.vision
+    positions = work.images * (tower.patches + 1)
+    moved = positions * (12 * tower.width + 3 * tower.mlp) * size * tower.layers
     yield Cost(f"{whose} tower", tower_flops(model, work) * tower_passes, float(moved * tower_passes))
-    features = work.images * patches_of(config) * (width + 6 * config.hidden_size) * size
+    features = work.images * tower.projected * (tower.width + 6 * model.shapes.hidden_size) * size
     flops = projector_flops(model, work) * projector_passes
     yield Cost(f"{whose} projector", flops, float(features * projector_passes))
 
@@ -171,14 +171,14 @@ def _heads(sizes: RunSizes, work: Workload) -> Cost:
     """Both heads and their losses, in chunks; the student's gradient is computed in the same pass."""
     student, teacher = sizes.student, sizes.teacher
     flops = 3 * head_flops(student, work) + (0.0 if teacher is None else head_flops(teacher, work))
-    positions, vocabulary = work.supervised, student.config.vocab_size
+    positions, vocabulary = work.supervised, student.shapes.vocab_size
     passes = LOGIT_PASSES if teacher is not None else LABEL_PASSES
     chunks = -(-positions // POSITIONS_PER_CHUNK)
-    gradient = chunks * GRADIENT_PASSES * student.count("head.") * FP32
+    gradient = chunks * GRADIENT_PASSES * student.head * FP32
     return Cost("heads and logit losses", flops, float(passes * positions * vocabulary * FP32 + gradient))
 
 
-def _attention_term(teacher: MobileVLMConfig, student: MobileVLMConfig, work: Workload) -> Cost:
+def _attention_term(teacher: ModelShapes, student: ModelShapes, work: Workload) -> Cost:
     """Equation 1: rows of attention of the first layer, of the teacher once, of the student twice."""
     rows = work.text_rows
     # A chunk's rows see the columns up to its end.
@@ -188,5 +188,5 @@ def _attention_term(teacher: MobileVLMConfig, student: MobileVLMConfig, work: Wo
     )
     passes = teacher.num_attention_heads * BLOCK_PASSES
     passes += student.num_attention_heads * (BLOCK_PASSES + BLOCK_BACKWARD_PASSES)
-    flops = 2.0 * work.images * columns * (teacher.hidden_size + 4 * student.hidden_size)
+    flops = 2.0 * work.images * columns * (teacher.query_width + 4 * student.query_width)
     return Cost("attention term", flops, float(work.images * columns * passes * FP32))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkd.config import Config
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sizes import RunSizes
+from launcher.plan.tensors import ModelSizes
 from launcher.plan.workload import Cluster
 from launcher.render.deepspeed import student_config, teacher_config
 
@@ -47,8 +48,8 @@ def shares_tower(config: Config, sizes: RunSizes) -> bool:
         teacher is not None
         and config.distillation.share_vision_tower
         and not config.training.train_vision_tower
-        and teacher.config.tower_config == student.config.tower_config
-        and teacher.used_tower_layers == student.used_tower_layers
+        and teacher.tower is not None
+        and teacher.tower == student.tower
         and (config.teacher.precision or config.training.precision) == config.training.precision
     )
 
@@ -76,11 +77,18 @@ def gathered_once(used: dict[str, int], zero: dict[str, Any]) -> int:
 
 
 def gathered(model: ModelSizes, zero: dict[str, Any], ranks: int) -> int:
-    """The most elements that ZeRO-3 holds gathered: it prefetches up to its limit on live parameters."""
+    """The most elements that ZeRO-3 holds gathered, as its host counts them: it prefetches up to its limit on
+    live parameters, and a tensor that is needed now comes on top. See :func:`alive_at_most`."""
+    limit = zero["stage3_max_live_parameters"] + max(model.used.values())
+    return int(min(alive_at_most(model, zero, ranks), limit))
+
+
+def alive_at_most(model: ModelSizes, zero: dict[str, Any], ranks: int) -> int:
+    """Elements that may be gathered in a GPU's memory at once.
+
+    DeepSpeed (0.19.8) takes a tensor off its count when the host is done with it. The device may be far
+    behind, and the allocator gives the memory to others only when it has caught up, or when none is left.
+    """
     if ranks == 1 and "offload_param" not in zero:
         return 0  # the only shard is the whole tensor
-    threshold = zero["stage3_param_persistence_threshold"]
-    whole = sum(size for size in model.tensors.values() if size > threshold)
-    largest = max(model.count("language_model.layers.0."), model.count("language_model.embed_tokens."))
-    limit = max(zero["stage3_max_live_parameters"], largest) + zero["stage3_prefetch_bucket_size"]
-    return int(min(whole, limit))
+    return gathered_once(model.used, zero)

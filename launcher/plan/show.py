@@ -110,6 +110,12 @@ def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
         "optimizer": "during the optimizer's update",
     }[plan.memory.peak_phase]
     _say(console, f"Peak {moment}: {verdict(plan, gpu_memory)}.")
+    layers = sum(part.bytes for part in plan.memory.parts if part.name == "teacher's gathered layers")
+    if plan.memory.teacher_alive > layers:
+        alive = size_text(plan.memory.teacher_alive)
+        _say(
+            console, f"A GPU that is behind its host may hold {alive} of the teacher's layers, if it is free."
+        )
     if plan.memory.host:
         _say(console, f"Host memory: {size_text(plan.host_per_node)} per node.")
     if gpu_memory is not None:

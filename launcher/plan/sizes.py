@@ -11,40 +11,11 @@ from alignkd.config import Config
 from alignkd.errors import CheckpointError
 from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.families.table import family_of
+from launcher.plan.family_sizes import family_sizes
+from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
+from launcher.plan.tensors import ModelSizes, linear, norm
 from launcher.plan.upstream_stages import config_folders
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """Elements of every tensor, by its name in ``alignkd.models.families.mobilevlm.MobileVLM``."""
-
-    config: MobileVLMConfig
-    tensors: dict[str, int]
-
-    def count(self, prefix: str = "") -> int:
-        return sum(size for name, size in self.tensors.items() if name.startswith(prefix))
-
-    @property
-    def used_tower_layers(self) -> int:
-        """Layers of the vision tower that run: the last of them outputs the selected hidden state."""
-        return int(self.config.mm_vision_select_layer % (self.config.tower_config["num_hidden_layers"] + 1))
-
-    def is_used(self, name: str) -> bool:
-        """Whether a forward uses the tensor: the tower's last layers and final norm are only in the files."""
-        if name.startswith("vision_tower.encoder.layers."):
-            return int(name.split(".")[3]) < self.used_tower_layers
-        return not name.startswith("vision_tower.post_layernorm.")
-
-    @property
-    def used(self) -> dict[str, int]:
-        return {name: size for name, size in self.tensors.items() if self.is_used(name)}
-
-    def trainable(self, train_vision_tower: bool) -> dict[str, int]:
-        return {
-            name: size
-            for name, size in self.tensors.items()
-            if not name.startswith("vision_tower.") or (train_vision_tower and self.is_used(name))
-        }
 
 
 @dataclass(frozen=True)
@@ -56,6 +27,12 @@ class RunSizes:
     def trainable(self, config: Config) -> dict[str, int]:
         """Tensors that the student's engine trains, including the adapters."""
         return self.student.trainable(config.training.train_vision_tower) | self.adapters
+
+    @property
+    def notes(self) -> list[str]:
+        """What the plan does not know of the models, and what it assumes, each once."""
+        models = [self.student] if self.teacher is None else [self.teacher, self.student]
+        return list(dict.fromkeys(note for model in models for note in model.notes))
 
     def frozen(self, config: Config) -> dict[str, int]:
         trainable = self.trainable(config)
@@ -73,13 +50,13 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     found: dict[str, ModelSizes] = {}
     for name, (folder, tower) in wanted.items():
         try:
-            found[name] = _sizes_of(folder, tower, stages)
+            found[name] = _sizes_of(folder, tower, stages, config.data.max_length)
         except CheckpointError as error:
             problems.append(f"{name} = {folder}: {error}")
     if problems:
         raise CheckpointError("\n".join(problems))
     student, teacher = found[key], found.get("model.teacher")
-    adapters = {} if teacher is None else adapter_sizes(teacher.config, student.config)
+    adapters = {} if teacher is None else adapter_sizes(teacher.shapes, student.shapes)
     return RunSizes(teacher, student, adapters)
 
 
@@ -89,7 +66,8 @@ def held_sizes(config: Config, sizes: RunSizes) -> RunSizes:
     if config.teacher.placement != "cached" or sizes.teacher is None:
         return sizes
     held = {name: size for name, size in sizes.teacher.tensors.items() if _is_held_beside_a_cache(name)}
-    parts = ModelSizes(replace(sizes.teacher.config, num_hidden_layers=0), held)
+    shapes = replace(sizes.teacher.shapes, num_hidden_layers=0)
+    parts = replace(sizes.teacher, shapes=shapes, tensors=held)
     return replace(sizes, teacher=parts)
 
 
@@ -101,16 +79,20 @@ def _is_held_beside_a_cache(name: str) -> bool:
     )
 
 
-def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config]) -> ModelSizes:
-    return model_sizes(read_model_config(*config_folders(folder, tower, stages)))
+def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config], max_length: int) -> ModelSizes:
+    start, own_tower = config_folders(folder, tower, stages)
+    family = None if own_tower is not None else family_of(start)
+    if family is not None:
+        return family_sizes(start, family.model_type, max_length)
+    return model_sizes(read_model_config(start, own_tower))
 
 
 def model_sizes(config: MobileVLMConfig) -> ModelSizes:
     D, F, W = config.hidden_size, config.intermediate_size, config.vocab_size
     keys = D // config.num_attention_heads * config.num_key_value_heads
     tensors = _tower_sizes(config.tower_config) | {
-        **_linear("projector.mlp.mlp.0", config.mm_hidden_size, D),
-        **_linear("projector.mlp.mlp.2", D, D),
+        **linear("projector.mlp.mlp.0", config.mm_hidden_size, D),
+        **linear("projector.mlp.mlp.2", D, D),
         "projector.peg.peg.0.weight": D * 3 * 3,  # depthwise
         "projector.peg.peg.0.bias": D,
         "language_model.embed_tokens.weight": W * D,
@@ -129,11 +111,20 @@ def model_sizes(config: MobileVLMConfig) -> ModelSizes:
             f"{prefix}post_attention_layernorm.weight": D,
         }
     tensors |= {"language_model.norm.weight": D, "head.weight": W * D}
-    return ModelSizes(config, tensors)
+    shapes, blocks = mobilevlm_shapes(config), "vision_tower.encoder.layers."
+    # The last layer that runs outputs the selected hidden state.
+    unused = frozenset(
+        name
+        for name in tensors
+        if name.startswith("vision_tower.post_layernorm.")
+        or (name.startswith(blocks) and int(name.split(".")[3]) >= shapes.vision.layers)
+    )
+    tower = {**config.tower_config, "layers that run": shapes.vision.layers}
+    return ModelSizes(shapes, tensors, blocks, unused, tower)
 
 
-def adapter_sizes(teacher: MobileVLMConfig, student: MobileVLMConfig) -> dict[str, int]:
-    return _linear("adapters.attention", teacher.num_attention_heads, student.num_attention_heads) | _linear(
+def adapter_sizes(teacher: ModelShapes, student: ModelShapes) -> dict[str, int]:
+    return linear("adapters.attention", teacher.num_attention_heads, student.num_attention_heads) | linear(
         "adapters.vision", teacher.hidden_size, student.hidden_size
     )
 
@@ -148,21 +139,13 @@ def _tower_sizes(tower: dict[str, Any]) -> dict[str, int]:
         * tower["num_channels"]
         * tower["patch_size"] ** 2,
         f"{prefix}embeddings.position_embedding.weight": (patches + 1) * width,
-        **_norm(f"{prefix}pre_layrnorm", width),
-        **_norm(f"{prefix}post_layernorm", width),
+        **norm(f"{prefix}pre_layrnorm", width),
+        **norm(f"{prefix}post_layernorm", width),
     }
     for layer in range(tower["num_hidden_layers"]):
         inner = f"{prefix}encoder.layers.{layer}."
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            sizes |= _linear(f"{inner}self_attn.{name}", width, width)
-        sizes |= _linear(f"{inner}mlp.fc1", width, mlp) | _linear(f"{inner}mlp.fc2", mlp, width)
-        sizes |= _norm(f"{inner}layer_norm1", width) | _norm(f"{inner}layer_norm2", width)
+            sizes |= linear(f"{inner}self_attn.{name}", width, width)
+        sizes |= linear(f"{inner}mlp.fc1", width, mlp) | linear(f"{inner}mlp.fc2", mlp, width)
+        sizes |= norm(f"{inner}layer_norm1", width) | norm(f"{inner}layer_norm2", width)
     return sizes
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, int]:
-    return {f"{name}.weight": inputs * outputs, f"{name}.bias": outputs}
-
-
-def _norm(name: str, width: int) -> dict[str, int]:
-    return {f"{name}.weight": width, f"{name}.bias": width}

@@ -73,7 +73,7 @@ def _teacher_transfers(
     windows = -(-work.accumulation // work.window)
     return [
         Transfer("teacher's layers", elements * size * windows, ranks, nodes),
-        Transfer("teacher's head", teacher.count("head.") * size, ranks, nodes),
+        Transfer("teacher's head", teacher.head * size, ranks, nodes),
     ]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config
-from launcher.plan.sizes import ModelSizes, RunSizes
+from launcher.plan.sizes import RunSizes
+from launcher.plan.tensors import ModelSizes
 
 MAX_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 OLD_BUFFERS = ("rotary_emb.inv_freq", "position_ids")  # saved by old releases, never loaded

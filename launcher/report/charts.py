@@ -56,7 +56,7 @@ def panel(
     drawn = [(number, name, bins) for number, name, bins in drawn if bins]
     values = [value for _, _, bins in drawn for one in bins for value in (one.low, one.high)]
     vertical = _Axis.of(values, PANEL_HEIGHT, 0.0, logarithmic=logarithmic)
-    horizontal = _Axis.of([one.step for _, _, bins in drawn for one in bins], 0.0, PANEL_WIDTH)
+    horizontal = _Axis.of([step for _, _, points in series for step, _ in points], 0.0, PANEL_WIDTH)
     lines = tuple(
         Line(
             number,

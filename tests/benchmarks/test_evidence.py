@@ -223,6 +223,7 @@ def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any],
         "text": 25,
     }
     assert [look["step"] for look in record["validation"]] == [1, 2]
+    assert record["clipped"] == 1.0
     norms = record["gradient_norms"][0]["norms"]
     assert norms["ce"]["layer 0 queries and keys"] > norms["attention"]["layer 0 queries and keys"] > 0
     assert norms["attention"]["layer 1 rest"] == 0 < norms["divergence"]["layer 1 rest"]
@@ -238,7 +239,7 @@ def test_the_same_run_gives_the_same_record(record: dict[str, Any], bench: Bench
 def test_finished_runs_are_skipped_and_other_settings_refused(
     tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = []
+    started: list[Any] = []
 
     class Here:
         """A pool of no processes."""
@@ -256,8 +257,8 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
 
     monkeypatch.setattr(program, "ProcessPoolExecutor", Here)
     runs = [(BASELINE, seed, SHORT) for seed in (0, 1)]
-    program.work(bench, program.missing(runs[:1], tmp_path, bench.teacher), tmp_path, 1, None)
-    program.work(bench, program.missing(runs, tmp_path, bench.teacher), tmp_path, 1, None)
+    program.work(lambda: bench, program.missing(runs[:1], tmp_path, bench.teacher), tmp_path, 1, None)
+    program.work(lambda: bench, program.missing(runs, tmp_path, bench.teacher), tmp_path, 1, None)
     assert started == [(BASELINE, 0), (BASELINE, 1)]
     assert program.missing(runs, tmp_path, bench.teacher) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.0.json", "alone.1.json"]
@@ -265,7 +266,9 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
         program.missing([(BASELINE, 0, replace(SHORT, learning_rate=5e-3))], tmp_path, bench.teacher)
     with pytest.raises(ValueError, match="another teacher"):
         program.missing(runs, tmp_path, "another")
-    program.work(bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench.teacher), tmp_path, 1, 0.0)
+    program.work(
+        lambda: bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench.teacher), tmp_path, 1, 0.0
+    )
     assert len(started) == 2  # no time was left
 
 
@@ -277,6 +280,14 @@ def test_every_condition_has_a_record_name_of_its_own() -> None:
         condition.section().enabled == (condition.distillation is not None)
         for condition in CONDITIONS.values()
     )
+
+
+def test_only_gradients_longer_than_the_limit_are_clipped(bench: Bench) -> None:
+    shares = {}
+    for clip in (0.0, 1e-3, 1e6):
+        module, *_ = parts_of(bench, "all")
+        shares[clip] = train(module, bench.examples("train"), SHORT.training(0, clip), 1)
+    assert shares == {0.0: 0.0, 1e-3: 1.0, 1e6: 0.0}
 
 
 def test_balanced_weights_move_towards_gradients_as_long_as_that_of_the_labels() -> None:
@@ -317,8 +328,8 @@ def test_every_kind_of_question_weighs_the_same() -> None:
 
 
 def test_a_difference_pairs_equal_seeds_only() -> None:
-    condition = [made_up(0, "1111", "11"), made_up(1, "1111", "11"), made_up(7, "0000", "00")]
-    base = [made_up(1, "0000", "11"), made_up(0, "0000", "11"), made_up(8, "1111", "11")]
+    condition = [made_up(0, "1111", "11"), made_up(1, "1111", "00"), made_up(7, "0000", "00")]
+    base = [made_up(1, "0000", "00"), made_up(0, "0000", "11"), made_up(8, "1111", "11")]
     paired = paired_difference(condition, base)
     assert paired is not None
     assert (paired.value, paired.low, paired.high, paired.seeds) == (0.5, 0.5, 0.5, 2)

@@ -140,6 +140,10 @@ def test_a_run_that_is_ended_keeps_the_shapes_before(
     assert [shapes for _, shapes in written] == [{"190 x 1"}, {"190 x 1", "210 x 1"}]
     assert "The run ended before 220 x 1." in written[1][0]
     assert "| 190 x 1 | ours | 0% |" in written[1][0]
+    rows = [line.split(" | ") for line in written[1][0].splitlines() if line.startswith("| 190 x 1")]
+    assert rows[0][-1] == " |"  # the prediction is of the product's step
+    assert float(rows[1][-1].rstrip(" |")) > 0
+    assert "measured here before the steps" in written[1][0]
     step.main([*arguments[:-3], "--threads", threads, "--minutes", "0"])
     assert "The run ended before 190 x 1, 210 x 1, 220 x 1." in capsys.readouterr().out
 

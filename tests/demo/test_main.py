@@ -24,6 +24,9 @@ class Recorder:
             return subprocess.CompletedProcess(command, 3)
         if "init" in words:
             Path(words[-1]).write_text("run: {}")
+        elif "alignkd.demo.vlm_pair" in words:
+            (folder := Path(words[-1]) / "models" / words[3]).mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
         elif "sample-data" in words:
             (out := Path(words[words.index("--out") + 1])).mkdir()
             turns = [{"from": "human", "value": "2 plus 3?"}, {"from": "gpt", "value": "5"}]
@@ -55,11 +58,14 @@ def start(monkeypatch):
     reports = []
     monkeypatch.setattr(demo, "print_report", lambda models, console: reports.append(models))
 
-    def run(out, *, baseline=False, failing=None):
+    def run(out, *, baseline=False, failing=None, vlm=False):
         recorder = Recorder(failing)
         recorder.reports = reports
         monkeypatch.setattr(demo.subprocess, "run", recorder)
-        demo.run_demo(out, baseline=baseline)
+        if vlm:
+            demo.run_vlm_demo(out)
+        else:
+            demo.run_demo(out, baseline=baseline)
         return recorder
 
     return run
@@ -96,3 +102,16 @@ def test_baseline_is_added_to_a_finished_demo(tmp_path, start):
 def test_training_uses_two_local_nodes_and_says_that_they_have_no_gpu(tmp_path, start):
     launches = [words for words in start(tmp_path / "demo").commands if "launch" in words]
     assert all(words[-5:] == ["--nodes", "2", "--backend", "local", "--cpu"] for words in launches)
+
+
+def test_the_second_form_makes_its_student_from_the_trained_teacher(tmp_path, start):
+    done = start(tmp_path / "demo", vlm=True)
+    parts = [words[3] if "-m" in words else words[1] for words in done.commands]
+    assert parts == [
+        *("sample-data", "teacher", "launch", "eval"),
+        *("student", "launch", "eval", "launch", "eval"),
+    ]
+    stages = [words[words.index("--stage") + 1] for words in done.commands if "launch" in words]
+    assert stages == ["teacher", "alone", "student"]
+    assert [model.name for model in done.reports[-1]] == stages
+    assert start(tmp_path / "demo", vlm=True).commands == []

@@ -24,7 +24,7 @@ FOLDERS: dict[str, Callable[[], Path]] = {
 
 def part_by_name(name: str) -> str:
     """By the names that the models give their modules."""
-    if any(word in name for word in ("projector", "connector", "merger")):
+    if any(word in name for word in ("projector", "connector", "merger", "embed_vision")):
         return "projector"
     if "vision_tower" in name or "vision_model" in name or "visual" in name:
         return "vision_tower"

@@ -103,17 +103,19 @@ class VisionLanguageModel(nn.Module, ABC):
     def is_vision_tower(self, name: str) -> bool:
         """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
 
+    def part_of(self, name: str) -> Part | None:
+        """The part that a parameter belongs to; None is the vision tower. The head belongs to the language
+        model."""
+        if self.is_projector(name):
+            return "projector"
+        return None if self.is_vision_tower(name) else "language_model"
+
     def freeze_all_but(self, parts: Sequence[Part]) -> None:
-        """Freeze the projector, and the language model with its head, unless ``parts`` name them. The vision
-        tower stays as it is."""
+        """Freeze the projector and the language model, unless ``parts`` name them. The vision tower stays as
+        it is."""
         for name, parameter in self.named_parameters():
-            if self.is_projector(name):
-                part: Part = "projector"
-            elif self.is_vision_tower(name):
-                continue
-            else:
-                part = "language_model"
-            if part not in parts:
+            part = self.part_of(name)
+            if part is not None and part not in parts:
                 parameter.requires_grad_(False)
 
     @abstractmethod

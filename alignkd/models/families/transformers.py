@@ -216,7 +216,11 @@ def eager_attention(whole: Any, family: Family) -> Iterator[None]:
 def attention_of_parts(config: Any, family: Family) -> dict[str, str]:
     """The argument ``attn_implementation`` that gives the language model alone our attention function."""
     has_window = getattr(config.get_text_config(), "sliding_window", None) is not None
-    own = MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME
+    return attention_with(config, MASKED_ATTENTION_NAME if family.has_masks or has_window else ATTENTION_NAME)
+
+
+def attention_with(config: Any, own: str) -> dict[str, str]:
+    """The same with the attention function ``own``, by its name."""
     parts = [name for name in config.sub_configs if getattr(config, name, None) is not None]
     known = {"text_config": own, "vision_config": "sdpa"}
     return {name: known.get(name, "eager") for name in parts}  # not every tower for sound has SDPA

@@ -17,7 +17,13 @@ from alignkd.models.building import BuildOptions, gathered, reads_weights, shard
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL, read_config
 from alignkd.models.families.table import Family
-from alignkd.models.families.transformers import PREFIX, TransformersModel, attention_of_parts, facts_of
+from alignkd.models.families.transformers import (
+    PREFIX,
+    TransformersModel,
+    attention_of_parts,
+    attention_with,
+    facts_of,
+)
 from alignkd.models.families.untried import check_untried, found_family
 
 
@@ -85,14 +91,15 @@ def _read_on_first(folder: Path, family: Family, options: BuildOptions, tokens: 
 
 
 def _from_files(folder: Path, family: Family, dtype: torch.dtype, attention: str | None = None) -> Any:
-    """``attention``: of all parts; None: ours in the language model."""
+    """``attention``: the language model's; None: ours."""
     config = read_config(folder)
+    parts = attention_of_parts(config, family) if attention is None else attention_with(config, attention)
     try:
         whole, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation=attention or attention_of_parts(config, family),
+            attn_implementation=parts,
             output_loading_info=True,
             **LOCAL,
         )

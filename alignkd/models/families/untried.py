@@ -24,12 +24,11 @@ from alignkd.data.chat_encoder import TEXT_KEYS, ChatEncoder
 from alignkd.data.collate import collate
 from alignkd.data.records import Sample, Turn
 from alignkd.errors import AlignkdError, CheckpointError
-from alignkd.losses.attention import text_vision_block
 from alignkd.models.families.interface import ModelOutputs
 from alignkd.models.families.processors import read_config, read_processor
 from alignkd.models.families.table import Family, family_of
 from alignkd.models.families.transformers import TransformersModel, eager_attention
-from alignkd.teacher.targets import block_layout
+from alignkd.teacher.targets import attention_block
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +161,7 @@ def _different(model: TransformersModel, folder: Path) -> list[str]:
     pairs = {
         "vision tokens": (ours.vision_tokens_IVD[0], theirs.hidden_states[0][0, columns]),
         "attention of the first softmax layer": (
-            text_vision_block(*ours.first_layer, block_layout(batch, model.facts))[0],
+            attention_block(ours, batch, model.facts)[0],
             attention[0][:, rows][:, :, columns],
         ),
         "logits": (logits, theirs.logits[..., : logits.shape[-1]]),

@@ -114,6 +114,7 @@ def test_a_port_that_something_listens_on_is_passed_over(address: str) -> None:
     seed = os.getpid() % 32768
     free = chosen(seed)
     with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier test may have used it
         listener.bind((address, free))
         listener.listen()
         assert chosen(seed) != free

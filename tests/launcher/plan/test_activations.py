@@ -14,11 +14,12 @@ from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses import attention, fused_logits
 from alignkd.models.adapters import AlignmentAdapters
-from alignkd.models.configuration import MobileVLMConfig, read_model_config
+from alignkd.models.configuration import read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.measure import LiveBytes
 from launcher.plan import activations
+from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
 from launcher.plan.workload import Workload
 from tests import tiny
 
@@ -56,7 +57,8 @@ FP32, BF16 = torch.float32, torch.bfloat16
 def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, every: int | None) -> None:
     torch.manual_seed(0)
     student, model = model_of(tiny.STUDENT, dtype, STUDENT), model_of(tiny.TEACHER, dtype, TEACHER)
-    ours, theirs, size = student.config, model.config, dtype.itemsize
+    ours, theirs = mobilevlm_shapes(student.config), mobilevlm_shapes(model.config)
+    size = dtype.itemsize
     training = TrainingSection(
         gradient_checkpointing=every is not None, checkpoint_every_nth_layer=every or 1
     )
@@ -103,7 +105,7 @@ def test_kept_activations_and_peaks_agree_with_real_modules(dtype: torch.dtype, 
     assert 0.8 * predicted < in_student.peak < 1.05 * predicted
 
 
-def student_workspace(config: MobileVLMConfig, work: Workload, size: int, checkpointed: int) -> int:
+def student_workspace(config: ModelShapes, work: Workload, size: int, checkpointed: int) -> int:
     return max(
         activations.layer_workspace(config, work, size, checkpointed=checkpointed),
         activations.logits_workspace(config, work),

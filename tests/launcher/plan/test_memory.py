@@ -125,7 +125,7 @@ def test_the_peak_of_a_step_agrees_with_a_real_run(
     )
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     sizes = run_sizes(config)
-    work = workload(config, CLUSTER, sizes.student.config.vision_tokens)
+    work = workload(config, CLUSTER, sizes.student.shapes.vision_tokens)
     teacher = json.loads((run / "ds" / "teacher.json").read_text())["zero_optimization"]
     predicted = run_memory(config, sizes, work, CLUSTER, Rendered(zero, teacher))
     for measured in two_ranks.run(peak_of_a_step, str(run)):

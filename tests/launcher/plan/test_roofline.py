@@ -22,6 +22,7 @@ from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.tower import PUBLISHED_TOWER_CONFIG
 from launcher.plan import roofline as plan
 from launcher.plan.compute import run_compute
+from launcher.plan.shapes import mobilevlm_shapes
 from launcher.plan.sizes import RunSizes, adapter_sizes, model_sizes
 from launcher.plan.workload import Cluster, Workload, workload
 from tests import tiny
@@ -95,7 +96,9 @@ def test_elementwise_bytes_of_the_layers_are_those_of_transformers(dtype: torch.
         output = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         if trained:
             output.backward(torch.empty_like(output))
-    costs = plan._layers("its", config, WORK, dtype.itemsize, 3 if trained else 1, compiled=False)
+    costs = plan._layers(
+        "its", mobilevlm_shapes(config), WORK, dtype.itemsize, 3 if trained else 1, compiled=False
+    )
     (elementwise,) = (cost for cost in costs if cost.name == "its elementwise")
     assert elementwise.bytes == pytest.approx(moved.total, rel=0.12)
 
@@ -140,7 +143,9 @@ def test_bytes_of_the_attention_term_are_those_of_the_fused_loss() -> None:
             block = text_vision_block(query, key, 0.1, layout).to(torch.bfloat16)
         loss = partial(fused_attention_loss, teacher_block_ITMV=block, scaling=0.1, layout=layout)
         loss(query, key, weight, bias).backward()
-    cost = plan._attention_term(config, config, dataclasses.replace(WORK, samples=1))
+    cost = plan._attention_term(
+        mobilevlm_shapes(config), mobilevlm_shapes(config), dataclasses.replace(WORK, samples=1)
+    )
     assert cost.bytes == pytest.approx(moved.total, rel=0.15)
 
 
@@ -164,7 +169,7 @@ def published(**changes: Any) -> tuple[Config, RunSizes]:
         for width, mlp, layers, heads in ((4096, 11008, 32, 32), (2048, 5632, 24, 16))
     ]
     teacher, student = map(model_sizes, models)
-    sizes = RunSizes(teacher, student, adapter_sizes(teacher.config, student.config))
+    sizes = RunSizes(teacher, student, adapter_sizes(teacher.shapes, student.shapes))
     return Config.model_validate(document), sizes
 
 

@@ -12,6 +12,7 @@ from transformers.initialization import no_init_weights
 from alignkd.models.adapters import AlignmentAdapters
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
+from launcher.plan.shapes import mobilevlm_shapes
 from launcher.plan.sizes import adapter_sizes, model_sizes
 from tests import tiny
 from tests.model_folders import copy_model
@@ -38,7 +39,7 @@ def test_the_published_models_have_the_published_sizes(tmp_path: Path, total: in
     sizes = model_sizes(published(tmp_path, size))
     assert sizes.count() == total
     assert sizes.count("vision_tower.") == 303_507_456
-    assert sizes.used_tower_layers == 23
+    assert sizes.shapes.vision.layers == 23
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"mm_vision_select_layer": -1}])
@@ -57,4 +58,4 @@ def test_every_tensor_of_the_adapters_is_counted() -> None:
     teacher, student = read_model_config(tiny.TEACHER), read_model_config(tiny.STUDENT)
     module = AlignmentAdapters(teacher, student)
     real = {f"adapters.{name}": parameter.numel() for name, parameter in module.named_parameters()}
-    assert adapter_sizes(teacher, student) == real
+    assert adapter_sizes(mobilevlm_shapes(teacher), mobilevlm_shapes(student)) == real

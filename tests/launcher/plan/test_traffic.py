@@ -125,7 +125,7 @@ def test_gathers_and_reductions_agree_with_real_engines(
     )
     config, cluster = load_config(run / "config.yaml"), Cluster(1, 2)
     sizes = run_sizes(config)
-    work = workload(config, cluster, sizes.student.config.vision_tokens)
+    work = workload(config, cluster, sizes.student.shapes.vision_tokens)
     assert work.accumulation == 2
     files = [_lean(run / "ds" / f"{name}.json") for name in ("student", "teacher")]
     rendered = Rendered(*(None if file is None else file["zero_optimization"] for file in files))

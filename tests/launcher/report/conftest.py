@@ -33,6 +33,8 @@ def write_rows(run: Path, steps: int = 20, **columns: float) -> None:
             "learning_rate": 1e-4,
             "step_seconds": 2.0,
             "teacher_seconds_share": 0.25,
+            "student_seconds_share": 0.5,
+            "optimizer_seconds_share": 0.1,
             "data_wait_share": 0.05,
             "skipped_steps": 0,
             "skipped_samples": 0,

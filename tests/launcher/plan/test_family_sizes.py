@@ -1,0 +1,125 @@
+"""Tensors and shapes of transformers' families without torch, against the real classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
+from transformers.initialization import no_init_weights
+
+from alignkd.errors import CheckpointError
+from launcher.plan.family_config import FAMILIES, TEXT, VISION
+from launcher.plan.family_sizes import family_sizes
+from tests import vlm
+from tests.model_folders import change_json
+from tests.published_families import CONFIGS, PARAMETERS, write_model_folder
+
+LANGUAGE = ("model.language_model.", "model.text_model.")
+TOWER = ("model.vision_tower.", "model.vision_model.", "model.visual.")
+PROJECTOR = ("model.multi_modal_projector.", "model.connector.")
+
+
+def real_sizes(folder: Path) -> dict[str, int]:
+    """Of transformers' own model, by our names."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    model.tie_weights()
+    return {our_name(name): parameter.numel() for name, parameter in model.named_parameters()}
+
+
+def our_name(name: str) -> str:
+    for theirs, ours in ((LANGUAGE, "language_model."), (PROJECTOR, "projector."), (TOWER, "vision_tower.")):
+        for prefix in theirs:
+            if name.startswith(prefix):
+                rest = name.removeprefix(prefix)
+                return ("projector." if rest.startswith(("merger.", "deepstack_merger")) else ours) + rest
+    return name.replace("lm_head.", "head.").removeprefix("model.")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_of_a_published_model_is_counted(name: str, tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / name, name)
+    sizes = family_sizes(folder, CONFIGS[name]["model_type"], 2048)
+    assert sizes.tensors == real_sizes(folder)
+    assert sizes.count() == PARAMETERS.get(name, sizes.count())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_every_tensor_of_a_tiny_model_is_counted(family: str, role: str) -> None:
+    folder = vlm.folder(family, role)
+    assert family_sizes(folder, family, 512).tensors == real_sizes(folder)
+
+
+@pytest.mark.parametrize("name", [*TEXT, *VISION])
+def test_values_that_a_file_leaves_out_are_those_of_transformers(name: str) -> None:
+    theirs = CONFIG_MAPPING[name]()
+    for key, value in (TEXT | VISION)[name].items():
+        if value is None:
+            heads = theirs.num_attention_heads
+            value = heads if key == "num_key_value_heads" else theirs.hidden_size // heads
+        found = getattr(theirs, key, value)
+        assert (list(found) if isinstance(found, tuple) else found) == value, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_and_values_of_a_family_are_those_of_transformers(family: str) -> None:
+    theirs = CONFIG_MAPPING[family]()
+    text, vision, values = FAMILIES[family]
+    assert (theirs.text_config.model_type, theirs.vision_config.model_type) == (text, vision)
+    assert {key: getattr(theirs, key) for key in values} == values
+    assert theirs.tie_word_embeddings == values.get("tie_word_embeddings", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "patches"),
+    [
+        ("llava-1.5-7b-hf", 576, 576),
+        ("gemma-3-4b-it", 256, 4096),
+        ("Qwen3-VL-2B-Instruct", 1024, 4096),
+        ("InternVL3-2B-hf", 1024, 4096),
+        ("SmolVLM2-256M-Video-Instruct", 1024, 16384),
+    ],
+)
+def test_vision_tokens_are_those_of_the_configuration_or_half_of_the_length(
+    name: str, tokens: int, patches: int, tmp_path: Path
+) -> None:
+    sizes = family_sizes(write_model_folder(tmp_path / name, name), CONFIGS[name]["model_type"], 2048)
+    shapes = sizes.shapes
+    assert (shapes.vision_tokens, shapes.vision.patches) == (tokens, patches)
+    assumed = [note for note in sizes.notes if "half of data.max_length is assumed" in note]
+    assert bool(assumed) == (tokens == 1024)
+    patch = {"Qwen3-VL-2B-Instruct": 2 * 16**2, "SmolVLM2-256M-Video-Instruct": 16**2}.get(name, 14**2)
+    assert shapes.vision.values == patches * 3 * patch
+
+
+def test_heads_wider_than_their_share_of_the_width_are_counted(tmp_path: Path) -> None:
+    sizes = family_sizes(write_model_folder(tmp_path / "gemma", "gemma-3-4b-it"), "gemma3", 2048)
+    assert (sizes.shapes.query_width, sizes.shapes.key_width) == (2048, 1024)
+    assert sizes.head == sizes.count("language_model.embed_tokens.") == 262208 * 2560
+    assert sizes.count("head.") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"text_config": {"model_type": "opt"}}, "`text_config.model_type` opt is not known"),
+        ({"vision_config": {"model_type": "vit"}}, "`vision_config.model_type` vit is not known"),
+        (
+            {"text_config": {"model_type": "llama", "attention_bias": True}},
+            "`text_config.attention_bias` is not",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", "llava-1.5-7b-hf")
+    change_json(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=why):
+        family_sizes(folder, "llava", 2048)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma4"}))
+    with pytest.raises(CheckpointError, match="the sizes of gemma4 models are not known"):
+        family_sizes(folder, "gemma4", 2048)
