@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from pathlib import Path
 
+import pytest
+
 from alignkd.run_folder.paths import RunPaths
+from tests.chaos import accidents
 from tests.chaos.__main__ import judge
 from tests.chaos.accidents import contents
 from tests.chaos.oracle import Left, differing_rows, look
-from tests.chaos.plan import ACCIDENTS, DISTURBED, START, TRAINING, kills
+from tests.chaos.plan import ACCIDENTS, DISTURBED, START, TRAINING, UNMOUNTED, kills
 from tests.chaos.report import Report
 from tests.checkpoint.faulty_storage import PHASES, VICTIMS
 
@@ -80,6 +84,19 @@ def test_what_a_start_changes_is_seen(tmp_path: Path) -> None:
     (run / "checkpoints" / "step-1" / "shard.pt").write_text("x")
     RunPaths(run).metrics.write_text("")
     assert contents(run) != before
+
+
+@pytest.mark.parametrize("status", ["done", "failed"])
+def test_a_start_without_checkpoints_may_succeed_only_on_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    run = write_rows(tmp_path / "run", {"step": 1})
+    RunPaths(run).checkpoints.mkdir()
+    RunPaths(run).result.write_text(f'{{"status": "{status}"}}')
+    monkeypatch.setattr(accidents, "alignkd", lambda *_: subprocess.Popen(["true"]))
+    report = Report()
+    accidents.between_starts(run, UNMOUNTED, 0.0, report, "here")
+    assert (report.silent == []) == (status == "done")
 
 
 def test_the_plan_pairs_every_phase_with_every_victim() -> None:
