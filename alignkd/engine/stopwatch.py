@@ -61,6 +61,9 @@ class StudentWatches(NamedTuple):
     student: Stopwatch  # forward and backward, and what ranks exchange meanwhile
     optimizer: Stopwatch  # DeepSpeed's step: norm, clipping, update, new weights
 
+    def take(self) -> dict[str, Reading]:
+        return {name: watch.take() for name, watch in self._asdict().items()}
+
 
 def student_watches() -> StudentWatches:
     return StudentWatches(Stopwatch(), Stopwatch())

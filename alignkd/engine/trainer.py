@@ -80,8 +80,7 @@ class Trainer:
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
-        self.teacher_watch = Stopwatch()
-        self.watches = student_watches()
+        self.teacher_watch, self.watches = Stopwatch(), student_watches()
         self.forward_watch = timed_forwards(state.engine.module)
         self.late: tuple[StepTime, Reading] | None = None  # times of the step before
         self.clock = StepClock()
@@ -167,9 +166,8 @@ class Trainer:
             "skipped_steps": self.skipped.total,
         }
         taken = self.clock.end_step()
-        parts = {"teacher": self.teacher_watch, **self.watches._asdict()}
-        readings = {name: watch.take() for name, watch in parts.items()}
-        self.metrics.add(row, sums, info, readings, taken, applied=applied)
+        parts = {"teacher": self.teacher_watch.take(), **self.watches.take()}
+        self.metrics.add(row, sums, info, parts, taken, applied=applied)
         self._beat(taken)
         self.skipped.check(self.step)
         if self.metrics.last is not None:
