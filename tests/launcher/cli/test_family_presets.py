@@ -39,7 +39,7 @@ def written(tmp_path: Path, name: str) -> Path:
 def test_a_pair_is_planned_and_may_be_launched(name: str, tmp_path: Path) -> None:
     path = written(tmp_path, name)
     assert launch_problems(load_config(path), NODE.ranks) == []
-    found = plan_run(PlanRequest(path, NODE, 80 * GIB))
+    found = plan_run(PlanRequest(path, NODE.nodes, NODE.gpus_per_node, 80 * GIB))
     plan, values = found.plan, plan_as_dict(found.plan, found.gpu_memory, found.advised, CHIPS["h100"])
     for role, model in (("teacher", PAIRS[name].teacher), ("student", PAIRS[name].student)):
         assert values["parameters"][role] == PARAMETERS.get(model, values["parameters"][role]) > 10**8
