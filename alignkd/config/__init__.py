@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from alignkd.config.combinations import warnings_of
     from alignkd.config.loading import dump_config, load_config, load_run_config
+    from alignkd.config.no_effect import warnings_of
     from alignkd.config.schema import Config
 
 _MODULES = {
@@ -19,7 +19,7 @@ _MODULES = {
     "dump_config": "loading",
     "load_config": "loading",
     "load_run_config": "loading",
-    "warnings_of": "combinations",
+    "warnings_of": "no_effect",
 }
 
 __all__ = ["Config", "dump_config", "load_config", "load_run_config", "warnings_of"]

@@ -1,6 +1,6 @@
 import pytest
 
-from alignkd.config import load_config, warnings_of
+from alignkd.config import load_config
 from alignkd.config.combinations import divisors, time_limit_seconds
 from alignkd.errors import ConfigError
 
@@ -57,40 +57,6 @@ def test_compatible_settings_are_accepted(write, overrides: list[str]) -> None:
     load_config(write(BASE), overrides)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["distillation.enabled=false"], "model.teacher is not used"),
-        (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
-        (
-            ["training.gradient_checkpointing=false", "training.checkpoint_every_nth_layer=2"],
-            "training.checkpoint_every_nth_layer has no effect",
-        ),
-        (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
-        (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
-        (
-            ["distillation.enabled=false", "training.adapter_learning_rate=1e-3"],
-            "adapter_learning_rate has no effect",
-        ),
-        (["distillation.weights.logits=0", "distillation.temperature=2"], "distillation.temperature has no"),
-        (
-            ["distillation.weights.vision=0", "distillation.vision_focus_weight=1"],
-            "vision_focus_weight has no",
-        ),
-        (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
-        (["model.student_config=c"], "model.student_config has no effect"),
-        (["training.max_steps=10"], "no checkpoint is saved before the end"),
-        (["model.student=x", "model.teacher=x"], "same folder"),
-    ],
-)
-def test_settings_without_effect_warn(write, overrides: list[str], message: str) -> None:
-    assert any(message in warning for warning in warnings_of(load_config(write(BASE), overrides)))
-
-
-def test_defaults_give_no_warning(write) -> None:
-    assert warnings_of(load_config(write(BASE))) == []
-
-
 def test_divisors_are_complete_and_ascending() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
     assert divisors(1) == [1]
@@ -102,14 +68,3 @@ def test_divisors_are_complete_and_ascending() -> None:
 )
 def test_slurm_time_limits_are_read_in_every_form(text: str, seconds: int) -> None:
     assert time_limit_seconds(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("stage", "text"), [(0, "accumulates gradients in bf16"), (1, "accumulates gradients in bf16"), (2, None)]
-)
-def test_accumulating_gradients_in_half_precision_warns(write, stage: int, text: str | None) -> None:
-    warnings = [
-        w for w in warnings_of(load_config(write(BASE), [f"student.zero_stage={stage}"])) if "bf16" in w
-    ]
-    assert len(warnings) == (text is not None)
-    assert text is None or text in warnings[0]

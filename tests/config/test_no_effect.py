@@ -1,0 +1,54 @@
+"""Settings without effect are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from alignkd.config import load_config, warnings_of
+
+from .conftest import BASE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distillation.enabled=false"], "model.teacher is not used"),
+        (["training.tokens_per_micro_batch=100"], "micro-batch of its own"),
+        (
+            ["training.gradient_checkpointing=false", "training.checkpoint_every_nth_layer=2"],
+            "training.checkpoint_every_nth_layer has no effect",
+        ),
+        (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
+        (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
+        (
+            ["distillation.enabled=false", "training.adapter_learning_rate=1e-3"],
+            "adapter_learning_rate has no effect",
+        ),
+        (["distillation.weights.logits=0", "distillation.temperature=2"], "distillation.temperature has no"),
+        (
+            ["distillation.weights.vision=0", "distillation.vision_focus_weight=1"],
+            "vision_focus_weight has no",
+        ),
+        (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
+        (["model.student_config=c"], "model.student_config has no effect"),
+        (["training.max_steps=10"], "no checkpoint is saved before the end"),
+        (["model.student=x", "model.teacher=x"], "same folder"),
+    ],
+)
+def test_settings_without_effect_warn(write, overrides: list[str], message: str) -> None:
+    assert any(message in warning for warning in warnings_of(load_config(write(BASE), overrides)))
+
+
+def test_defaults_give_no_warning(write) -> None:
+    assert warnings_of(load_config(write(BASE))) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"), [(0, "accumulates gradients in bf16"), (1, "accumulates gradients in bf16"), (2, None)]
+)
+def test_accumulating_gradients_in_half_precision_warns(write, stage: int, text: str | None) -> None:
+    warnings = [
+        w for w in warnings_of(load_config(write(BASE), [f"student.zero_stage={stage}"])) if "bf16" in w
+    ]
+    assert len(warnings) == (text is not None)
+    assert text is None or text in warnings[0]
