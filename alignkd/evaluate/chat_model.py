@@ -33,8 +33,10 @@ class ChatModel(AnsweringModel):
 
     def __post_init__(self) -> None:
         self.whole.eval()
-        # What the folder says of sampling or penalties is not what was asked for; when to stop is.
         own = self.whole.generation_config.eos_token_id
+        # Sampling and penalties that the folder asks for do not apply: `generate` would take from here
+        # whatever the settings of a request leave open.
+        self.whole.generation_config = GenerationConfig()
         self._ends = {self.encoder.end_token_id(), *([own] if isinstance(own, int) else own or [])}
 
     def answers(self, requests: Sequence[Request], decoding: Decoding = Decoding()) -> list[str]:  # noqa: B008

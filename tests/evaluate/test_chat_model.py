@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,21 @@ def test_an_answer_ends_at_the_templates_end_token(
     model = type(smolvlm)(smolvlm.whole, smolvlm.family, smolvlm.encoder, "fp32")
     assert model.answer(None, "what") == "red"
     assert calls[0].eos_token_id == sorted([end, other])
+
+
+def test_what_a_folder_says_of_generation_does_not_change_an_answer(
+    smolvlm: AnsweringModel, images: Path, tmp_path: Path
+) -> None:
+    """An export of a student that began from the folder would not say it."""
+    shutil.copytree(vlm.folder("smolvlm"), tmp_path / "folder")
+    file = tmp_path / "folder" / "generation_config.json"
+    asks = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | asks))
+    penalised = alignkd.load(tmp_path / "folder")
+    long = Decoding(12)
+    for text in ("what colour", "the answer"):
+        request = smolvlm.request(images / "0.png", text)
+        assert penalised.answers([request], long) == smolvlm.answers([request], long)
 
 
 def test_a_stop_string_ends_an_answer(smolvlm: AnsweringModel, images: Path) -> None:
