@@ -87,11 +87,15 @@ def export_run(run: Path, out: Path, step: int | None, file_format: FileFormat) 
 def export_lora(run: Path, out: Path, step: int | None) -> int:
     """Write the LoRA adapters of a checkpoint alone, as a folder that peft loads. Returns the step; raises
     what :func:`export_run` raises, and UserError for a run that has trained something else."""
-    student = load_run_config(RunPaths(run).config).student if RunPaths(run).config.is_file() else None
-    if student is not None and (student.lora is None or student.train != ["language_model"]):
+    config = load_run_config(RunPaths(run).config) if RunPaths(run).config.is_file() else None
+    if config is not None and (
+        config.student.lora is None
+        or config.student.train != ["language_model"]
+        or config.training.train_vision_tower
+    ):
         raise UserError(
-            f"{run}: adapters alone are its student only with student.lora and student.train = "
-            "[language_model]; valid here: --format safetensors"
+            f"{run}: adapters alone are its student only with student.lora, student.train = [language_model] "
+            "and training.train_vision_tower = false; valid here: --format safetensors"
         )
     if out.exists():
         raise UserError(f"{out} exists; name a folder that does not exist")

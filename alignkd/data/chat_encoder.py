@@ -125,15 +125,17 @@ class ChatEncoder:
             is_text &= ~inside
         return ExpandedExample(ids.tolist(), labels.tolist(), tuple(columns), is_text, shown.inputs)
 
-    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompted:
-        """A conversation that the model is to answer; its turns hold one marker per image. Raises UserError
-        for a special token in a text."""
+    def prompt(
+        self, turns: Sequence[Turn], images: Sequence[Image.Image], options: dict[str, Any]
+    ) -> Prompted:
+        """A conversation that the model is to answer; its turns hold one marker per image. ``options`` are
+        the image processor's, as of a source. Raises UserError for a special token in a text."""
         for _, text in turns:
             found = self._special_in(text.replace(IMAGE_MARKER, ""))
             if found is not None:
                 raise UserError(f"the text contains {found!r:.80}, a special token of {self._folder}")
         text = self._render(messages_of(turns), True)
-        shown = self._process(text, list(images), {})
+        shown = self._process(text, list(images), options)
         return Prompted(shown.ids, shown.inputs)
 
     def end_token_id(self) -> int:

@@ -19,17 +19,19 @@ from alignkd.losses.total import TERMS
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.teacher.targets import TeacherTargets
 
-_LAYER = re.compile(r"language_model\.(?:model\.)?layers\.(\d+)\.(.*)")
+_LAYER = re.compile(r"(?:language_model|text_model)\.(?:model\.)?layers\.(\d+)\.(.*)")
 _QUERIES_AND_KEYS = re.compile(r"(?:q|k|qkv)_(?:proj|norm)\.")
 
 
 def parts_of(student: VisionLanguageModel) -> dict[str, list[torch.nn.Parameter]]:
     """The trained parameters by part, in the model's order: ``projector``, ``layer N queries and keys``,
-    ``layer N rest``, ``head``, and ``other`` (embeddings, final norm, a tower that is trained)."""
+    ``layer N rest``, ``head`` (also where it is tied to the embeddings), and ``other`` (embeddings, final
+    norm, a tower that is trained)."""
     parts: dict[str, list[torch.nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
-            parts.setdefault(_part(student, name), []).append(parameter)
+            part = "head" if parameter is student.head.weight else _part(student, name)
+            parts.setdefault(part, []).append(parameter)
     return parts
 
 
@@ -65,8 +67,6 @@ def term_gradient_norms(
 def _part(student: VisionLanguageModel, name: str) -> str:
     if student.is_projector(name):
         return "projector"
-    if name.startswith("head."):
-        return "head"
     layer = _LAYER.search(name)
     if layer is None:
         return "other"

@@ -80,6 +80,10 @@ class AnsweringModel(ABC):
         """How the images of a task are treated. ``wanted``: by the user; ``pads``: does the task pad them?
         Raises UserError where a family leaves no choice."""
 
+    def answer_settings(self) -> dict[str, str]:
+        """What its answers depend on beside weights, precision, batch size and padding."""
+        return {}
+
     @abstractmethod
     def fingerprint(self) -> str:
         """sha256 of the weights, in the precision that answers."""

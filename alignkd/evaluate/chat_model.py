@@ -6,8 +6,9 @@ and an answer does not depend on what it is batched with this way.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -30,11 +31,14 @@ class ChatModel(AnsweringModel):
     family: Family
     encoder: ChatEncoder
     precision: str
+    image_options: dict[str, Any] = field(default_factory=dict)  # of the processor
 
     def __post_init__(self) -> None:
         self.whole.eval()
-        # What the folder says of sampling or penalties is not what was asked for; when to stop is.
         own = self.whole.generation_config.eos_token_id
+        # Sampling and penalties that the folder asks for do not apply: `generate` would take from here
+        # whatever the settings of a request leave open.
+        self.whole.generation_config = GenerationConfig()
         self._ends = {self.encoder.end_token_id(), *([own] if isinstance(own, int) else own or [])}
 
     def answers(self, requests: Sequence[Request], decoding: Decoding = Decoding()) -> list[str]:  # noqa: B008
@@ -65,7 +69,7 @@ class ChatModel(AnsweringModel):
 
     def inputs(self, request: Request) -> dict[str, torch.Tensor]:
         """Of ``generate``: what the family's processor would return for this one text."""
-        prompt = self.encoder.prompt(request.turns, request.images)
+        prompt = self.encoder.prompt(request.turns, request.images, self.image_options)
         ids_1L = torch.tensor([prompt.ids])
         inputs = {"input_ids": ids_1L, "attention_mask": torch.ones_like(ids_1L)}
         for name, value in prompt.inputs.items():
@@ -85,6 +89,10 @@ class ChatModel(AnsweringModel):
                 "decides by itself"
             )
         return "processor"
+
+    def answer_settings(self) -> dict[str, str]:
+        options = self.image_options
+        return {"image_options": json.dumps(options, sort_keys=True)} if options else {}
 
     def fingerprint(self) -> str:
         return hash_tensors(self.whole.named_parameters(), hashing=True)

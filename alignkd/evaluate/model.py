@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from rich.console import Console
 
 from alignkd.checkpoint.export import SavedStudent, saved_student
+from alignkd.config import load_run_config
 from alignkd.config.schema import DEFAULT_MAX_IMAGE_PIXELS
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
@@ -51,7 +54,8 @@ def load(
         source = folder if kind is FolderKind.MODEL else RunPaths(folder).student
     if family_of(source) is None:
         return _mobilevlm(source, saved, options, precision, f"{folder}, step {saved.step}" if saved else "")
-    return _chat_model(source, saved, options, precision)
+    image_options = {} if kind is FolderKind.MODEL else _image_options(folder)
+    return _chat_model(source, saved, options, precision, image_options)
 
 
 def _mobilevlm(
@@ -71,10 +75,29 @@ def _mobilevlm(
     return MobileVLMAnswers(model, tokenizer, precision)
 
 
-def _chat_model(source: Path, saved: SavedStudent | None, options: BuildOptions, precision: str) -> ChatModel:
+def _chat_model(
+    source: Path,
+    saved: SavedStudent | None,
+    options: BuildOptions,
+    precision: str,
+    image_options: dict[str, Any],
+) -> ChatModel:
     family = found_family(source)
     whole = load_whole(source, options, {} if saved is None else saved.tensors)
-    return ChatModel(whole, family, chat_encoder(source, DEFAULT_MAX_IMAGE_PIXELS), precision)
+    encoder = chat_encoder(source, DEFAULT_MAX_IMAGE_PIXELS)
+    return ChatModel(whole, family, encoder, precision, image_options)
+
+
+def _image_options(run: Path) -> dict[str, Any]:
+    """The image options that a run was trained with; none, with a note, if its sources differ in them."""
+    sources = load_run_config(RunPaths(run).config).data.sources
+    found = [source.image_options for source in sources if source.image_folder is not None] or [{}]
+    if all(options == found[0] for options in found):
+        return found[0]
+    if os.environ.get("RANK", "0") == "0":
+        text = f"note: {run}: its sources differ in image_options; images are processed without any"
+        Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    return {}
 
 
 def _device(name: str | None) -> torch.device:

@@ -84,6 +84,7 @@ def work_of(
         "precision": model.precision,
         "batch_size": options.batch_size,
         "image_padding": padding,
+        **model.answer_settings(),
     }
     return Work(
         task,

@@ -101,10 +101,13 @@ def test_adapters_are_trained_resumed_bit_by_bit_and_exported_merged_or_alone(
         assert not torch.allclose(logits_with_adapters(base, None, ids), ours, atol=1e-3)
 
 
-def test_a_run_that_trains_the_projector_too_has_no_adapters_alone(tmp_path: Path) -> None:
+def test_a_run_that_trains_the_projector_or_the_tower_too_has_no_adapters_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "mobilevlm", student__train=None)
-    with pytest.raises(UserError, match=r"student.train = \[language_model\]; valid here"):
+    with pytest.raises(UserError, match=r"only with student.lora, student.train = \[language_model\] and"):
         export_lora(run, tmp_path / "alone", None)
+    tower = write_run(tmp_path / "tower", "mobilevlm", training__train_vision_tower=True)
+    with pytest.raises(UserError, match=r"training.train_vision_tower = false; valid here"):
+        export_lora(tower, tmp_path / "alone", None)
     with pytest.raises(UserError, match="not a run folder"):
         export_lora(tmp_path, tmp_path / "alone", None)
 
@@ -132,6 +135,19 @@ def test_merging_is_the_sum_and_leaves_the_other_tensors_alone() -> None:
     assert torch.allclose(found, before[name] + 4 * 0.5 * down.sum(0), atol=1e-6)
     hidden = torch.randn(2, layer.in_features)
     assert torch.allclose(layer(hidden), hidden @ found.T, atol=1e-5)
+
+
+def test_a_tower_for_sound_gets_no_adapters() -> None:
+    model = load_model(vlm.folder("gemma4"), BuildOptions(torch.float32))
+    sound = ("whole.model.audio_tower.", "whole.model.embed_audio.")
+    assert any(name.startswith(sound) for name, _ in model.named_parameters())
+    add_lora(model, LoraSection(), seed=1)
+    adapters = {name for name, _ in model.named_parameters() if name.endswith(LOW_RANK)}
+    assert adapters
+    assert {name for name in adapters if "model.language_model.layers." not in name} == {
+        f"whole.model.language_model.per_layer_model_projection{end}" for end in LOW_RANK
+    }
+    assert not any(value.requires_grad for name, value in model.named_parameters() if name.startswith(sound))
 
 
 def test_adapters_begin_alike_for_a_seed_and_leave_torchs_generator_alone() -> None:

@@ -11,8 +11,9 @@ from alignkd.engine.term_gradients import parts_of, term_gradient_norms
 from alignkd.losses.total import TERMS
 from alignkd.models.building import BuildOptions
 from alignkd.models.families.mobilevlm_loading import load_model
+from alignkd.models.loading import load_model as load_family
 from alignkd.teacher.targets import TeacherModel
-from tests import tiny
+from tests import tiny, vlm
 
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -67,3 +68,13 @@ def test_parts_are_projector_layers_and_head(step: StudentStep) -> None:
     trained = [parameter for parameter in step.student.parameters() if parameter.requires_grad]
     assert sum(map(len, parts.values())) == len(trained)
     assert len(parts["layer 0 queries and keys"]) == 2
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm", "gemma3"])
+def test_other_families_have_the_same_parts(family: str) -> None:
+    student = load_family(vlm.folder(family), BuildOptions(torch.float32))
+    parts = parts_of(student)
+    layers = len(student.whole.get_decoder().layers)
+    expected = {f"layer {number} {kind}" for number in range(layers) for kind in ("queries and keys", "rest")}
+    assert set(parts) == expected | {"projector", "head", "other"}
+    assert [id(parameter) for parameter in parts["head"]] == [id(student.head.weight)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -20,6 +22,7 @@ from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.options import EvalOptions, OwnQuestions, named_models
 from alignkd.evaluate.program import answer_all, score_all
 from alignkd.models.families.processors import read_processor
+from alignkd.run_folder.paths import RunPaths
 from tests import vlm
 
 TOKENS = 6
@@ -45,12 +48,12 @@ def prompt(*turns: str) -> str:
     return "".join(written) + "<|im_start|>assistant\n"
 
 
-def natural_inputs(family: str, text: str, pictures: list[Path]) -> dict[str, torch.Tensor]:
+def natural_inputs(family: str, text: str, pictures: list[Path], **options: Any) -> dict[str, torch.Tensor]:
     """What a user of transformers would give to ``generate``."""
     processor = read_processor(vlm.folder(family))
     opened = [Image.open(path).convert("RGB") for path in pictures]
     text = text.replace("<image>", processor.image_token)
-    return dict(processor(text=[text], images=[opened] if opened else None, return_tensors="pt"))
+    return dict(processor(text=[text], images=[opened] if opened else None, return_tensors="pt", **options))
 
 
 def own_answer(family: str, inputs: dict[str, Any]) -> str:
@@ -110,6 +113,59 @@ def test_an_answer_ends_at_the_templates_end_token(
     model = type(smolvlm)(smolvlm.whole, smolvlm.family, smolvlm.encoder, "fp32")
     assert model.answer(None, "what") == "red"
     assert calls[0].eos_token_id == sorted([end, other])
+
+
+def test_what_a_folder_says_of_generation_does_not_change_an_answer(
+    smolvlm: AnsweringModel, images: Path, tmp_path: Path
+) -> None:
+    """An export of a student that began from the folder would not say it."""
+    shutil.copytree(vlm.folder("smolvlm"), tmp_path / "folder")
+    file = tmp_path / "folder" / "generation_config.json"
+    asks = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
+    file.write_text(json.dumps(json.loads(file.read_text()) | asks))
+    penalised = alignkd.load(tmp_path / "folder")
+    long = Decoding(12)
+    for text in ("what colour", "the answer"):
+        request = smolvlm.request(images / "0.png", text)
+        assert penalised.answers([request], long) == smolvlm.answers([request], long)
+
+
+def finished_run(out: Path, *options: dict[str, Any], texts_only: bool = False) -> Path:
+    """A run of SmolVLM without checkpoints, with one source of images for each of ``options``."""
+    run = vlm.write_run(out, 1, "smolvlm")
+    shutil.copytree(vlm.folder("smolvlm"), RunPaths(run).student)
+    document = yaml.safe_load(RunPaths(run).config.read_text())
+    (source,) = document["data"]["sources"]
+    sources = [source | {"image_options": one} for one in options]
+    document["data"]["sources"] = [*sources, *([source | {"image_folder": None}] if texts_only else [])]
+    RunPaths(run).config.write_text(json.dumps(document))
+    return run
+
+
+def test_a_run_answers_with_the_image_options_that_it_was_trained_with(
+    smolvlm: AnsweringModel, images: Path, tmp_path: Path
+) -> None:
+    """Unless its sources differ in them. Those that have texts only do not count."""
+    options = {"size": {"longest_edge": 28}}
+    model = alignkd.load(finished_run(tmp_path / "same", options, options, texts_only=True))
+    request = model.request(images / "0.png", "what colour")
+    theirs = natural_inputs("smolvlm", prompt("<image>what colour"), [images / "0.png"], **options)
+    ours = model.inputs(request)
+    assert all(torch.equal(value, torch.as_tensor(theirs[name])) for name, value in ours.items())
+    default = smolvlm.inputs(request)
+    assert ours["pixel_values"].shape != default["pixel_values"].shape
+    assert model.answer_settings() == {"image_options": '{"size": {"longest_edge": 28}}'}
+    assert smolvlm.answer_settings() == {}
+
+
+def test_a_run_whose_sources_differ_in_image_options_says_that_none_apply(
+    smolvlm: AnsweringModel, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "differs", {"size": {"longest_edge": 28}}, {})
+    model = alignkd.load(run)
+    assert f"note: {run}: its sources differ in image_options" in capsys.readouterr().err
+    request = model.request(images / "0.png", "what colour")
+    assert torch.equal(model.inputs(request)["pixel_values"], smolvlm.inputs(request)["pixel_values"])
 
 
 def test_a_stop_string_ends_an_answer(smolvlm: AnsweringModel, images: Path) -> None:

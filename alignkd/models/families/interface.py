@@ -104,14 +104,14 @@ class VisionLanguageModel(nn.Module, ABC):
         """Whether a parameter lies in the vision tower; a projector may lie in there, too."""
 
     def part_of(self, name: str) -> Part | None:
-        """The part that a parameter belongs to; None is the vision tower. The head belongs to the language
-        model."""
+        """The part that a parameter belongs to; None is the vision tower, or a module that is never trained.
+        The head belongs to the language model."""
         if self.is_projector(name):
             return "projector"
         return None if self.is_vision_tower(name) else "language_model"
 
     def freeze_all_but(self, parts: Sequence[Part]) -> None:
-        """Freeze the projector and the language model, unless ``parts`` name them. The vision tower stays as
+        """Freeze the projector and the language model, unless ``parts`` name them. Everything else stays as
         it is."""
         for name, parameter in self.named_parameters():
             part = self.part_of(name)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from alignkd.config.dotted import flatten
+from alignkd.config.schema import Part
 from alignkd.data.batch import Batch
 from alignkd.models.attention import (
     ATTENTION_NAME,
@@ -77,6 +78,10 @@ class TransformersModel(VisionLanguageModel):
 
     def is_vision_tower(self, name: str) -> bool:
         return name.startswith(tuple(f"{PREFIX}{module}." for module in self.family.tower))
+
+    def part_of(self, name: str) -> Part | None:
+        is_unused = name.startswith(tuple(f"{PREFIX}{module}." for module in self.family.unused))
+        return None if is_unused else super().part_of(name)
 
     def unfreeze_vision_tower(self) -> None:
         self.train_vision_tower = True
