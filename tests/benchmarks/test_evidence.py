@@ -6,6 +6,7 @@ import json
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import records, table
+from benchmarks.evidence import loop, records, run, table
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
@@ -234,6 +235,35 @@ def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any],
 def test_the_same_run_gives_the_same_record(record: dict[str, Any], bench: Bench) -> None:
     again = train_once(bench, CONDITIONS["all"], 3, SHORT)
     assert {**again, "seconds": None} == {**record, "seconds": None}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("all", 2), ("balanced", 102)])
+def test_a_run_costs_its_training_steps_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, expected: int
+) -> None:
+    """A clock that each kind of work moves by an amount of its own; only ``balanced`` pays for gradients."""
+    now = 0.0
+
+    def takes(place: object, what: str, seconds: float) -> None:
+        done = getattr(place, what)
+
+        def slow(*arguments: Any, **keys: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return done(*arguments, **keys)
+
+        monkeypatch.setattr(place, what, slow)
+
+    clocks = SimpleNamespace(monotonic=lambda: now, process_time=lambda: now)
+    monkeypatch.setattr(run, "time", clocks)
+    takes(loop, "split_step", 1.0)
+    takes(run, "term_gradient_norms", 100.0)
+    takes(run, "right_answers", 1e4)
+    takes(Bench, "targets", 1e6)
+    takes(run, "new_student", 1e6)
+    found = train_once(bench, CONDITIONS[name], 3, SHORT)
+    assert found["seconds"] == {"wall": expected, "cpu": expected}
+    assert len(found["gradient_norms"]) == 2
 
 
 def test_finished_runs_are_skipped_and_other_settings_refused(
