@@ -131,6 +131,7 @@ def train_once(
         "learning_rate": settings.learning_rate,
         "batch": settings.batch,
         "teacher": bench.teacher,
+        "data": bench.data,
         "clipped": round(clipped, 4),
         "validation": outcome.curve,
         "gradient_norms": outcome.gradients,
