@@ -3,7 +3,9 @@ student. Before a long run, or in the middle of one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from alignkd.data.examples import ExampleReader
 from alignkd.data.index import build_index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.loader import build_sampler
+from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.engine.build import choose_trained_parts
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
@@ -113,8 +116,9 @@ def _one_batch(source: DataSource, encoder: SampleEncoder, longest: int, top_k: 
 
 
 def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
-    """Probe a run with its own configuration: the first ``samples`` samples of its data order, as one batch
-    in its precision on the CPU; student and adapters of its newest checkpoint, or those that it starts from.
+    """Probe a run with its own configuration: the first ``samples`` samples of its data order (an epoch
+    at most), as one batch in its precision on the CPU; student and adapters of its newest checkpoint, or
+    those that it starts from.
 
     Raises UserError for a folder that is no run, a run without a teacher, and a bad sample.
     """
@@ -147,7 +151,7 @@ def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
 def _first_samples(config: Config, index_file: Path, samples: int) -> Batch:
     encoder = student_encoder(config)
     index = cached_index(index_file, config.data, encoder)
-    order = build_sampler(config, index).samples_of_step(0)[:samples]
+    order = islice(_first_epoch(build_sampler(config, index)), samples)
     reader = ExampleReader(config.data, index, encoder)
     settings = encoder.collate_settings(
         attention_rows=config.distillation.attention_rows,
@@ -156,6 +160,11 @@ def _first_samples(config: Config, index_file: Path, samples: int) -> Batch:
         top_k=config.distillation.top_k,
     )
     return collate([reader(number) for number in order], settings)
+
+
+def _first_epoch(sampler: GlobalBatchSampler) -> Iterator[int]:
+    for step in range(sampler.steps_per_epoch):
+        yield from sampler.samples_of_step(step)
 
 
 def _measure(

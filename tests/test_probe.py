@@ -230,6 +230,22 @@ def test_a_run_is_probed_with_its_own_configuration(tmp_path: Path) -> None:
     assert run_probe_of_run(run, 1).counts["ce"] < result.counts["ce"]
 
 
+def test_the_samples_of_a_run_are_those_of_its_first_steps(tmp_path: Path) -> None:
+    """Of four samples, in steps of two and in one step: three span two steps, nine are the whole epoch."""
+    runs = []
+    for size in (2, 4):
+        run = tiny.write_run(tmp_path / f"run{size}", 1, **SETTINGS, training__global_batch_size=size)
+        for file in (run / "v1.json", run / "plain.json"):
+            file.write_text(json.dumps(json.loads(file.read_text())[:2]))
+        runs.append(run)
+    steps, one_step = runs
+    first, second = run_probe_of_run(steps, 2), run_probe_of_run(steps, 3)
+    assert second == run_probe_of_run(one_step, 3)
+    epoch = run_probe_of_run(steps, 9).counts
+    assert first.counts["ce"] < second.counts["ce"] < epoch["ce"]
+    assert epoch == run_probe_of_run(one_step, 4).counts
+
+
 def test_a_run_is_probed_at_its_newest_checkpoint(tmp_path: Path, trained: Path) -> None:
     """Student and adapters of the checkpoint are those that a next stage would start from."""
     carried = {"model__student": str(RunPaths(trained).student), "model__adapters": str(trained)}

@@ -45,8 +45,9 @@ def main() -> None:
     bench = opened()
     folder = records.RECORDS / "tuning" if options.tune else records.RECORDS
     runs = tuning_runs() if options.tune else sweep(options.conditions, options.seeds)
+    todo = missing(runs, folder, bench)
     stop = None if options.budget_minutes is None else time.monotonic() + 60 * options.budget_minutes
-    work(opened, missing(runs, folder, bench.teacher), folder, options.jobs, stop)
+    work(opened, todo, folder, options.jobs, stop)
 
 
 def sweep(conditions: Iterable[str], seeds: Iterable[int]) -> Iterator[Run]:
@@ -65,7 +66,7 @@ def tuning_runs() -> Iterator[Run]:
     )
 
 
-def missing(runs: Iterable[Run], folder: Path, teacher: str) -> list[tuple[Run, Path]]:
+def missing(runs: Iterable[Run], folder: Path, bench: Bench) -> list[tuple[Run, Path]]:
     found = []
     for run in runs:
         name, seed, settings = run
@@ -77,7 +78,8 @@ def missing(runs: Iterable[Run], folder: Path, teacher: str) -> list[tuple[Run, 
             "learning_rate": settings.learning_rate,
             "steps": round(settings.steps * CONDITIONS[name].steps),
             "batch": settings.batch,
-            "teacher": teacher,
+            "teacher": bench.teacher,
+            "data": bench.data,
         }
         if not records.is_finished(path, wanted):
             found.append((run, path))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from benchmarks.evidence.loop import Examples
 from benchmarks.evidence.models import TEACHER_FILE, all_patches, load_teacher, takes_patches, write_folders
 from benchmarks.evidence.patches import VARIANTS
 from benchmarks.evidence.targets import TargetStore, standard_forward, teacher_targets
-from benchmarks.evidence.task import Sizes, Task, build_task
+from benchmarks.evidence.task import Sizes, Task, build_task, task_digest
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ class Bench:
     cache: Path
     teacher_file: Path
     teacher: str  # first digits of the file's sha256
+    data: str  # of the task's
     task: Task
     patches: torch.Tensor
 
@@ -46,16 +47,18 @@ class Bench:
 
 @lru_cache(maxsize=1)
 def open_bench(root: Path, sizes: Sizes, teacher_file: Path = TEACHER_FILE) -> Bench:
-    """``root`` gets a folder for these sizes and this teacher."""
+    """``root`` gets a folder for this task and this teacher. The task is built each time, which takes
+    seconds, so that a change of the code that builds it gives another digest and another folder."""
     digest = hashlib.sha256(teacher_file.read_bytes()).hexdigest()[:12]
-    key = hashlib.sha256(json.dumps(asdict(sizes)).encode()).hexdigest()[:8]
-    cache = root / f"{digest}-{key}"
+    with tempfile.TemporaryDirectory() as folder:
+        task = build_task(write_folders(Path(folder)), sizes)
+    data = task_digest(task)
+    cache = root / f"{digest}-{data}"
     cache.mkdir(parents=True, exist_ok=True)
-    tokenizer = write_folders(cache)
-    task = _kept(cache / "task.pt", lambda: build_task(tokenizer, sizes))
+    write_folders(cache)
     teacher = load_teacher(cache, teacher_file)
     patches = _kept(cache / "patches.pt", lambda: all_patches(teacher, task.pixels))
-    return Bench(cache, teacher_file, digest, task, patches)
+    return Bench(cache, teacher_file, digest, data, task, patches)
 
 
 def _kept(path: Path, make: Callable[[], T]) -> T:

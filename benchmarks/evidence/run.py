@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +52,29 @@ class Outcome:
     weights: list[dict[str, Any]] = field(default_factory=list)  # of a condition that balances them
 
 
+@dataclass
+class Clock:
+    """Seconds of the training steps alone: batches, forward, backward, optimizer."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @contextlib.contextmanager
+    def adding(self, sign: int = 1) -> Iterator[None]:
+        wall, cpu = time.monotonic(), time.process_time()
+        yield
+        self.wall += sign * (time.monotonic() - wall)
+        self.cpu += sign * (time.process_time() - cpu)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """For what a training run would not do; within :meth:`adding`."""
+        return self.adding(-1)
+
+
 def train_once(
     bench: Bench, condition: Condition, seed: int, settings: Settings, *, with_test: bool = True
 ) -> dict[str, Any]:
     """The record of a run. The same seed gives all conditions the same initial student and data order."""
-    started, cpu = time.monotonic(), time.process_time()
     section, steps = condition.section(), round(settings.steps * condition.steps)
     student = new_student(bench.cache, seed)
     adapters, distillation = None, None
@@ -73,22 +91,25 @@ def train_once(
         adapters.requires_grad_(not condition.frozen_adapters)
     module = StudentStep(student, adapters, section)
     training = settings.training(seed, condition.clip)
-    outcome, validation = Outcome(), bench.examples("validation")
+    outcome, clock, validation = Outcome(), Clock(), bench.examples("validation")
 
     def look(step: int) -> None:
         if step % max(steps // LOOKS, 1) == 0 or step == steps:
-            right = by_kind(validation.samples, right_answers(student, validation))
+            with clock.paused():
+                right = by_kind(validation.samples, right_answers(student, validation))
             outcome.curve.append({"step": step, "accuracy": {kind: _mean(of) for kind, of in right.items()}})
 
     def take_apart(step: int, parts: list[Part]) -> None:
         if distillation is not None and step % max(steps // GRADIENT_LOOKS, 1) == 0:
             part = parts[0]
-            norms = term_gradient_norms(
-                module, part.batch, part.scales, part.targets, distillation.source.head
-            )
+            with clock.paused():
+                norms = term_gradient_norms(
+                    module, part.batch, part.scales, part.targets, distillation.source.head
+                )
             outcome.gradients.append({"step": step, "norms": _named(norms.tolist(), list(parts_of(student)))})
 
     def balance(step: int, parts: list[Part]) -> None:
+        """Its condition pays for it: the clock goes on."""
         if distillation is None or condition.balance_every is None or step % condition.balance_every:
             return
         part = parts[0]
@@ -100,10 +121,9 @@ def train_once(
         take_apart(step, parts)
         balance(step, parts)
 
-    with contextlib.nullcontext() if variant is None else variant.for_student(student):
-        clipped = train(
-            module, bench.examples("train", section.top_k), training, steps, distillation, look, before_step
-        )
+    samples = bench.examples("train", section.top_k)
+    with contextlib.nullcontext() if variant is None else variant.for_student(student), clock.adding():
+        clipped = train(module, samples, training, steps, distillation, look, before_step)
     record: dict[str, Any] = {
         "condition": condition.as_dict(),
         "seed": seed,
@@ -111,6 +131,7 @@ def train_once(
         "learning_rate": settings.learning_rate,
         "batch": settings.batch,
         "teacher": bench.teacher,
+        "data": bench.data,
         "clipped": round(clipped, 4),
         "validation": outcome.curve,
         "gradient_norms": outcome.gradients,
@@ -120,8 +141,7 @@ def train_once(
         test = bench.examples("test")
         right = by_kind(test.samples, right_answers(student, test))
         record["test"] = {kind: "".join(str(int(one)) for one in of) for kind, of in right.items()}
-    seconds = {"wall": time.monotonic() - started, "cpu": time.process_time() - cpu}
-    return record | {"seconds": {name: round(value, 1) for name, value in seconds.items()}}
+    return record | {"seconds": {"wall": round(clock.wall, 1), "cpu": round(clock.cpu, 1)}}
 
 
 def by_kind(samples: Sequence[Sample], right: Sequence[bool]) -> dict[str, list[bool]]:

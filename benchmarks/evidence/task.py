@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,6 +82,16 @@ def build_task(tokenizer: SentencePieceTokenizer, sizes: Sizes) -> Task:
         test=tuple(builder.questions_of_each_kind(test_digits, sizes.test, 2)),
         pixels=builder.pixels(),
     )
+
+
+def task_digest(task: Task) -> str:
+    """First digits of the sha256 of all samples and pixels."""
+    found = hashlib.sha256()
+    for samples in (task.train, task.validation, task.test):
+        rows = [(one.kind, one.example.ids, one.example.labels, one.grids) for one in samples]
+        found.update(json.dumps(rows).encode())
+    found.update(task.pixels.numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 class _Builder:

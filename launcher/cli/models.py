@@ -83,7 +83,9 @@ def probe(
         Path | None,
         typer.Option(metavar="DIR", help="Run folder: models, data and settings are the run's own."),
     ] = None,
-    samples: Annotated[int, typer.Option(metavar="N", min=1, help="Samples of the run, with --run.")] = 8,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Samples of the run, with --run; an epoch at most.")
+    ] = 8,
     teacher: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Model folder of the teacher, without --run.")
     ] = None,
@@ -103,23 +105,29 @@ def probe(
         Path | None, typer.Option(metavar="DIR", help="Folder that image paths are relative to.")
     ] = None,
     image_aspect_ratio: Annotated[
-        Literal["pad", "square"],
-        typer.Option(metavar="MODE", help="How images become squares: pad or square (crop)."),
-    ] = "pad",
+        Literal["pad", "square"] | None,
+        typer.Option(
+            metavar="MODE", help="How images become squares: pad or square (crop).", show_default="pad"
+        ),
+    ] = None,
     adapters: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Adapters (safetensors).", show_default="random")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "float64", "bfloat16"],
-        typer.Option(metavar="TYPE", help="float32, float64 or bfloat16, for both models."),
-    ] = "float32",
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of random adapters.")] = 0,
+        Literal["float32", "float64", "bfloat16"] | None,
+        typer.Option(
+            metavar="TYPE", help="float32, float64 or bfloat16, for both models.", show_default="float32"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of random adapters.", show_default="0")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show each loss and its gradient norm on a few samples."""
-    own = (teacher, student, data, template)
+    own = (teacher, student, data, template, image_folder, image_aspect_ratio, adapters, dtype, seed)
     if run is not None and own != (None,) * len(own):
-        raise UserError("--run brings its own models and data; valid beside it: --samples, --json")
+        raise UserError("--run brings its own models, data and settings; valid beside it: --samples, --json")
     with stdout_is_stderr():
         from alignkd.probe import run_probe, run_probe_of_run
 
@@ -129,7 +137,15 @@ def probe(
             raise UserError("valid: --run, or all of --teacher, --student, --data and --template")
         else:
             result = run_probe(
-                teacher, student, data, image_folder, template, image_aspect_ratio, adapters, dtype, seed
+                teacher,
+                student,
+                data,
+                image_folder,
+                template,
+                image_aspect_ratio or "pad",
+                adapters,
+                dtype or "float32",
+                seed or 0,
             ).as_dict()
     if as_json:
         print(json.dumps(result))

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import records, table
+from benchmarks.evidence import loop, records, run, table
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
@@ -38,7 +39,15 @@ from benchmarks.evidence.statistics import (
     paired_difference,
     steps_to_reach,
 )
-from benchmarks.evidence.task import CAPTION, QUESTION_KINDS, Sample, Sizes, build_task, split_digits
+from benchmarks.evidence.task import (
+    CAPTION,
+    QUESTION_KINDS,
+    Sample,
+    Sizes,
+    build_task,
+    split_digits,
+    task_digest,
+)
 
 SIZES = Sizes(train=64, validation=2, test=2)
 SHORT = Settings(steps=2, batch=8)
@@ -96,6 +105,26 @@ def test_splits_hold_every_kind_and_no_grid_twice(bench: Bench) -> None:
     assert not used[1] & used[2]
     assert not used[0] & used[2]
     assert [sample.kind for sample in bench.task.train].count(CAPTION) == 32
+
+
+def test_other_data_have_another_digest_and_folder(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = bench.task
+    sample, root = task.test[0], bench.cache.parent
+    ids, labels = sample.example.ids, sample.example.labels
+    changed = (
+        replace(sample, kind="row"),
+        replace(sample, example=replace(sample.example, ids=[*ids[:-1], 5])),
+        replace(sample, example=replace(sample.example, labels=[*labels[:-1], 5])),
+        replace(sample, grids=(0,)),
+    )
+    tasks = [replace(task, test=(one, *task.test[1:])) for one in changed]
+    tasks += [replace(task, pixels=task.pixels + 1), replace(task, validation=task.test)]
+    digests = {task_digest(one) for one in (task, *tasks)}
+    assert len(digests) == 7
+    monkeypatch.setattr("benchmarks.evidence.bench.build_task", lambda *_: tasks[-1])
+    other = open_bench.__wrapped__(root, SIZES, bench.teacher_file)
+    assert other.data == task_digest(tasks[-1])
+    assert other.cache != bench.cache
 
 
 def test_all_conditions_of_a_seed_see_the_same_samples_in_the_same_order() -> None:
@@ -217,6 +246,7 @@ def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any],
     assert record["condition"] == CONDITIONS["all"].as_dict()
     assert record["seed"] == 3
     assert record["teacher"] == bench.teacher
+    assert record["data"] == bench.data == task_digest(bench.task)
     assert record["steps"] == 2
     assert {kind: len(flags) for kind, flags in record["test"].items()} == {
         **dict.fromkeys(QUESTION_KINDS, 2),
@@ -234,6 +264,35 @@ def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any],
 def test_the_same_run_gives_the_same_record(record: dict[str, Any], bench: Bench) -> None:
     again = train_once(bench, CONDITIONS["all"], 3, SHORT)
     assert {**again, "seconds": None} == {**record, "seconds": None}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("all", 2), ("balanced", 102)])
+def test_a_run_costs_its_training_steps_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str, expected: int
+) -> None:
+    """A clock that each kind of work moves by an amount of its own; only ``balanced`` pays for gradients."""
+    now = 0.0
+
+    def takes(place: object, what: str, seconds: float) -> None:
+        done = getattr(place, what)
+
+        def slow(*arguments: Any, **keys: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return done(*arguments, **keys)
+
+        monkeypatch.setattr(place, what, slow)
+
+    clocks = SimpleNamespace(monotonic=lambda: now, process_time=lambda: now)
+    monkeypatch.setattr(run, "time", clocks)
+    takes(loop, "split_step", 1.0)
+    takes(run, "term_gradient_norms", 100.0)
+    takes(run, "right_answers", 1e4)
+    takes(Bench, "targets", 1e6)
+    takes(run, "new_student", 1e6)
+    found = train_once(bench, CONDITIONS[name], 3, SHORT)
+    assert found["seconds"] == {"wall": expected, "cpu": expected}
+    assert len(found["gradient_norms"]) == 2
 
 
 def test_finished_runs_are_skipped_and_other_settings_refused(
@@ -257,18 +316,18 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
 
     monkeypatch.setattr(program, "ProcessPoolExecutor", Here)
     runs = [(BASELINE, seed, SHORT) for seed in (0, 1)]
-    program.work(lambda: bench, program.missing(runs[:1], tmp_path, bench.teacher), tmp_path, 1, None)
-    program.work(lambda: bench, program.missing(runs, tmp_path, bench.teacher), tmp_path, 1, None)
+    program.work(lambda: bench, program.missing(runs[:1], tmp_path, bench), tmp_path, 1, None)
+    program.work(lambda: bench, program.missing(runs, tmp_path, bench), tmp_path, 1, None)
     assert started == [(BASELINE, 0), (BASELINE, 1)]
-    assert program.missing(runs, tmp_path, bench.teacher) == []
+    assert program.missing(runs, tmp_path, bench) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.0.json", "alone.1.json"]
     with pytest.raises(ValueError, match="another learning_rate; move it away"):
-        program.missing([(BASELINE, 0, replace(SHORT, learning_rate=5e-3))], tmp_path, bench.teacher)
+        program.missing([(BASELINE, 0, replace(SHORT, learning_rate=5e-3))], tmp_path, bench)
     with pytest.raises(ValueError, match="another teacher"):
-        program.missing(runs, tmp_path, "another")
-    program.work(
-        lambda: bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench.teacher), tmp_path, 1, 0.0
-    )
+        program.missing(runs, tmp_path, replace(bench, teacher="another"))
+    with pytest.raises(ValueError, match="another data"):
+        program.missing(runs, tmp_path, replace(bench, data="another"))
+    program.work(lambda: bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench), tmp_path, 1, 0.0)
     assert len(started) == 2  # no time was left
 
 

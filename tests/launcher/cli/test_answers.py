@@ -196,6 +196,26 @@ def test_an_option_that_begins_like_a_known_one_is_recognised() -> None:
     assert "did you mean --dry-run?" in alignkd("launch", "--dryrun").stderr
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--teacher", "x"),
+        ("--template", "v1"),
+        ("--image-folder", "x"),
+        ("--image-aspect-ratio", "pad"),
+        ("--adapters", "x"),
+        ("--dtype", "float32"),
+        ("--seed", "0"),
+    ],
+    ids=" ".join,
+)
+def test_a_probe_of_a_run_refuses_what_the_run_settles(tmp_path: Path, option: tuple[str, str]) -> None:
+    """Also where the value is the default."""
+    done = alignkd("probe", "--run", tmp_path, *option)
+    assert done.exit_code == 2
+    assert "valid beside it: --samples, --json" in done.stderr
+
+
 def test_a_bad_name_blames_the_option_that_was_typed(config_file: Path) -> None:
     done = alignkd("launch", config_file, "--backend", "local", "--name", "../x")
     assert done.exit_code == 2
