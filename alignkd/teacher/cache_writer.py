@@ -115,7 +115,12 @@ def _identity(config: Config, index: Index, model: VisionLanguageModel, shard_sa
 
 
 def _begin(folder: Path, identity: Identity) -> None:
-    """A second start at the same time loses a file that it is writing, and fails: it does no harm."""
+    """A second start at the same time makes the first lose a file that it is writing, and fail.
+
+    What counts stays whole, but of a shard that both write, on different devices, file and record may come
+    from one each: each sample has its own checksum and is read, while ``--verify`` complains. That is why
+    `alignkd cache` refuses to start beside a job.
+    """
     paths, found = CachePaths(folder), read_identity(folder)
     if found is None:
         paths.shards.mkdir(parents=True, exist_ok=True)

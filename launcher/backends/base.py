@@ -106,6 +106,9 @@ class Backend(Protocol):
     def cancel(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         """End the run now; ranks save if they are given the time."""
 
+    def cancel_waiting(self, run: Path) -> Stopped | None:
+        """Cancel what waits for a run without live jobs, and would for ever. None: nothing does."""
+
 
 def refuse_hostfile(hostfile: Path | None) -> None:
     """For back ends that find their nodes without the user."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -139,9 +139,12 @@ def arguments(token: str, places: Sequence[Place]) -> list[str]:
     return [token, *(word for place in places for word in (place.kind, place.key, str(place.path)))]
 
 
-def unseen(output: str, places: Sequence[Place]) -> dict[str, list[Place]]:
-    """What each node that answered does not see. A place without an answer counts: looking at it hangs."""
-    by_node: dict[str, dict[str, bool]] = {}
+def unseen(output: str, places: Sequence[Place], nodes: Iterable[str] = ()) -> dict[str, list[Place]]:
+    """What each node that answered does not see, and each of ``nodes``, which are known to be up.
+
+    A place without an answer counts: looking at it hangs.
+    """
+    by_node: dict[str, dict[str, bool]] = {node: {} for node in nodes}
     for line in output.splitlines():
         words = line.split(maxsplit=2)
         if len(words) == 3 and words[1] in ("yes", "no"):

@@ -13,14 +13,15 @@ from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
 
 # What env.sh prints is for the user; `env` is found before `activate` may change PATH.
-_PRINT = 'program=$(type -P env); source "$0" >&2; "$program" -0'
+# Not `source ... ||`, which would switch off a `set -e` in it.
+_PRINT = 'program=$(type -P env); source "$0" >&2; set -- $?; (($1 == 0)) || exit $1; "$program" -0'
 
 
 def run_environment(run: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """``base``, changed as env.sh says: modules, `activate`, exported variables, and whatever its user wrote.
 
-    PYTHON is the interpreter of the ranks. Raises UserError when env.sh ends the shell, or its interpreter is
-    not on this machine.
+    PYTHON is the interpreter of the ranks. Raises UserError when env.sh fails or ends the shell, or its
+    interpreter is not on this machine.
     """
     script = RunPaths(run).environment_script
     if not script.exists():
@@ -28,7 +29,7 @@ def run_environment(run: Path, base: Mapping[str, str] = os.environ) -> dict[str
     done = subprocess.run(
         ["bash", "-c", _PRINT, str(script)], env=base, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or b"\0" not in done.stdout:  # no variable: the shell ended before `env`
         raise UserError(
             f"{script}: ended with exit code {done.returncode}; see slurm.modules and slurm.activate"
         )

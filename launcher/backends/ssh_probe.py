@@ -55,7 +55,9 @@ def check_hosts(run: Path, hosts: Sequence[Host]) -> Answers:
         for host, (_, complaint), port in zip(hosts, answers, ports, strict=True)
         if port is None
     ]
-    found = unseen("".join(said for said, _ in answers), places)
+    # The port is printed before any place is looked at.
+    started = [host.name for host, port in zip(hosts, ports, strict=True) if port is not None]
+    found = unseen("".join(said for said, _ in answers), places, started)
     if refusals := [*silent, *problems(found)]:
         raise UserError(f"{run}: not started\n" + "\n".join(f"  - {line}" for line in refusals))
     return Answers(warnings(found), ports[0] or "")

@@ -50,3 +50,7 @@ class WatchedBackend:
     def cancel(self, run: Path, jobs: Sequence[QueuedJob]) -> Stopped:
         write_text_atomic(RunPaths(run).stop, "TERM\n")
         return Stopped(None, "cancelled")
+
+    def cancel_waiting(self, run: Path) -> Stopped | None:
+        """Nothing waits without a queue."""
+        return None

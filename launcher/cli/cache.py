@@ -70,13 +70,16 @@ def cache(
     settings = load_config(config, chosen, stage, read_site())
     if verify:
         raise typer.Exit(verify_cache(settings, make_console()))
-    if nodes is None:
-        raise typer.Exit(write_here(settings, ranks or 1, make_console()))
-    from launcher.commands.cache_job import submit_cache
+    from launcher.commands.cache_job import folder_to_write, submit_cache
     from launcher.commands.evaluate_job import JobSize, with_options
 
+    folder = folder_to_write(settings, make_console())
+    if folder is None:
+        return
+    if nodes is None:
+        raise typer.Exit(write_here(folder, settings, ranks or 1))
     settings = settings.model_copy(
         update={"slurm": with_options(settings.slurm, partition, time_limit, cpu=False)}
     )
-    job = submit_cache(settings, JobSize(nodes, gpus_per_node))
+    job = submit_cache(folder, settings, JobSize(nodes, gpus_per_node))
     print(f"submitted job {job}; after a time limit or a failure, the same command resumes")

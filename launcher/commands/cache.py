@@ -63,14 +63,9 @@ def write_request(folder: Path, config: Config) -> None:
         raise UserError(f"{folder}: cannot be written ({error})") from None
 
 
-def write_here(config: Config, ranks: int, console: Console) -> int:
+def write_here(folder: Path, config: Config, ranks: int) -> int:
     """Write the cache, or what is missing of it, and return the exit code."""
-    folder = checked_folder(config)
     environments = rank_variables(ranks, "cpu" if device_of(config) == "cpu" else "auto", "--cpu")
-    finished = finished_manifest(folder)
-    if finished is not None:
-        say(console, f"{folder} is finished: {describe(finished)}")
-        return 0
     write_request(folder, config)
     failed = run_ranks(cache_command(folder), environments, CachePaths(folder).logs)
     return 0 if failed is None else failed.code

@@ -1,6 +1,10 @@
-"""``alignkd cache CONFIG --nodes N``: write a cache of the teacher in a Slurm job."""
+"""``alignkd cache CONFIG --nodes N``: write a cache of the teacher in a Slurm job; never beside another."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
 
 from alignkd.config import Config
 from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passing
@@ -10,20 +14,39 @@ from launcher.backends.node_probe import read_places
 from launcher.backends.slurm.client import queued_jobs, slurm_is_installed
 from launcher.backends.slurm.preflight import script_problems
 from launcher.backends.slurm.submission import submit
-from launcher.commands.cache import checked_folder, write_request
+from launcher.commands.cache import checked_folder, describe, finished_manifest, write_request
 from launcher.commands.evaluate_job import JobSize
 from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_cache
+from launcher.run.console import say
 from launcher.run.folder import write_scripts
 
 
-def submit_cache(config: Config, size: JobSize) -> str:
-    """Submit the job, and return its id. A later submission resumes it.
+def folder_to_write(config: Config, console: Console) -> Path | None:
+    """The absolute folder of a cache that is to be written, here or by a job; None, after a line that says
+    so, when it is finished.
 
-    Raises UserError for a wrong request, before anything is written, and while a job for the same folder is
-    queued or running.
+    Raises UserError for whatever can be known to be wrong, and while a job for the folder is queued or
+    running: a second writer would remove what the first is writing.
     """
     folder = checked_folder(config)
+    finished = finished_manifest(folder)
+    if finished is not None:
+        say(console, f"{folder} is finished: {describe(finished)}")
+        return None
+    jobs = queued_jobs(folder) if slurm_is_installed() else []
+    if jobs is None and RunPaths(folder).job_script.exists():
+        raise AlignkdError(f"{folder}: Slurm does not answer, so a job may be writing there; try again later")
+    if jobs:
+        raise UserError(f"{folder}: job {jobs[0].id} is {jobs[0].state.lower()} already; wait for its end")
+    return folder
+
+
+def submit_cache(folder: Path, config: Config, size: JobSize) -> str:
+    """Submit the job, and return its id. A later submission resumes it.
+
+    Raises UserError for a wrong request, before anything is written.
+    """
     if not slurm_is_installed():
         raise UserError("sbatch is not on PATH: this is not a Slurm login node")
     slurm = config.slurm
@@ -33,11 +56,6 @@ def submit_cache(config: Config, size: JobSize) -> str:
     problems = script_problems(slurm, size.nodes, scripts, container_problems(slurm, places))
     if problems:
         raise ConfigError("job of the cache", problems)
-    jobs = queued_jobs(folder)
-    if jobs is None:
-        raise AlignkdError(f"{folder}: Slurm does not answer, so a job may be writing there; try again later")
-    if jobs:
-        raise UserError(f"{folder}: job {jobs[0].id} is {jobs[0].state.lower()} already; wait for its end")
     write_request(folder, config)
     try:
         RunPaths(folder).logs.mkdir(exist_ok=True)

@@ -29,24 +29,32 @@ def start_run(run: Path, manifest: Manifest, console: Console, after: str | None
 
 def stop_run(run: Path) -> dict[str, Any]:
     """Ask a run to save and to stop, without a requeue. Raises UserError when it does not run."""
-    run, backend, jobs = _live(run)
+    run, backend, jobs = _found(run)
+    if not jobs:
+        raise _nothing_to_stop(run)
     job, action = backend.stop(run, jobs)
     return {"run": str(run), "job": job, "action": action}
 
 
 def cancel_run(run: Path) -> dict[str, Any]:
-    """Cancel a run's jobs. The ranks get SIGTERM, and save if the cluster grants the time."""
-    run, backend, jobs = _live(run)
-    job, action = backend.cancel(run, jobs)
-    return {"run": str(run), "job": job, "action": action}
+    """Cancel a run's jobs, or what waits for a run that has ended. The ranks get SIGTERM, and save if the
+    cluster grants the time."""
+    run, backend, jobs = _found(run)
+    done = backend.cancel(run, jobs) if jobs else backend.cancel_waiting(run)
+    if done is None:
+        raise _nothing_to_stop(run)
+    return {"run": str(run), "job": done.job, "action": done.action}
 
 
-def _live(run: Path) -> tuple[Path, Backend, list[QueuedJob]]:
+def _nothing_to_stop(run: Path) -> UserError:
+    return UserError(f"{run} is {inspect_run(run, []).state}; there is nothing to stop")
+
+
+def _found(run: Path) -> tuple[Path, Backend, list[QueuedJob]]:
+    """The absolute path, the back end and the live jobs of a run."""
     run = Path(os.path.abspath(run))
     backend = backend_named(read_manifest(run).backend)
     jobs = backend.live_jobs(run)
     if jobs is None:
         raise UserError("Slurm does not answer here; run this command on a login node of the cluster")
-    if not jobs:
-        raise UserError(f"{run} is {inspect_run(run, jobs).state}; there is nothing to stop")
     return run, backend, jobs

@@ -71,6 +71,8 @@ def checked_scripts(slurm: SlurmSection, options: EvalOptions, size: JobSize) ->
     scripts = render_evaluation(slurm, name, Path(options.out), size.nodes, ranks_per_node)
     places = {f"model {model.name}": Path(model.folder) for model in options.models}
     places |= {"--data": Path(options.data), "--out": Path(options.out)}
+    if options.own is not None and options.own.image_folder is not None:
+        places["--image-folder"] = Path(options.own.image_folder)
     problems = script_problems(slurm, size.nodes, scripts, container_problems(slurm, places))
     if problems:
         raise ConfigError("job of the evaluation", problems)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from launcher.backends import backend_named
+from launcher.commands.logs import QUEUE_SECONDS
 from launcher.commands.states import ONGOING
 from launcher.commands.status import RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LOOK_SECONDS = 5.0  # a queue that is asked more often is a burden to the others
+LOOK_SECONDS = 5.0  # without a queue; each look at one is a burden to the others
 
 
 def watch_state(
@@ -44,4 +46,4 @@ def watch_state(
             shown = text
             if state.state not in ONGOING:
                 return state
-            sleep(LOOK_SECONDS)
+            sleep(QUEUE_SECONDS if backend_named(state.backend).has_queue else LOOK_SECONDS)

@@ -45,12 +45,17 @@ def _mounts(slurm: SlurmSection, environment: Mapping[str, str]) -> list[_Mount]
     home = _mount(str(Path.home()))
     if kind == "apptainer":
         bound = [({**environment, **slurm.export}).get(name, "") for name in _BIND_VARIABLES]
-        given = [*slurm.container.mounts, *(part for text in bound for part in text.split(",") if part)]
-        return [home, _mount("/tmp"), *map(_mount, given)]  # the first two as apptainer's default
+        # The first two are apptainer's default.
+        return [home, *_mounts_in("/tmp", *slurm.container.mounts, *bound)]
     given = list(slurm.container.mounts) if kind == "pyxis" else []
     if "container-mounts" in options:
-        given = str(options["container-mounts"] or "").split(",")
-    return [*map(_mount, filter(None, given)), *([home] if options.get("container-mount-home") else [])]
+        given = [str(options["container-mounts"] or "")]
+    return [*_mounts_in(*given), *([home] if options.get("container-mount-home") else [])]
+
+
+def _mounts_in(*lists: str) -> list[_Mount]:
+    """Each list is of mounts with commas between them, which pyxis and apptainer accept everywhere."""
+    return [_mount(text) for given in lists for text in given.split(",") if text]
 
 
 def _mount(text: str) -> _Mount:

@@ -151,22 +151,38 @@ class SlurmBackend:
             _record_cancelled(run)
         if not all(job.script for job in jobs):
             return Stopped(jobs[0].id, "asked the ranks to save and exit; the allocation is kept")
-        return Stopped(jobs[0].id, "cancelled" + _cancel_evaluation(run))
+        evaluation = _cancel_evaluation(run)
+        if evaluation is None:
+            return Stopped(jobs[0].id, "cancelled")
+        return Stopped(jobs[0].id, f"cancelled, and its evaluation, job {evaluation.job} {evaluation.action}")
+
+    def cancel_waiting(self, run: Path) -> Stopped | None:
+        evaluation = _cancel_evaluation(run)
+        if evaluation is None:
+            return None
+        return Stopped(evaluation.job, f"cancelled the evaluation of the run {evaluation.action}")
 
 
-def _cancel_evaluation(run: Path) -> str:
-    """Cancel the evaluation that waits for the run, and say so: it would stay in the queue for ever.
+def _cancel_evaluation(run: Path) -> Stopped | None:
+    """Cancel the evaluation that waits for the run, which would stay in the queue for ever, and say how to
+    submit it later.
 
     A next stage keeps its place, as a run that can be cancelled by itself.
     """
     following = (read_json(RunPaths(run).next_stage) or {}).get("run")
     if following is None or RunPaths(Path(following)).manifest.exists():
-        return ""
-    waiting = [job for job in queued_jobs(Path(following)) or [] if job.state == "PENDING"]
+        return None
+    jobs = queued_jobs(Path(following))
+    if jobs is None:
+        raise AlignkdError(
+            f"{run}: its jobs are cancelled or have ended, but Slurm does not answer, so its evaluation may "
+            "still be queued; give `alignkd cancel` again later"
+        )
+    waiting = [job.id for job in jobs if job.state == "PENDING"]
     for job in waiting:
-        cancel_job(job.id)
+        cancel_job(job)
     later = f"sbatch {shlex.quote(str(RunPaths(Path(following)).job_script))}"
-    return "".join(f", and its evaluation, job {job.id} (when the run is done: {later})" for job in waiting)
+    return Stopped(waiting[0], f"(when the run is done: {later})") if waiting else None
 
 
 def _awaited_job(run: Path) -> str | None:

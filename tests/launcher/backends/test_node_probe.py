@@ -76,6 +76,7 @@ def test_another_folder_of_the_same_name_is_not_the_shared_one(places: list[Plac
 def test_a_place_that_hangs_counts_as_not_seen(places: list[Place]) -> None:
     """The script is killed while it looks there: its answers end."""
     assert unseen("n1 yes run.folder\nn2", places) == {"n1": places[1:]}
+    assert unseen("n1 yes run.folder\nn2", places, ["n2"]) == {"n2": places, "n1": places[1:]}
 
 
 def test_a_shared_place_that_is_gone_here_too_is_not_an_error_here(tmp_path: Path) -> None:

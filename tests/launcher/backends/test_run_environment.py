@@ -66,6 +66,11 @@ def test_without_env_sh_the_ranks_get_the_environment_of_the_launcher(make_run) 
     ("text", "message"),
     [
         ("exit 3\n", "env.sh: ended with exit code 3; see slurm.modules and slurm.activate"),
+        ("return 3\n", "env.sh: ended with exit code 3"),
+        ("set -e\nfalse\necho not reached\n", "env.sh: ended with exit code 1"),
+        ("if true; then\n", r"env.sh: ended with exit code [12]"),
+        ("exit 0\n", "env.sh: ended with exit code 0"),
+        ("trap 'echo bye' EXIT\nexit 0\n", "env.sh: ended with exit code 0"),
         ("export PYTHON=/gone/python\n", "env.sh: PYTHON=/gone/python is not on this machine"),
     ],
 )

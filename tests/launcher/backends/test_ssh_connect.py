@@ -93,6 +93,17 @@ def test_a_host_that_refuses_at_first_is_asked_again_what_it_sees(ssh: Path, mak
         check_hosts(run, [Host("one", 1), Host("two", 1)])
 
 
+def test_a_host_on_which_looking_at_the_run_folder_hangs_does_not_see_it(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prints its port before it looks, and nothing more until it is killed."""
+    run, _ = make_run(backend="ssh")
+    body = 'bash -c "${@: -1}" | if [[ ${@: -2:1} == two ]]; then head -n 1; else cat; fi'
+    put_program(tmp_path / "bin", "ssh", body, monkeypatch)
+    with pytest.raises(UserError, match=f"  - two cannot see run.folder = {run}: it must be on a file syst"):
+        check_hosts(run, [Host("one", 1), Host("two", 1)])
+
+
 def test_the_port_is_one_that_the_master_says_is_free(make_run, tmp_path, monkeypatch) -> None:
     """What this machine listens on says nothing about the master."""
     run, manifest = make_run(backend="ssh")

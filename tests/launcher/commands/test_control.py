@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from alignkd.errors import UserError
+from alignkd.errors import AlignkdError, UserError
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
@@ -104,6 +104,43 @@ def test_a_cancel_takes_the_waiting_evaluation_along_but_no_other_job(
         f", and its evaluation, job 8 (when the run is done: sbatch {shlex.quote(f'{following}/job.sbatch')})"
     )
     assert done == {"run": str(run), "job": "7", "action": f"cancelled{later}" if taken else "cancelled"}
+
+
+def test_a_cancel_takes_the_waiting_evaluation_along_when_the_run_has_ended(
+    slurm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, following = slurm_run, tmp_path / "next"
+    following.mkdir()
+    link(run, following)
+    job = QueuedJob("8", "PENDING", "DependencyNeverSatisfied", None, str(following / "job.sbatch"))
+    queue = [job]
+    monkeypatch.setattr(slurm, "own_jobs", lambda: queue)
+    monkeypatch.setattr(slurm, "queued_jobs", lambda folder: jobs_of(folder, queue))
+    monkeypatch.setattr(slurm, "cancel_job", lambda job: queue.pop().id == job)
+    with pytest.raises(UserError, match="nothing to stop"):
+        control.stop_run(run)
+    later = f"(when the run is done: sbatch {following}/job.sbatch)"
+    action = f"cancelled the evaluation of the run {later}"
+    assert control.cancel_run(run) == {"run": str(run), "job": "8", "action": action}
+    assert queue == []
+    assert not RunPaths(run).stop.exists()  # the next start is not meant
+    with pytest.raises(UserError, match="nothing to stop"):
+        control.cancel_run(run)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_cancel_says_so_when_slurm_does_not_answer_about_the_evaluation(
+    slurm_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    link(slurm_run, tmp_path)
+    jobs = [] if ended else [QueuedJob("7", "RUNNING", "None", None, str(slurm_run / "job.sbatch"))]
+    cancelled: list[str] = []
+    monkeypatch.setattr(slurm, "own_jobs", lambda: jobs)
+    monkeypatch.setattr(slurm, "queued_jobs", lambda _: None)
+    monkeypatch.setattr(slurm, "cancel_job", cancelled.append)
+    with pytest.raises(AlignkdError, match="does not answer, so its evaluation may still be queued"):
+        control.cancel_run(slurm_run)
+    assert cancelled == [job.id for job in jobs]
 
 
 @pytest.mark.parametrize(("state", "sent"), [("RUNNING", ["7"]), ("COMPLETING", []), ("CONFIGURING", [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,13 @@ class Queue:
     """In place of Slurm: the queue that it shows, and the folders whose job was submitted."""
 
     jobs: list[QueuedJob] | None = []
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...] | None = ()  # None: those of the container, as they are
 
     def __init__(self) -> None:
         self.submitted: list[Path] = []
+
+    def refusals(self, _slurm: object, _nodes: int, _scripts: object, container: list[str]) -> list[str]:
+        return container if self.problems is None else list(self.problems)
 
     def submit(self, out: Path) -> str:
         self.submitted.append(out)
@@ -34,7 +38,7 @@ class Queue:
 def queue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Queue:
     queue = Queue()
     monkeypatch.setattr(evaluate_job, "slurm_is_installed", lambda: True)
-    monkeypatch.setattr(evaluate_job, "script_problems", lambda *_: list(queue.problems))
+    monkeypatch.setattr(evaluate_job, "script_problems", queue.refusals)
     monkeypatch.setattr(evaluate_job, "queued_jobs", lambda _: queue.jobs)
     monkeypatch.setattr(evaluate_job, "submit", queue.submit)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "site"))
@@ -113,6 +117,21 @@ def test_nothing_is_written_for_a_job_that_is_refused(
     with pytest.raises(error, match=message):
         submitted(asked, **given)
     assert not Path(asked.out).exists()
+    assert queue.submitted == []
+
+
+def test_a_container_must_show_all_that_the_evaluation_reads(
+    queue: Queue, asked: EvalOptions, tmp_path: Path
+) -> None:
+    queue.problems = None
+    profile = tmp_path / "site" / "alignkd" / "site.yaml"
+    profile.parent.mkdir(parents=True)
+    container = f"{{kind: pyxis, image: x, mounts: ['{tmp_path}/out,{tmp_path}/data']}}"
+    profile.write_text(f"slurm: {{container: {container}}}\n")
+    with pytest.raises(UserError) as refused:
+        submitted(asked)
+    places = re.findall("- (.*) = .*: no mount of the container shows it there", str(refused.value))
+    assert places == ["model student", "--image-folder"]
     assert queue.submitted == []
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from launcher.cli.app import app
 from launcher.commands import status, watch
+from launcher.commands.logs import QUEUE_SECONDS
 from launcher.commands.states import State
 from launcher.commands.status import RunState, current_state
 from launcher.commands.watch import LOOK_SECONDS, watch_state
@@ -40,6 +41,12 @@ def test_it_looks_until_the_run_has_ended(states: list[RunState]) -> None:
     assert text == "running\nstep 1\n\nrunning\nstep 2\n\ndone\nstep 3\n\n"
     assert waits == [LOOK_SECONDS] * 3
     assert last is states[-1]
+
+
+def test_slurm_is_asked_less_often(states: list[RunState]) -> None:
+    _, waits, _ = watched([replace(state, backend="slurm") for state in states], terminal=False)
+    assert waits == [QUEUE_SECONDS] * 3
+    assert QUEUE_SECONDS >= 30
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def test_each_container_has_mounts_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert problems(home, [], srun_options={"container-mount-home": True}) == []
 
 
+@pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
+def test_an_entry_may_hold_several_mounts(kind: str) -> None:
+    mounts = ["/runs:/runs,/data", "/more:/more:ro,/models:/models"]
+    for folder in ("/runs", "/data", "/more", "/models"):
+        assert problems(Path(folder) / "x", mounts, kind) == []
+    assert problems(Path("/other/x"), mounts, kind) != []
+
+
 def test_srun_options_override_the_mounts_and_may_start_a_container_alone() -> None:
     other = {"container-image": "x", "container-mounts": "/runs:/runs,/data:/data"}
     assert problems(Path("/runs/x"), ["/elsewhere"], srun_options=other) == []
