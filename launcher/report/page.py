@@ -48,6 +48,7 @@ class TaskScores:
     """The scores of one task as a chart, and the differences of the first run's student below it."""
 
     title: str
+    student: str  # the first run's; "-" where only other models answered
     scores: Intervals
     differences: Intervals | None
     verdicts: tuple[Difference, ...]
@@ -89,9 +90,11 @@ def task_scores(report: Report) -> list[TaskScores]:
         compared = [one for one in report.differences if (one.task, one.first.note) == (task, note)]
         questions = members[0].score.overall.questions
         title = ", ".join(part for part in (task, note, counted(questions, "question")) if part)
+        student = next((_score_text(one) for one in members if one.is_student_in_question), "-")
         found.append(
             TaskScores(
                 title,
+                student,
                 intervals(map(_score_row, members), with_zero=False),
                 intervals(map(_difference_row, compared), with_zero=True) if compared else None,
                 tuple(compared),
@@ -101,12 +104,21 @@ def task_scores(report: Report) -> list[TaskScores]:
 
 
 def _score_row(one: Evaluation) -> tuple[int | None, str, str, float, float, float, str]:
+    value, low, high = _score(one)
+    role = "" if one.name == one.place.role or one.place.run else str(one.place.role)
+    return one.place.student_of, one.name, role, value, low, high, _score_text(one)
+
+
+def _score(one: Evaluation) -> tuple[float, float, float]:
+    """(value, low, high); the interval has no width where there is no standard error."""
     score = one.score.score
     half = 0.0 if score.standard_error is None else numbers.half_interval(score.standard_error)
-    low, high = score.value - half, score.value + half
-    text = f"{score.value:.1f}" + (f" ({low:.1f} to {high:.1f})" if half else "")
-    role = "" if one.name == one.place.role or one.place.run else str(one.place.role)
-    return one.place.student_of, one.name, role, score.value, low, high, text
+    return score.value, score.value - half, score.value + half
+
+
+def _score_text(one: Evaluation) -> str:
+    value, low, high = _score(one)
+    return f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if low < high else "")
 
 
 def _difference_row(one: Difference) -> tuple[int | None, str, str, float, float, float, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_the_page_answers_the_three_questions(run: Path, evaluate) -> None:
     ):
         assert said in trust
     assert "⚠" not in text
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_another_models_score_is_not_shown_as_the_students(run: Path, evaluate, parts: int) -> None:
+    """More than two tasks, or parts of one, are a table."""
+    out = evaluate({"s": (run, 30), "t": (TEACHER, 36)})
+    for number in range(1, parts):
+        shutil.copy(out / "t" / "own.jsonl", out / "t" / f"own.first-{40 + number}.jsonl")
+    shutil.rmtree(out / "s")
+    html = render_page(read_report([run], [out]))
+    first_screen = html[: html.index("What did each term do?")]
+    text = r'<p class="big">(.*?) <small>' if parts == 1 else r'</td><td class="n">(.*?)</td><td class="n">'
+    assert re.findall(text, first_screen) == ["-"] * parts
+    assert "90.0 (" in html
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(run: Path) -> None:
