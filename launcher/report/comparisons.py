@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignkd.evaluate.score_report import compare
-from launcher.report.evaluations import Evaluation
+from launcher.report.evaluations import Evaluation, by_questions
 from launcher.report.numbers import MINUS, signed
 
 
@@ -24,7 +24,7 @@ class Difference:
 
     @property
     def title(self) -> str:
-        return f"{self.first.name} {MINUS} {self.second.name}"
+        return f"{self.first.title} {MINUS} {self.second.title}"
 
     @property
     def verdict(self) -> str:
@@ -39,29 +39,34 @@ class Difference:
 
 
 def differences(evaluations: Sequence[Evaluation]) -> tuple[list[Difference], list[str]]:
-    """Of each task, the first run's student minus every other model; and what could not be compared."""
+    """Of each task, the first run's student minus every other model; and what could not be compared.
+
+    ``evaluations`` are in the order of `find_evaluations`. Steps of the student are compared with each other
+    once: the newer minus the older.
+    """
     found, problems = [], []
-    for student in evaluations:
-        if not student.is_student_in_question:
-            continue
-        for other in evaluations:
-            if (other.task, other.note) != (student.task, student.note) or other.name == student.name:
+    for members in by_questions(evaluations):
+        for number, student in enumerate(members):
+            if not student.is_student_in_question:
                 continue
-            try:
-                (comparison,) = compare([student.score], [other.score])
-            except ValueError as error:
-                problems.append(f"{student.file} and {other.file}: not compared: {error}")
-                continue
-            test, difference = comparison.mcnemar, comparison.difference
-            found.append(
-                Difference(
-                    student.task,
-                    student,
-                    other,
-                    difference.value,
-                    difference.low,
-                    difference.high,
-                    None if test is None else test.p_value,
-                )
-            )
+            for other in members[number + 1 :]:
+                try:
+                    found.append(_difference(student, other))
+                except ValueError as error:
+                    problems.append(f"{student.file} and {other.file}: not compared: {error}")
     return found, problems
+
+
+def _difference(student: Evaluation, other: Evaluation) -> Difference:
+    """Raises ValueError for answers to different questions."""
+    (comparison,) = compare([student.score], [other.score])
+    test, difference = comparison.mcnemar, comparison.difference
+    return Difference(
+        student.task,
+        student,
+        other,
+        difference.value,
+        difference.low,
+        difference.high,
+        None if test is None else test.p_value,
+    )
