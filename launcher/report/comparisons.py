@@ -9,6 +9,8 @@ from alignkd.evaluate.score_report import compare
 from launcher.report.evaluations import Evaluation, by_questions
 from launcher.report.numbers import MINUS, signed
 
+SIGNIFICANT = 0.05  # p of a test that goes with 95 % intervals
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -28,14 +30,28 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says, and no more."""
+        """What the interval and the test say, and no more."""
+        if None in (self.first.score.score.standard_error, self.second.score.score.standard_error):
+            return "too few questions"
+        if self.low == self.high and self.value != 0:
+            return "no interval"  # all questions differ alike: the bootstrap cannot say how far that holds
+        if self.p_value is not None and self.p_value >= SIGNIFICANT:
+            return "no difference shown"
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference shown"
 
     @property
+    def finding(self) -> str:
+        """The verdict, with the test's p where there is one."""
+        if self.p_value is None:
+            return self.verdict
+        return f"{self.verdict}, p {'< 0.001' if self.p_value < 0.001 else f'= {self.p_value:.2g}'}"
+
+    @property
     def text(self) -> str:
-        return f"{signed(self.value)} ({signed(self.low)} to {signed(self.high)})"
+        value = signed(self.value)
+        return value if self.low == self.high else f"{value} ({signed(self.low)} to {signed(self.high)})"
 
 
 def differences(evaluations: Sequence[Evaluation]) -> tuple[list[Difference], list[str]]:

@@ -126,7 +126,7 @@ def _score_text(one: Evaluation) -> str:
 
 
 def _difference_row(one: Difference) -> tuple[int | None, str, str, float, float, float, str]:
-    return 0, one.title, one.verdict, one.value, one.low, one.high, one.text
+    return 0, one.title, one.finding, one.value, one.low, one.high, one.text
 
 
 def missing_scores(report: Report) -> list[str]:

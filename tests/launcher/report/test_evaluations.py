@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,36 @@ def test_a_difference_whose_interval_holds_zero_is_no_verdict(run: Path, evaluat
     (difference,) = report.differences
     assert (difference.value, difference.high) == (-2.5, 0.0)
     assert difference.verdict == "no difference shown"
+    assert replace(difference, p_value=None).verdict == "no difference shown"  # without a test, too
+
+
+def test_a_difference_that_the_test_does_not_confirm_is_no_verdict(run: Path, evaluate) -> None:
+    """McNemar's p of 5 questions against 0 is 2 / 2^5."""
+    report = report_on(run, evaluations=(evaluate({"s": (run, 30), "t": (TEACHER, 35)}),))
+    (difference,) = report.differences
+    assert difference.high < 0
+    assert difference.finding == "no difference shown, p = 0.062"
+    assert replace(difference, p_value=None).finding == "worse"  # of answers that may be partly right
+
+
+@pytest.mark.parametrize(
+    ("questions", "right", "finding", "text"),
+    [
+        (1, 0, "too few questions, p = 1", f"{MINUS}100.0"),
+        (2, 0, "no interval, p = 0.5", f"{MINUS}100.0"),
+        (2, 2, "no difference shown, p = 1", "+0.0"),
+    ],
+)
+def test_an_interval_without_width_is_no_verdict(
+    run: Path, evaluate, questions: int, right: int, finding: str, text: str
+) -> None:
+    """The bootstrap draws the same difference again and again."""
+    out = evaluate({"s": (run, right), "t": (TEACHER, questions)}, questions=questions)
+    (difference,) = report_on(run, evaluations=(out,)).differences
+    assert difference.low == difference.high
+    assert (difference.finding, difference.text) == (finding, text)
+    (row,) = task_scores(report_on(run, evaluations=(out,)))[0].differences.rows
+    assert row.note == finding
 
 
 def test_models_whose_folder_is_not_known_any_more_are_known_by_the_name_that_eval_gives(
