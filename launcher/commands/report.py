@@ -93,7 +93,18 @@ def _runs(folders: Sequence[Path]) -> list[RunFacts]:
         raise UserError("a run is given twice; name each once")
     if len(places) > MAX_RUNS:
         raise UserError(f"{len(places)} runs are given; one page shows at most {MAX_RUNS}")
-    return [read_run_facts(place, _health(place)) for place in places]
+    return [
+        replace(read_run_facts(place, _health(place)), name=_short_name(place, places)) for place in places
+    ]
+
+
+def _short_name(place: Path, places: Sequence[Path]) -> str:
+    """The last parts of the path, as many as no other of ``places`` ends with."""
+    for depth in range(1, len(place.parts)):
+        tail = place.parts[-depth:]
+        if sum(one.parts[-depth:] == tail for one in places) == 1:
+            return "/".join(tail)
+    return str(place)
 
 
 def _health(run: Path) -> Health:

@@ -12,7 +12,7 @@ from alignkd.errors import UserError
 from alignkd.evaluate.answers import read_answers
 from alignkd.evaluate.tasks.pictures import Picture, open_picture
 from alignkd.evaluate.tasks.task import Question
-from launcher.report.evaluations import Evaluation
+from launcher.report.evaluations import Evaluation, by_questions
 
 THUMBNAIL = 168  # pixels per side, at most
 _QUALITY = 85  # of its JPEG
@@ -43,19 +43,18 @@ def answer_pictures(evaluations: Sequence[Evaluation], count: int) -> list[Answe
     """Up to ``count`` wrong and as many right answers to each task, evenly spread over the questions. Tasks
     with partly right answers have none. Raises UserError for questions that cannot be read."""
     found = []
-    for student in evaluations:
-        if not student.is_student_in_question or student.score.right is None:
+    for members in by_questions(evaluations):
+        student, right = members[0], members[0].score.right
+        if not student.is_student_in_question or right is None:
             continue
-        same = [one for one in evaluations if (one.task, one.note) == (student.task, student.note)]
-        models = [student, *(one for one in same if one is not student and one.score.right is not None)]
+        models = [one for one in members if one.score.right is not None]
         texts = [
             {answer.question_id: answer.text for answer in read_answers(one.file).answers} for one in models
         ]
-        right = student.score.right
         questions = [one for one in student.questions() if str(one.question_id) in right]
         for wanted in (False, True):
-            members = [one for one in questions if right[str(one.question_id)] is wanted]
-            for question in _spread(members, count):
+            answered = [one for one in questions if right[str(one.question_id)] is wanted]
+            for question in _spread(answered, count):
                 said = tuple(
                     _said(one, of_model, question) for one, of_model in zip(models, texts, strict=True)
                 )
@@ -68,7 +67,7 @@ def answer_pictures(evaluations: Sequence[Evaluation], count: int) -> list[Answe
 
 def _said(one: Evaluation, texts: dict[str, str], question: Question) -> Said:
     key = str(question.question_id)
-    return Said(one.name, texts.get(key, "")[:_MOST_TEXT], bool((one.score.right or {}).get(key)))
+    return Said(one.title, texts.get(key, "")[:_MOST_TEXT], bool((one.score.right or {}).get(key)))
 
 
 def _spread(questions: Sequence[Question], count: int) -> list[Question]:

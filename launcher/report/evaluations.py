@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -39,17 +40,27 @@ class Place:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model's answers to one task. ``note`` says what is not usual: a checkpoint, a part of the
-    questions."""
+    """One model's answers to one task, or to a part of its questions."""
 
     name: str
     place: Place
+    step: int | None  # of the checkpoint that was asked for
     task: str
-    note: str
+    part: str  # which of the questions; empty: all
     file: Path
     data: Path
     definition: Task
     score: TaskScore
+    qualifier: str = ""  # tells it apart from other models of this name
+
+    @property
+    def label(self) -> str:
+        return self.name if self.step is None else f"{self.name}, step {self.step}"
+
+    @property
+    def title(self) -> str:
+        """As no other model of the page is called."""
+        return f"{self.label} ({self.qualifier})" if self.qualifier else self.label
 
     @property
     def is_student_in_question(self) -> bool:
@@ -63,10 +74,10 @@ class Evaluation:
 def find_evaluations(runs: Sequence[RunFacts], folders: Sequence[Path]) -> tuple[list[Evaluation], list[str]]:
     """Evaluations in ``folders`` (of `alignkd eval --out`) and in RUN/eval, and what could not be scored.
 
-    Of each task the first run's student comes first, then its start, its teacher, and the other runs' models.
-    Raises UserError for one of ``folders`` that no evaluation wrote.
+    Of each task the first run's student comes first (its newest step first), then its start, its teacher,
+    and the other runs' models. Raises UserError for one of ``folders`` that no evaluation wrote.
     """
-    found: dict[tuple[str, str, str], Evaluation] = {}
+    found: dict[tuple[object, ...], Evaluation] = {}
     problems: list[str] = []
     follow_ups = [RunPaths(run.folder).evaluation for run in runs]
     for out in [*folders, *(out for out in follow_ups if (out / OPTIONS_FILE).is_file())]:
@@ -82,11 +93,39 @@ def find_evaluations(runs: Sequence[RunFacts], folders: Sequence[Path]) -> tuple
             except UserError as error:
                 problems.append(str(error))
                 continue
-            found.setdefault((name, evaluation.task, evaluation.note), evaluation)
-    order = list(Role)
-    return sorted(
-        found.values(), key=lambda one: (one.task, one.note, one.place.run, order.index(one.place.role))
-    ), problems
+            key = (name, place, evaluation.step, evaluation.task, evaluation.part)
+            first = found.setdefault(key, evaluation)
+            if first.file.resolve() != file.resolve():
+                problems.append(f"{file}: not shown: {first.file} has answers of the same model to this task")
+    return _told_apart(sorted(found.values(), key=_order), runs), problems
+
+
+def by_questions(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Those of the same task and part of its questions together, in their order."""
+    groups: dict[tuple[str, str], list[Evaluation]] = {}
+    for one in evaluations:
+        groups.setdefault((one.task, one.part), []).append(one)
+    return list(groups.values())
+
+
+def _order(one: Evaluation) -> tuple[str, str, int, int, float]:
+    newest_first = -math.inf if one.step is None else -one.step
+    return one.task, one.part, one.place.run, list(Role).index(one.place.role), newest_first
+
+
+def _told_apart(evaluations: Sequence[Evaluation], runs: Sequence[RunFacts]) -> list[Evaluation]:
+    """With a qualifier where several models have one name: two folders, or two runs, may be called alike."""
+    places: dict[str, set[Place]] = {}
+    for one in evaluations:
+        places.setdefault(one.name, set()).add(one.place)
+    return [
+        replace(one, qualifier=_qualifier(one.place, runs)) if len(places[one.name]) > 1 else one
+        for one in evaluations
+    ]
+
+
+def _qualifier(place: Place, runs: Sequence[RunFacts]) -> str:
+    return str(place.role) if len(runs) == 1 else f"{place.role} of {runs[place.run].name}"
 
 
 def _answer_files(
@@ -132,13 +171,12 @@ def _models_of(run: RunFacts, role: Role) -> list[Path]:
 def _evaluation(options: EvalOptions, name: str, place: Place, file: Path) -> Evaluation:
     """Raises UserError for answers that cannot be scored."""
     task_name, dot, first = file.stem.partition(".")
-    notes = [f"{first.replace('first-', 'first ')} questions"] if dot else []
+    part = f"{first.replace('first-', 'first ')} questions" if dot else ""
     data = Path(options.data)
     task = _task(task_name, options, file)
     score = score_file(task, file, data, partial=bool(dot))
-    if place.student_of is not None and options.step is not None and name in _names(options):
-        notes.append(f"step {options.step}")
-    return Evaluation(name, place, task_name, ", ".join(notes), file, data, task, score)
+    step = options.step if place.student_of is not None and name in _names(options) else None
+    return Evaluation(name, place, step, task_name, part, file, data, task, score)
 
 
 def _names(options: EvalOptions) -> set[str]:

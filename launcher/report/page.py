@@ -20,7 +20,7 @@ from launcher.report.charts import Intervals, Panel, intervals, panel
 from launcher.report.columns import AVERAGED_STEPS
 from launcher.report.comparisons import Difference
 from launcher.report.differences import Key, keys_of
-from launcher.report.evaluations import Evaluation, Role
+from launcher.report.evaluations import Evaluation, Role, by_questions
 from launcher.report.focus_pictures import FocusPicture
 from launcher.report.health import facts_of
 from launcher.report.run_facts import RunFacts
@@ -48,9 +48,10 @@ class TaskScores:
     """The scores of one task as a chart, and the differences of the first run's student below it."""
 
     title: str
+    student: str  # score of the first run's, at its newest step; "-" where only other models answered
     scores: Intervals
     differences: Intervals | None
-    verdicts: tuple[Difference, ...]
+    verdicts: tuple[Difference, ...]  # of the same student
 
 
 def render_page(report: Report) -> str:
@@ -84,33 +85,48 @@ def render_page(report: Report) -> str:
 def task_scores(report: Report) -> list[TaskScores]:
     """One per task and part of it, in the order of the evaluations."""
     found = []
-    for task, note in dict.fromkeys((one.task, one.note) for one in report.evaluations):
-        members = [one for one in report.evaluations if (one.task, one.note) == (task, note)]
-        compared = [one for one in report.differences if (one.task, one.first.note) == (task, note)]
-        questions = members[0].score.overall.questions
-        title = ", ".join(part for part in (task, note, counted(questions, "question")) if part)
+    for members in by_questions(report.evaluations):
+        task, part = members[0].task, members[0].part
+        compared = [one for one in report.differences if (one.task, one.first.part) == (task, part)]
+        questions = counted(members[0].score.overall.questions, "question")
+        title = ", ".join(text for text in (task, part, questions) if text)
+        student = next((one for one in members if one.is_student_in_question), None)
         found.append(
             TaskScores(
                 title,
+                "-" if student is None else _student_text(student),
                 intervals(map(_score_row, members), with_zero=False),
                 intervals(map(_difference_row, compared), with_zero=True) if compared else None,
-                tuple(compared),
+                tuple(one for one in compared if one.first is student),
             )
         )
     return found
 
 
 def _score_row(one: Evaluation) -> tuple[int | None, str, str, float, float, float, str]:
+    value, low, high = _score(one)
+    role = "" if one.name == one.place.role or one.place.run else str(one.place.role)
+    return one.place.student_of, one.label, one.qualifier or role, value, low, high, _score_text(one)
+
+
+def _score(one: Evaluation) -> tuple[float, float, float]:
+    """(value, low, high); the interval has no width where there is no standard error."""
     score = one.score.score
     half = 0.0 if score.standard_error is None else numbers.half_interval(score.standard_error)
-    low, high = score.value - half, score.value + half
-    text = f"{score.value:.1f}" + (f" ({low:.1f} to {high:.1f})" if half else "")
-    role = "" if one.name == one.place.role or one.place.run else str(one.place.role)
-    return one.place.student_of, one.name, role, score.value, low, high, text
+    return score.value, score.value - half, score.value + half
+
+
+def _student_text(one: Evaluation) -> str:
+    return _score_text(one) + ("" if one.step is None else f" at step {one.step}")
+
+
+def _score_text(one: Evaluation) -> str:
+    value, low, high = _score(one)
+    return f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if low < high else "")
 
 
 def _difference_row(one: Difference) -> tuple[int | None, str, str, float, float, float, str]:
-    return 0, one.title, one.verdict, one.value, one.low, one.high, one.text
+    return 0, one.title, one.finding, one.value, one.low, one.high, one.text
 
 
 def missing_scores(report: Report) -> list[str]:
@@ -136,8 +152,7 @@ def category_tables(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[s
     """(title, columns, rows) of each kind of category of each task; one column per model. What has a single
     category says nothing that the score does not."""
     tables = []
-    for task, note in dict.fromkeys((one.task, one.note) for one in evaluations):
-        members = [one for one in evaluations if (one.task, one.note) == (task, note)]
+    for members in by_questions(evaluations):
         for title, categories in members[0].score.categories.items():
             if len(categories) < 2:
                 continue
@@ -148,8 +163,8 @@ def category_tables(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[s
                 guessed = [_cell(first.estimates[name]) for name in _guesses(first)]
                 rows.append([category, *shown, *guessed, str(first.questions)])
             guesses = [name.replace("_", " ") for name in _guesses(next(iter(categories.values())))]
-            columns = [title, *(one.name for one in members), *guesses, "questions"]
-            tables.append((f"{task} by {title}", columns, rows))
+            columns = [title, *(one.title for one in members), *guesses, "questions"]
+            tables.append((f"{members[0].task} by {title}", columns, rows))
     return tables
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,6 +81,30 @@ def test_the_page_answers_the_three_questions(run: Path, evaluate) -> None:
     ):
         assert said in trust
     assert "⚠" not in text
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_another_models_score_is_not_shown_as_the_students(run: Path, evaluate, parts: int) -> None:
+    """More than two tasks, or parts of one, are a table."""
+    out = evaluate({"s": (run, 30), "t": (TEACHER, 36)})
+    for number in range(1, parts):
+        shutil.copy(out / "t" / "own.jsonl", out / "t" / f"own.first-{40 + number}.jsonl")
+    shutil.rmtree(out / "s")
+    html = render_page(read_report([run], [out]))
+    first_screen = html[: html.index("What did each term do?")]
+    text = r'<p class="big">(.*?) <small>' if parts == 1 else r'</td><td class="n">(.*?)</td><td class="n">'
+    assert re.findall(text, first_screen) == ["-"] * parts
+    assert "90.0 (" in html
+
+
+def test_the_table_of_many_tasks_has_scores_and_findings(run: Path, evaluate) -> None:
+    out = evaluate({"s": (run, 30), "t": (TEACHER, 36)})
+    for model, number in itertools.product(("s", "t"), (41, 42)):
+        shutil.copy(out / model / "own.jsonl", out / model / f"own.first-{number}.jsonl")
+    text = squeezed(page_of(run, evaluations=(out,)))
+    rows = re.findall(r"40 questions 75\.0 \(61\.4 to 88\.6\) (\S+ \([^)]*\) against .*?0\.031)", text)
+    assert len(rows) == 3
+    assert all(re.fullmatch(r"\N{MINUS SIGN}15\.0 \(.*\) against t: worse, p = 0\.031", row) for row in rows)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(run: Path) -> None:
