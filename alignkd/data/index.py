@@ -75,6 +75,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.source)
 
+    def entries_hash(self) -> str:
+        """sha256 of which entry of which source each sample is, in order."""
+        arrays = np.stack([self.source, self.entry]).astype("<i8")
+        return hashlib.sha256(arrays.tobytes()).hexdigest()
+
     def summary(self) -> str:
         """For the log: the number of samples, and how many were removed and why."""
         lines = [f"{report.file}: {self._describe(report)}" for report in self.reports]

@@ -33,7 +33,7 @@ from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 from alignkd.teacher.cache_shards import CachedHidden
 from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import Teacher, held_bytes
-from alignkd.teacher_cache.check import checked_manifest
+from alignkd.teacher_cache.check import check_samples, checked_manifest
 from alignkd.teacher_cache.folder import Identity
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
 
     progress.report("loading", total_steps=total_steps)
-    cache = _cache_identity(config, ranks)
+    cache = _cache_identity(config, index, ranks)
     engine, teacher = _build_models(config, files, ranks, cache)
     attach_shard_files(engine)
     found = find_checkpoint(run, ranks, config.checkpoint.keep_last)
@@ -85,12 +85,18 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     return TrainingState(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, identity)
 
 
-def _cache_identity(config: Config, ranks: Ranks) -> Identity | None:
+def _cache_identity(config: Config, index: Index, ranks: Ranks) -> Identity | None:
     """Of the teacher's cache, if the run reads one. Raises UserError on all ranks when it does not fit."""
     if not config.distillation.enabled or config.teacher.placement != "cached":
         return None
     found: list[Identity] = []
-    ranks.run_on_rank0(lambda: found.append(checked_manifest(config).identity))
+
+    def read() -> None:
+        identity = checked_manifest(config).identity
+        check_samples(config, identity, len(index), index.entries_hash())
+        found.append(identity)
+
+    ranks.run_on_rank0(read)
     shared: Identity = ranks.broadcast_object(found[0] if found else None)
     return shared
 

@@ -71,9 +71,9 @@ class _FusedLogitLosses(torch.autograd.Function):
                 del slope
             d_logits = d_logits.to(weight_WD.dtype)
             d_hidden[part] = d_logits @ weight_WD
-            d_weight = _add_product(d_weight, d_logits.T, hidden_CD)
+            if ctx.needs_input_grad[1]:  # not of a frozen head
+                d_weight = _add_product(d_weight, d_logits.T, hidden_CD)
             del d_logits  # before the next chunk's is made
-        assert d_weight is not None, "there is at least one chunk"
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.mark_non_differentiable(sums)
         ctx.unit, ctx.dtypes = unit, (hidden_ND.dtype, weight_WD.dtype)
@@ -85,7 +85,8 @@ class _FusedLogitLosses(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         factor = gradient * ctx.unit
         # In place, to save memory; autograd then refuses a second backward.
-        return d_hidden.mul_(factor).to(hidden_dtype), d_weight.mul_(factor).to(weight_dtype), None, None
+        d_hidden = d_hidden.mul_(factor).to(hidden_dtype)
+        return d_hidden, None if d_weight is None else d_weight.mul_(factor).to(weight_dtype), None, None
 
 
 def sums_and_gradient(

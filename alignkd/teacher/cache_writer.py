@@ -111,6 +111,7 @@ def _identity(config: Config, index: Index, model: VisionLanguageModel, shard_sa
         width=model.facts.hidden_size,
         samples=len(index),
         shard_samples=shard_samples,
+        entries=index.entries_hash(),
     )
 
 

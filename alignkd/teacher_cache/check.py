@@ -7,7 +7,7 @@ from pathlib import Path
 from alignkd.config.schema import Config
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.families.table import MOBILEVLM, family_name
-from alignkd.teacher_cache.folder import Manifest, read_manifest, size_problems
+from alignkd.teacher_cache.folder import Identity, Manifest, read_manifest, size_problems
 from alignkd.teacher_cache.key import cache_key, differences
 
 SHOWN = 3
@@ -30,6 +30,17 @@ def checked_manifest(config: Config) -> Manifest:
             _lines(f"teacher.cache = {folder}: the cache is damaged; {hint}", problems[:SHOWN] + more)
         )
     return manifest
+
+
+def check_samples(config: Config, identity: Identity, samples: int, entries: str) -> None:
+    """Raises UserError when the cache has other samples than the run's index, whose size and
+    ``Index.entries_hash`` are given: another version of alignkd may have kept other entries of the same
+    records, and their numbers would then mean other samples."""
+    if (identity.samples, identity.entries) != (samples, entries):
+        raise UserError(
+            f"teacher.cache = {cache_folder(config)}: the cache is stale: {identity.samples:,} samples "
+            f"in it and {samples:,} in the run, which are not the same entries of the records; write it anew"
+        )
 
 
 def cache_folder(config: Config) -> Path:

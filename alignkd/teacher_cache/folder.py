@@ -27,7 +27,7 @@ from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 
-FORMAT = 1
+FORMAT = 2
 SHARD_SAMPLES = 128  # of a 7B teacher: about half a gigabyte, which its rank holds in host memory
 
 
@@ -80,6 +80,7 @@ class Identity:
     width: int  # D, of a hidden state
     samples: int  # of the index
     shard_samples: int
+    entries: str  # ``Index.entries_hash``: which entry each sample number means
 
     @property
     def shard_count(self) -> int:

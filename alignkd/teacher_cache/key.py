@@ -21,7 +21,8 @@ from alignkd.models.configuration import read_model_config
 WEIGHTS = ("*.safetensors", "*.bin")
 MEANINGS = {  # what a user calls the parts of the key
     "teacher": "the teacher's weights or configuration",
-    "records": "the records, or the settings that remove some (data.max_length, data.on_bad_sample)",
+    "records": "the records, or the settings that remove some (data.max_length, data.max_image_pixels, "
+    "data.on_bad_sample)",
     "images": "the contents of the images",
     "template": "the templates of the records (template, image_aspect_ratio)",
     "tokenizer": "the tokenizer",
@@ -48,6 +49,7 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]]) -> dict[str, st
     records = {
         "files": [JsonListFile(source.file).sha256() for source in data.sources],
         "max_length": data.max_length,
+        "max_image_pixels": data.max_image_pixels,
         "on_bad_sample": data.on_bad_sample,
     }
     template = [[source.template, source.image_aspect_ratio] for source in data.sources]

@@ -1,4 +1,4 @@
-"""Fit a run folder to another number of nodes or ranks, to another ZeRO stage, or to this version."""
+"""Fit a run folder to another size, to another ZeRO stage or teacher.placement, or to this version."""
 
 from __future__ import annotations
 
@@ -46,8 +46,13 @@ def fit_run(
     nodes = nodes or left.get("nodes") or manifest.nodes
     gpus_per_node = gpus_per_node or left.get("gpus_per_node") or manifest.gpus_per_node
     size_changes = (nodes, gpus_per_node) != (manifest.nodes, manifest.gpus_per_node)
-    stage_changes = _rendered_stage(run) not in (None, config.student.zero_stage)
-    if not (size_changes or stage_changes or left or hosts):
+    stage = _rendered_stage(run)
+    stage_changes = stage not in (None, config.student.zero_stage)
+    rendered = read_json(RunPaths(run).teacher_deepspeed)
+    placement_changes = stage is not None and _offloads(rendered) != _offloads(
+        teacher_config(config, manifest.device)
+    )
+    if not (size_changes or stage_changes or placement_changes or left or hosts):
         return manifest
     wanted = replace(
         manifest,
@@ -73,6 +78,11 @@ def memory_warnings(run: Path, manifest: Manifest) -> list[str]:
 
 def _rendered_stage(run: Path) -> Any:
     return (read_json(RunPaths(run).student_deepspeed) or {}).get("zero_optimization", {}).get("stage")
+
+
+def _offloads(teacher: dict[str, Any] | None) -> bool | None:
+    """Does a sharded teacher keep its shards in host memory? None where no teacher is sharded."""
+    return None if teacher is None else "offload_param" in teacher.get("zero_optimization", {})
 
 
 def _accumulation(training: TrainingSection, nodes: int, gpus_per_node: int) -> int:
@@ -133,6 +143,8 @@ def _rewrite(run: Path, wanted: Manifest, config: Config) -> None:
     write_json(RunPaths(run).student_deepspeed, student)
     if teacher is not None:
         write_json(RunPaths(run).teacher_deepspeed, teacher)
+    else:
+        RunPaths(run).teacher_deepspeed.unlink(missing_ok=True)
     _write_scripts(run, scripts)
     write_json(RunPaths(run).manifest, wanted.as_dict())
     RunPaths(run).resize_journal.unlink()

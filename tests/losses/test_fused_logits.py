@@ -240,3 +240,18 @@ def test_logits_of_a_chunk_are_computed_once(monkeypatch: pytest.MonkeyPatch) ->
     parts = problem()
     fused(parts, targets_of(parts), UNIT).loss.backward()
     assert rows == [10, 10, 3]
+
+
+def test_a_frozen_head_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of student.lora, or of student.train = [projector]: neither the product nor the memory for it."""
+    parts = problem()
+    trained = fused(parts, targets_of(parts), (0.3, 0.7))
+    wanted = torch.autograd.grad(trained.loss, parts[:2])[0]
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("a product for the head's gradient")
+
+    monkeypatch.setattr(fused_logits, "_add_product", refused)
+    loss, sums = fused((parts[0], parts[1].detach(), *parts[2:]), targets_of(parts), (0.3, 0.7))
+    assert sums.equal(trained.sums)
+    assert torch.autograd.grad(loss, parts[0])[0].equal(wanted)

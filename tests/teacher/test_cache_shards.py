@@ -28,7 +28,7 @@ def new_cache(folder: Path, precision: str = "bf16") -> CachedHidden:
     for shard in (0, 1):
         samples = (2 * shard, 2 * shard + 1)
         write_shard(folder, shard, samples[0], [hidden_of(sample, dtype) for sample in samples])
-    return CachedHidden(folder, Identity({"precision": precision}, (), "", WIDTH, 4, 2))
+    return CachedHidden(folder, Identity({"precision": precision}, (), "", WIDTH, 4, 2, ""))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

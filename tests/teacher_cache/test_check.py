@@ -33,7 +33,7 @@ def write_cache(config: Config) -> Manifest:
     CachePaths(folder).shards.mkdir(parents=True)
     for number in range(3):
         CachePaths(folder).shard(number).write_bytes(b"x" * (10 + number))
-    identity = Identity(cache_key(config, IMAGES), IMAGES, "weights", 8, samples=5, shard_samples=2)
+    identity = Identity(cache_key(config, IMAGES), IMAGES, "weights", 8, 5, 2, "entries")
     manifest = Manifest(identity, tuple(Shard(4, 10 + number, "") for number in range(3)))
     write_json(CachePaths(folder).identity, identity.as_json())
     write_json(CachePaths(folder).manifest, manifest.as_json())
@@ -84,6 +84,7 @@ CHANGES: list[tuple[str, Callable[[Path], None] | None, list[str]]] = [
     ("records", change("data.json", b"[]"), []),
     ("records", None, ["data.max_length=100"]),
     ("records", None, ["data.on_bad_sample=skip"]),
+    ("records", None, ["data.max_image_pixels=1000"]),
     ("images", change("images/image_1.png"), []),
     ("images", lambda folder: (folder / "images" / "image_0.png").unlink(), []),
     ("template", None, ["data.sources.0.template=plain"]),
@@ -155,7 +156,7 @@ def change_manifest(**values: Any) -> Callable[[Path], None]:
         (change_manifest(shards=[]), "manifest.json: damaged (0 shards instead of 3)"),
         (change_manifest(shards=3), "manifest.json: damaged"),
         (change_manifest(images=3), "manifest.json: damaged"),
-        (change_manifest(format=2), "manifest.json: format 2, this version reads 1"),
+        (change_manifest(format=1), "manifest.json: format 1, this version reads 2"),
         (lambda cache: CachePaths(cache).shard(1).unlink(), "00001.safetensors is missing"),
         (
             lambda cache: CachePaths(cache).shard(2).write_bytes(b""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -11,13 +12,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from alignkd.config import load_run_config
 from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named, local
+from launcher.backends.base import Started
 from launcher.backends.hostfile import Host
+from launcher.backends.local import LocalBackend
 from launcher.commands import resize
 from launcher.commands.resize import fit_run, memory_warnings
+from launcher.commands.resume import ResumeRequest, resume_run
 from launcher.render.deepspeed import student_config, teacher_config
 from launcher.render.job_scripts import render_scripts
 from launcher.run import folder
@@ -160,6 +166,41 @@ def test_an_interrupted_rewrite_is_completed_by_the_next(
     fitted(run, 4)
     fitted(run, 2)
     assert snapshot(run) == whole
+
+
+def rendered_teacher(run: Path) -> dict | None:
+    path = RunPaths(run).teacher_deepspeed
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def test_a_resume_renders_the_teacher_for_another_placement(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalBackend, "start", lambda *_: Started(0, None))
+    text = (run / "config.yaml").read_text()
+    assert "placement: zero3\n" in text
+    for before, after in itertools.pairwise(["zero3", "cached", "zero3_offload", "zero3", "replicated"]):
+        cache = "cache: /some/cache" if after == "cached" else "cache: null"
+        changed = text.replace("placement: zero3\n", f"placement: {after}\n").replace("cache: null", cache)
+        (run / "config.yaml").write_text(changed)
+        resume_run(run, ResumeRequest(), Console(quiet=True))
+        config = load_run_config(RunPaths(run).config)
+        assert config.teacher.placement == after
+        assert rendered_teacher(run) == teacher_config(config, "cpu"), (before, after)
+        assert (rendered_teacher(run) is None) == (after in ("cached", "replicated"))
+        rendered = snapshot(run / "ds")
+        resume_run(run, ResumeRequest(), Console(quiet=True))
+        assert snapshot(run / "ds") == rendered
+
+
+def test_edits_of_a_rendered_teacher_are_kept(run: Path) -> None:
+    path = RunPaths(run).teacher_deepspeed
+    teacher = json.loads(path.read_text())
+    teacher["zero_optimization"]["stage3_prefetch_bucket_size"] = 7
+    path.write_text(json.dumps(teacher))
+    before = snapshot(run)
+    fitted(run)
+    assert snapshot(run) == before
 
 
 def test_the_ssh_back_end_needs_enough_hosts_and_slots(make_config) -> None:

@@ -44,7 +44,7 @@ def test_a_rank_holds_what_the_model_without_layers_has(make_config, tmp_path: P
 
 
 def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config, tmp_path: Path) -> None:
-    identity = Identity({}, (), "", 4096, samples=1000, shard_samples=1000)
+    identity = Identity({}, (), "", 4096, samples=1000, shard_samples=1000, entries="")
     manifest = Manifest(identity, (Shard(400_000, 0, ""),))
     write_json(CachePaths(tmp_path).manifest, manifest.as_json())
     plan = make_plan(cached(config, tmp_path), Cluster(2, 8))
