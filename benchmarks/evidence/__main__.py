@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from alignkd.text import counted
 from benchmarks.evidence import records
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, Condition
@@ -43,9 +44,15 @@ def main() -> None:
         train_teacher(options.cache, build_task(tokenizer, sizes), TEACHER_STEPS, TEACHER_FILE)
     opened = partial(open_bench, options.cache, sizes)
     bench = opened()
-    folder = records.RECORDS / "tuning" if options.tune else records.RECORDS
-    runs = tuning_runs() if options.tune else sweep(options.conditions, options.seeds)
-    todo = missing(runs, folder, bench)
+    tuning = records.RECORDS / "tuning"
+    untuned = missing(tuning_runs(), tuning, bench)
+    if untuned and not options.tune:
+        raise SystemExit(
+            f"the settings are not chosen yet: {tuning} lacks {counted(len(untuned), 'record')}; first run "
+            "python -m benchmarks.evidence --tune, and set the best as defaults in benchmarks/evidence/run.py"
+        )
+    folder = tuning if options.tune else records.RECORDS
+    todo = untuned if options.tune else missing(sweep(options.conditions, options.seeds), folder, bench)
     stop = None if options.budget_minutes is None else time.monotonic() + 60 * options.budget_minutes
     work(opened, todo, folder, options.jobs, stop)
 
@@ -72,18 +79,23 @@ def missing(runs: Iterable[Run], folder: Path, bench: Bench) -> list[tuple[Run, 
         name, seed, settings = run
         label = name if folder.name != "tuning" else f"{settings.learning_rate:g} {settings.steps}"
         path = records.path_of(folder, label, seed)
-        wanted = {
-            "condition": CONDITIONS[name].as_dict(),
-            "seed": seed,
-            "learning_rate": settings.learning_rate,
-            "steps": round(settings.steps * CONDITIONS[name].steps),
-            "batch": settings.batch,
-            "teacher": bench.teacher,
-            "data": bench.data,
-        }
-        if not records.is_finished(path, wanted):
+        if not records.is_finished(path, wanted(run, bench)):
             found.append((run, path))
     return found
+
+
+def wanted(run: Run, bench: Bench) -> dict[str, Any]:
+    """What the record of a run says about how it was made."""
+    name, seed, settings = run
+    return {
+        "condition": CONDITIONS[name].as_dict(),
+        "seed": seed,
+        "learning_rate": settings.learning_rate,
+        "steps": round(settings.steps * CONDITIONS[name].steps),
+        "batch": settings.batch,
+        "teacher": bench.teacher,
+        "data": bench.data,
+    }
 
 
 def work(

@@ -116,14 +116,15 @@ def _gradients(groups: Groups) -> str:
     shares = gradient_shares(groups.get("all", []))
     if not shares:
         return ""
+    focus = CONDITIONS["all"].section().vision_focus_weight
     terms = list(dict.fromkeys(term for of_part in shares.values() for term in of_part))
     rows = [
         [part, *(_range(of_part[term]) if term in of_part else "" for term in terms)]
         for part, of_part in shares.items()
     ]
     return (
-        "Gradient norm of each term over that of the labels, all terms at unit weight, lowest to highest "
-        "over training:\n\n" + _markdown(["part of the student", *terms], rows)
+        f"Gradient norm of each term, at the weights of the run (lambda {focus:g}), over that of the labels, "
+        "lowest to highest over training:\n\n" + _markdown(["part of the student", *terms], rows)
     )
 
 

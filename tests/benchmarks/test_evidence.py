@@ -331,6 +331,32 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
     assert len(started) == 2  # no time was left
 
 
+def test_the_sweep_waits_for_the_runs_that_its_settings_are_chosen_by(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    monkeypatch.setattr(program, "open_bench", lambda *_: bench)
+    monkeypatch.setattr(program, "work", lambda _, todo, *__: started.append(len(todo)))
+
+    def start(*words: str) -> None:
+        monkeypatch.setattr("sys.argv", ["evidence", "--cache", str(tmp_path), *words])
+        program.main()
+
+    with pytest.raises(SystemExit, match=r"lacks 16 records; .*python -m benchmarks.evidence --tune"):
+        start()
+    start("--tune")
+    assert started == [16]
+    *first, last = program.missing(program.tuning_runs(), tmp_path / "tuning", bench)
+    for one, path in first:
+        records.write(path, program.wanted(one, bench))
+    with pytest.raises(SystemExit, match="lacks 1 record;"):
+        start()
+    records.write(last[1], program.wanted(last[0], bench))
+    start("--conditions", BASELINE, "--seeds", "0", "1", "2")
+    assert started == [16, 3]
+
+
 def test_every_condition_has_a_record_name_of_its_own() -> None:
     names = {records.path_of(Path(), name, 0).name for name in CONDITIONS}
     assert len(names) == len(CONDITIONS)
@@ -436,6 +462,7 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     text = table.tables(groups, [alone])
     assert "| all | all terms, unit weights, lambda 0.1 | 1 |" in text
     assert "+0.0 [+0.0, +0.0] | 1 | 1 (1 of 1) |" in text
+    assert "each term, at the weights of the run (lambda 0.1), over that of the labels" in text
     assert "| layer 0 queries and keys |" in text
     assert "| 2 | 0.001 | 1 |" in text
     table.plot(groups, tmp_path / "accuracy.svg")
