@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from alignkd.errors import ERROR_PREFIX, UserError, raise_if_passing
+from alignkd.errors import UserError, raise_if_passing
 from alignkd.run_folder.atomic_files import read_json, write_text_atomic
 from launcher.commands.status import current_state
 from launcher.report.answer_pictures import answer_pictures
@@ -21,6 +21,7 @@ from launcher.report.evaluations import find_evaluations
 from launcher.report.focus_pictures import focus_pictures
 from launcher.report.page import MAX_RUNS, Report, render_page
 from launcher.report.run_facts import Health, RunFacts, read_run_facts
+from launcher.run.exit_codes import clean_lines, error_message
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,11 @@ def _attention_maps(run: Path, count: int, device: str) -> dict[str, Any]:
         out = Path(folder) / "maps.json"
         command = [sys.executable, "-m", "alignkd.report", str(run), str(out)]
         command += ["--samples", str(count), "--device", device]
-        done = subprocess.run(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         maps = read_json(out)
         if done.returncode != 0 or maps is None:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or [
-                f"exit code {done.returncode}"
-            ]
-            raise UserError(said[-1].removeprefix(ERROR_PREFIX))
+            lines = clean_lines(done.stderr) or [f"exit code {done.returncode}"]
+            raise UserError(error_message(lines) or lines[-1])
         return maps
 
 

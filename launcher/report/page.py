@@ -174,8 +174,8 @@ def _guesses(numbers: Numbers) -> list[str]:
 
 
 def _cell(score: Estimate) -> str:
-    error = score.standard_error
-    return f"{score.value:.1f}" + ("" if error is None else f" ± {error:.1f}")
+    half = numbers.half_interval(score.standard_error or 0.0)
+    return f"{score.value:.1f}" + (f" ± {half:.1f}" if half else "")
 
 
 def _spark(run: RunFacts, name: str) -> Panel:

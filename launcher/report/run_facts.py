@@ -45,7 +45,6 @@ class RunFacts:
     terms: tuple[Term, ...]
     times: TimeParts | None
     peak_memory: tuple[float, ...]  # bytes, by rank; empty until the run has ended
-    has_result: bool
 
     @property
     def skipped_steps(self) -> int:
@@ -91,5 +90,4 @@ def read_run_facts(run: Path, health: Health) -> RunFacts:
         tuple(float(one) for one in memory if isinstance(one, int | float))
         if isinstance(memory, list)
         else (),
-        bool(result),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ import pytest
 
 from alignkd.run_folder.paths import RunPaths
 from launcher.commands.report import read_report
-from launcher.report.page import render_page
+from launcher.report.page import category_tables, render_page
 from tests.launcher.conftest import FIXTURE
 from tests.launcher.report.conftest import close_attempt, finish, write_rows
 from tests.launcher.report.test_evaluations import START, TEACHER
@@ -105,6 +106,21 @@ def test_the_table_of_many_tasks_has_scores_and_findings(run: Path, evaluate) ->
     rows = re.findall(r"40 questions 75\.0 \(61\.4 to 88\.6\) (\S+ \([^)]*\) against .*?0\.031)", text)
     assert len(rows) == 3
     assert all(re.fullmatch(r"\N{MINUS SIGN}15\.0 \(.*\) against t: worse, p = 0\.031", row) for row in rows)
+
+
+def test_scores_by_category_have_half_of_the_interval_of_the_scores(
+    run: Path, evaluate, tmp_path: Path
+) -> None:
+    out = evaluate({"s": (run, 30), "t": (TEACHER, 40)})
+    questions = tmp_path / "questions" / "own.json"
+    records = json.loads(questions.read_text())
+    kinds = [{"kind": "even" if number % 2 == 0 else "odd"} for number in range(len(records))]
+    questions.write_text(json.dumps([record | kind for record, kind in zip(records, kinds, strict=True)]))
+    report = read_report([run], [out])
+    # 15 of 20: a standard error of sqrt(0.75 x 0.25 / 19), times 1.96. None where all are right.
+    row = ["even", "75.0 ± 19.5", "100.0", "20"]
+    assert category_tables(report.evaluations)[0][2] == [row, ["odd", *row[1:]]]
+    assert "±: half of the 95 % interval." in render_page(report)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(run: Path) -> None:

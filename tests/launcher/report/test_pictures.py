@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,21 @@ def test_the_page_shows_pictures_and_escapes_their_texts(pictured) -> None:
     assert all(url.startswith("data:image/jpeg;base64,") for url in page.urls)
     text = squeezed(page)
     assert text.index("Wrong answers of run") < text.index(f"✗ s: {EVIL} ✓ t: {EVIL}")
+
+
+def test_all_lines_of_the_error_of_the_attention_program_are_shown(run: Path, monkeypatch) -> None:
+    def fail(stderr: bytes, expected: str) -> None:
+        done = subprocess.CompletedProcess([], 2, stderr=stderr)
+        monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: done)
+        shown = with_pictures(read_report([run], ()), 1, "cpu")
+        assert shown.problems == (f"no attention maps: {expected}",)
+
+    fail(
+        b"a warning\nalignkd: error: two files are missing:\n  one\n  two\n",
+        "two files are missing:\n  one\n  two",
+    )
+    fail(b"Traceback\nValueError: \xff\n", "ValueError: \ufffd")
+    fail(b"", "exit code 2")
 
 
 def test_pictures_that_cannot_be_made_are_a_problem_of_the_page(pictured, monkeypatch) -> None:
