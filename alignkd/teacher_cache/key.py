@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config.schema import Config
+from alignkd.data.image_paths import BadImage, resolve_below
 from alignkd.data.json_list import JsonListFile
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.models.agreement import student_folder, tokenizer_hash
@@ -87,19 +88,31 @@ def _images_hash(config: Config, images: Sequence[tuple[int, str]]) -> str:
 
 
 def _image_hashes(config: Config, images: Sequence[tuple[int, str]]) -> Iterator[str | None]:
+    """None of an image that is missing or not readable: it fails where it is read, or is skipped there. Paths
+    come from records, or from a manifest, and are not trusted."""
     sources = config.data.sources
     for source, name in images:
-        path = Path(str(sources[source].image_folder if source < len(sources) else None), name)
-        yield _file_hash(path) if path.is_file() else None
+        folder = str(sources[source].image_folder if source < len(sources) else None)
+        try:
+            yield _content_hash(resolve_below(folder, name))
+        except BadImage:
+            yield None
+        except OSError as error:
+            raise_if_passing(error, name)
+            yield None
 
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _content_hash(path)
     except OSError as error:
         raise_if_passing(error, path)
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(value: Any) -> str:
