@@ -40,8 +40,9 @@ def precision_of(config: Config) -> str:
     return config.teacher.precision or config.training.precision
 
 
-def cache_key(config: Config, images: Sequence[tuple[int, str]]) -> dict[str, str]:
-    """A value for each of :data:`MEANINGS`. ``images``: (source, path) of those that stand for all.
+def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bool = True) -> dict[str, str]:
+    """A value for each of :data:`MEANINGS`, but no tokenizer without ``has_student``: an earlier stage may
+    have yet to write it. ``images``: (source, path) of those that stand for all.
 
     Reads the teacher's weights, the records and these images. Raises UserError.
     """
@@ -54,22 +55,24 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]]) -> dict[str, st
         "on_bad_sample": data.on_bad_sample,
     }
     template = [[source.template, source.image_aspect_ratio] for source in data.sources]
-    return {
+    key = {
         "teacher": _teacher_hash(Path(config.model.teacher)),
         "records": _hash(records),
         "images": _images_hash(config, images),
         "template": _hash(template),
-        "tokenizer": tokenizer_hash(student_folder(config.model)),
         "positions": config.distillation.logit_positions,
         "precision": precision_of(config),
     }
+    return key | ({"tokenizer": tokenizer_hash(student_folder(config.model))} if has_student else {})
 
 
 def differences(cached: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """A line for each part of the key that differs."""
+    """A line for each part of the wanted key that differs."""
     lines = []
     for name, meaning in MEANINGS.items():
-        ours, theirs = wanted[name], cached.get(name)
+        ours, theirs = wanted.get(name), cached.get(name)
+        if ours is None:
+            continue
         if ours != theirs:
             values = f": {theirs} in the cache, {ours} in the run" if name in PLAIN else ""
             lines.append(f"{name}: {meaning}{values}")
