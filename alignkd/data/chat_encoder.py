@@ -17,7 +17,8 @@ from alignkd.config.schema import DataSource
 from alignkd.data.batch import IGNORE_INDEX, PADDING_ID
 from alignkd.data.chat import Message, Rendered, TemplateError, messages_of, render_supervised, shifted
 from alignkd.data.collate import UNSUPERVISED_BOS_ID, CollateSettings, ExpandedExample, joined_inputs
-from alignkd.data.images import BadImage, decode_image, image_size, resolve_below
+from alignkd.data.image_paths import BadImage, resolve_below
+from alignkd.data.images import decode_image, image_size
 from alignkd.data.records import IMAGE_MARKER, BadSample, Sample, Turn
 from alignkd.errors import UserError
 

@@ -11,7 +11,8 @@ import torch
 
 from alignkd.config.schema import DataSource
 from alignkd.data.collate import CollateSettings, Example, ExpandedExample
-from alignkd.data.images import BadImage, ImageProcessor
+from alignkd.data.image_paths import BadImage
+from alignkd.data.images import ImageProcessor
 from alignkd.data.records import BadSample, Sample
 from alignkd.data.templates import conversation_parts, embedded_lengths, encode, template_problem
 from alignkd.data.token_counts import TokenCounter

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from alignkd.config.schema import DataSection
-from alignkd.data.images import BadImage, resolve_below
+from alignkd.data.image_paths import BadImage, resolve_below
 from alignkd.data.index import Index
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.records import parse_sample

@@ -3,7 +3,6 @@ first."""
 
 from __future__ import annotations
 
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from alignkd.data.image_paths import BadImage, resolve_below
 from alignkd.errors import raise_if_passing
 
 AspectRatio = Literal["pad", "square"]
@@ -22,15 +22,6 @@ AspectRatio = Literal["pad", "square"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # CLIP's crop first scales the short edge: a thin strip would become a huge intermediate image.
 LARGEST_ASPECT_RATIO = 100
-
-
-class BadImage(Exception):
-    """An unusable image. ``reason`` is a short category, used for counting."""
-
-    def __init__(self, reason: str, path: str, detail: str = "") -> None:
-        self.reason = reason
-        self.detail = f"{path!r:.300}" + (f" ({detail})" if detail else "")
-        super().__init__(f"{reason}: {self.detail}")
 
 
 class ImageProcessor:
@@ -130,21 +121,3 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int]) -> Image.Ima
     square = Image.new("RGB", (side, side), colour)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
-
-
-def resolve_below(folder: str | Path, path: str) -> Path:
-    """The regular file at ``path``, with links resolved; it must be inside ``folder``."""
-    try:
-        root = Path(folder).resolve(strict=True)
-        file = (root / path).resolve(strict=True)
-        if not file.is_relative_to(root):
-            raise BadImage("image path leaves the image folder", path)
-        # A pipe or a device could block, or never end.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise BadImage("image is not a regular file", path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadImage("missing image", path, f"looked in {folder}") from None
-    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL byte, a cycle of links
-        raise_if_passing(error, Path(folder) / path)
-        raise BadImage("unreadable image", path, str(error)) from error
-    return file

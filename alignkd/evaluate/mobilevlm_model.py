@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from alignkd.config.schema import DEFAULT_MAX_IMAGE_PIXELS
-from alignkd.data.images import AspectRatio, BadImage, ImageProcessor
+from alignkd.data.image_paths import BadImage
+from alignkd.data.images import AspectRatio, ImageProcessor
 from alignkd.data.templates import encode_prompt
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError

@@ -6,9 +6,12 @@ number of ranks, or where a start began.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.atomic_files import TEMPORARY, write_json
+from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.teacher.cache_shards import write_shard
 from alignkd.teacher.targets import logit_hidden
 from alignkd.teacher_cache.folder import (
@@ -94,10 +98,12 @@ def write_cache(
         failure = FileSystemError(f"{folder}: cannot be written ({error})")
     except AlignkdError as error:
         failure = error
+    if failure is not None:  # the other ranks hear of it when they are done, which may take hours
+        log.error("%s", failure)
     if ranks.sum_on_host([int(failure is not None)]) > [0]:
         ranks.raise_together(failure)
     found: list[Manifest] = []
-    ranks.run_on_rank0(lambda: found.append(_finish(folder, identity)))
+    ranks.run_on_rank0(lambda: found.append(_finish(folder, identity, Patience(PATIENCE_SECONDS))))
     manifest: Manifest = ranks.broadcast_object(found[0] if found else None)
     return manifest
 
@@ -164,13 +170,22 @@ def _hidden(model: VisionLanguageModel, batch: Batch) -> torch.Tensor:
     return logit_hidden(moved, model(moved)).cpu()
 
 
-def _finish(folder: Path, identity: Identity) -> Manifest:
+def _finish(folder: Path, identity: Identity, patience: Patience) -> Manifest:
+    """Rank 0 may see what the other hosts wrote only after a while."""
     shards: list[Shard] = []
     for number in range(identity.shard_count):
         record = read_record(folder, number)
+        if record is None and patience.until(partial(_is_visible, folder, number)):
+            record = read_record(folder, number)
         if record is None:  # another start has removed it, or this host does not see it
             raise FileSystemError(f"{CachePaths(folder).shard(number)}: missing after it was written")
         shards.append(record)
     manifest = Manifest(identity, tuple(shards))
     write_json(CachePaths(folder).manifest, manifest.as_json())
     return manifest
+
+
+def _is_visible(folder: Path, shard: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.listdir(CachePaths(folder).shards)  # NFS looks at the server again
+    return read_record(folder, shard) is not None

@@ -13,13 +13,14 @@ from alignkd.teacher_cache.key import cache_key, differences
 SHOWN = 3
 
 
-def checked_manifest(config: Config) -> Manifest:
+def checked_manifest(config: Config, has_student: bool = True) -> Manifest:
     """The manifest of ``teacher.cache``. Raises UserError when the cache is not finished, lacks a shard, or
-    is of another teacher or other data, naming which part of its key differs."""
+    is of another teacher or other data, naming which part of its key differs. Without ``has_student``, what
+    the student's folder says is not compared."""
     folder = cache_folder(config)
     check_family(config)
     manifest = read_manifest(folder)
-    problems = differences(manifest.identity.key, cache_key(config, manifest.identity.images))
+    problems = differences(manifest.identity.key, cache_key(config, manifest.identity.images, has_student))
     if problems:
         raise UserError(_lines(f"teacher.cache = {folder}: the cache is stale; what has changed:", problems))
     problems = size_problems(folder, manifest)

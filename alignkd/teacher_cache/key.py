@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config.schema import Config
+from alignkd.data.image_paths import BadImage, resolve_below
 from alignkd.data.json_list import JsonListFile
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.models.agreement import student_folder, tokenizer_hash
@@ -39,8 +40,9 @@ def precision_of(config: Config) -> str:
     return config.teacher.precision or config.training.precision
 
 
-def cache_key(config: Config, images: Sequence[tuple[int, str]]) -> dict[str, str]:
-    """A value for each of :data:`MEANINGS`. ``images``: (source, path) of those that stand for all.
+def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bool = True) -> dict[str, str]:
+    """A value for each of :data:`MEANINGS`, but no tokenizer without ``has_student``: an earlier stage may
+    have yet to write it. ``images``: (source, path) of those that stand for all.
 
     Reads the teacher's weights, the records and these images. Raises UserError.
     """
@@ -53,22 +55,24 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]]) -> dict[str, st
         "on_bad_sample": data.on_bad_sample,
     }
     template = [[source.template, source.image_aspect_ratio] for source in data.sources]
-    return {
+    key = {
         "teacher": _teacher_hash(Path(config.model.teacher)),
         "records": _hash(records),
         "images": _images_hash(config, images),
         "template": _hash(template),
-        "tokenizer": tokenizer_hash(student_folder(config.model)),
         "positions": config.distillation.logit_positions,
         "precision": precision_of(config),
     }
+    return key | ({"tokenizer": tokenizer_hash(student_folder(config.model))} if has_student else {})
 
 
 def differences(cached: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """A line for each part of the key that differs."""
+    """A line for each part of the wanted key that differs."""
     lines = []
     for name, meaning in MEANINGS.items():
-        ours, theirs = wanted[name], cached.get(name)
+        ours, theirs = wanted.get(name), cached.get(name)
+        if ours is None:
+            continue
         if ours != theirs:
             values = f": {theirs} in the cache, {ours} in the run" if name in PLAIN else ""
             lines.append(f"{name}: {meaning}{values}")
@@ -87,19 +91,31 @@ def _images_hash(config: Config, images: Sequence[tuple[int, str]]) -> str:
 
 
 def _image_hashes(config: Config, images: Sequence[tuple[int, str]]) -> Iterator[str | None]:
+    """None of an image that is missing or not readable: it fails where it is read, or is skipped there. Paths
+    come from records, or from a manifest, and are not trusted."""
     sources = config.data.sources
     for source, name in images:
-        path = Path(str(sources[source].image_folder if source < len(sources) else None), name)
-        yield _file_hash(path) if path.is_file() else None
+        folder = str(sources[source].image_folder if source < len(sources) else None)
+        try:
+            yield _content_hash(resolve_below(folder, name))
+        except BadImage:
+            yield None
+        except OSError as error:
+            raise_if_passing(error, name)
+            yield None
 
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _content_hash(path)
     except OSError as error:
         raise_if_passing(error, path)
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(value: Any) -> str:

@@ -89,14 +89,16 @@ def launch_problems(
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
         problems += model_problems(config) or cache_problems(config)
+    elif not any(_is_in(str(config.model.teacher), run) for run in upstream):
+        problems += cache_problems(config, has_student=False)
     return problems
 
 
-def cache_problems(config: Config) -> list[str]:
+def cache_problems(config: Config, has_student: bool = True) -> list[str]:
     """Why the cache of the teacher does not fit this run, if it reads one. Hashes teacher and records."""
     if not config.distillation.enabled or config.teacher.placement != "cached":
         return []
-    return _raised(lambda: checked_manifest(config))
+    return _raised(lambda: checked_manifest(config, has_student))
 
 
 def space_problems(config: Config) -> list[str]:

@@ -64,7 +64,7 @@ class Memory:
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
     images = work.accumulation * work.images
     pixels = activations.pixel_bytes(sizes.student.shapes, images, FP32)
-    parts = [Part("images of a step", pixels)]
+    parts = [Part("images of a step", pixels), *_cached_hidden(config, sizes, work)]
     parts += teacher_weights(config, sizes, cluster, files) + _teacher_work(
         config, sizes, work, cluster, files
     )
@@ -72,6 +72,19 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
         config, sizes, work, cluster, files
     )
     return Memory(tuple(part for part in parts if part.bytes), _teacher_alive(config, sizes, cluster, files))
+
+
+def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part]:
+    """What micro-batches bring from a cache, and the copy that joins those of a forward, which is among the
+    targets later."""
+    if sizes.teacher is None or config.teacher.placement != "cached":
+        return []
+    of_batch = work.supervised * sizes.teacher.shapes.hidden_size * teacher_size(config)
+    joined = of_batch * work.window if work.window > 1 else 0
+    return [
+        Part("cached hidden states of a step", of_batch * work.accumulation),
+        Part("cached hidden states, joined", joined, "teacher"),
+    ]
 
 
 def _teacher_alive(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> int:

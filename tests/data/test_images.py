@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignkd.data.images import BadImage, ImageProcessor, pad_to_square, resolve_below
+from alignkd.data.image_paths import BadImage, resolve_below
+from alignkd.data.images import ImageProcessor, pad_to_square
 
 
 def png_with_header_only(width: int, height: int) -> bytes:

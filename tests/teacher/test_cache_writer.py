@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +26,13 @@ from alignkd.data.index_file import read_index
 from alignkd.data.json_list import JsonListFile
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.setup import _cache_identity
-from alignkd.errors import UserError
+from alignkd.errors import FileSystemError, UserError
 from alignkd.models.building import BuildOptions
 from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.patience import Patience
+from alignkd.teacher import cache_writer
+from alignkd.teacher.cache_writer import _finish
 from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from tests import cached, tiny
 from tests.ranks import RankPool
@@ -163,3 +169,59 @@ def test_a_run_whose_index_has_other_entries_is_refused(cache: Path, one_rank: R
     assert same is None
     assert f"teacher.cache = {cache}: the cache is stale: 32 samples in it and 31 in the run" in str(fewer)
     assert "32 in the run, which are not the same entries of the records; write it anew" in str(swapped)
+
+
+def test_rank_0_waits_for_shards_that_it_sees_late(cache: Path, tmp_path: Path) -> None:
+    late = Path(shutil.copytree(cache, tmp_path / "late"))
+    whole = read_manifest(late)
+    CachePaths(late).manifest.unlink()
+    path, seconds = CachePaths(late).record(3), [0.0]
+    content = path.read_bytes()
+    path.unlink()
+
+    def sleep(pause: float) -> None:
+        seconds[0] += pause
+        if seconds[0] > 3:
+            path.write_bytes(content)
+
+    patience = Patience(30.0, lambda: seconds[0], sleep)
+    assert _finish(late, whole.identity, patience) == whole == read_manifest(late)
+    assert seconds == [4.0]
+    CachePaths(late).shard(2).unlink()
+    CachePaths(late).manifest.unlink()
+    with pytest.raises(FileSystemError, match=r"00002.safetensors: missing after it was written"):
+        _finish(late, whole.identity, patience)
+    assert seconds == [30.0]  # for all shards together
+    assert not CachePaths(late).manifest.exists()
+
+
+def told_before_others_are_asked(ranks: Ranks, folder: str) -> list[str]:
+    """What a rank has logged of its failure when it waits for the others."""
+    logged: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    asked: list[list[str]] = []
+
+    class Asking(Ranks):
+        def sum_on_host(self, values: list[int]) -> list[int]:
+            asked.append(list(logged))
+            return super().sum_on_host(values)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache_writer.log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_writer, "write_shard", fail)
+        with pytest.raises(FileSystemError):
+            cached.write_on(Asking(**vars(ranks)), folder)
+    cache_writer.log.removeHandler(handler)
+    return asked[-1]
+
+
+def test_a_rank_that_fails_says_so_before_it_waits_for_the_others(
+    run: Path, one_rank: RankPool, tmp_path: Path
+) -> None:
+    folder = cached.begin(run, tmp_path / "full")
+    (told,) = one_rank.run(told_before_others_are_asked, str(folder))
+    assert told == [f"{folder}: cannot be written ([Errno 28] No space left on device)"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from alignkd.config import Config, load_config
-from alignkd.errors import UserError
+from alignkd.errors import FileSystemError, UserError
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.check import checked_manifest
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
@@ -128,6 +130,45 @@ def test_what_does_not_matter_may_change_and_everything_may_move(config_file: Pa
     manifest = checked_manifest(load_config(tmp_path / "moved" / config_file.name, overrides))
     assert (manifest.positions, manifest.bytes) == (12, 33)
     assert [list(manifest.identity.samples_of(shard)) for shard in range(3)] == [[0, 1], [2, 3], [4]]
+
+
+def hashed_images(config_file: Path, name: str) -> str:
+    return cache_key(load_config(config_file), [(0, name)])["images"]
+
+
+def test_an_image_outside_its_folder_counts_as_missing(config_file: Path) -> None:
+    """Paths come from records of others: nothing else than an image below the folder is opened."""
+    outside = config_file.parent / "outside.png"
+    shutil.copyfile(config_file.parent / "images" / "image_0.png", outside)
+    missing = hashed_images(config_file, "none.png")
+    assert hashed_images(config_file, "image_0.png") != missing
+    assert hashed_images(config_file, "../outside.png") == missing
+    assert hashed_images(config_file, str(outside)) == missing
+    (config_file.parent / "images" / "link.png").symlink_to(outside)
+    assert hashed_images(config_file, "link.png") == missing
+    os.mkfifo(config_file.parent / "images" / "pipe.png")
+    assert hashed_images(config_file, "pipe.png") == missing
+
+
+def test_an_image_that_cannot_be_read_counts_as_missing_unless_the_disk_fails(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = hashed_images(config_file, "none.png")
+    opened = Path.open
+
+    def refuse(code: int) -> None:
+        def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path.name == "image_0.png":
+                raise OSError(code, os.strerror(code))
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refusing)
+
+    refuse(errno.EACCES)
+    assert hashed_images(config_file, "image_0.png") == missing
+    refuse(errno.EIO)
+    with pytest.raises(FileSystemError, match=r"image_0\.png: the file system failed"):
+        hashed_images(config_file, "image_0.png")
 
 
 def lose_manifest(cache: Path) -> None:

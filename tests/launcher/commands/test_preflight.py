@@ -1,11 +1,15 @@
 """Checks before a launch that need no back end."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from alignkd.errors import EXIT_USER_ERROR, ConfigError
+from alignkd.run_folder.atomic_files import write_json
+from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest
+from alignkd.teacher_cache.key import cache_key
 from launcher.commands.launch import LaunchRequest, launch
 from launcher.commands.preflight import launch_problems, space_problems
 from launcher.plan.sizes import run_sizes
@@ -49,6 +53,34 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_written(config_
     (problem,) = caught.value.problems
     assert problem.startswith(f"{cache}: this cache of the teacher does not exist")
     assert not (config_file.parent / "runs").exists()
+
+
+def test_the_cache_of_a_later_stage_is_refused_before_its_student_exists(make_config, tmp_path) -> None:
+    upstream = tmp_path / "runs" / "one"
+    cache = tmp_path / "cache"
+    later = make_config(
+        f"model.student={upstream / 'student'}", "teacher.placement=cached", f"teacher.cache={cache}"
+    )
+    assert not upstream.exists()
+    (problem,) = launch_problems(later, 1, [upstream])
+    assert problem.startswith(f"{cache}: this cache of the teacher does not exist")
+    key = cache_key(make_config(), ())
+    write_cache(cache, key | {"tokenizer": "not looked at"})
+    assert launch_problems(later, 1, [upstream]) == []
+    write_cache(cache, key | {"positions": "other"})
+    (problem,) = launch_problems(later, 1, [upstream])
+    assert problem.endswith(": other in the cache, supervised in the run")
+    teacher_too = make_config(
+        f"model.teacher={upstream / 'teacher'}", "teacher.placement=cached", f"teacher.cache={cache}"
+    )
+    assert launch_problems(teacher_too, 1, [upstream]) == []
+
+
+def write_cache(folder: Path, key: dict[str, str]) -> None:
+    """A finished cache of no samples."""
+    manifest = Manifest(Identity(key, (), "", 8, 0, 2, ""), ())
+    folder.mkdir(exist_ok=True)
+    write_json(CachePaths(folder).manifest, manifest.as_json())
 
 
 def test_a_run_that_reads_no_cache_does_not_look_for_one(make_config, tmp_path) -> None:

@@ -62,6 +62,28 @@ def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config,
     assert lines_of(other) == []
 
 
+@pytest.mark.parametrize(("lookahead", "joined"), [(1, 0), (2, 2), (None, 4)])
+def test_hidden_states_are_on_the_device_for_a_whole_step_and_joined_for_a_forward(
+    make_config, tmp_path: Path, lookahead: int | None, joined: int
+) -> None:
+    run = make_config("training.global_batch_size=8", "training.micro_batch_size=2")
+    run = cached(
+        run.model_copy(update={"teacher": run.teacher.model_copy(update={"lookahead": lookahead})}), tmp_path
+    )
+    plan = make_plan(run, Cluster(1, 1))
+    assert (plan.work.samples, plan.work.accumulation) == (2, 4)
+    shapes = read_model_config(TEACHER)
+    text = 2 * (run.data.max_length - shapes.vision_tokens)
+    of_batch = text * shapes.hidden_size * {"fp32": 4, "bf16": 2}[run.training.precision]
+    parts = {part.name: part for part in plan.memory.parts}
+    whole = parts["cached hidden states of a step"]
+    assert (whole.bytes, whole.phase, whole.in_host_memory) == (4 * of_batch, "always", False)
+    found = parts.get("cached hidden states, joined")
+    assert (0 if found is None else found.bytes) == joined * of_batch
+    online = make_plan(make_config(), Cluster(1, 1))
+    assert not any(part.name.startswith("cached") for part in online.memory.parts)
+
+
 def test_without_a_cache_the_token_index_bounds_its_size(make_config, tmp_path: Path) -> None:
     plan = make_plan(cached(make_config(), tmp_path / "none"), Cluster(1, 1))
     size, rate, _ = lines_of(plan)
