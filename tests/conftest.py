@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from tests.ranks import RankPool
 
 # Tiny models: threads cost more than they bring, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts this in the background ignores SIGINT, and programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Indices of test data do not belong into the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="alignkd-cache-")
 os.environ["ALIGNKD_CACHE"] = _cache.name

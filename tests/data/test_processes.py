@@ -109,8 +109,6 @@ ABANDONED = """
 import os, signal, sys, time
 from alignkd.data.processes import map_in_order
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start this with SIGINT ignored
-
 def work(number):
     time.sleep(0.05)
     return os.getpid()
