@@ -118,11 +118,14 @@ def _squares(
     weight_HT: torch.Tensor,
     bias_H: torch.Tensor,
     layout: BlockLayout,
+    seen_IMV: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Equation 1 as a sum over the elements that exist."""
+    """Equation 1 as a sum over the elements that exist, and that are seen."""
+    exists_IMV = _exists_IMV(layout)
+    counted_IMV = exists_IMV if seen_IMV is None else exists_IMV & seen_IMV
     adapted_IMVH = F.linear(teacher_ITMV.movedim(1, -1), weight_HT, bias_H)
     squares_IMVH = (student_IHMV.movedim(1, -1) - adapted_IMVH).square()
-    return (squares_IMVH * _exists_IMV(layout)[..., None]).sum()
+    return (squares_IMVH * counted_IMV[..., None]).sum()
 
 
 def _squares_of_seen(
@@ -133,11 +136,9 @@ def _squares_of_seen(
     layout: BlockLayout,
 ) -> torch.Tensor:
     """The same without the keys that come after their row."""
-    adapted_IMVH = F.linear(teacher_ITMV.movedim(1, -1), weight_HT, bias_H)
     assert layout.columns_IV is not None
     seen_IMV = layout.columns_IV[:, None, :] <= layout.text_rows_IM[:, :, None]
-    squares_IMVH = (student_IHMV.movedim(1, -1) - adapted_IMVH).square()
-    return (squares_IMVH * (seen_IMV & _exists_IMV(layout))[..., None]).sum()
+    return _squares(student_IHMV, teacher_ITMV, weight_HT, bias_H, layout, seen_IMV)
 
 
 def _row_divergence(

@@ -9,7 +9,7 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import ConfigFile, Overrides, Stage, make_console
+from launcher.cli.options import ConfigFile, JobNodes, JobRanks, Overrides, Stage, make_console
 
 caches = Commands()
 
@@ -21,18 +21,8 @@ def cache(
         int | None,
         typer.Option(metavar="N", min=1, help="Processes here, one per GPU.", show_default="1"),
     ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")
-    ] = None,
-    gpus_per_node: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Ranks per node, one per GPU (--nodes).",
-            show_default="slurm.gpus_per_node, or 1",
-        ),
-    ] = None,
+    nodes: JobNodes = None,
+    gpus_per_node: JobRanks = None,
     partition: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="slurm.partition"),

@@ -10,7 +10,7 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
+from launcher.cli.options import Checkpoint, JobNodes, JobRanks, Json, make_console, stdout_is_stderr
 
 evaluations = Commands()
 
@@ -53,18 +53,8 @@ def evaluate(
             show_default="1",
         ),
     ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")
-    ] = None,
-    gpus_per_node: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Ranks per node, one per GPU (--nodes).",
-            show_default="slurm.gpus_per_node, or 1",
-        ),
-    ] = None,
+    nodes: JobNodes = None,
+    gpus_per_node: JobRanks = None,
     partition: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="the run's or site's"),

@@ -31,6 +31,17 @@ Checkpoint = Annotated[
     int | None, typer.Option(metavar="N", help="Step of the checkpoint.", show_default="the newest")
 ]
 
+JobNodes = Annotated[int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")]
+JobRanks = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Ranks per node, one per GPU (--nodes).",
+        show_default="slurm.gpus_per_node, or 1",
+    ),
+]
+
 
 def memory_option(text: str | None) -> int | None:
     """Bytes of ``--gpu-memory``. Raises UserError."""
