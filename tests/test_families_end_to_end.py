@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,11 +159,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
         whole = vlm.write_run(tmp_path / "whole", 2, family, **changes)
         assert two_ranks.run(train_run, str(whole)) == [0, 0]
     stopped = tmp_path / "stopped"
-    shutil.copytree(whole, stopped)
-    for name in ("metrics.jsonl", "result.json", "progress.json"):
-        (stopped / name).unlink()
-    for name in ("checkpoints", "student"):
-        shutil.rmtree(stopped / name)
+    tiny.copy_untrained(whole, stopped)
     assert two_ranks.run(train_run, str(stopped), 3, "usr1") == [85, 85]
     assert committed_steps(stopped) == [3, 2]
     assert two_ranks.run(train_run, str(stopped)) == [0, 0]

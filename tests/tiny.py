@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,12 @@ TIMES = frozenset(
 
 def metrics_rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in RunPaths(run).metrics.read_text().splitlines()]
+
+
+def copy_untrained(run: Path, out: Path) -> None:
+    """A finished run's folder as it was before its first start."""
+    shutil.copytree(run, out)
+    for name in ("metrics.jsonl", "result.json", "progress.json"):
+        (out / name).unlink()
+    for name in ("checkpoints", "student"):
+        shutil.rmtree(out / name)

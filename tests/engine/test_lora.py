@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,7 @@ def run_and_resumed(two_ranks: RankPool, out: Path, family: str, stage: int) -> 
     whole = write_run(out / "whole", family, student__zero_stage=stage)
     assert two_ranks.run(train_run, str(whole)) == [0, 0]
     stopped = out / "stopped"
-    shutil.copytree(whole, stopped)
-    for name in ("metrics.jsonl", "result.json", "progress.json"):
-        (stopped / name).unlink()
-    for name in ("checkpoints", "student"):
-        shutil.rmtree(stopped / name)
+    tiny.copy_untrained(whole, stopped)
     assert two_ranks.run(train_run, str(stopped), 3, "usr1") == [85, 85]
     assert committed_steps(stopped)[0] == 3
     assert two_ranks.run(train_run, str(stopped)) == [0, 0]

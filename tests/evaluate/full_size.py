@@ -51,7 +51,10 @@ def compare(folder: Path, share: float, ranks: int) -> int:
     if evaluate(folder, "killed", ranks).wait() != 0:
         return 1
     resumed = {path.name: path.read_bytes() for path in sorted((folder / "killed" / "model").iterdir())}
-    equal = resumed == answers and 0 < done < questions
+    if not 0 < done < questions:
+        print("the kill did not come between the first and the last answer: nothing was shown; raise --share")
+        return 1
+    equal = resumed == answers
     print("the resumed evaluation equals the one that was not killed" if equal else "THEY DIFFER")
     return 0 if equal else 1
 
