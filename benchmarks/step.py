@@ -36,7 +36,7 @@ PRINCIPAL = ("floor", "ours")
 VARIANTS = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
 LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
 LOOKAHEAD = ("ours, look-ahead 1",)
-CACHED = ("cached",)
+CACHED = ("floor, cached", "cached")
 # Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
 # its ratio large enough.
 LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
