@@ -30,16 +30,36 @@ class Family:
     has_masks: bool = False
     unused: tuple[str, ...] = ()  # modules for sound, which are never trained; a model may lack them
     has_softcap: bool = False  # of the logits, where text_config.final_logit_softcapping says so
+    # An image is one rectangular grid of tokens that shows the whole of it, or the same part, whatever the
+    # number of tokens: then a teacher and a student may differ in it. If ``one_grid_if`` is given, only with
+    # one of these values of a setting of the processor.
+    one_grid: bool = False
+    one_grid_if: tuple[str, tuple[object, ...]] | None = None
     tried: bool = True  # else the row is not in the table: see ``untried``
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",)),
-        Family("idefics3", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
-        Family("smolvlm", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
-        Family("internvl", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",), one_grid=True),
+        *(
+            Family(
+                name,
+                ("model.vision_model",),
+                ("model.connector",),
+                inputs_by_row=True,
+                one_grid=True,
+                one_grid_if=("do_image_splitting", (False,)),
+            )
+            for name in ("idefics3", "smolvlm")
+        ),
+        Family(
+            "internvl",
+            ("model.vision_tower",),
+            ("model.multi_modal_projector",),
+            one_grid=True,
+            one_grid_if=("max_patches", (1,)),
+        ),
         Family("llava_onevision", ("model.vision_tower",), ("model.multi_modal_projector",)),
         *(
             Family(
@@ -48,6 +68,7 @@ FAMILIES = {
                 projector,
                 marks_images="mm_token_type_ids",
                 position_inputs=("image_grid_thw",),
+                one_grid=True,
             )
             for name, projector in (
                 ("qwen2_5_vl", ("model.visual.merger",)),
@@ -61,6 +82,8 @@ FAMILIES = {
             ("model.multi_modal_projector",),
             marks_images="token_type_ids",
             has_masks=True,
+            one_grid=True,
+            one_grid_if=("do_pan_and_scan", (False, None)),
         ),
         Family(
             "gemma4",

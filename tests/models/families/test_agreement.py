@@ -50,7 +50,7 @@ def test_other_tokenizers_templates_and_processors_are_named(tmp_path: Path) -> 
     assert [problem.removeprefix("teacher and student have different ") for problem in problems] == [
         "tokenizers (tokenizer.json)",
         "chat templates",
-        "`size` in their processors",
+        "`size` in their processors, and they do not see the same part of an image",
     ]
 
 
