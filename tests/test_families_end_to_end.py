@@ -123,12 +123,14 @@ def test_an_untried_family_trains_and_is_exported(two_ranks: RankPool, tmp_path:
 
 
 def test_a_teacher_with_other_grids_trains_its_student(two_ranks: RankPool, tmp_path: Path) -> None:
-    """ZeRO-2 student beside a ZeRO-3 teacher, which sees 3 x 3 vision tokens where the student sees 2 x 2;
-    some micro-batches have no image."""
+    """ZeRO-2 student beside a ZeRO-3 teacher, which sees 3 x 3 vision tokens where the student sees 2 x 2,
+    on packed rows."""
     pair = vlm_grids.pair("llava")
     config = vlm.write_configuration(tmp_path, "llava")
-    models = ("--set", f"model.teacher={pair.teacher}", "--set", f"model.student={pair.student}")
-    done = CliRunner().invoke(app, ["launch", str(config), *LAUNCH, *models, "--dry-run"])
+    changes = {"model.teacher": pair.teacher, "model.student": pair.student, "training.packing": "true"}
+    changes["training.micro_batch_size"] = "2"
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(app, ["launch", str(config), *LAUNCH, *sets, "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "other grids of vision tokens" in " ".join(done.output.split())
     run = tmp_path / "runs" / "run"

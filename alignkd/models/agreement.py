@@ -11,7 +11,7 @@ from alignkd.config.schema import Config, DataSource, ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models import processor_files
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.families.table import Family, family_of
+from alignkd.models.families.table import Family, family_of, packing_problem
 
 PIXEL_KEYS = (
     "size",
@@ -161,10 +161,24 @@ def check_templates(config: Config) -> list[str]:
                 "different grids of vision tokens; valid: none"
             )
     if family is not None and config.training.packing:
-        problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
+        problems += _packing_problems(config)
     if config.student.lora is not None and importlib.util.find_spec("peft") is None:
         problems.append("student.lora needs the package peft: pip install 'alignkd[lora]'")
     return problems
+
+
+def _packing_problems(config: Config) -> list[str]:
+    model = config.model
+    folders = [student_folder(model)]
+    if model.teacher is not None and config.distillation.enabled:
+        folders.append(Path(model.teacher))
+    problems = []
+    for folder in folders:
+        family = family_of(folder)
+        problem = None if family is None else packing_problem(folder, family)
+        if problem is not None:
+            problems.append(f"training.packing = true: {problem}; valid: false")
+    return sorted(set(problems))
 
 
 def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
