@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from alignkd.config.live_sections import TrackingSection
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
 
@@ -230,5 +231,6 @@ class Config(Section):
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     distillation: DistillationSection = Field(default_factory=DistillationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     slurm: SlurmSection = Field(default_factory=SlurmSection)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "run.",
     "slurm.",
     "checkpoint.",
+    "tracking.",
     "data.workers",
     "model.",
     "teacher.placement",

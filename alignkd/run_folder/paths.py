@@ -32,6 +32,7 @@
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
 | metrics.jsonl.after-step-N | rank 0 | rows that a resume from step N cut off |
 | metrics.jsonl.given-up | resume | rows from before `--from-scratch` |
+| tracking/ | rank 0's tracker | event files of TensorBoard and W&B: ``alignkd.tracking`` |
 | checkpoints/ | all ranks | ``run_folder.checkpoints`` |
 | result.json | rank 0 | how training ended, written last: ``run_folder.result`` |
 | student/ | rank 0 | the trained student, a model folder: ``alignkd.models.saving`` |
@@ -179,6 +180,10 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         return self.run / "metrics.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        return self.run / "tracking"
 
     @property
     def checkpoints(self) -> Path:

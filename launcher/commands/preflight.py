@@ -12,6 +12,7 @@ from typing import Literal
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
 from alignkd.teacher_cache.check import checked_manifest
+from alignkd.tracking.packages import missing_packages
 from launcher.backends.base import Backend
 from launcher.backends.devices import device_of
 from launcher.backends.node_probe import model_folders
@@ -84,7 +85,7 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += data_problems(config)
+    problems += data_problems(config) + missing_packages(config.tracking)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
