@@ -130,9 +130,10 @@ def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, settings that only MobileVLM knows, and packages."""
     family = family_of(student_folder(config.model))
     problems = template_problems(config.model, config.data.sources)
-    for number, source in enumerate(config.data.sources):
+    problems += template_problems(config.model, config.evaluation.sources, "evaluation")
+    for key, source in config.named_sources().items():
         if family is None and source.image_options:
-            problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
+            problems.append(f"{key}.image_options: MobileVLM's preprocessing has none")
     if family is not None and config.training.packing:
         problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
     if config.student.lora is not None and importlib.util.find_spec("peft") is None:
@@ -140,14 +141,14 @@ def check_templates(config: Config) -> list[str]:
     return problems
 
 
-def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
-    """Sources whose template the models do not have."""
+def template_problems(model: ModelSection, sources: Sequence[DataSource], section: str = "data") -> list[str]:
+    """Sources of a section whose template the models do not have."""
     family = family_of(student_folder(model))
     problems = []
     for number, source in enumerate(sources):
         valid = ("plain", "v1") if family is None else ("chat",)
         if source.template not in valid:
-            key = f"data.sources[{number}].template = {source.template}"
+            key = f"{section}.sources[{number}].template = {source.template}"
             problems.append(f"{key}: valid for these models: {', '.join(valid)}")
     return problems
 

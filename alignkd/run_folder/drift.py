@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "run.",
     "slurm.",
     "checkpoint.",
+    "evaluation.",
     "tracking.",
     "data.workers",
     "model.",

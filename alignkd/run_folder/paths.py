@@ -28,6 +28,7 @@
 | logs/slurm-JOB.log | job.sbatch | output of the batch script |
 | writers/G.json | rank 0, resume | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
+| held-out.bin | rank 0 | the same for the held-out data |
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
 | metrics.jsonl.after-step-N | rank 0 | rows that a resume from step N cut off |
@@ -172,6 +173,10 @@ class RunPaths:
     @property
     def index(self) -> Path:
         return self.run / "index.bin"
+
+    @property
+    def held_out_index(self) -> Path:
+        return self.run / "held-out.bin"
 
     @property
     def progress(self) -> Path:

@@ -111,7 +111,9 @@ def space_problems(config: Config) -> list[str]:
     trainable, frozen = sum(sizes.trainable(config).values()), sum(sizes.frozen(config).values())
     weight_bytes = 4 if config.training.precision == "fp32" else 2
     one = trainable * (weight_bytes + _STATE_BYTES) + frozen * weight_bytes
-    count = (config.checkpoint.keep_last or 10) + 1  # a new one is complete before an old one is deleted
+    best = config.evaluation.every is not None
+    # A new one is complete before an old one is deleted.
+    count = (config.checkpoint.keep_last or 10) + 1 + best
     place = existing_parent(run_path(config))
     free = shutil.disk_usage(place).free
     if one * count <= free:
@@ -125,8 +127,7 @@ def space_problems(config: Config) -> list[str]:
 def data_problems(config: Config) -> list[str]:
     """Files and image folders that are missing or not readable."""
     problems = []
-    for index, source in enumerate(config.data.sources):
-        key = f"data.sources[{index}]"
+    for key, source in config.named_sources().items():
         problem = _unreadable(Path(source.file), "file")
         if problem:
             problems.append(

@@ -14,6 +14,7 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest
 from alignkd.teacher_cache.key import cache_key
 from alignkd.tracking.packages import missing_packages
+from launcher.backends.node_probe import read_places
 from launcher.commands.launch import LaunchRequest, launch
 from launcher.commands.preflight import launch_problems, space_problems
 from launcher.plan.sizes import run_sizes
@@ -57,6 +58,19 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_written(config_
     (problem,) = caught.value.problems
     assert problem.startswith(f"{cache}: this cache of the teacher does not exist")
     assert not (config_file.parent / "runs").exists()
+
+
+def test_held_out_data_that_are_missing_are_named(make_config) -> None:
+    config = make_config("evaluation={every: 5, sources: [{file: /no/data.json, image_folder: /no/images}]}")
+    problems = launch_problems(config, 2)
+    assert [problem.partition(" = ")[0] for problem in problems] == [
+        "evaluation.sources[0].file",
+        "evaluation.sources[0].image_folder",
+    ]
+    assert [place.key for place in read_places(config)][-2:] == [
+        "evaluation.sources[0].file",
+        "evaluation.sources[0].image_folder",
+    ]
 
 
 def test_a_tracker_without_its_package_is_refused_before_anything_is_written(
