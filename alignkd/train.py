@@ -17,6 +17,7 @@ from pathlib import Path
 
 from alignkd.config import load_run_config
 from alignkd.config.schema import TrainingSection
+from alignkd.data.worker_server import start_worker_server
 from alignkd.distributed.determinism import fix_workspace, use_deterministic_kernels
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
@@ -37,8 +38,7 @@ def main(arguments: list[str]) -> int:
     renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)
     faulthandler.enable()
-    # The watch for hangs asks for the stacks. The loader's workers inherit this, and answer too.
-    faulthandler.register(signal.SIGUSR2)
+    faulthandler.register(signal.SIGUSR2)  # the watch for hangs asks for the stacks
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
         return _run(Path(arguments[0]), stop)
@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(run: Path, stop: StopRequest) -> int:
-    training = load_run_config(RunPaths(run).config).training
+    config = load_run_config(RunPaths(run).config)
+    training = config.training
+    if config.data.workers:
+        start_worker_server()  # early: it imports torch while this process does
     if training.deterministic:
         fix_workspace()
     interval = beat_seconds(training.hang_seconds)

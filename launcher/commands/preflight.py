@@ -68,7 +68,7 @@ def _check_stage(
     if not problems and not earlier:
         problems += space_problems(config)
     if not problems:
-        warnings += untried_models(config)
+        warnings += model_notes(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
     if not problems and not memory.skip and device_of(config) != "cpu":
@@ -171,10 +171,11 @@ def model_problems(config: Config) -> list[str]:
     return problems or check_templates(config)
 
 
-def untried_models(config: Config) -> list[str]:
-    from alignkd.models.agreement import untried_notes
+def model_notes(config: Config) -> list[str]:
+    from alignkd.models.agreement import grid_notes, untried_notes
 
-    return untried_notes(config.model)
+    notes = untried_notes(config.model)
+    return notes + grid_notes(config.model) if config.distillation.enabled else notes
 
 
 def _made_by(folder: str, config: Config) -> str:
