@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from alignkd.config.live_sections import LoggingSection
 from alignkd.config.schema import (
     DataSection,
     DistillationSection,
@@ -94,6 +95,15 @@ def _evaluation(
     return problems
 
 
+def _gradient_norms(logging: LoggingSection, student: StudentSection) -> list[str]:
+    if logging.gradient_norms_every is not None and student.zero_stage == 3:
+        return [
+            "logging.gradient_norms_every does not work with student.zero_stage = 3, which shards them; "
+            "valid: stage 0, 1 or 2; `alignkd probe --run` measures a checkpoint of any stage"
+        ]
+    return []
+
+
 def _batches(training: TrainingSection) -> list[str]:
     whole, micro = training.global_batch_size, training.micro_batch_size
     if whole % micro == 0 or training.tokens_per_micro_batch is not None:
@@ -174,6 +184,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_scratch, ("model",)),
     (_attention_rows, ("distillation", "data", "evaluation")),
     (_evaluation, ("evaluation", "distillation", "teacher")),
+    (_gradient_norms, ("logging", "student")),
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),

@@ -6,10 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignkd.config.section import Section
+from alignkd.config.section import PositiveInt, Section
 
 # W&B refuses these characters in the name of a project.
 ProjectName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f/\\#?%:]+$")]
+
+
+class LoggingSection(Section):
+    gradient_norms_every: PositiveInt | None = Field(
+        None,
+        description="steps between samples of each loss term's gradient norm; a sample takes a teacher "
+        "forward and a forward and backward per term, of one micro-batch; null: never",
+    )
 
 
 class WandbSection(Section):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from alignkd.config.checkpoint_section import CheckpointSection
-from alignkd.config.live_sections import TrackingSection
+from alignkd.config.live_sections import LoggingSection, TrackingSection
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
 
@@ -230,6 +230,7 @@ class Config(Section):
     distillation: DistillationSection = Field(default_factory=DistillationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
     slurm: SlurmSection = Field(default_factory=SlurmSection)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -25,6 +25,7 @@ from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
 from alignkd.engine.step_clock import StepClock, StepTime
 from alignkd.engine.stopwatch import Reading, Stopwatch, student_watches, timed_forwards
+from alignkd.engine.term_norms import TermNorms
 from alignkd.errors import EXIT_OK, AlignkdError, TakenOverError, TrainingError
 from alignkd.run_folder.heartbeat import DATA, TRAINING
 from alignkd.run_folder.metrics import MetricsFile, cut_rows_after
@@ -78,6 +79,7 @@ class Trainer:
             state.config.evaluation.best,
         )
         self.held_out = HeldOutEvaluation(state, stop, progress)
+        self.term_norms = TermNorms(state)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
@@ -149,6 +151,9 @@ class Trainer:
         state = self.state
         factor = schedule_factor(self.step, state.total_steps, state.config.training.warmup_ratio)
         set_learning_rates(state.engine.optimizer, factor)
+        with self.clock.paused():
+            norms = self.term_norms.columns(self.step + 1, window)
+            self.forward_watch.take()  # no part of the step
         sums = run_optimizer_step(
             state.engine,
             state.teacher,
@@ -163,11 +168,8 @@ class Trainer:
         self.step += 1
         applied = state.engine.was_step_applied()
         self.skipped.count(applied)
-        row = {
-            **state.position(self.step),
-            **learning_rates(state.engine.optimizer),
-            "skipped_steps": self.skipped.total,
-        }
+        row = state.position(self.step) | learning_rates(state.engine.optimizer) | norms
+        row["skipped_steps"] = self.skipped.total
         taken = self.clock.end_step()
         parts = {"teacher": self.teacher_watch.take(), **self.watches.take()}
         self.metrics.add(row, sums, info, parts, taken, applied=applied)
@@ -184,8 +186,7 @@ class Trainer:
             return False
         with self.clock.paused():
             self._report("evaluating")
-            columns = self.held_out.evaluate(self.step)
-            self.metrics.annotate(columns)
+            self.metrics.annotate(self.held_out.evaluate(self.step))
             self.forward_watch.take()  # no part of any step
             self._report("training")
         return self.held_out.best_step == self.step

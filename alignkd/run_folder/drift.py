@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "slurm.",
     "checkpoint.",
     "evaluation.",
+    "logging.",
     "tracking.",
     "data.workers",
     "model.",

@@ -21,6 +21,7 @@ from .conftest import BASE
         (["student.lora.rank=4", "training.compile_layers=true"], "does not work with student.lora"),
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
+        (["logging.gradient_norms_every=5", "student.zero_stage=3"], "valid: stage 0, 1 or 2"),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],

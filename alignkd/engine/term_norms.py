@@ -1,0 +1,42 @@
+"""The gradient norm of each loss term while a run trains, every so many steps."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch.distributed as dist
+
+from alignkd.data.batch import Batch
+from alignkd.engine.optimizer_step import teacher_side, term_weights
+from alignkd.engine.state import TrainingState
+from alignkd.engine.term_gradients import term_gradient_norms
+from alignkd.losses.total import TERMS, element_counts, term_scales
+
+
+class TermNorms:
+    """``logging.gradient_norms_every`` of one run."""
+
+    def __init__(self, state: TrainingState) -> None:
+        self._state = state
+        self._every = state.config.logging.gradient_norms_every
+
+    def columns(self, step: int, window: list[Batch]) -> dict[str, float]:
+        """Columns of the row of ``step``, before it is taken; none where it is not due. Waits for the device.
+        Collective.
+
+        Each is the norm of the student's gradient of a weighted term on the first micro-batch of a rank: the
+        root mean square over the ranks. What differs between micro-batches averages out in the step itself,
+        so its gradient is smaller.
+        """
+        if self._every is None or step % self._every != 0:
+            return {}
+        state, distillation = self._state, self._state.config.distillation
+        module, batch = state.engine.module, window[0].to(state.ranks.device)
+        counts = element_counts(batch.counts, module.sizes())
+        head, targets = teacher_side(state.teacher, [batch], contextlib.nullcontext(), None)
+        scales = term_scales(counts, term_weights(distillation), 1.0)
+        squares = term_gradient_norms(module, batch, scales, next(targets), head).square().sum(dim=1)
+        dist.all_reduce(squares)
+        norms = (squares / state.ranks.world_size).sqrt().tolist()
+        names = (distillation.divergence if term == "divergence" else term for term in TERMS)
+        return {f"gradient_norm_of_{name}": norm for name, norm in zip(names, norms, strict=True)}
