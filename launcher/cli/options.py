@@ -28,7 +28,8 @@ GpuMemory = Annotated[
     typer.Option(metavar="SIZE", help="Memory of one GPU, such as 80G.", show_default="slurm.gpu_memory"),
 ]
 Checkpoint = Annotated[
-    int | None, typer.Option(metavar="N", help="Step of the checkpoint.", show_default="the newest")
+    str | None,
+    typer.Option(metavar="N", help="Step of the checkpoint, or `best`.", show_default="the newest"),
 ]
 
 JobNodes = Annotated[int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")]
@@ -58,6 +59,19 @@ def refuse_job_options(nodes: int | None, *options: object) -> None:
     """Raises UserError for ``--gpus-per-node``, ``--partition`` or ``--time`` without a job."""
     if nodes is None and any(option is not None for option in options):
         raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+
+
+def chosen_step(run: Path, text: str | None) -> int | None:
+    """The step that ``--step`` names, whether or not it has a checkpoint. Raises UserError."""
+    if text is None:
+        return None
+    if text == "best":
+        from alignkd.run_folder.best import best_step
+
+        return best_step(run)
+    if not text.isdecimal():
+        raise UserError(f"--step {text}: not a step; valid: a whole number, or `best`")
+    return int(text)
 
 
 def memory_option(text: str | None) -> int | None:

@@ -48,8 +48,9 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
     teacher = 0.0
     if sizes.teacher is not None:
         model = sizes.teacher
-        teacher = layer_flops(model, work) + projector_flops(model, work) + tower_flops(model, work)
-        teacher += head_flops(model, work)
+        theirs = work.with_images_of(model.shapes.vision_tokens)
+        teacher = layer_flops(model, theirs) + projector_flops(model, theirs) + tower_flops(model, theirs)
+        teacher += head_flops(model, theirs)
     # From a rank's share of the global batch, since micro-batches of a token budget need not be full.
     times = training.global_batch_size / (cluster.ranks * work.samples)
     return Compute(teacher * times, own * times, work.tokens * times, times)

@@ -65,6 +65,8 @@ class Memory:
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
     images = work.accumulation * work.images
     pixels = activations.pixel_bytes(sizes.student.shapes, images, FP32)
+    if sizes.teacher is not None and sizes.teacher.shapes.vision_tokens != work.vision_tokens:
+        pixels += activations.pixel_bytes(sizes.teacher.shapes, images, FP32)  # it has images of its own
     parts = [Part("images of a step", pixels), *_cached_hidden(config, sizes, work)]
     parts += teacher_weights(config, sizes, cluster, files) + _teacher_work(
         config, sizes, work, cluster, files
@@ -122,7 +124,9 @@ def _teacher_work(
     shares = shares_tower(config, sizes)
     layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
     targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
-    forward = activations.teacher_workspace(teacher.shapes, work, size, shares_tower=shares)
+    # The targets are on the student's grid of vision tokens, the forward on the teacher's.
+    larger = work.with_images_of(max(teacher.shapes.vision_tokens, work.vision_tokens))
+    forward = activations.teacher_workspace(teacher.shapes, larger, size, shares_tower=shares)
     return [
         Part("teacher's targets", targets, "student"),
         Part("teacher's forward", forward, "teacher"),

@@ -106,8 +106,9 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
     costs += _vision("student's", student, work, size, towers, projector_passes(trained))
     if sizes.teacher is not None:
         model, bytes_each = sizes.teacher, teacher_size(config)
-        costs += _layers("teacher's", model.shapes, work, bytes_each, Passes(1, 0), compiled=compiled)
-        costs += _vision("teacher's", model, work, bytes_each, 1, 1)
+        theirs = work.with_images_of(model.shapes.vision_tokens)
+        costs += _layers("teacher's", model.shapes, theirs, bytes_each, Passes(1, 0), compiled=compiled)
+        costs += _vision("teacher's", model, theirs, bytes_each, 1, 1)
         costs.append(_attention_term(model.shapes, student.shapes, work))
     costs.append(_heads(sizes, work, trained))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]

@@ -22,8 +22,10 @@ from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.lora import add_lora
 from alignkd.models.tower import PUBLISHED_TOWER_CONFIG
 from launcher.plan import roofline as plan
-from launcher.plan.compute import run_compute
+from launcher.plan.compute import layer_flops, run_compute
+from launcher.plan.memory import run_memory
 from launcher.plan.shapes import mobilevlm_shapes
+from launcher.plan.sharding import rendered
 from launcher.plan.sizes import RunSizes, adapter_sizes, model_sizes
 from launcher.plan.trained import Trained
 from launcher.plan.workload import Cluster, Workload, workload
@@ -240,3 +242,32 @@ def test_a_cost_is_the_slower_of_its_operations_and_its_bytes() -> None:
     assert plan.Cost("a", flops=100.0, bytes=5.0).seconds(chip) == 2.0
     assert plan.Cost("a", flops=100.0, bytes=50.0).seconds(chip) == 5.0
     assert plan.Cost("a", flops=100.0, bytes=5.0, share=0.5).seconds(chip) == 4.0
+
+
+def test_a_teacher_with_more_vision_tokens_has_longer_samples_of_the_same_text() -> None:
+    config, sizes = published(micro_batch_size=4)
+    assert sizes.teacher is not None
+    shapes = dataclasses.replace(sizes.teacher.shapes, vision_tokens=576)
+    more = dataclasses.replace(sizes, teacher=dataclasses.replace(sizes.teacher, shapes=shapes))
+    work, cluster = workload(config, Cluster(1, 2), 144), Cluster(1, 2)
+    theirs = work.with_images_of(576)
+    assert (theirs.length - work.length, theirs.text_rows) == (432, work.text_rows)
+    assert work.with_images_of(144) == work
+
+    before, after = (run_compute(config, one, work, cluster) for one in (sizes, more))
+    layers = layer_flops(sizes.teacher, theirs) - layer_flops(sizes.teacher, work)
+    assert after.teacher_flops - before.teacher_flops == pytest.approx(layers * before.micro_batches)
+    assert after.student_flops == before.student_flops
+    costs = [
+        {cost.name: cost.flops for cost in plan.step_costs(config, one, work, 1)} for one in (sizes, more)
+    ]
+    changed = {name for name in costs[0] if costs[0][name] != costs[1][name]}
+    assert changed == {name for name in changed if name.startswith("teacher's")} != set()
+    files = rendered(config, cluster)
+    memory = [
+        {part.name: part.bytes for part in run_memory(config, one, work, cluster, files).parts}
+        for one in (sizes, more)
+    ]
+    assert memory[1]["teacher's forward"] > memory[0]["teacher's forward"]
+    assert memory[1]["teacher's targets"] == memory[0]["teacher's targets"]
+    assert memory[1]["images of a step"] == 2 * memory[0]["images of a step"]
