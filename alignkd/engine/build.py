@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import deepspeed
 from deepspeed.runtime import compiler
@@ -91,5 +90,9 @@ def choose_trained_parts(student: VisionLanguageModel, config: Config) -> None:
 def _import_muon_uncompiled() -> None:
     """DeepSpeed imports its Muon to see whether the optimizer is one, which sets up torch.compile for three
     functions: a second of every rank's start. Ours is AdamW, which calls none of them."""
-    with mock.patch.object(compiler, "compile", return_value=compiler.dummy_decorator):
+    compile_function = compiler.compile
+    compiler.compile = lambda *_, **__: compiler.dummy_decorator
+    try:
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compile_function

@@ -9,7 +9,17 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import ConfigFile, JobNodes, JobRanks, Overrides, Stage, make_console
+from launcher.cli.options import (
+    ConfigFile,
+    JobNodes,
+    JobPartition,
+    JobRanks,
+    JobTime,
+    Overrides,
+    Stage,
+    make_console,
+    refuse_job_options,
+)
 
 caches = Commands()
 
@@ -23,16 +33,8 @@ def cache(
     ] = None,
     nodes: JobNodes = None,
     gpus_per_node: JobRanks = None,
-    partition: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="slurm.partition"),
-    ] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="slurm.time_limit"
-        ),
-    ] = None,
+    partition: JobPartition = None,
+    time_limit: JobTime = None,
     stage: Stage = None,
     overrides: Overrides = None,
     cpu: Annotated[
@@ -52,8 +54,7 @@ def cache(
     from launcher.commands.cache import write_here
     from launcher.run.site import read_site
 
-    if nodes is None and any(option is not None for option in (gpus_per_node, partition, time_limit)):
-        raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+    refuse_job_options(nodes, gpus_per_node, partition, time_limit)
     if nodes is not None and (ranks is not None or verify):
         raise UserError("--nodes N has --gpus-per-node instead of --ranks, and writes only")
     chosen = [*(overrides or ()), *(["slurm.gpu_option=none"] if cpu else [])]

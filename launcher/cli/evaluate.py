@@ -13,10 +13,13 @@ from launcher.cli.framework import Commands
 from launcher.cli.options import (
     Checkpoint,
     JobNodes,
+    JobPartition,
     JobRanks,
+    JobTime,
     Json,
     chosen_step,
     make_console,
+    refuse_job_options,
     stdout_is_stderr,
 )
 
@@ -63,16 +66,8 @@ def evaluate(
     ] = None,
     nodes: JobNodes = None,
     gpus_per_node: JobRanks = None,
-    partition: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Slurm partition (--nodes).", show_default="the run's or site's"),
-    ] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="the run's or site's"
-        ),
-    ] = None,
+    partition: JobPartition = None,
+    time_limit: JobTime = None,
     device: Annotated[
         Literal["auto", "cpu"], typer.Option(metavar="NAME", help="auto (GPUs if there are any) or cpu.")
     ] = "auto",
@@ -119,8 +114,7 @@ def evaluate(
         raise UserError("give either models, --check or --score FILE")
     if questions is None and (metric is not None or image_folder is not None):
         raise UserError("--metric and --image-folder are only for --task own")
-    if nodes is None and any(option is not None for option in (gpus_per_node, partition, time_limit)):
-        raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+    refuse_job_options(nodes, gpus_per_node, partition, time_limit)
     if nodes is not None and (not models or ranks is not None):
         raise UserError("--nodes N is for models, and has --gpus-per-node instead of --ranks")
     unused = {"--step": step, "--precision": precision, "--limit": limit, "--image-padding": image_padding}

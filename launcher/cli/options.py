@@ -43,6 +43,23 @@ JobRanks = Annotated[
     ),
 ]
 
+JobPartition = Annotated[
+    str | None,
+    typer.Option(
+        "--partition", metavar="NAME", help="Slurm partition (--nodes).", show_default="slurm.partition"
+    ),
+]
+JobTime = Annotated[
+    str | None,
+    typer.Option("--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="slurm.time_limit"),
+]
+
+
+def refuse_job_options(nodes: int | None, *options: object) -> None:
+    """Raises UserError for ``--gpus-per-node``, ``--partition`` or ``--time`` without a job."""
+    if nodes is None and any(option is not None for option in options):
+        raise UserError("--gpus-per-node, --partition and --time are only for a Slurm job (--nodes N)")
+
 
 def chosen_step(run: Path, text: str | None) -> int | None:
     """The step that ``--step`` names, whether or not it has a checkpoint. Raises UserError."""
