@@ -16,11 +16,13 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine import student_step
 from alignkd.engine.optimizer_step import StepInfo, run_optimizer_step
 from alignkd.engine.stopwatch import Stopwatch
+from alignkd.engine.student_step import StudentStep
 from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.logits import plain_logit_losses
 from alignkd.losses.total import TERMS
-from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.teacher.targets import TeacherModel
+from benchmarks.measure import Edge
 from benchmarks.references import floor, stand_in
 from benchmarks.setting import DISTILLATION, Setting, Sums, total_counts
 
@@ -38,9 +40,9 @@ class Method:
 class PlainEngine:
     """What ``run_optimizer_step`` calls of DeepSpeed's engine: forward and backward, no optimizer."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.module = setting.module
-        self._edge = setting.edge
+    def __init__(self, module: StudentStep, edge: Edge) -> None:
+        self.module = module
+        self._edge = edge
 
     def __call__(self, *arguments: Any) -> Any:
         return self.module(*arguments)
@@ -68,7 +70,7 @@ class PlainEngine:
 class ResidentTeacher:
     """A teacher on this device, whole or without its layers."""
 
-    def __init__(self, model: MobileVLM, shares_tower: bool) -> None:
+    def __init__(self, model: VisionLanguageModel, shares_tower: bool) -> None:
         self.model = TeacherModel(model, DISTILLATION.top_k)
         self.model.shares_tower = shares_tower
 
@@ -93,7 +95,7 @@ def ours(
     info = StepInfo(total_counts(window), setting.elements(window), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
-        engine or PlainEngine(setting),
+        engine or PlainEngine(setting.module, setting.edge),
         ResidentTeacher(setting.parts if cached else setting.teacher, shares_tower),
         list(window),
         info,
@@ -125,6 +127,7 @@ METHODS: dict[str, Method] = {
     "ours, token budget": Method(ours, token_budget=True),
     "ours, padded, token budget": Method(ours, packing=False, token_budget=True),
     "ours, look-ahead 1": Method(partial(ours, lookahead=1)),
+    "floor, cached": Method(floor, packing=False, cached=True),
     "cached": Method(partial(ours, cached=True), cached=True),
     "stand-in": Method(stand_in, packing=False),
 }

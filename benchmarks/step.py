@@ -13,7 +13,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -22,55 +22,23 @@ import torch
 
 from alignkd.data.batch import Batch
 from alignkd.models.building import DTYPES
-from benchmarks import chips, predicted, report
+from benchmarks import chips, family_step, predicted, report
 from benchmarks.batches import Shape, random_window
+from benchmarks.families import BUILDERS as FAMILIES
 from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.memory import limit_memory, predicted_peak, usable_memory
 from benchmarks.methods import METHODS
 from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
 from benchmarks.setting import Losses, Setting, Sums, new_setting, padding_share, with_hidden_states
+from benchmarks.shapes import PRINCIPAL, methods_of, shapes_of
 
-MIXED = (240, 330, 560, 1200)  # lengths of a batch as a shuffled file gives it
-PRINCIPAL = ("floor", "ours")
-VARIANTS = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
-LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
-LOOKAHEAD = ("ours, look-ahead 1",)
-CACHED = ("cached",)
 # Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
 # its ratio large enough.
 LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
 FOCUS_TOLERANCE = 0.02
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
-
-
-def shapes_of(lengths: Sequence[int], samples: Sequence[int], mixed: bool) -> list[Shape]:
-    """One sample first, since its memory predicts that of several. Then what needs several samples."""
-    listed = [Shape(f"{length} x {count}", (length,) * count) for count in samples for length in lengths]
-    if mixed:
-        first = sum(len(shape.lengths) == 1 for shape in listed)
-        each = min(lengths)
-        listed[first:first] = [
-            Shape(f"mixed x {len(MIXED)}", MIXED),
-            Shape(f"{each} x 1, window of 4", (each,) * 4, accumulate=True),
-        ]
-    return listed
-
-
-def methods_of(shape: Shape, everything: bool) -> list[str]:
-    """The methods that make a difference at a shape. Every variant at every shape would take an hour on a CPU
-    and show what one sample shows; ``everything`` includes them anyway."""
-    shown = set(PRINCIPAL)
-    if shape.accumulate:
-        shown |= set(LOOKAHEAD)
-    else:
-        shown |= {"stand-in", *CACHED}
-        if everything or len(shape.lengths) == 1:
-            shown |= set(VARIANTS)
-        if shape.mixed:
-            shown |= set(LAYOUTS)
-    return [name for name in METHODS if name in shown]
 
 
 def measure_shape(
@@ -182,12 +150,25 @@ def main(arguments: list[str]) -> None:
     )
     # Threads that wait for one another make noise; one thread leaves the other cores to other processes.
     parser.add_argument("--threads", type=int, default=torch.get_num_threads() if on_gpu else 1)
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        choices=FAMILIES,
+        help="measure small models of these instead, against a floor",
+    )
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(options.threads)
     measured = report.facts(arguments)
+    if options.families:
+        shapes = shapes_of(options.lengths, options.samples, mixed=False)
+        rows = family_step.rows_of(
+            options.families, shapes, options.precision, device, options.budget, deadline
+        )
+        print(report.section("step-families", measured, report.table(family_step.HEAD, rows)))
+        return
     pair = PAIRS[options.pair]
     teacher, student = random_pair(pair, DTYPES[options.precision], device)
     if on_gpu:

@@ -18,7 +18,7 @@ from alignkd.models.families.processors import read_processor
 from alignkd.models.families.table import FAMILIES
 from alignkd.run_folder.checkpoints import committed_steps
 from launcher.cli.app import app
-from tests import tiny, vlm
+from tests import tiny, vlm, vlm_grids
 from tests.engine.test_training_run import same_but_for_times, train_run
 from tests.models.families import reference
 from tests.ranks import RankPool
@@ -120,6 +120,26 @@ def test_an_untried_family_trains_and_is_exported(two_ranks: RankPool, tmp_path:
     moved = {name for name, value in trained.items() if not value.equal(start[name])}
     assert {name.split(".")[1] for name in moved} >= {"language_model", "multi_modal_projector"}
     assert not any("vision_tower" in name for name in moved)
+
+
+def test_a_teacher_with_other_grids_trains_its_student(two_ranks: RankPool, tmp_path: Path) -> None:
+    """ZeRO-2 student beside a ZeRO-3 teacher, which sees 3 x 3 vision tokens where the student sees 2 x 2,
+    on packed rows."""
+    pair = vlm_grids.pair("llava")
+    config = vlm.write_configuration(tmp_path, "llava")
+    changes = {"model.teacher": pair.teacher, "model.student": pair.student, "training.packing": "true"}
+    changes["training.micro_batch_size"] = "2"
+    sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(app, ["launch", str(config), *LAUNCH, *sets, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "other grids of vision tokens" in " ".join(done.output.split())
+    run = tmp_path / "runs" / "run"
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    rows = tiny.metrics_rows(run)
+    assert all(row[term] > 0 for row in rows for term in ("attention", "vision_all", "vision_focus"))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    exported = AutoModelForImageTextToText.from_pretrained(run / "student").config
+    assert exported.vision_config.image_size == 28
 
 
 def exported_logits(run: Path, images: Path) -> list[torch.Tensor]:

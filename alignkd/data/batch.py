@@ -88,6 +88,10 @@ class Batch:
     image_spans: tuple[ImageSpan, ...] = ()  # one per real image
     image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of the tower, beside pixel_values
     teacher_hidden_ND: torch.Tensor | None = None  # from a cache of the teacher, in the teacher's dtype
+    # Of a teacher that sees images on other grids: the same samples, images and text, with its own numbers of
+    # vision tokens and its own pixels. Both batches then have the (rows, columns) of each real image.
+    of_teacher: Batch | None = None
+    grids: tuple[tuple[int, int], ...] = ()
 
     @property
     def sample_count(self) -> int:
@@ -108,5 +112,7 @@ class Batch:
             for one in fields(self)
             if isinstance(value := getattr(self, one.name), torch.Tensor)
         }
+        if self.of_teacher is not None:
+            changed["of_teacher"] = self.of_teacher._mapped(change)
         changed["image_inputs"] = {name: change(value) for name, value in self.image_inputs.items()}
         return replace(self, **changed)

@@ -16,10 +16,11 @@ from PIL import Image
 from alignkd.config.schema import DataSource
 from alignkd.data.batch import IGNORE_INDEX, PADDING_ID
 from alignkd.data.chat import Message, Rendered, TemplateError, messages_of, render_supervised, shifted
-from alignkd.data.collate import UNSUPERVISED_BOS_ID, CollateSettings, ExpandedExample, joined_inputs
+from alignkd.data.collate import UNSUPERVISED_BOS_ID, CollateSettings, ExpandedExample
 from alignkd.data.image_paths import BadImage, resolve_below
 from alignkd.data.images import decode_image, image_size
 from alignkd.data.records import IMAGE_MARKER, BadSample, Sample, Turn
+from alignkd.data.tower_inputs import joined_inputs
 from alignkd.errors import UserError
 
 # Of a processor's answer; everything else goes to the vision tower.
@@ -59,7 +60,7 @@ class ChatEncoder:
     ) -> None:
         """``by_row``: the processor's tensors have a first dimension for rows of the batch."""
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers are forked
-        self._folder = folder
+        self.folder = folder
         self._processor = processor
         self._tokenizer = processor.tokenizer
         self._image_token_id = image_token_id
@@ -108,8 +109,15 @@ class ChatEncoder:
         return found
 
     def encode(self, sample: Sample, source: DataSource) -> ExpandedExample:
+        return self.encode_images(sample, self.images(sample, source), source)
+
+    def images(self, sample: Sample, source: DataSource) -> list[Image.Image]:
+        """Raises BadSample."""
+        return [self._image(sample, path, source) for path in sample.images]
+
+    def encode_images(self, sample: Sample, images: list[Image.Image], source: DataSource) -> ExpandedExample:
+        """:meth:`encode` with images that are read already."""
         rendered = self.rendered(sample)
-        images = [self._image(sample, path, source) for path in sample.images]
         shown = self._process(rendered.text, images, source.image_options)
         ids = np.array(shown.ids, dtype=np.int64)
         starts, stops = np.array(shown.offsets, dtype=np.int64).T
@@ -134,7 +142,7 @@ class ChatEncoder:
         for _, text in turns:
             found = self._special_in(text.replace(IMAGE_MARKER, ""))
             if found is not None:
-                raise UserError(f"the text contains {found!r:.80}, a special token of {self._folder}")
+                raise UserError(f"the text contains {found!r:.80}, a special token of {self.folder}")
         text = self._render(messages_of(turns), True)
         shown = self._process(text, list(images), options)
         return Prompted(shown.ids, shown.inputs)
@@ -164,7 +172,7 @@ class ChatEncoder:
         try:
             return render_supervised(messages, self._render, self._special)
         except TemplateError as error:
-            raise UserError(f"{self._folder}: {error}") from error
+            raise UserError(f"{self.folder}: {error}") from error
 
     def _render(self, messages: list[Message], prompt: bool) -> str:
         text = self._tokenizer.apply_chat_template(

@@ -6,7 +6,7 @@ The attention term selects text rows by the token itself, the logit term selects
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from alignkd.data.batch import (
     ImageSpan,
     TermCounts,
 )
+from alignkd.data.tower_inputs import joined_inputs
 
 AttentionRows = Literal["all_text", "prompt_only"]
 LogitPositions = Literal["supervised", "all_text"]
@@ -51,6 +52,10 @@ class ExpandedExample:
     is_text: BoolArray  # [tokens] False for vision tokens and what the processor puts around them
     # What the vision tower needs, all images one after the other; never empty (see ``Batch.pixel_values``).
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    # For a teacher that sees images on other grids: the sample as it sees it, and the (rows, columns) of each
+    # image's vision tokens, which both have then.
+    of_teacher: ExpandedExample | None = None
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class CollateSettings:
     top_k: int = 16  # K, focus tokens per image
     # What the vision tower gets when no sample has an image; empty: MobileVLM's zero image.
     dummy: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    teacher_dummy: Mapping[str, torch.Tensor] | None = None  # the same of a teacher with other grids
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,26 @@ def collate(
         position_ids_BL=torch.from_numpy(position_ids) if settings.packing else None,
         segment_bounds=torch.from_numpy(bounds) if settings.packing else None,
         **_image_tensors(examples, columns, settings),
+        **_of_teacher(examples, settings),
     )
+
+
+def _of_teacher(examples: Sequence[Example | ExpandedExample], settings: CollateSettings) -> dict[str, Any]:
+    """The fields of ``Batch`` for a teacher with other grids."""
+    if settings.teacher_dummy is None:
+        return {}
+    ours = [example for example in examples if isinstance(example, ExpandedExample)]
+    theirs = [example.of_teacher for example in ours if example.of_teacher is not None]
+    assert len(theirs) == len(examples), "one encoder made all of them"
+    own = replace(settings, dummy=settings.teacher_dummy, teacher_dummy=None)
+    return {
+        "of_teacher": replace(collate(theirs, own), grids=_grids(theirs)),
+        "grids": _grids(ours),
+    }
+
+
+def _grids(examples: Sequence[ExpandedExample]) -> tuple[tuple[int, int], ...]:
+    return tuple(grid for example in examples for grid in example.grids)
 
 
 def _expand(example: Example | ExpandedExample, vision_tokens: int) -> _Sample:
@@ -181,28 +206,6 @@ def _image_tensors(
         "columns_IV": torch.from_numpy(_padded(columns, NO_COLUMN)),
         "image_spans": tuple(ImageSpan(len(of), int(of[-1] - of[0]) + 1) for of in columns),
     }
-
-
-def joined_inputs(given: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Tensors of several samples as one, joined in dimension 0; the other dimensions are filled up with
-    zeros to the largest. This is what the processors do with a batch of their own."""
-    names = given[0].keys()
-    assert all(inputs.keys() == names for inputs in given), "one processor made all of them"
-    return {name: _joined([inputs[name] for inputs in given]) for name in names}
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    shapes = {tensor.shape[1:] for tensor in tensors}
-    if len(shapes) == 1:
-        return torch.cat(list(tensors))
-    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    joined = tensors[0].new_zeros((sum(map(len, tensors)), *largest))
-    start = 0
-    for tensor in tensors:
-        place = (slice(start, start + len(tensor)), *(slice(size) for size in tensor.shape[1:]))
-        joined[place] = tensor
-        start += len(tensor)
-    return joined
 
 
 def _padded(rows: Sequence[IntArray], filler: int) -> IntArray:

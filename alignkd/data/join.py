@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from alignkd.data.batch import NO_COLUMN, NO_ROW, PADDING_ID, Batch, TermCounts
-from alignkd.data.collate import joined_inputs
+from alignkd.data.tower_inputs import joined_inputs
 
 
 def join(batches: Sequence[Batch]) -> Batch:
@@ -38,8 +38,11 @@ def join(batches: Sequence[Batch]) -> Batch:
             for batch in [batch for batch in batches if batch.image_count] or batches[:1]
         ]
     )
+    theirs = [batch.of_teacher for batch in batches if batch.of_teacher is not None]
     joined = replace(
         first,
+        of_teacher=join(theirs) if theirs else None,
+        grids=tuple(grid for batch in batches for grid in batch.grids),
         input_ids_BL=_joined_rows([batch.input_ids_BL for batch in batches], packed),
         pixel_values=inputs.pop("pixel_values"),
         image_count=sum(batch.image_count for batch in batches),

@@ -12,6 +12,7 @@ from alignkd.losses.attention import (
     text_vision_block,
 )
 from alignkd.losses.fused_logits import fused_logit_losses
+from alignkd.losses.grids import resample_attention, resample_tokens
 from alignkd.losses.logits import IGNORE_INDEX, LogitLosses, LogitTargets, plain_logit_losses
 from alignkd.losses.vision import focus_indices, vision_loss_sums
 
@@ -25,6 +26,8 @@ __all__ = [
     "fused_attention_loss",
     "fused_logit_losses",
     "plain_logit_losses",
+    "resample_attention",
+    "resample_tokens",
     "text_vision_block",
     "vision_loss_sums",
 ]

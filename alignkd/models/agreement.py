@@ -9,9 +9,9 @@ from pathlib import Path
 
 from alignkd.config.schema import Config, DataSource, ModelSection
 from alignkd.errors import CheckpointError
+from alignkd.models import processor_files
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
-from alignkd.models.families.table import Family, family_of
-from alignkd.models.processor_files import chat_problems
+from alignkd.models.families.table import Family, family_of, packing_problem
 
 PIXEL_KEYS = (
     "size",
@@ -70,7 +70,8 @@ def check_agreement(model: ModelSection, top_k: int) -> list[str]:
     if len(set(families)) > 1:
         names = [family.model_type if family else "mobilevlm" for family in families]
         return [f"teacher and student are of different families: {names[1]} and {names[0]}"]
-    return chat_problems(model, student_folder(model))
+    assert families[0] is not None, "two MobileVLMs have been compared"
+    return processor_files.chat_problems(model, student_folder(model), families[0])
 
 
 def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
@@ -110,6 +111,27 @@ def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
     return problems
 
 
+def has_other_grids(model: ModelSection) -> bool:
+    """Whether the teacher's vision tokens are resampled to the student's grid. Raises CheckpointError."""
+    student = student_folder(model)
+    if model.teacher is None or family_of(student) is None:
+        return False
+    return processor_files.has_other_grids(Path(model.teacher), student)
+
+
+def grid_notes(model: ModelSection) -> list[str]:
+    """What to know of a pair that agrees, but sees images on different grids."""
+    try:
+        if not has_other_grids(model):
+            return []
+    except CheckpointError:  # an earlier stage may have yet to write it
+        return []
+    return [
+        f"{model.teacher}: its processor makes other grids of vision tokens than the student's, to which "
+        "they are resampled; data.max_length and token budgets count the student's tokens (docs/models.md)"
+    ]
+
+
 def untried_notes(model: ModelSection) -> list[str]:
     """What to know of models whose family is not in the table. Folders that cannot be read are left out."""
     notes = []
@@ -130,24 +152,44 @@ def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, settings that only MobileVLM knows, and packages."""
     family = family_of(student_folder(config.model))
     problems = template_problems(config.model, config.data.sources)
-    for number, source in enumerate(config.data.sources):
+    problems += template_problems(config.model, config.evaluation.sources, "evaluation")
+    for key, source in config.named_sources().items():
         if family is None and source.image_options:
-            problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
+            problems.append(f"{key}.image_options: MobileVLM's preprocessing has none")
+        elif source.image_options and config.distillation.enabled and has_other_grids(config.model):
+            problems.append(
+                f"{key}.image_options: they would go to both processors, which make "
+                "different grids of vision tokens; valid: none"
+            )
     if family is not None and config.training.packing:
-        problems.append(f"training.packing = true: samples of {family.model_type} are padded; valid: false")
+        problems += _packing_problems(config)
     if config.student.lora is not None and importlib.util.find_spec("peft") is None:
         problems.append("student.lora needs the package peft: pip install 'alignkd[lora]'")
     return problems
 
 
-def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
-    """Sources whose template the models do not have."""
+def _packing_problems(config: Config) -> list[str]:
+    model = config.model
+    folders = [student_folder(model)]
+    if model.teacher is not None and config.distillation.enabled:
+        folders.append(Path(model.teacher))
+    problems = []
+    for folder in folders:
+        family = family_of(folder)
+        problem = None if family is None else packing_problem(folder, family)
+        if problem is not None:
+            problems.append(f"training.packing = true: {problem}; valid: false")
+    return sorted(set(problems))
+
+
+def template_problems(model: ModelSection, sources: Sequence[DataSource], section: str = "data") -> list[str]:
+    """Sources of a section whose template the models do not have."""
     family = family_of(student_folder(model))
     problems = []
     for number, source in enumerate(sources):
         valid = ("plain", "v1") if family is None else ("chat",)
         if source.template not in valid:
-            key = f"data.sources[{number}].template = {source.template}"
+            key = f"{section}.sources[{number}].template = {source.template}"
             problems.append(f"{key}: valid for these models: {', '.join(valid)}")
     return problems
 

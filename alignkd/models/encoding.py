@@ -8,17 +8,19 @@ from alignkd.config.schema import Config, ModelSection
 from alignkd.data.chat_encoder import ChatEncoder
 from alignkd.data.encoder import MobileVLMEncoder, SampleEncoder
 from alignkd.data.images import ImageProcessor
+from alignkd.data.pair_encoder import PairEncoder
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
-from alignkd.models.agreement import student_folder, student_model_config
+from alignkd.models.agreement import has_other_grids, student_folder, student_model_config
 from alignkd.models.families.processors import read_config, read_processor
 from alignkd.models.families.table import family_of
 from alignkd.models.families.untried import found_family
 
 
 def student_encoder(config: Config) -> SampleEncoder:
-    """Encodes samples for the student, and so for the teacher. Raises UserError when the teacher's processor
-    encodes a sample differently, whatever its files say."""
+    """Encodes samples for the student, and so for the teacher, or for both where their grids of vision tokens
+    differ. Raises UserError when the teacher's processor encodes a sample differently, whatever its files
+    say."""
     if not config.distillation.enabled:
         return encoder_of(config.model, config.data.max_image_pixels)
     return pair_encoder(config.model, config.data.max_image_pixels)
@@ -27,10 +29,13 @@ def student_encoder(config: Config) -> SampleEncoder:
 def pair_encoder(section: ModelSection, max_image_pixels: int) -> SampleEncoder:
     """The same, whatever is done with the teacher."""
     encoder, teacher = encoder_of(section, max_image_pixels), section.teacher
-    if isinstance(encoder, ChatEncoder) and teacher is not None:
-        theirs = chat_encoder(Path(teacher), max_image_pixels)
-        if theirs.fingerprint() != encoder.fingerprint():
-            raise UserError(f"{teacher}: its processor encodes a sample differently from the student's")
+    if not isinstance(encoder, ChatEncoder) or teacher is None:
+        return encoder
+    theirs = chat_encoder(Path(teacher), max_image_pixels)
+    if has_other_grids(section):
+        return PairEncoder(encoder, theirs)
+    if theirs.fingerprint() != encoder.fingerprint():
+        raise UserError(f"{teacher}: its processor encodes a sample differently from the student's")
     return encoder
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
-from alignkd.models.families.table import text_section
+from alignkd.models.families.table import Family, text_section
 from alignkd.models.json_file import read_json
+from alignkd.models.other_grids import differing_grid_keys, grid_problem
 
 TOKENIZER = "tokenizer.json"
 NAMES = ("processor_class", "image_processor_type", "_processor_class")  # newer and older ones differ
 
 
-def chat_problems(model: ModelSection, student: Path) -> list[str]:
+def chat_problems(model: ModelSection, student: Path, family: Family) -> list[str]:
     """Why teacher and student do not see the same tokens and pixels (empty: they do, by their files).
 
     Keys of MobileVLM that other models do not have are refused, too.
@@ -25,15 +26,28 @@ def chat_problems(model: ModelSection, student: Path) -> list[str]:
         for key in ("vision_tower", "student_config")
         if getattr(model, key) is not None
     ]
+    teacher = student if model.teacher is None else Path(model.teacher)
     try:
-        ours = _described(student)
-        theirs = ours if model.teacher is None else _described(Path(model.teacher))
+        ours, theirs = _described(student), _described(teacher)
+        settings, their_settings = _settings(student), _settings(teacher)
     except CheckpointError as error:
         return [*problems, str(error)]
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            problems.append(f"teacher and student have different {name}")
-    return problems
+    different = [name for name, value in ours.items() if theirs.get(name) != value]
+    grid_keys = differing_grid_keys(their_settings, settings)
+    for key, value in settings.items():
+        if their_settings.get(key) != value and key not in grid_keys:
+            different.append(f"`{key}` in their processors")
+    reason = grid_problem(family, their_settings, settings) if grid_keys else None
+    if reason is not None:
+        keys = ", ".join(f"`{key}`" for key in grid_keys)
+        different.append(f"{keys} in their processors, and {reason}")
+    return problems + [f"teacher and student have different {what}" for what in different]
+
+
+def has_other_grids(teacher: Path, student: Path) -> bool:
+    """Whether their processors may make different numbers of vision tokens of an image. Raises
+    CheckpointError."""
+    return bool(differing_grid_keys(_settings(teacher), _settings(student)))
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -41,7 +55,7 @@ def _described(folder: Path) -> dict[str, Any]:
     path = folder / TOKENIZER
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a model folder needs its fast tokenizer")
-    described: dict[str, Any] = {
+    return {
         f"tokenizers ({TOKENIZER})": hashlib.sha256(path.read_bytes()).hexdigest(),
         "chat templates": _chat_template(folder),
         # The losses cap the logits of both models alike.
@@ -49,13 +63,17 @@ def _described(folder: Path) -> dict[str, Any]:
             "final_logit_softcapping"
         ),
     }
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Of the processor and its image half, by name."""
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             settings |= _flat(read_json(folder / name))
     if not settings:
         raise CheckpointError(f"{folder}: has neither preprocessor_config.json nor processor_config.json")
-    return described | {f"`{key}` in their processors": value for key, value in settings.items()}
+    return settings
 
 
 def _chat_template(folder: Path) -> str | None:

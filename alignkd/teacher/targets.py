@@ -6,6 +6,7 @@ V vision tokens, K focus tokens, P patches and C width of the vision tower.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,14 @@ from torch import nn
 
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import BlockLayout, text_vision_block
+from alignkd.losses.grids import resample_attention, resample_tokens
 from alignkd.losses.vision import focus_indices
 from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLanguageModel
 
 
 class TeacherTargets(NamedTuple):
+    """On the student's grids, where the teacher has others."""
+
     hidden_ND: torch.Tensor  # at the batch's logit positions; the losses apply the head in chunks
     block_IHMV: torch.Tensor  # first-layer attention of equation 1, in the model's dtype
     vision_tokens_IVD: torch.Tensor
@@ -39,20 +43,38 @@ class TeacherModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> TeacherTargets:
-        outputs: ModelOutputs = self.model(batch)
+        own = batch if batch.of_teacher is None else batch.of_teacher
+        outputs: ModelOutputs = self.model(own)
         layout = block_layout(batch, self.model.facts)
-        block_IHMV = attention_block(outputs, batch, self.model.facts)
-        hidden_ND = (
-            logit_hidden(batch, outputs) if batch.teacher_hidden_ND is None else batch.teacher_hidden_ND
-        )
+        block_IHMV = attention_block(outputs, own, self.model.facts)
+        tokens_IVD = outputs.vision_tokens_IVD[: own.image_count]
+        if own is not batch:
+            block_IHMV, tokens_IVD = on_students_grids(block_IHMV, tokens_IVD, own, batch)
+        hidden_ND = logit_hidden(own, outputs) if own.teacher_hidden_ND is None else own.teacher_hidden_ND
         return TeacherTargets(
             hidden_ND=hidden_ND,
             # The focus is chosen from the fp32 block. Kept is the precision of the queries and keys.
             block_IHMV=block_IHMV.to(hidden_ND.dtype),
-            vision_tokens_IVD=outputs.vision_tokens_IVD[: batch.image_count],
+            vision_tokens_IVD=tokens_IVD,
             focus_indices_IK=focus_indices(block_IHMV, self.top_k, layout.filled_IV()),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
         )
+
+
+def on_students_grids(
+    block_IHMV: torch.Tensor, tokens_IVD: torch.Tensor, own: Batch, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both on the grids of ``batch``, filled up with zeros like its ``columns_IV``; ``own`` is the batch that
+    they are of. Its text rows are those of ``batch``, in the same order."""
+    assert batch.columns_IV is not None, "only images of transformers' families have grids"
+    images, V = batch.columns_IV.shape
+    made_block_IHMV = block_IHMV.new_zeros(*block_IHMV.shape[:3], V)
+    made_tokens_IVD = tokens_IVD.new_zeros(images, V, tokens_IVD.shape[2])
+    for image, (grid, wanted) in enumerate(zip(own.grids, batch.grids, strict=True)):
+        theirs, ours = math.prod(grid), math.prod(wanted)
+        made_block_IHMV[image, ..., :ours] = resample_attention(block_IHMV[image, ..., :theirs], grid, wanted)
+        made_tokens_IVD[image, :ours] = resample_tokens(tokens_IVD[image, :theirs], grid, wanted)
+    return made_block_IHMV, made_tokens_IVD
 
 
 def attention_block(outputs: ModelOutputs, batch: Batch, facts: ModelFacts) -> torch.Tensor:

@@ -19,6 +19,7 @@ from launcher.plan.sharding import (
     teacher_size,
 )
 from launcher.plan.sizes import RunSizes
+from launcher.plan.trained import trained_parts
 from launcher.plan.workload import Cluster, Workload
 
 Phase = Literal["always", "teacher", "student", "optimizer"]
@@ -64,6 +65,8 @@ class Memory:
 def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered) -> Memory:
     images = work.accumulation * work.images
     pixels = activations.pixel_bytes(sizes.student.shapes, images, FP32)
+    if sizes.teacher is not None and sizes.teacher.shapes.vision_tokens != work.vision_tokens:
+        pixels += activations.pixel_bytes(sizes.teacher.shapes, images, FP32)  # it has images of its own
     parts = [Part("images of a step", pixels), *_cached_hidden(config, sizes, work)]
     parts += teacher_weights(config, sizes, cluster, files) + _teacher_work(
         config, sizes, work, cluster, files
@@ -128,7 +131,9 @@ def _teacher_work(
     shares = shares_tower(config, sizes)
     layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
     targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
-    forward = activations.teacher_workspace(teacher.shapes, work, size, shares_tower=shares)
+    # The targets are on the student's grid of vision tokens, the forward on the teacher's.
+    larger = work.with_images_of(max(teacher.shapes.vision_tokens, work.vision_tokens))
+    forward = activations.teacher_workspace(teacher.shapes, larger, size, shares_tower=shares)
     return [
         Part("teacher's targets", targets, "student"),
         Part("teacher's forward", forward, "teacher"),
@@ -170,16 +175,16 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
 def _student_work(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Part]:
-    student = sizes.student
+    student, trained = sizes.student, trained_parts(config)
     again = activations.checkpointed_layers(config.training, student.shapes)
     size = student_size(config)
-    kept = activations.kept_bytes(student.shapes, work, size, checkpointed=again)
+    kept = activations.kept_bytes(student.shapes, work, size, trained, checkpointed=again)
     if not shares_tower(config, sizes):  # else the patches are among the targets
         kept += activations.patch_bytes(student.shapes, work.images, size)
-    of_layer = activations.layer_workspace(student.shapes, work, size, checkpointed=again)
+    of_layer = activations.layer_workspace(student.shapes, work, size, trained, checkpointed=again)
     workspace = max(
         of_layer,
-        activations.logits_workspace(student.shapes, work),
+        activations.logits_workspace(student.shapes, work, trained),
         activations.block_workspace(student.shapes, work, size),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0

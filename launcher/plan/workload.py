@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignkd.config import Config
 from launcher.render.deepspeed import accumulation_steps
@@ -42,6 +42,11 @@ class Workload:
     def text_rows(self) -> int:
         """Text tokens per sample that attend to the image; in the worst case all of them are supervised."""
         return max(self.length - IMAGES_PER_SAMPLE * self.vision_tokens, 1)
+
+    def with_images_of(self, vision_tokens: int) -> Workload:
+        """The same text for a model whose images are ``vision_tokens`` long."""
+        more = IMAGES_PER_SAMPLE * (vision_tokens - self.vision_tokens)
+        return replace(self, length=self.length + more, vision_tokens=vision_tokens)
 
     @property
     def supervised(self) -> int:

@@ -352,10 +352,10 @@ def test_the_sweep_waits_for_the_runs_that_its_settings_are_chosen_by(
         monkeypatch.setattr("sys.argv", ["evidence", "--cache", str(tmp_path), *words])
         program.main()
 
-    with pytest.raises(SystemExit, match=r"lacks 16 records; .*python -m benchmarks.evidence --tune"):
+    with pytest.raises(SystemExit, match=r"lacks 20 records; .*python -m benchmarks.evidence --tune"):
         start()
     start("--tune")
-    assert started == [16]
+    assert started == [20]
     *first, last = program.missing(program.tuning_runs(), tmp_path / "tuning", bench)
     for one, path in first:
         records.write(path, program.wanted(one, bench))
@@ -363,7 +363,7 @@ def test_the_sweep_waits_for_the_runs_that_its_settings_are_chosen_by(
         start()
     records.write(last[1], program.wanted(last[0], bench))
     start("--conditions", BASELINE, "--seeds", "0", "1", "2")
-    assert started == [16, 3]
+    assert started == [20, 3]
 
 
 def test_every_condition_has_a_record_name_of_its_own() -> None:

@@ -15,6 +15,7 @@ from alignkd.errors import CheckpointError
 from alignkd.models.json_file import read_json
 
 SOFTMAX = ("full_attention", "sliding_attention")  # among ``layer_types``
+PACKED_TEXT = ("llama", "mistral", "qwen2", "qwen3")  # language models whose samples only attention mixes
 MOBILEVLM = ("mobilevlm", "llama")  # ``llama``: a plain one, which model.vision_tower completes
 
 
@@ -30,17 +31,42 @@ class Family:
     has_masks: bool = False
     unused: tuple[str, ...] = ()  # modules for sound, which are never trained; a model may lack them
     has_softcap: bool = False  # of the logits, where text_config.final_logit_softcapping says so
+    # Samples may be packed: all that tells them apart are the positions and the attention. See
+    # ``packing_problem``.
+    packs: bool = False
+    # An image is one rectangular grid of tokens that shows the whole of it, or the same part, whatever the
+    # number of tokens: then a teacher and a student may differ in it. If ``one_grid_if`` is given, only with
+    # one of these values of a setting of the processor.
+    one_grid: bool = False
+    one_grid_if: tuple[str, tuple[object, ...]] | None = None
     tried: bool = True  # else the row is not in the table: see ``untried``
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",)),
-        Family("idefics3", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
-        Family("smolvlm", ("model.vision_model",), ("model.connector",), inputs_by_row=True),
-        Family("internvl", ("model.vision_tower",), ("model.multi_modal_projector",)),
-        Family("llava_onevision", ("model.vision_tower",), ("model.multi_modal_projector",)),
+        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",), packs=True, one_grid=True),
+        *(
+            Family(
+                name,
+                ("model.vision_model",),
+                ("model.connector",),
+                inputs_by_row=True,
+                packs=True,
+                one_grid=True,
+                one_grid_if=("do_image_splitting", (False,)),
+            )
+            for name in ("idefics3", "smolvlm")
+        ),
+        Family(
+            "internvl",
+            ("model.vision_tower",),
+            ("model.multi_modal_projector",),
+            packs=True,
+            one_grid=True,
+            one_grid_if=("max_patches", (1,)),
+        ),
+        Family("llava_onevision", ("model.vision_tower",), ("model.multi_modal_projector",), packs=True),
         *(
             Family(
                 name,
@@ -48,6 +74,7 @@ FAMILIES = {
                 projector,
                 marks_images="mm_token_type_ids",
                 position_inputs=("image_grid_thw",),
+                one_grid=True,
             )
             for name, projector in (
                 ("qwen2_5_vl", ("model.visual.merger",)),
@@ -61,6 +88,8 @@ FAMILIES = {
             ("model.multi_modal_projector",),
             marks_images="token_type_ids",
             has_masks=True,
+            one_grid=True,
+            one_grid_if=("do_pan_and_scan", (False, None)),
         ),
         Family(
             "gemma4",
@@ -107,6 +136,19 @@ def family_of(folder: Path) -> Family | None:
             f"own {name}"
         )
     return FAMILIES.get(name, Family(name, (), (), tried=False))
+
+
+def packing_problem(folder: Path, family: Family) -> str | None:
+    """Why the samples of a model cannot share a row; None: they can. Raises CheckpointError."""
+    if not family.packs:
+        return f"samples of {family.model_type} are padded"
+    text = text_section(read_json(folder / "config.json"))
+    name = text.get("model_type", "llama")
+    if name not in PACKED_TEXT:
+        return f"samples of a {name} are padded"
+    if text.get("sliding_window") is not None and text.get("use_sliding_window", True):
+        return "samples of a language model with sliding windows are padded"
+    return None
 
 
 def text_section(raw: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from alignkd.models.attention import (
     FIRST_MASKED_ATTENTION_NAME,
     MASKED_ATTENTION_NAME,
     FirstLayerCapture,
+    packing_of,
 )
 from alignkd.models.families.interface import (
     LanguageModelHead,
@@ -118,6 +119,7 @@ class TransformersModel(VisionLanguageModel):
             use_cache=False,
             first_layer=first_layer,
             **self._text_inputs(batch),
+            **self._packed_inputs(batch, tokens_PD),
         )
         hidden_BLD = output.last_hidden_state
         if not batch.image_count:
@@ -136,6 +138,14 @@ class TransformersModel(VisionLanguageModel):
             is_image = batch.input_ids_BL == self.whole.config.image_token_id
             inputs[self.family.marks_images] = is_image.long()
         return inputs
+
+    def _packed_inputs(self, batch: Batch, embeddings: torch.Tensor) -> dict[str, Any]:
+        """What keeps the samples of a packed row apart."""
+        if not batch.segments:
+            return {}
+        text = self.whole.config.get_text_config()
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return {"position_ids": batch.position_ids_BL, "packing": packing_of(batch, embeddings, head_width)}
 
     def _tower_inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         pixels = batch.pixel_values.to(next(self.whole.parameters()).dtype)

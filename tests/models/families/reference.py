@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from alignkd.models.families.processors import read_processor
 from tests import vlm_models
+from tests.losses import resampling
 
 
 @dataclass(frozen=True)
@@ -110,26 +111,48 @@ def find(folder: Path, record: dict[str, Any], images: Path) -> Found:
     return Found(ids, columns, text, supervised)
 
 
+def grids(folder: Path, record: dict[str, Any], images: Path) -> list[tuple[int, int]]:
+    """(rows, columns) of each image's vision tokens, of a model that makes one grid of it."""
+    sizes = natural_inputs(read_processor(folder), record, images).get("image_grid_thw")
+    if sizes is not None:
+        return [(int(rows) // 2, int(columns) // 2) for _, rows, columns in sizes]  # 2 x 2 patches are one
+    sides = [round(len(columns) ** 0.5) for columns in find(folder, record, images).columns]
+    return [(side, side) for side in sides]
+
+
 def sums(
-    teacher: Whole, student: Whole, found: Found, adapters: Any, tokens: int, top_k: int
+    teacher: Whole,
+    student: Whole,
+    found: Found,
+    adapters: Any,
+    tokens: int,
+    top_k: int,
+    seen: Found | None = None,
+    grids: Sequence[tuple[tuple[int, int], tuple[int, int]]] = (),
 ) -> dict[str, float]:
-    """Sums of all terms of one sample. ``tokens``: real size of the vocabulary."""
+    """Sums of all terms of one sample. ``tokens``: real size of the vocabulary. For a teacher with other
+    grids, ``seen`` is what it finds in the sample, and ``grids`` has its and the student's for each image."""
+    seen = seen or found
     weight, bias = adapters.attention.weight, adapters.attention.bias
     total = dict.fromkeys(("ce", "divergence", "attention", "vision_all", "vision_focus"), 0.0)
-    for image in found.columns:
+    for number, (image, taught) in enumerate(zip(found.columns, seen.columns, strict=True)):
         rows = [column for column in found.text if column > image[-1]]
+        their_rows = [column for column in seen.text if column > taught[-1]]
         ours = student.attention[:, rows][:, :, image]
-        theirs = teacher.attention[:, rows][:, :, image]
+        theirs, embedded = teacher.attention[:, their_rows][:, :, taught], teacher.embeddings[taught]
+        if grids:
+            theirs = resampling.attention(theirs, *grids[number])
+            embedded = resampling.tokens(embedded, *grids[number])
         mapped = torch.einsum("ht,trv->hrv", weight, theirs) + bias[:, None, None]
         total["attention"] += float((ours - mapped).square().sum())
-        squares = (adapters.vision(teacher.embeddings[image]) - student.embeddings[image]).square().sum(-1)
+        squares = (adapters.vision(embedded) - student.embeddings[image]).square().sum(-1)
         total["vision_all"] += float(squares.sum())
         if rows:
             best = theirs.mean(0).sum(0).topk(min(top_k, len(image))).indices
             total["vision_focus"] += float(squares[best].sum())
-    for column in found.supervised:
+    for column, their_column in zip(found.supervised, seen.supervised, strict=True):
         log_p = student.logits[column - 1, :tokens].log_softmax(-1)
-        log_q = teacher.logits[column - 1, :tokens].log_softmax(-1)
+        log_q = teacher.logits[their_column - 1, :tokens].log_softmax(-1)
         total["ce"] -= float(log_p[found.ids[column]])
         total["divergence"] += float((log_p.exp() * (log_p - log_q)).sum())
     return total

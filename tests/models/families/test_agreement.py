@@ -50,7 +50,7 @@ def test_other_tokenizers_templates_and_processors_are_named(tmp_path: Path) -> 
     assert [problem.removeprefix("teacher and student have different ") for problem in problems] == [
         "tokenizers (tokenizer.json)",
         "chat templates",
-        "`size` in their processors",
+        "`size` in their processors, and they do not see the same part of an image",
     ]
 
 
@@ -82,14 +82,39 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
 def test_templates_and_packing_follow_the_family(tmp_path: Path) -> None:
     path = vlm.write_configuration(tmp_path, "llava")
     assert check_templates(load_config(path)) == []
+    assert check_templates(load_config(path, ["training.packing=true"])) == []
+    path = vlm.write_configuration(tmp_path, "qwen3_vl")
     wrong = load_config(path, ["data.sources.0.template=v1", "training.packing=true"])
     assert check_templates(wrong) == [
         "data.sources[0].template = v1: valid for these models: chat",
-        "training.packing = true: samples of llava are padded; valid: false",
+        "training.packing = true: samples of qwen3_vl are padded; valid: false",
     ]
     section = f"model={{teacher: {tiny.TEACHER}, student: {tiny.STUDENT}}}"
     mobile = load_config(path, [section, "data.sources.0.image_options={size: {longest_edge: 3}}"])
     assert len(check_templates(mobile)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ({"model_type": "jamba"}, "samples of a jamba are padded"),
+        ({"sliding_window": 64}, "samples of a language model with sliding windows are padded"),
+        ({"sliding_window": 64, "use_sliding_window": False}, None),
+    ],
+)
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_packing_is_refused_for_language_models_that_mix_samples(
+    tmp_path: Path, text: dict[str, object], reason: str | None, role: str
+) -> None:
+    folder = Path(shutil.copytree(vlm.folder("llava", role), tmp_path / role))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= text
+    (folder / "config.json").write_text(json.dumps(config))
+    path = vlm.write_configuration(tmp_path, "llava")
+    packed = load_config(path, ["training.packing=true", f"model.{role}={folder}"])
+    assert check_templates(packed) == (
+        [] if reason is None else [f"training.packing = true: {reason}; valid: false"]
+    )
 
 
 def test_a_processor_that_only_behaves_differently_is_noticed_at_the_start(tmp_path: Path) -> None:

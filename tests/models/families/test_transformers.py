@@ -23,6 +23,7 @@ from alignkd.losses.total import TERMS
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.building import BuildOptions
 from alignkd.models.encoding import chat_encoder
+from alignkd.models.families.table import FAMILIES
 from alignkd.models.loading import load_model
 from alignkd.teacher.lookahead import split_targets
 from alignkd.teacher.targets import TeacherModel, block_layout
@@ -49,11 +50,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def batch_of(family: str, images: Path, *numbers: int) -> Batch:
+def batch_of(family: str, images: Path, *numbers: int, packing: bool = False) -> Batch:
     encoder = chat_encoder(vlm.folder(family), 10**6)
     source = DataSource(file="x", image_folder=str(images), template="chat")
     samples = [parse_sample(vlm.RECORDS[number], "x", 0, number) for number in numbers]
-    return collate([encoder.encode(one, source) for one in samples], encoder.collate_settings(top_k=TOP_K))
+    settings = encoder.collate_settings(top_k=TOP_K, packing=packing)
+    return collate([encoder.encode(one, source) for one in samples], settings)
 
 
 def test_tokens_rows_and_labels_are_those_of_the_expanded_text(family: str, images: Path) -> None:
@@ -209,3 +211,29 @@ def test_joined_batches_give_each_its_own_targets(family: str, images: Path) -> 
             batch.image_spans, part.focus_indices_IK, alone.focus_indices_IK, strict=True
         ):
             assert ours[: span.tokens].tolist() == theirs[: span.tokens].tolist()
+
+
+@pytest.mark.parametrize("packed", [name for name, row in FAMILIES.items() if row.packs])
+def test_a_packed_row_gives_the_losses_and_gradients_of_padded_ones(packed: str, images: Path) -> None:
+    """Also where the layers are recomputed, and where the teacher runs several rows as one."""
+    step, teacher = new_step(packed)
+    step.student.enable_gradient_checkpointing()
+    step.train()
+    head = teacher.model.head
+    trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    found = []
+    for packing in (False, True):
+        batch = batch_of(packed, images, 0, 1, 2, packing=packing)
+        assert (len(batch.input_ids_BL) == 1) == (batch.counts.slots == batch.counts.tokens) == packing
+        output = step(batch, UNIT, teacher(batch), head.cut(head.weight))
+        found.append((output.sums, torch.autograd.grad(output.loss, trained)))
+    (padded, wanted), (row, gradients) = found
+    assert torch.allclose(row, padded, rtol=1e-9)
+    for ours, theirs in zip(gradients, wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-9)
+
+    rows = [batch_of(packed, images, number, packing=True) for number in (1, 0, 2)]
+    for batch, part in zip(rows, split_targets(teacher(join(rows)), rows), strict=True):
+        alone = teacher(batch)
+        for ours, theirs in zip(part[:3], alone[:3], strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
