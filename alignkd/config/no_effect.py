@@ -24,6 +24,8 @@ def warnings_of(config: Config) -> list[str]:
         found += _weight_warnings(config)
         if config.teacher.cache is not None and config.teacher.placement != "cached":
             found.append("teacher.cache has no effect: only teacher.placement = cached reads it")
+        if not config.teacher.keep_head and config.teacher.placement in ("replicated", "cached"):
+            found.append("teacher.keep_head has no effect: the teacher is not sharded")
     if model.student != "scratch" and model.student_config is not None:
         found.append("model.student_config has no effect: only model.student = scratch reads it")
     if config.training.max_steps is not None and config.checkpoint.every > config.training.max_steps:

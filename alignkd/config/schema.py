@@ -178,6 +178,11 @@ class TeacherSection(Section):
         None,
         description="micro-batches served by one teacher forward pass; default: all of an optimizer step",
     )
+    keep_head: bool = Field(
+        True,
+        description="keep the head of a sharded teacher between optimizer steps; false gathers it in each "
+        "step and frees its memory while the optimizer works",
+    )
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
 
 

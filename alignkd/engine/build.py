@@ -43,7 +43,8 @@ def build_teacher(
         return teacher
     assert ds_teacher is not None, "read_deepspeed_files reads it for a sharded teacher"
     group = node_group(ranks) if config.teacher.placement == "zero3_node" else None
-    return ShardedTeacher(folder, top_k, BuildOptions(dtype, ranks.device, ds_teacher, group))
+    options = BuildOptions(dtype, ranks.device, ds_teacher, group)
+    return ShardedTeacher(folder, top_k, options, keep_head=config.teacher.keep_head)
 
 
 def build_student_engine(config: Config, ds_student: dict[str, Any], ranks: Ranks) -> tuple[Any, list[str]]:

@@ -151,8 +151,8 @@ def _build_models(
     if teacher is not None:
         held = held_bytes(teacher)
         log.info(
-            "teacher on this rank: %.1f MB of weights, %.1f MB more in host memory, and %.1f MB for its head "
-            "during a step",
+            "teacher on this rank: %.1f MB of weights, %.1f MB more in host memory, and %.1f MB for its "
+            "whole head",
             held["shard"] / 1e6,
             held["host"] / 1e6,
             held["head"] / 1e6,

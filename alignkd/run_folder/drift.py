@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "teacher.placement",
     "teacher.cache",
     "teacher.lookahead",
+    "teacher.keep_head",
     "distillation.share_vision_tower",
     "training.packing",
     "training.checkpoint_every_nth_layer",

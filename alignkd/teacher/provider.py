@@ -28,7 +28,7 @@ class Teacher(Protocol):
 
 def held_bytes(teacher: Teacher) -> dict[str, int]:
     """Bytes of the teacher on this rank: between steps on the device (``shard``) and, with CPU offload, in
-    host memory (``host``); and what its whole head adds on the device during a step (``head``)."""
+    host memory (``host``); and what its whole head adds on the device (``head``)."""
     parameters: list[Any] = list(teacher.model.parameters())
     head: Any = teacher.model.model.head.weight
     if not isinstance(teacher, ShardedTeacher):
@@ -59,10 +59,12 @@ class ReplicatedTeacher:
 class ShardedTeacher:
     """ZeRO-3 through ``deepspeed.initialize`` without an optimizer, since ``init_inference`` ignores its
     ``zero`` section. The ranks of ``options.group`` share one set of shards, on the device or, with
-    ``offload_param``, in host memory."""
+    ``offload_param``, in host memory. ``keep_head``: gather the head once, not once per optimizer step."""
 
-    def __init__(self, folder: str, top_k: int, options: BuildOptions) -> None:
+    def __init__(self, folder: str, top_k: int, options: BuildOptions, *, keep_head: bool = False) -> None:
         self.model = TeacherModel(load_model(folder, options), top_k)
+        self.keep_head = keep_head
+        self.kept_head: torch.Tensor | None = None
         assert options.zero3 is not None
         self.in_host_memory = "offload_param" in options.zero3["zero_optimization"]
         self.engine = deepspeed.initialize(model=self.model, config=options.zero3)[0]
@@ -74,6 +76,13 @@ class ShardedTeacher:
         return targets
 
     def head_weight(self) -> torch.Tensor:
+        if self.kept_head is not None:
+            return self.kept_head
+        head = self._gather_head()
+        self.kept_head = head if self.keep_head else None
+        return head
+
+    def _gather_head(self) -> torch.Tensor:
         # A copy, because the parameter is partitioned again when the context ends, and the student's losses
         # need it until the last backward of the optimizer step.
         head = self.model.model.head

@@ -99,7 +99,7 @@ def _teacher_alive(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
 
 
 def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Rendered) -> list[Part]:
-    """What exists outside a step too, and the head, which is kept for a whole step."""
+    """What exists outside the teacher's forward, too."""
     teacher, zero = sizes.teacher, files.teacher
     if teacher is None:
         return []
@@ -110,8 +110,15 @@ def teacher_weights(config: Config, sizes: RunSizes, cluster: Cluster, files: Re
     return [
         Part("teacher shard", shard, in_host_memory="offload_param" in zero),
         Part("teacher's small tensors", resident(teacher.used, zero) * size),
-        Part("teacher's head, for a step", teacher.head * size),
+        *_head(config, teacher.head * size),
     ]
+
+
+def _head(config: Config, size: int) -> list[Part]:
+    """A sharded teacher's head, whole: until the last backward of a step, or for good."""
+    if config.teacher.keep_head:
+        return [Part("teacher's head", size)]
+    return [Part("teacher's head, for a step", size, phase) for phase in ("teacher", "student")]
 
 
 def _teacher_work(

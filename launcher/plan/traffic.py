@@ -73,9 +73,10 @@ def _teacher_transfers(
     # The losses gather the head separately.
     elements = gathered_once(teacher.used, zero) - teacher.count("head.")
     windows = -(-work.accumulation // work.window)
+    head = 0 if config.teacher.keep_head else teacher.head  # kept: gathered in the first step only
     return [
         Transfer("teacher's layers", elements * size * windows, ranks, nodes),
-        Transfer("teacher's head", teacher.head * size, ranks, nodes),
+        Transfer("teacher's head", head * size, ranks, nodes),
     ]
 
 

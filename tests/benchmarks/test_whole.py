@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from alignkd.data.index_cache import CACHE_VARIABLE
 from alignkd.data.index_file import read_index
+from alignkd.distributed.ranks import Ranks
 from alignkd.run_folder.paths import RunPaths
 from benchmarks.gpu.sizes import TINY_PAIR
 from benchmarks.whole import __main__ as program
 from benchmarks.whole import floor, parts
 from benchmarks.whole.inputs import write_configuration, write_models
 from benchmarks.whole.parts import FloorRun, Measured, ProductRun
+from tests.ranks import RankPool
 
 LENGTH, SAMPLES, STEPS = 256, 2, 4
 
@@ -77,6 +80,20 @@ def test_all_seconds_of_a_run_belong_to_a_part(both: Both) -> None:
     for step in both.floor.steps:
         assert set(step) == {"teacher", "student", "optimizer"}
         assert min(step.values()) > 0
+
+
+def added_up(ranks: Ranks) -> list[list[float]]:
+    used, unused = (torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    other = torch.nn.Parameter(torch.zeros(3))
+    used.grad = torch.full((2, 2), 1.0 + ranks.rank)
+    other.grad = torch.arange(3.0) * (1 + 2 * ranks.rank)
+    floor._add_up([used, unused, other], ranks.world_size)
+    assert unused.grad is None
+    return [used.grad.flatten().tolist(), other.grad.tolist()]
+
+
+def test_ranks_of_the_floor_average_their_gradients(two_ranks: RankPool) -> None:
+    assert two_ranks.run(added_up) == [[[1.5] * 4, [0.0, 2.0, 4.0]]] * 2
 
 
 def run_of(*seconds: float) -> ProductRun:

@@ -140,11 +140,14 @@ def test_a_step_without_distillation_asks_nothing_of_the_device() -> None:
     assert copies.found == []
 
 
-def test_fp32_products_are_not_computed_in_tf32(one_rank: Any) -> None:
-    assert one_rank.run(precision_settings) == [SimpleNamespace(matmul="highest", convolutions=False)]
+def test_ranks_use_neither_tf32_nor_the_attention_of_cudnn(one_rank: Any) -> None:
+    settings = SimpleNamespace(matmul="highest", convolutions=False, cudnn_attention=False)
+    assert one_rank.run(backend_settings) == [settings]
 
 
-def precision_settings(_ranks: Ranks) -> SimpleNamespace:
+def backend_settings(_ranks: Ranks) -> SimpleNamespace:
     return SimpleNamespace(
-        matmul=torch.get_float32_matmul_precision(), convolutions=torch.backends.cudnn.allow_tf32
+        matmul=torch.get_float32_matmul_precision(),
+        convolutions=torch.backends.cudnn.allow_tf32,
+        cudnn_attention=torch.backends.cuda.cudnn_sdp_enabled(),
     )

@@ -45,11 +45,14 @@ def compare(ranks: Ranks, precision: str) -> dict[str, Any]:
     total = held_bytes(whole)["shard"]
     held = held_bytes(sharded)
     head = sharded.head_weight()
+    sharded.keep_head = True
+    kept = sharded.head_weight()
     return {
         "difference": max(differences),
         "held_share": held["shard"] / total,
         "head_bytes": (held["head"], head.numel() * head.element_size()),
-        "head_equal": torch.equal(head, whole.head_weight()),
+        "head_equal": torch.equal(head, whole.head_weight()) and torch.equal(head, kept),
+        "head_kept": (kept is head, sharded.head_weight() is kept),
         "fingerprints": (fingerprint(sharded.model.model), fingerprint(whole.model.model)),
         "dtypes": {str(parameter.ds_tensor.dtype) for parameter in sharded.model.parameters()},
         "read_outside_their_module": outside,
@@ -67,6 +70,7 @@ def test_a_sharded_teacher_equals_a_whole_one(
         assert result["difference"] == 0.0
         assert result["held_share"] <= 1 / world_size + 0.01
         assert result["head_equal"]
+        assert result["head_kept"] == (False, True)  # gathered in each step, or once
         assert result["head_bytes"][0] == result["head_bytes"][1]
         assert result["fingerprints"][0] == result["fingerprints"][1]
         assert result["dtypes"] == {str(DTYPES[precision])}

@@ -57,7 +57,9 @@ def test_a_pair_is_planned_and_may_be_launched(name: str, tmp_path: Path) -> Non
     sent = {transfer.name: transfer.bytes for transfer in plan.traffic}
     teacher = plan.sizes.teacher
     assert teacher is not None
-    assert sent["teacher's head"] == teacher.head * 2
+    assert "teacher's head" not in sent  # gathered in the first step only
+    kept = {part.name: part.bytes for part in plan.memory.parts}
+    assert kept["teacher's head"] == teacher.head * 2
     assert sent["new weights"] == sum(plan.sizes.trainable(plan.config).values()) * 2
 
 

@@ -19,6 +19,7 @@ from alignkd.engine.gathered_bytes import count_gathered_bytes
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
+from launcher.plan.memory import teacher_weights
 from launcher.plan.sharding import Rendered
 from launcher.plan.sizes import run_sizes
 from launcher.plan.traffic import Transfer, run_traffic
@@ -58,8 +59,8 @@ def count_reduced_bytes() -> Iterator[dict[str, int]]:
         yield counted
 
 
-def sent_in_a_step(ranks: Ranks, run: str) -> dict[str, int]:
-    """Bytes of the second step: small tensors become resident in the first one."""
+def sent_in_a_step(ranks: Ranks, run: str) -> dict[str, Any]:
+    """Bytes and sums of the second step: the first one leaves small tensors resident, and a head."""
     config = load_config(Path(run) / "config.yaml")
     student, teacher = (_lean(Path(run) / "ds" / f"{name}.json") for name in ("student", "teacher"))
     assert student is not None
@@ -71,7 +72,7 @@ def sent_in_a_step(ranks: Ranks, run: str) -> dict[str, int]:
     facts = all_reduce_step_info(window, engine.module.sizes(), StopRequest(), ranks)
     for _ in range(2):
         with count_gathered_bytes() as gathered, count_reduced_bytes() as reduced:
-            run_optimizer_step(
+            sums = run_optimizer_step(
                 engine,
                 provider,
                 window,
@@ -81,7 +82,7 @@ def sent_in_a_step(ranks: Ranks, run: str) -> dict[str, int]:
                 Stopwatch(),
                 lookahead=config.teacher.lookahead,
             )
-    return {"gathered": gathered.total, **reduced}
+    return {"gathered": gathered.total, **reduced, "terms": sums.terms.tolist()}
 
 
 def _lean(path: Path) -> dict[str, Any] | None:
@@ -143,6 +144,25 @@ def test_gathers_and_reductions_agree_with_real_engines(
         assert measured["all_reduce"] == pytest.approx(all_reduced, rel=0.02), transfers
         scattered = gradients.bytes - all_reduced
         assert measured["reduce_scatter_tensor"] == pytest.approx(scattered, rel=0.02), transfers
+
+
+def test_a_kept_head_saves_its_gather_and_changes_no_loss(two_ranks: RankPool, tmp_path: Path) -> None:
+    found = []
+    for keep in (True, False):
+        run = tiny.write_run(tmp_path / str(keep), 2, teacher__keep_head=keep)
+        found.append((load_config(run / "config.yaml"), two_ranks.run(sent_in_a_step, str(run))))
+    (config, kept), (changed, anew) = found
+    sizes, cluster = run_sizes(config), Cluster(1, 2)
+    teacher = sizes.teacher
+    assert teacher is not None
+    for one, other in zip(kept, anew, strict=True):
+        assert one["terms"] == other["terms"]
+        assert other["gathered"] - one["gathered"] == pytest.approx(teacher.head * 4, rel=0.001)
+    for planned, phases in ((config, ["always"]), (changed, ["teacher", "student"])):
+        parts = teacher_weights(planned, sizes, cluster, Rendered({}, LEAN))
+        heads = [part for part in parts if part.name.startswith("teacher's head")]
+        assert [part.phase for part in heads] == phases
+        assert {part.bytes for part in heads} == {teacher.head * 4}
 
 
 def test_rings_send_a_share_of_the_bytes_to_each_rank_and_node() -> None:
