@@ -36,9 +36,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # tests/slurm start a real four-node Slurm here (root; Debian: slurmctld slurmd slurm-client munge). Without it they are
-# skipped, and say so; with CI=true they fail.
+# skipped, and say so; with CI=true they fail. Two workers share the test modules (tests/parallel.py); a plain
+# `pytest` runs one test after another.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Only the Slurm tests, about ten minutes.
 test-slurm: $(INSTALLED)

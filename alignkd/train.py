@@ -17,6 +17,7 @@ from pathlib import Path
 
 from alignkd.config import load_run_config
 from alignkd.config.schema import TrainingSection
+from alignkd.data.worker_server import start_worker_server
 from alignkd.distributed.determinism import fix_workspace, use_deterministic_kernels
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
@@ -37,8 +38,7 @@ def main(arguments: list[str]) -> int:
     renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)
     faulthandler.enable()
-    # The watch for hangs asks for the stacks. The loader's workers inherit this, and answer too.
-    faulthandler.register(signal.SIGUSR2)
+    faulthandler.register(signal.SIGUSR2)  # the watch for hangs asks for the stacks
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     try:
         return _run(Path(arguments[0]), stop)
@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(run: Path, stop: StopRequest) -> int:
-    training = load_run_config(RunPaths(run).config).training
+    config = load_run_config(RunPaths(run).config)
+    training = config.training
+    if config.data.workers:
+        start_worker_server()  # early: it imports torch while this process does
     if training.deterministic:
         fix_workspace()
     interval = beat_seconds(training.hang_seconds)
@@ -63,6 +66,7 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
     from alignkd.engine.trainer import Trainer
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
+    from alignkd.tracking.process import tracked
 
     resume_collector()
     heartbeat.enter("joining")
@@ -76,7 +80,10 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
     with contextlib.ExitStack() as held:
         ranks.run_on_rank0(lambda: held.enter_context(lock))
         state = prepare(run, ranks, progress)
-        code = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation).train()
+        trainer = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation)
+        if ranks.is_first:  # once the trainer has cut the rows that this attempt repeats
+            held.enter_context(tracked(run, state.config.tracking, state.found.step or 0))
+        code = trainer.train()
     dist.destroy_process_group()
     return code
 

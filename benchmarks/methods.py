@@ -127,6 +127,7 @@ METHODS: dict[str, Method] = {
     "ours, token budget": Method(ours, token_budget=True),
     "ours, padded, token budget": Method(ours, packing=False, token_budget=True),
     "ours, look-ahead 1": Method(partial(ours, lookahead=1)),
+    "floor, cached": Method(floor, packing=False, cached=True),
     "cached": Method(partial(ours, cached=True), cached=True),
     "stand-in": Method(stand_in, packing=False),
 }

@@ -2,8 +2,9 @@
 
 ``floor``: what no method can do without. The frozen teacher's forward and the student's forward and backward,
 both with fused attention, one vision tower, cross-entropy and KL at the supervised positions by the product's
-fused losses; none of the alignment terms. ``stand_in``: the usual way, with attention maps of all layers,
-fp32 logits at all positions and two towers.
+fused losses; none of the alignment terms. For batches that bring the teacher's hidden states along, its
+forward is left out: then this is what no step from a cache can do without. ``stand_in``: the usual way, with
+attention maps of all layers, fp32 logits at all positions and two towers.
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ def _step(
 def _floor_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[torch.Tensor, Terms, None]:
     teacher, student = setting.teacher, setting.student
     patches_IPC = _patches(student, batch)
-    with torch.no_grad():
-        teacher_hidden = _hidden(teacher, batch, teacher.projector(patches_IPC))
-        teacher_ND = teacher_hidden.flatten(0, 1)[batch.logit_positions_N]
-        del teacher_hidden
+    teacher_ND = batch.teacher_hidden_ND
+    if teacher_ND is None:
+        with torch.no_grad():
+            teacher_hidden = _hidden(teacher, batch, teacher.projector(patches_IPC))
+            teacher_ND = teacher_hidden.flatten(0, 1)[batch.logit_positions_N]
+            del teacher_hidden
     hidden_BLD = _hidden(student, batch, student.projector(patches_IPC))
     targets = LogitTargets(
         batch.logit_labels_N, teacher_hidden_ND=teacher_ND, teacher_weight_WD=teacher.head.weight.detach()

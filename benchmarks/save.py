@@ -59,7 +59,7 @@ def measure(engine: Any, ranks: Any, folder: Path, asynchronous: bool, saves: in
     from alignkd.checkpoint.resume import CheckpointSearch
     from alignkd.checkpoint.save import CheckpointSaver
     from alignkd.checkpoint.storage import Storage
-    from alignkd.config.schema import CheckpointSection
+    from alignkd.config.checkpoint_section import CheckpointSection
 
     section = CheckpointSection(asynchronous=asynchronous, keep_last=1)
     saver = CheckpointSaver(folder, section, ranks, Storage(), CheckpointSearch(None, (), ()))

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Indices of test data do not belong into the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="alignkd-cache-")
 os.environ["ALIGNKD_CACHE"] = _cache.name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sorted in a worker of ``pytest -n``; a plain ``pytest`` keeps the order of the files."""
+    if hasattr(config, "workerinput"):
+        from tests.parallel import place
+
+        items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.parallel import ModuleScheduling
+
+    config.option.loadscopereorder = False  # a long module may have few tests
+    return ModuleScheduling(config, log)
 
 
 def _pool(world_size: int) -> Iterator[RankPool]:

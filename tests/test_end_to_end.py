@@ -15,9 +15,15 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alignkd.run_folder.checkpoints import committed_steps
 from tests import tiny
+
+MORE = f"""
+tracking: {{tensorboard: true}}
+evaluation: {{every: 6, samples: 4, sources: [{{file: data.json, image_folder: {tiny.FOLDER}}}]}}
+"""
 
 
 @pytest.fixture
@@ -98,6 +104,8 @@ def rank_processes(run: Path) -> list[int]:
 
 
 def test_usr1_saves_and_resume_ends_as_if_nothing_had_happened(configuration: Path) -> None:
+    """With a tracker beside rank 0, which ends with it and starts with it again, and with evaluations."""
+    configuration.write_text(configuration.read_text() + MORE)
     runs = configuration.parent / "runs"
     whole = launch(configuration, "whole")
     assert finish(whole) is not None
@@ -119,6 +127,14 @@ def test_usr1_saves_and_resume_ends_as_if_nothing_had_happened(configuration: Pa
     ours = load_file(runs / "stopped/student/model.safetensors")
     expected_weights = load_file(runs / "whole/student/model.safetensors")
     assert all(ours[name].equal(expected_weights[name]) for name in expected_weights)
+    for name in ("whole", "stopped"):
+        events = EventAccumulator(str(runs / name / "tracking/tensorboard"))
+        events.Reload()
+        losses = {event.step: event.value for event in events.Scalars("train/loss")}
+        rows = tiny.metrics_rows(runs / name)
+        assert losses == {row["step"]: pytest.approx(row["loss"]) for row in rows}
+        assert [event.step for event in events.Scalars("evaluation/loss")] == [6, 12]
+        assert len(events.Scalars("train/loss")) == len(rows) == 12
 
 
 def test_a_killed_rank_stops_the_run(configuration: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from alignkd.checkpoint.storage import Storage
-from alignkd.config.schema import CheckpointSection
+from alignkd.config.checkpoint_section import CheckpointSection
+from alignkd.run_folder.best import best_checkpoint
 from alignkd.run_folder.checkpoints import committed_steps, step_folder, universal_folder
 
 log = logging.getLogger(__name__)
@@ -20,11 +21,18 @@ def remove_expired(
     resumed_from: int | None,
     storage: Storage,
     is_writer: Callable[[], bool] = lambda: True,
+    best: str = "loss",
 ) -> None:
     """Remove checkpoints beyond ``checkpoint.keep_last`` and ``keep_every``, with their conversions; one that
-    cannot be removed is logged. The one that the run was resumed from stays. Nothing more is removed once
-    ``is_writer`` says that the run is another process's."""
+    cannot be removed is logged. The one that the run was resumed from stays, and the best one by the value
+    ``best``. Nothing more is removed once ``is_writer`` says that the run is another process's."""
     protected = set() if resumed_from is None else {resumed_from}
+    try:
+        found = best_checkpoint(run, best)
+    except OSError as error:
+        log.warning("no checkpoint is removed now: which one is the best cannot be told: %s", error)
+        return
+    protected |= set() if found is None else {found.step}
     for step in expired_steps(
         committed_steps(run), verified, protected, section.keep_last, section.keep_every
     ):

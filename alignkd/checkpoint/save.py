@@ -18,7 +18,7 @@ from alignkd.checkpoint.commit import Save, SaveTotals, commit, discard
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.checkpoint.retention import remove_expired
 from alignkd.checkpoint.storage import FileEntries, Shards, Storage
-from alignkd.config.schema import CheckpointSection
+from alignkd.config.checkpoint_section import CheckpointSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import new_attempt, read_manifest, step_folder, step_name, stored_bytes
@@ -45,9 +45,11 @@ class CheckpointSaver:
         sync_rows: Callable[[], None] = lambda: None,
         is_writer: Callable[[], bool] = lambda: True,
         generation: int = 0,
+        best: str = "loss",
     ) -> None:
         """All on rank 0: ``sync_rows`` flushes the metrics rows to the disk or raises OSError; ``is_writer``
-        says whether this process may still write the run, as its writer of ``generation``. Collective.
+        says whether this process may still write the run, as its writer of ``generation``. ``best``: the
+        value on held-out data whose best checkpoint is kept. Collective.
 
         Raises TakenOverError on all ranks when it may not.
         """
@@ -57,6 +59,7 @@ class CheckpointSaver:
         self._storage = storage
         self._sync_rows = sync_rows
         self._is_writer = is_writer
+        self._best = best
         self._resumed_from = found.step
         self._verified = set(found.verified)
         self._refused = found.refused_steps
@@ -192,7 +195,13 @@ class CheckpointSaver:
     def _remove_expired(self) -> None:
         """In a thread. No other one changes what it reads: the next save waits for it."""
         remove_expired(
-            self._run, self._section, self._verified, self._resumed_from, self._storage, self._is_writer
+            self._run,
+            self._section,
+            self._verified,
+            self._resumed_from,
+            self._storage,
+            self._is_writer,
+            self._best,
         )
 
     def _write_and_flush(self, partial: Path, shards: Shards) -> FileEntries:

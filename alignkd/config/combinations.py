@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from alignkd.config.schema import (
     DataSection,
     DistillationSection,
+    EvaluationSection,
     ModelSection,
     StudentSection,
     TeacherSection,
@@ -61,14 +62,36 @@ def _scratch(model: ModelSection) -> list[str]:
     ]
 
 
-def _attention_rows(distillation: DistillationSection, data: DataSection) -> list[str]:
-    plain = [source.file for source in data.sources if source.template == "plain"]
+def _attention_rows(
+    distillation: DistillationSection, data: DataSection, evaluation: EvaluationSection
+) -> list[str]:
+    sources = [*data.sources, *evaluation.sources]
+    plain = [source.file for source in sources if source.template == "plain"]
     if distillation.enabled and distillation.attention_rows == "prompt_only" and plain:
         return [
             "distillation.attention_rows = prompt_only needs a prompt, and the template `plain` has none "
             f"({', '.join(plain)}); valid: distillation.attention_rows = all_text, or the template v1"
         ]
     return []
+
+
+def _evaluation(
+    evaluation: EvaluationSection, distillation: DistillationSection, teacher: TeacherSection
+) -> list[str]:
+    if evaluation.every is None:
+        return []
+    problems = []
+    if not evaluation.sources:
+        problems.append(
+            "evaluation.sources is missing: evaluation.every needs held-out data; valid: a list like "
+            "data.sources, of other samples"
+        )
+    if distillation.enabled and teacher.placement == "cached":
+        problems.append(
+            "evaluation.every needs a teacher that runs, and teacher.placement = cached has its answers to "
+            "the training data only; valid: another placement, or no evaluation.every"
+        )
+    return problems
 
 
 def _batches(training: TrainingSection) -> list[str]:
@@ -149,7 +172,8 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_cache, ("distillation", "teacher")),
     (_weights, ("distillation",)),
     (_scratch, ("model",)),
-    (_attention_rows, ("distillation", "data")),
+    (_attention_rows, ("distillation", "data", "evaluation")),
+    (_evaluation, ("evaluation", "distillation", "teacher")),
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),

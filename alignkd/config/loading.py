@@ -28,6 +28,8 @@ PATH_KEYS = {
     ("teacher", "cache"),
     ("data", "sources", "file"),
     ("data", "sources", "image_folder"),
+    ("evaluation", "sources", "file"),
+    ("evaluation", "sources", "image_folder"),
     ("run", "folder"),
 }
 NOT_PATHS = {"", "scratch"}

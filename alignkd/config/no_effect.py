@@ -31,6 +31,14 @@ def warnings_of(config: Config) -> list[str]:
             f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
+    if config.evaluation.every is None and config.evaluation.sources:
+        found.append("evaluation.sources has no effect: evaluation.every is null")
+    trained_on = {source.file for source in config.data.sources}
+    found += [
+        f"evaluation.sources: {source.file} is in data.sources too, so it is not held out"
+        for source in config.evaluation.sources
+        if source.file in trained_on
+    ]
     training = config.training
     if training.checkpoint_every_nth_layer > 1 and not training.gradient_checkpointing:
         found.append(

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from alignkd.config.checkpoint_section import CheckpointSection
+from alignkd.config.live_sections import TrackingSection
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
 
@@ -203,19 +205,16 @@ class DistillationSection(Section):
     )
 
 
-class CheckpointSection(Section):
-    every: PositiveInt = Field(500, description="optimizer steps between checkpoints")
-    keep_last: PositiveInt | None = Field(
-        3, description="number of latest checkpoints to keep; null keeps all"
+class EvaluationSection(Section):
+    every: PositiveInt | None = Field(
+        None, description="optimizer steps between evaluations on held-out data; null: no evaluation"
     )
-    keep_every: PositiveInt | None = Field(
-        None, description="also keep checkpoints at multiples of this many steps"
+    sources: list[DataSource] = Field(
+        default_factory=list, description="the held-out data; none of it may be in data.sources"
     )
-    max_failures: PositiveInt = Field(3, description="consecutive failed saves that stop the run")
-    asynchronous: bool = Field(
-        True,
-        description="continue training while files are written from a copy in host memory, which takes as "
-        "much memory as the rank's files; training waits if there is not enough, or if false",
+    samples: PositiveInt = Field(512, description="at most so many of its samples, the same each time")
+    best: Literal["loss", "ce"] = Field(
+        "loss", description="the checkpoint with the lowest value of it is kept"
     )
 
 
@@ -230,5 +229,16 @@ class Config(Section):
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     distillation: DistillationSection = Field(default_factory=DistillationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     slurm: SlurmSection = Field(default_factory=SlurmSection)
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def named_sources(self) -> dict[str, DataSource]:
+        """All sources by their keys: those to train on, then those that are held out."""
+        sections = {"data": self.data.sources, "evaluation": self.evaluation.sources}
+        return {
+            f"{section}.sources[{number}]": source
+            for section, sources in sections.items()
+            for number, source in enumerate(sources)
+        }

@@ -29,7 +29,7 @@ class ImageProcessor:
 
     def __init__(self, preprocessor_config: dict[str, Any], max_image_pixels: int) -> None:
         """``preprocessor_config``: contents of the tower's ``preprocessor_config.json``."""
-        # Takes seconds to import: here, before the loader's workers are forked, which then share it.
+        # Takes seconds to import, and only some commands need it.
         from transformers import CLIPImageProcessorPil
 
         known = {key: value for key, value in preprocessor_config.items() if key != "image_processor_type"}

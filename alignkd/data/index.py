@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,11 @@ class Index:
     reports: tuple[SourceReport, ...]  # per source
     max_length: int
     fingerprint: str  # of everything that determines the samples and their encoding
+    map_again: Callable[[], Index] | None = field(default=None, repr=False)  # if the arrays lie in a file
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Another process here maps the file, too: the arrays of millions of samples are not sent."""
+        return super().__reduce__() if self.map_again is None else (self.map_again, ())
 
     def __len__(self) -> int:
         return len(self.source)
@@ -138,8 +143,9 @@ def build_index(
         progress(sum(sizes), sum(sizes))
 
     joined = np.concatenate(columns, axis=1) if columns else np.empty((len(ARRAYS), 0), dtype=np.int64)
+    arrays: dict[str, Any] = {name: np.ascontiguousarray(joined[row]) for row, name in enumerate(ARRAYS)}
     index = Index(
-        **{name: np.ascontiguousarray(joined[row]) for row, name in enumerate(ARRAYS)},
+        **arrays,
         weights=tuple(source.weight for source in data.sources),
         reports=tuple(
             SourceReport(source.file, found, found - lost.total(), dict(lost))

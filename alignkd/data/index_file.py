@@ -10,12 +10,14 @@ import hashlib
 import json
 import mmap
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignkd.data.index import ARRAYS, Index, SourceReport
+from alignkd.errors import FileSystemError
 from alignkd.run_folder.atomic_files import replacing
 
 _ALIGNMENT = 64
@@ -83,7 +85,15 @@ def read_index(path: Path) -> StoredIndex | None:
             reports=tuple(SourceReport(**report) for report in metadata["reports"]),
             max_length=metadata["max_length"],
             fingerprint=metadata["fingerprint"],
+            map_again=partial(_same_index, path, metadata["fingerprint"]),
         )
         return StoredIndex(index, tuple(FileState(**state) for state in metadata["files"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _same_index(path: Path, fingerprint: str) -> Index:
+    stored = read_index(path)
+    if stored is None or stored.index.fingerprint != fingerprint:
+        raise FileSystemError(f"{path}: the index is not what it was when this rank read it")
+    return stored.index

@@ -28,6 +28,7 @@ from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.index import Index
 from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.worker_server import CONTEXT, start_worker, start_worker_server
 from alignkd.errors import AlignkdError, FileSystemError, TrainingError, UserError
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class WindowLoader:
             num_workers=workers,
             prefetch_factor=ahead,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_signals,
+            multiprocessing_context=CONTEXT if workers else None,
+            worker_init_fn=start_worker,
             # torch draws a seed for the workers, which must not change the random state of the run.
             generator=torch.Generator(),
         )
@@ -127,6 +129,8 @@ class WindowLoader:
 
     def _start(self) -> None:
         assert self._iterator is None, "a loader can be iterated only once"
+        if self._loader.num_workers:
+            start_worker_server()
         before = set(multiprocessing.active_children())
         before_torch = signal.getsignal(signal.SIGCHLD)
         self._iterator = iter(self._loader)
@@ -187,12 +191,3 @@ def load_window(windows: Iterator[list[Batch]]) -> tuple[list[Batch], AlignkdErr
     except Exception as error:  # a worker that crashed, for instance
         log.exception("the data loader failed")
         return [], TrainingError(f"the data loader failed: {type(error).__name__}: {error}")
-
-
-def _ignore_signals(worker: int) -> None:
-    """A signal that tells the rank to save reaches its workers, too; the rank ends them when it is done.
-
-    torch has already limited each worker to one thread.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

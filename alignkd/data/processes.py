@@ -64,11 +64,11 @@ def _start_worker(function: Callable[[Any], Any]) -> None:
     # A signal that tells the rank to save or stop reaches its workers, too; the rank ends them.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _exit_with_parent() -> None:
-    """Otherwise an idle worker would wait forever for a parent that was killed."""
+def exit_with_parent() -> None:
+    """For a thread. Otherwise an idle worker would wait forever for a parent that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

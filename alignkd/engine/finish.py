@@ -10,12 +10,44 @@ from typing import Any
 
 from alignkd.checkpoint.export import export_adapters, export_engine
 from alignkd.checkpoint.model_card import model_card
+from alignkd.checkpoint.save import CheckpointSaver
+from alignkd.engine.optimizer_step import peak_memory_bytes
 from alignkd.engine.state import TrainingState, library_versions
-from alignkd.errors import FileSystemError
+from alignkd.errors import EXIT_OK, FileSystemError
 from alignkd.models.agreement import student_folder
 from alignkd.models.families.table import family_name
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.result import write_result
+
+
+def finish_run(
+    state: TrainingState,
+    code: int,
+    step: int,
+    saver: CheckpointSaver,
+    sync_rows: Callable[[], None],
+    started: float,
+    report: Callable[[str], None],
+) -> None:
+    """Write what a run leaves behind after ``step``, when training ends with the exit ``code``. Collective.
+
+    ``report`` is told of each phase. Raises what :func:`finish_complete_run` raises.
+    """
+    status = "done" if code == EXIT_OK else "stopped"
+    result = {
+        "status": status,
+        "step": step,
+        "total_steps": state.total_steps,
+        "saves": asdict(saver.totals),
+        "peak_memory_bytes_per_rank": state.ranks.gather_objects(peak_memory_bytes()),
+    }
+    if code == EXIT_OK:
+        report("exporting")
+        saver.stop_unless_writer()  # whoever took over exports as well
+        finish_complete_run(state, result, saver.newest, sync_rows, started)
+    else:
+        finish_stopped_run(state, result, started)
+    report(status)
 
 
 def finish_stopped_run(state: TrainingState, result: dict[str, Any], started: float) -> None:

@@ -37,6 +37,17 @@ class _Pending:
     norm_must_be_finite: bool
 
 
+def term_columns(values: Mapping[str, float], distillation: DistillationSection) -> dict[str, float]:
+    """Columns of a row from the means of all ``TERMS``."""
+    return {
+        "loss": total(values, term_weights(distillation)),
+        "ce": values["ce"],
+        distillation.divergence: values["divergence"],
+        **{name: values[name] for name in ("attention", "vision_all", "vision_focus")},
+        "vision": values["vision_all"] + distillation.vision_focus_weight * values["vision_focus"],
+    }
+
+
 class Metrics:
     """Rows are made on every rank, from the same sums, so a loss that is not finite stops all ranks at the
     same step. Rank 0 has the ``file`` to write them to."""
@@ -77,6 +88,11 @@ class Metrics:
         must_be_finite = applied and sums.gradient_norm is not None
         self._pending = _Pending(row, info, values, host_norm, copied, parts, time, must_be_finite)
 
+    def annotate(self, columns: Mapping[str, float]) -> None:
+        """Add columns to the row of the step just taken, which is not complete yet."""
+        assert self._pending is not None, "a step was taken"
+        self._pending.row.update(columns)
+
     def flush(self) -> None:
         """Complete the pending row, if there is one. Raises TrainingError when its loss is not finite."""
         if self._pending is None:
@@ -102,16 +118,11 @@ class Metrics:
         )
         elements, counts = pending.info.elements, pending.info.counts
         values = means(dict(zip(TERMS, sums, strict=True)), elements)
-        vision = values["vision_all"] + self._distillation.vision_focus_weight * values["vision_focus"]
-        terms = {"ce": values["ce"], self._distillation.divergence: values["divergence"]}
-        terms |= {name: values[name] for name in ("attention", "vision_all", "vision_focus")}
         seconds = max(pending.time.seconds, 1e-9)
         return {
             **pending.row,
             "data_wait_share": pending.time.data_wait_share,
-            "loss": total(values, term_weights(self._distillation)),
-            **terms,
-            "vision": vision,
+            **term_columns(values, self._distillation),
             "gradient_norm": gradient_norm,
             "tokens_per_second": counts.tokens / seconds,
             "samples_per_second": counts.samples / seconds,

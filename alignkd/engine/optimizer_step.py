@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ def run_optimizer_step(
     factor = float(ranks.world_size * engine.gradient_accumulation_steps())
     scales = term_scales(info.elements, term_weights(distillation), factor)
     window = [batch.to(ranks.device) for batch in window]
-    head, targets_of_window = _teacher_side(teacher, window, teacher_watch, lookahead)
+    head, targets_of_window = teacher_side(teacher, window, teacher_watch, lookahead)
     watches = watches or student_watches()
     sums = torch.zeros(len(scales), device=ranks.device)
     own_norm = None
@@ -126,10 +127,11 @@ def run_optimizer_step(
     return StepSums(sums, engine.get_global_grad_norm() if own_norm is None else own_norm)
 
 
-def _teacher_side(
-    teacher: Teacher | None, window: list[Batch], watch: Stopwatch, lookahead: int | None
+def teacher_side(
+    teacher: Teacher | None, window: list[Batch], watch: AbstractContextManager[None], lookahead: int | None
 ) -> tuple[torch.Tensor | None, Iterator[TeacherTargets | None]]:
-    """The teacher's head [vocab, D_T], and its targets for each micro-batch; all None without a teacher."""
+    """The teacher's head [vocab, D_T], and its targets for each micro-batch; all None without a teacher.
+    Collective when it is sharded."""
     if teacher is None:
         return None, iter([None] * len(window))
     with watch:

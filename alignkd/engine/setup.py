@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from alignkd.checkpoint.shard_files import attach_shard_files
 from alignkd.checkpoint.storage import Storage
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
+from alignkd.data.encoder import SampleEncoder
+from alignkd.data.held_out import held_out_data, held_out_loader
 from alignkd.data.image_sample import image_sample
 from alignkd.data.index import Index
-from alignkd.data.loader import build_loader, build_sampler
+from alignkd.data.loader import WindowLoader, build_loader, build_sampler
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
@@ -24,6 +28,7 @@ from alignkd.engine.resume import resume_engine
 from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.engine.state import RunIdentity, TrainingState
+from alignkd.errors import UserError
 from alignkd.models.encoding import student_encoder
 from alignkd.models.loading import fingerprint
 from alignkd.run_folder.layout import layout_facts
@@ -52,6 +57,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     encoder = student_encoder(config)
     index = shared_index(RunPaths(run).index, config.data, encoder, ranks, progress)
     log.info("%s", index.summary())
+    held_out = _held_out(run, config, encoder, ranks, files.accumulation, progress)
     sampler = build_sampler(config, index)
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
 
@@ -82,7 +88,40 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         read_hidden=None if cache is None else CachedHidden(Path(str(config.teacher.cache)), cache),
     )
     _warn_of_a_late_signal(run, config, ranks)
-    return TrainingState(run, config, ranks, engine, teacher, loader, found, total_steps, sampler, identity)
+    return TrainingState(
+        run,
+        config,
+        ranks,
+        engine,
+        teacher,
+        loader,
+        found,
+        total_steps,
+        sampler,
+        identity,
+        held_out,
+    )
+
+
+def _held_out(
+    run: Path, config: Config, encoder: SampleEncoder, ranks: Ranks, accumulation: int, progress: Progress
+) -> Callable[[], WindowLoader] | None:
+    if config.evaluation.every is None:
+        return None
+    index = shared_index(RunPaths(run).held_out_index, held_out_data(config), encoder, ranks, progress)
+    log.info("held out: %s", index.summary())
+    if len(index) == 0:
+        raise UserError("evaluation.sources: hold no usable sample")
+    return partial(
+        held_out_loader,
+        config,
+        index,
+        encoder,
+        ranks.rank,
+        ranks.world_size,
+        accumulation,
+        pin_memory=ranks.device.type != "cpu",
+    )
 
 
 def _cache_identity(config: Config, index: Index, ranks: Ranks) -> Identity | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from alignkd.config.schema import DataSection
@@ -35,6 +36,7 @@ def shared_index(
         if stored is not None and stored.index.fingerprint == fingerprint:
             index = stored.index
     if ranks.sum_on_host([int(index is None)]) > [0]:
-        index = ranks.broadcast_object(index)
+        # With its arrays: not every rank sees the file.
+        index = ranks.broadcast_object(None if index is None else replace(index, map_again=None))
     assert index is not None
     return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,7 @@ class TrainingState:
     total_steps: int
     sampler: GlobalBatchSampler
     identity: RunIdentity
+    held_out: Callable[[], WindowLoader] | None = None  # its samples for one evaluation, if there is any
 
     def position(self, step: int) -> dict[str, Any]:
         """Where ``step`` optimizer steps have brought the run, as columns of a metrics row."""

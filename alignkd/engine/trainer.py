@@ -6,19 +6,18 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import load_window
-from alignkd.engine.finish import finish_complete_run, finish_stopped_run
+from alignkd.engine.evaluation import HeldOutEvaluation
+from alignkd.engine.finish import finish_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
 from alignkd.engine.optimizer_step import (
     StepInfo,
     all_reduce_step_info,
-    peak_memory_bytes,
     run_optimizer_step,
 )
 from alignkd.engine.signals import StopRequest, exit_code
@@ -76,7 +75,9 @@ class Trainer:
             self.metrics.sync,
             is_writer,
             generation,
+            state.config.evaluation.best,
         )
+        self.held_out = HeldOutEvaluation(state, stop, progress)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
@@ -92,7 +93,7 @@ class Trainer:
         try:
             code = self._run_steps()
             self._save_last_step(code)
-            self._finish(code, started)
+            finish_run(self.state, code, self.step, self.saver, self.metrics.sync, started, self._report)
             return code
         except TakenOverError:
             raise
@@ -125,7 +126,9 @@ class Trainer:
                     self._finish_save()
                 self.progress.enter(TRAINING, self.step)
             self._train_step(window, info)
-            if self.step % self.state.config.checkpoint.every == 0 and self.step < self.state.total_steps:
+            is_best = self._evaluate()
+            due = is_best or self.step % self.state.config.checkpoint.every == 0
+            if due and self.step < self.state.total_steps:
                 self._save(wait=False)
         return EXIT_OK
 
@@ -175,6 +178,18 @@ class Trainer:
             held = self.saver.totals.held_seconds
             self._report("training", **shown, save_held_seconds=held)
 
+    def _evaluate(self) -> bool:
+        """On the held-out data, if this step is due. Returns whether it is the best step so far."""
+        if not self.held_out.is_due(self.step):
+            return False
+        with self.clock.paused():
+            self._report("evaluating")
+            columns = self.held_out.evaluate(self.step)
+            self.metrics.annotate(columns)
+            self.forward_watch.take()  # no part of any step
+            self._report("training")
+        return self.held_out.best_step == self.step
+
     def _beat(self, taken: StepTime) -> None:
         """Tell the heartbeat that a step is done, and the times of the one before: this one's forwards may
         not be over.
@@ -195,6 +210,7 @@ class Trainer:
             self.metrics.flush()
             self._report("saving")
             facts = self.state.manifest_facts(self.step) | self.skipped.facts()
+            facts |= self.held_out.facts(self.step)
             facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 
@@ -227,23 +243,6 @@ class Trainer:
                 f"stopped at step {self.step}, but it could not be saved; the newest checkpoint is of step "
                 f"{self.saver.newest}"
             )
-
-    def _finish(self, code: int, started: float) -> None:
-        status = "done" if code == EXIT_OK else "stopped"
-        result = {
-            "status": status,
-            "step": self.step,
-            "total_steps": self.state.total_steps,
-            "saves": asdict(self.saver.totals),
-            "peak_memory_bytes_per_rank": self.state.ranks.gather_objects(peak_memory_bytes()),
-        }
-        if code == EXIT_OK:
-            self._report("exporting")
-            self.saver.stop_unless_writer()  # whoever took over exports as well
-            finish_complete_run(self.state, result, self.saver.newest, self.metrics.sync, started)
-        else:
-            finish_stopped_run(self.state, result, started)
-        self._report(status)
 
     def _report(self, phase: str, **facts: object) -> None:
         facts |= {"saved_step": self.saver.newest, "resumed_step": self.state.found.step or 0}

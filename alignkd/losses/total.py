@@ -6,6 +6,7 @@ elements in the whole optimizer step, over all ranks and micro-batches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,7 +64,7 @@ def means(sums: dict[str, float], counts: dict[str, int]) -> dict[str, float]:
     return {term: sums[term] / max(counts[term], 1) for term in TERMS}
 
 
-def total(means_: dict[str, float], weights: dict[str, float]) -> float:
+def total(means_: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Equation 7."""
     return sum(weights[term] * means_[term] for term in TERMS)
 

@@ -152,12 +152,13 @@ def check_templates(config: Config) -> list[str]:
     """Sources whose template the models do not have, settings that only MobileVLM knows, and packages."""
     family = family_of(student_folder(config.model))
     problems = template_problems(config.model, config.data.sources)
-    for number, source in enumerate(config.data.sources):
+    problems += template_problems(config.model, config.evaluation.sources, "evaluation")
+    for key, source in config.named_sources().items():
         if family is None and source.image_options:
-            problems.append(f"data.sources[{number}].image_options: MobileVLM's preprocessing has none")
+            problems.append(f"{key}.image_options: MobileVLM's preprocessing has none")
         elif source.image_options and config.distillation.enabled and has_other_grids(config.model):
             problems.append(
-                f"data.sources[{number}].image_options: they would go to both processors, which make "
+                f"{key}.image_options: they would go to both processors, which make "
                 "different grids of vision tokens; valid: none"
             )
     if family is not None and config.training.packing:
@@ -181,14 +182,14 @@ def _packing_problems(config: Config) -> list[str]:
     return sorted(set(problems))
 
 
-def template_problems(model: ModelSection, sources: Sequence[DataSource]) -> list[str]:
-    """Sources whose template the models do not have."""
+def template_problems(model: ModelSection, sources: Sequence[DataSource], section: str = "data") -> list[str]:
+    """Sources of a section whose template the models do not have."""
     family = family_of(student_folder(model))
     problems = []
     for number, source in enumerate(sources):
         valid = ("plain", "v1") if family is None else ("chat",)
         if source.template not in valid:
-            key = f"data.sources[{number}].template = {source.template}"
+            key = f"{section}.sources[{number}].template = {source.template}"
             problems.append(f"{key}: valid for these models: {', '.join(valid)}")
     return problems
 

@@ -18,6 +18,8 @@ MAY_CHANGE = (
     "run.",
     "slurm.",
     "checkpoint.",
+    "evaluation.",
+    "tracking.",
     "data.workers",
     "model.",
     "teacher.placement",

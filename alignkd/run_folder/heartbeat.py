@@ -28,6 +28,7 @@ PHASES = (
     "indexing",
     "loading",
     "converting",
+    "evaluating",
     "saving",
     *STEP_PHASES,
     "exporting",

@@ -72,6 +72,26 @@ def cut_rows_after(path: Path, step: int) -> None:
     write_bytes_atomic(path, stays)
 
 
+class RowReader:
+    """Follows the file while another process appends to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[Row]:
+        """Rows that were completed since the last call; none while there is no file. Raises OSError."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]  # the last line may be half written
+        self._offset += len(whole)
+        return list(_rows(whole.splitlines()))
+
+
 class MetricsFile:
     """What rank 0 appends to the file. Rows that a full disk refuses are kept and written with later ones."""
 

@@ -28,10 +28,12 @@
 | logs/slurm-JOB.log | job.sbatch | output of the batch script |
 | writers/G.json | rank 0, resume | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
+| held-out.bin | rank 0 | the same for the held-out data |
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
 | metrics.jsonl.after-step-N | rank 0 | rows that a resume from step N cut off |
 | metrics.jsonl.given-up | resume | rows from before `--from-scratch` |
+| tracking/ | rank 0's tracker | event files of TensorBoard and W&B: ``alignkd.tracking`` |
 | checkpoints/ | all ranks | ``run_folder.checkpoints`` |
 | result.json | rank 0 | how training ended, written last: ``run_folder.result`` |
 | student/ | rank 0 | the trained student, a model folder: ``alignkd.models.saving`` |
@@ -173,12 +175,20 @@ class RunPaths:
         return self.run / "index.bin"
 
     @property
+    def held_out_index(self) -> Path:
+        return self.run / "held-out.bin"
+
+    @property
     def progress(self) -> Path:
         return self.run / "progress.json"
 
     @property
     def metrics(self) -> Path:
         return self.run / "metrics.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        return self.run / "tracking"
 
     @property
     def checkpoints(self) -> Path:

@@ -2,7 +2,7 @@
 
 | key | holds |
 |---|---|
-| phase | starting, indexing, loading, converting, training, saving, exporting, done or stopped |
+| phase | starting, indexing, loading, converting, training, evaluating, saving, exporting, done or stopped |
 | updated | Unix time |
 | step, total_steps | optimizer steps |
 | resumed_step | step that this start resumed from; 0 for none |

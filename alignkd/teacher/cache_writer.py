@@ -126,7 +126,7 @@ def _begin(folder: Path, identity: Identity) -> None:
 
     What counts stays whole, but of a shard that both write, on different devices, file and record may come
     from one each: each sample has its own checksum and is read, while ``--verify`` complains. That is why
-    `alignkd cache` refuses to start beside a job.
+    `alignkd cache` refuses to start beside a job, or beside another one.
     """
     paths, found = CachePaths(folder), read_identity(folder)
     if found is None:

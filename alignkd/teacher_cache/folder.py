@@ -9,6 +9,7 @@
 | shards/N.json | the same rank, after it | size and sha256 of that file: :class:`Shard` |
 | manifest.json | rank 0, last | the identity and all shards: only a cache that has it is read |
 | logs/ | ranks | one log per rank |
+| .lock | ``alignkd cache`` | empty; locked while it runs the ranks, or submits |
 | job.sbatch, env.sh | ``alignkd cache --nodes`` | the scripts of the Slurm job |
 
 Every file is flushed before it gets its name, and a shard counts once its record is there. So a kill at any
@@ -57,6 +58,10 @@ class CachePaths:
     @property
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        return RunPaths(self.folder).launcher_lock
 
     @property
     def shards(self) -> Path:

@@ -6,33 +6,28 @@ Stop it at any time and run it again: finished runs are skipped. ``--jobs`` runs
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from alignkd.text import counted
 from benchmarks.evidence import records
 from benchmarks.evidence.bench import Bench, open_bench
-from benchmarks.evidence.conditions import BASELINE, CONDITIONS, Condition
+from benchmarks.evidence.conditions import BASELINE, CONDITIONS
 from benchmarks.evidence.models import TEACHER_FILE, TEACHER_STEPS, train_teacher, write_folders
-from benchmarks.evidence.run import Settings, train_once
+from benchmarks.evidence.pool import Run, work
+from benchmarks.evidence.run import Settings
 from benchmarks.evidence.task import Sizes, build_task
 
 CACHE = Path("build/evidence")
 SEEDS = range(5)
 # Settings are chosen with seeds of their own, on validation only.
 TUNING_SEEDS = (100, 101)
-TUNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+TUNING_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_STEPS = (1000, 2000)
-Run = tuple[str, int, Settings]
 
 
 def main() -> None:
@@ -96,51 +91,6 @@ def wanted(run: Run, bench: Bench) -> dict[str, Any]:
         "teacher": bench.teacher,
         "data": bench.data,
     }
-
-
-def work(
-    opened: Callable[[], Bench], runs: list[tuple[Run, Path]], folder: Path, jobs: int, stop: float | None
-) -> None:
-    """Start runs until ``stop`` (of the monotonic clock), and wait for those that were started. Each process
-    opens the bench for itself, from its files."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _one_thread) as pool:
-        running: set[Future[str]] = set()
-        for run, path in runs:
-            if len(running) == jobs:
-                running = _one_done(running)
-            if stop is not None and time.monotonic() > stop:
-                break
-            running.add(pool.submit(record_run, opened, run, path, folder.name != "tuning"))
-        while running:
-            running = _one_done(running)
-
-
-def _one_done(running: set[Future[str]]) -> set[Future[str]]:
-    done, running = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
-        print(future.result(), flush=True)
-    return running
-
-
-def record_run(opened: Callable[[], Bench], run: Run, path: Path, with_test: bool) -> str:
-    name, seed, settings = run
-    condition: Condition = CONDITIONS[name]
-    record: dict[str, Any] = train_once(opened(), condition, seed, settings, with_test=with_test)
-    record["commit"] = _commit()
-    records.write(path, record)
-    last = record["validation"][-1]["accuracy"]
-    return f"{path.name}: {record['seconds']} s, validation {last}"
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 def _options() -> argparse.Namespace:

@@ -32,8 +32,8 @@ GRADIENT_LOOKS = 10  # steps whose gradient is taken apart
 class Settings:
     """Chosen on validation for the student without a teacher (docs/evidence.md)."""
 
-    learning_rate: float = 1e-3
-    steps: int = 1000
+    learning_rate: float = 5e-4
+    steps: int = 2000
     batch: int = 32
 
     def training(self, seed: int, clip: float = 1.0) -> TrainingSection:

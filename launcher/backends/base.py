@@ -70,6 +70,9 @@ class Backend(Protocol):
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         """Everything that would keep a new run from starting, and what is only worth a warning."""
 
+    def resume_problems(self, run: Path, config: Config) -> list[str]:
+        """What keeps the run from resuming that may have changed since its launch."""
+
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         """Add to a new or resized run folder what only this back end reads."""
 

@@ -104,10 +104,10 @@ def _models(config: Config) -> Iterator[Place]:
 
 
 def _data(config: Config) -> Iterator[Place]:
-    for index, source in enumerate(config.data.sources):
-        yield Place("file", f"data.sources[{index}].file", Path(source.file))
+    for key, source in config.named_sources().items():
+        yield Place("file", f"{key}.file", Path(source.file))
         if source.image_folder is not None:
-            yield Place("folder", f"data.sources[{index}].image_folder", Path(source.image_folder))
+            yield Place("folder", f"{key}.image_folder", Path(source.image_folder))
 
 
 def _cache_folder(environment: Mapping[str, str]) -> Path:

@@ -56,6 +56,8 @@ def rank_environments(
         if device == "cpu":
             # All ranks are on this machine, and its host name may not resolve.
             values |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+            # Large tensors are new memory in every step: huge pages spare most of the page faults.
+            values["THP_MEM_ALLOC_ENABLE"] = base.get("THP_MEM_ALLOC_ENABLE", "1")
         else:
             # Without it DeepSpeed trains on the CPU where it finds no driver.
             values["DS_ACCELERATOR"] = "cuda"

@@ -28,6 +28,9 @@ class WatchedBackend:
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         return [], []
 
+    def resume_problems(self, run: Path, config: Config) -> list[str]:
+        return []
+
     def check_idle(self, run: Path) -> None:
         """The run's lock is all there is to check, and whoever starts a run takes it."""
 

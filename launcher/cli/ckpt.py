@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, Json, Run, make_console, stdout_is_stderr
+from launcher.cli.options import Checkpoint, Json, Run, chosen_step, make_console, stdout_is_stderr
 
 if TYPE_CHECKING:
     from launcher.run.checkpoints import CheckpointSummary
@@ -48,11 +48,11 @@ def ckpt_convert(run: Run, step: Checkpoint = None) -> None:
     """
     from launcher.run.checkpoints import step_of
 
-    step = step_of(run, step)  # before torch is imported, which takes seconds
+    number = step_of(run, chosen_step(run, step))  # before torch is imported, which takes seconds
     with stdout_is_stderr():
         from alignkd.checkpoint.universal import convert_by_hand
 
-        folder, written = convert_by_hand(run, step)
+        folder, written = convert_by_hand(run, number)
     print(f"wrote {folder}" if written else f"{folder} is complete already")
 
 

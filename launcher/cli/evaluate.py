@@ -10,7 +10,15 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, JobNodes, JobRanks, Json, make_console, stdout_is_stderr
+from launcher.cli.options import (
+    Checkpoint,
+    JobNodes,
+    JobRanks,
+    Json,
+    chosen_step,
+    make_console,
+    stdout_is_stderr,
+)
 
 evaluations = Commands()
 
@@ -138,7 +146,7 @@ def evaluate(
         str(data),
         str(out),
         own,
-        step,
+        _step_of_models(models, step),
         precision,
         batch_size,
         limit,
@@ -156,6 +164,15 @@ def evaluate(
     from launcher.commands.evaluate import run_evaluation
 
     raise typer.Exit(run_evaluation(options, ranks or 1, device))
+
+
+def _step_of_models(models: list[str], step: str | None) -> int | None:
+    """Raises UserError for the best steps of several runs, which may differ."""
+    from alignkd.evaluate.options import named_models
+
+    if step == "best" and len(models) > 1:
+        raise UserError("--step best is for one run; valid: one model, or the step as a number")
+    return chosen_step(Path(named_models(models)[0].folder), step)
 
 
 def _show_job(out: Path, job: str, as_json: bool) -> None:
@@ -189,7 +206,8 @@ def chat(
     from alignkd.evaluate.model_folders import folder_kind
     from alignkd.evaluate.tasks.pictures import PictureFile, require_picture
 
-    folder_kind(model, step)  # before torch is imported, which takes seconds
+    number = chosen_step(model, step)
+    folder_kind(model, number)  # before torch is imported, which takes seconds
     require_picture(PictureFile(image.parent, image.name))
     try:
         with stdout_is_stderr():
@@ -197,7 +215,7 @@ def chat(
             from alignkd.evaluate.generation import Decoding
             from alignkd.evaluate.model import load
 
-            loaded = load(model, step=step, precision=precision)
+            loaded = load(model, step=number, precision=precision)
         start(loaded, image, Decoding(max_new_tokens, temperature))
     except KeyboardInterrupt:
         print()

@@ -12,7 +12,7 @@ import typer
 
 from alignkd.errors import UserError
 from launcher.cli.framework import Commands
-from launcher.cli.options import Checkpoint, Json, make_console, stdout_is_stderr
+from launcher.cli.options import Checkpoint, Json, chosen_step, make_console, stdout_is_stderr
 
 models = Commands()
 
@@ -53,8 +53,9 @@ def export(
     is_model = file_format == "gguf" and (run / "config.json").is_file()
     if is_model and step is not None:
         raise UserError(f"--step {step}: {run} is a model folder, which has no checkpoints")
+    number = None if is_model else chosen_step(run, step)
     if not is_model:
-        step_of(run, step)  # before torch is imported, which takes seconds
+        step_of(run, number)  # before torch is imported, which takes seconds
     with stdout_is_stderr():
         if file_format == "gguf":
             if importlib.util.find_spec("gguf") is None:
@@ -65,15 +66,15 @@ def export(
             if is_model:
                 export_gguf(run, out, run.resolve().name, quantize or "q8_0", class_token=kept)
             else:
-                export_run_as_gguf(run, out, step, quantize or "q8_0", class_token=kept)
+                export_run_as_gguf(run, out, number, quantize or "q8_0", class_token=kept)
         elif file_format == "lora":
             from alignkd.checkpoint.export import export_lora
 
-            export_lora(run, out, step)
+            export_lora(run, out, number)
         else:
             from alignkd.checkpoint.export import export_run
 
-            export_run(run, out, step, file_format)
+            export_run(run, out, number, file_format)
     print(f"wrote {out}")
 
 

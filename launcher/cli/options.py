@@ -28,7 +28,8 @@ GpuMemory = Annotated[
     typer.Option(metavar="SIZE", help="Memory of one GPU, such as 80G.", show_default="slurm.gpu_memory"),
 ]
 Checkpoint = Annotated[
-    int | None, typer.Option(metavar="N", help="Step of the checkpoint.", show_default="the newest")
+    str | None,
+    typer.Option(metavar="N", help="Step of the checkpoint, or `best`.", show_default="the newest"),
 ]
 
 JobNodes = Annotated[int | None, typer.Option(metavar="N", min=1, help="Submit a Slurm job on N nodes.")]
@@ -41,6 +42,19 @@ JobRanks = Annotated[
         show_default="slurm.gpus_per_node, or 1",
     ),
 ]
+
+
+def chosen_step(run: Path, text: str | None) -> int | None:
+    """The step that ``--step`` names, whether or not it has a checkpoint. Raises UserError."""
+    if text is None:
+        return None
+    if text == "best":
+        from alignkd.run_folder.best import best_step
+
+        return best_step(run)
+    if not text.isdecimal():
+        raise UserError(f"--step {text}: not a step; valid: a whole number, or `best`")
+    return int(text)
 
 
 def memory_option(text: str | None) -> int | None:

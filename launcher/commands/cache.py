@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from alignkd.config import Config, dump_config
-from alignkd.errors import EXIT_FAILED, ConfigError, UserError, raise_if_passing
-from alignkd.run_folder.atomic_files import write_text_atomic
+from alignkd.config import Config
+from alignkd.errors import EXIT_FAILED, ConfigError, UserError
 from alignkd.teacher_cache.check import cache_folder, check_family
 from alignkd.teacher_cache.folder import (
     CachePaths,
@@ -23,6 +22,7 @@ from alignkd.teacher_cache.folder import (
 from alignkd.teacher_cache.key import cache_key, differences
 from alignkd.text import counted
 from launcher.backends.devices import device_of
+from launcher.commands.cache_request import request
 from launcher.commands.local_ranks import rank_variables, run_ranks
 from launcher.commands.preflight import data_problems, model_problems
 from launcher.run.console import say
@@ -53,21 +53,12 @@ def checked_folder(config: Config) -> Path:
     return folder
 
 
-def write_request(folder: Path, config: Config) -> None:
-    """What the ranks read."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(CachePaths(folder).config, dump_config(config))
-    except OSError as error:
-        raise_if_passing(error, folder)
-        raise UserError(f"{folder}: cannot be written ({error})") from None
-
-
 def write_here(folder: Path, config: Config, ranks: int) -> int:
-    """Write the cache, or what is missing of it, and return the exit code."""
+    """Write the cache, or what is missing of it, and return the exit code. Raises UserError while another
+    start writes it."""
     environments = rank_variables(ranks, "cpu" if device_of(config) == "cpu" else "auto", "--cpu")
-    write_request(folder, config)
-    failed = run_ranks(cache_command(folder), environments, CachePaths(folder).logs)
+    with request(folder, config):
+        failed = run_ranks(cache_command(folder), environments, CachePaths(folder).logs)
     return 0 if failed is None else failed.code
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkd.config import Config
-from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passing
+from alignkd.errors import ConfigError, UserError, raise_if_passing
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.devices import usual_gpus_per_node
 from launcher.backends.node_probe import read_places
-from launcher.backends.slurm.client import queued_jobs, slurm_is_installed
+from launcher.backends.slurm.client import slurm_is_installed
 from launcher.backends.slurm.preflight import script_problems
 from launcher.backends.slurm.submission import submit
-from launcher.commands.cache import checked_folder, describe, finished_manifest, write_request
+from launcher.commands.cache import checked_folder, describe, finished_manifest
+from launcher.commands.cache_request import refuse_beside_job, request
 from launcher.commands.evaluate_job import JobSize
 from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_cache
@@ -27,18 +28,14 @@ def folder_to_write(config: Config, console: Console) -> Path | None:
     so, when it is finished.
 
     Raises UserError for whatever can be known to be wrong, and while a job for the folder is queued or
-    running: a second writer would remove what the first is writing.
+    running.
     """
     folder = checked_folder(config)
     finished = finished_manifest(folder)
     if finished is not None:
         say(console, f"{folder} is finished: {describe(finished)}")
         return None
-    jobs = queued_jobs(folder) if slurm_is_installed() else []
-    if jobs is None and RunPaths(folder).job_script.exists():
-        raise AlignkdError(f"{folder}: Slurm does not answer, so a job may be writing there; try again later")
-    if jobs:
-        raise UserError(f"{folder}: job {jobs[0].id} is {jobs[0].state.lower()} already; wait for its end")
+    refuse_beside_job(folder)
     return folder
 
 
@@ -56,11 +53,11 @@ def submit_cache(folder: Path, config: Config, size: JobSize) -> str:
     problems = script_problems(slurm, size.nodes, scripts, container_problems(slurm, places))
     if problems:
         raise ConfigError("job of the cache", problems)
-    write_request(folder, config)
-    try:
-        RunPaths(folder).logs.mkdir(exist_ok=True)
-        write_scripts(folder, scripts)
-    except OSError as error:
-        raise_if_passing(error, folder)
-        raise UserError(f"{folder}: cannot be written ({error})") from None
-    return submit(folder)
+    with request(folder, config):
+        try:
+            RunPaths(folder).logs.mkdir(exist_ok=True)
+            write_scripts(folder, scripts)
+        except OSError as error:
+            raise_if_passing(error, folder)
+            raise UserError(f"{folder}: cannot be written ({error})") from None
+        return submit(folder)

@@ -12,6 +12,7 @@ from typing import Literal
 from alignkd.config import Config, warnings_of
 from alignkd.errors import CheckpointError, UserError
 from alignkd.teacher_cache.check import checked_manifest
+from alignkd.tracking.packages import missing_packages
 from launcher.backends.base import Backend
 from launcher.backends.devices import device_of
 from launcher.backends.node_probe import model_folders
@@ -84,7 +85,7 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += data_problems(config)
+    problems += data_problems(config) + missing_packages(config.tracking)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
@@ -110,7 +111,9 @@ def space_problems(config: Config) -> list[str]:
     trainable, frozen = sum(sizes.trainable(config).values()), sum(sizes.frozen(config).values())
     weight_bytes = 4 if config.training.precision == "fp32" else 2
     one = trainable * (weight_bytes + _STATE_BYTES) + frozen * weight_bytes
-    count = (config.checkpoint.keep_last or 10) + 1  # a new one is complete before an old one is deleted
+    best = config.evaluation.every is not None
+    # A new one is complete before an old one is deleted.
+    count = (config.checkpoint.keep_last or 10) + 1 + best
     place = existing_parent(run_path(config))
     free = shutil.disk_usage(place).free
     if one * count <= free:
@@ -124,8 +127,7 @@ def space_problems(config: Config) -> list[str]:
 def data_problems(config: Config) -> list[str]:
     """Files and image folders that are missing or not readable."""
     problems = []
-    for index, source in enumerate(config.data.sources):
-        key = f"data.sources[{index}]"
+    for key, source in config.named_sources().items():
         problem = _unreadable(Path(source.file), "file")
         if problem:
             problems.append(

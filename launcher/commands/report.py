@@ -116,4 +116,6 @@ def _health(run: Path) -> Health:
         state.lost_steps,
         state.goodput,
         state.slow_ranks,
+        state.best_step,
+        state.best_value,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.errors import UserError
+from alignkd.run_folder.best import Best, best_of_run
 from alignkd.run_folder.metrics import Row, iter_rows, last_rows
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
@@ -47,6 +48,8 @@ class RunState:
     reasons: tuple[str, ...]  # why the closed attempts ended
     lost_steps: int  # computed, but not saved: computed again
     goodput: float | None  # share of the attempts' time that was spent on steps that were kept
+    best_step: int | None  # the checkpoint with the best value on held-out data
+    best_value: float | None
     queue_seconds: float
     start_estimate: str | None
     updated: float | None
@@ -108,6 +111,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
     attempts = [*files.history, *([files.current] if files.current else [])]
+    best = _best(run)
     return RunState(
         run=str(run),
         state=State(state),
@@ -127,11 +131,23 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         reasons=tuple(reason_with_nodes(attempt) for attempt in files.history),
         lost_steps=sum(attempt.lost_steps or 0 for attempt in attempts),
         goodput=_goodput(files, now if running else None),
+        best_step=None if best is None else best.step,
+        best_value=None if best is None else best.value,
         queue_seconds=sum(attempt.queue_seconds or 0.0 for attempt in attempts),
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=None if progress is None else progress.updated,
         next=_next(run, "stopped" if state == "failed" and _started_no_rank(files) else state),
     )
+
+
+def _best(run: Path) -> Best | None:
+    """None also where it cannot be told now. Only runs that evaluate have their manifests read."""
+    if not RunPaths(run).held_out_index.exists():
+        return None
+    try:
+        return best_of_run(run)
+    except (OSError, UserError):
+        return None
 
 
 def _last_job(files: RunFiles, attempts: list[Attempt]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from alignkd.config.schema import TrainingSection
 from launcher.plan.shapes import ModelShapes
+from launcher.plan.trained import LINEAR_LAYERS, Trained
 from launcher.plan.workload import Workload
 
 FP32 = 4
@@ -18,17 +19,18 @@ ROWS_PER_CHUNK = 512  # as in alignkd.losses.attention
 CHUNK_MATRICES = 3
 
 
-def layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
+def layer_bytes(shapes: ModelShapes, tokens: int, size: int, trained: Trained) -> int:
     """Kept by one decoder layer without gradient checkpointing, including its input."""
     D, F = shapes.hidden_size, shapes.intermediate_size
     # RMSNorm computes in fp32. Kept: its input (a copy, unless it is fp32 already), the scale, the product
-    # before the weight, and the output, which the next matrices read.
-    norm = D * FP32 + FP32 + 2 * D * size
+    # before a trained weight, and the output, if the next matrices, or LoRA's beside them, are trained.
+    norm = D * FP32 + FP32 + D * size * (trained.language_model + trained.reads_inputs)
     attention = (
         2 * (shapes.query_width + shapes.key_width) * size + shapes.num_attention_heads * FP32
     )  # q, k, v, output, log-sum-exp
-    mlp = 4 * F * size
-    return tokens * (2 * norm + attention + mlp)
+    mlp = (3 + trained.reads_inputs) * F * size
+    between = LINEAR_LAYERS * trained.lora_rank * size  # LoRA's two matrices of each
+    return tokens * (2 * norm + attention + mlp + between)
 
 
 def projector_bytes(shapes: ModelShapes, images: int, size: int) -> int:
@@ -47,18 +49,19 @@ def checkpointed_layers(training: TrainingSection, shapes: ModelShapes) -> int:
     return -(-shapes.num_hidden_layers // every) if training.gradient_checkpointing else 0
 
 
-def kept_bytes(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
+def kept_bytes(shapes: ModelShapes, work: Workload, size: int, trained: Trained, *, checkpointed: int) -> int:
     """What the student's forward over one micro-batch keeps for its backward, with a frozen vision tower and
     without the tower's output. ``checkpointed`` layers keep their input only."""
     D = shapes.hidden_size
     layers = checkpointed * work.tokens * D * size
-    layers += (shapes.num_hidden_layers - checkpointed) * layer_bytes(shapes, work.tokens, size)
+    layers += (shapes.num_hidden_layers - checkpointed) * layer_bytes(shapes, work.tokens, size, trained)
     if checkpointed:  # the first layer is always one of them
         layers += first_layer_bytes(shapes, work.tokens, size)
-    last_norm = work.tokens * (D * FP32 + FP32 + D * size)
+    last_norm = work.tokens * (D * FP32 + FP32 + D * size * trained.language_model)
     head = work.supervised * D * FP32
     vision_term = work.images * work.vision_tokens * D * FP32
-    return layers + last_norm + head + vision_term + projector_bytes(shapes, work.images, size)
+    projector = projector_bytes(shapes, work.images, size) if trained.projector else 0
+    return layers + last_norm + head + vision_term + projector
 
 
 def first_layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
@@ -66,17 +69,19 @@ def first_layer_bytes(shapes: ModelShapes, tokens: int, size: int) -> int:
     return tokens * (shapes.query_width + shapes.key_width) * size
 
 
-def layer_workspace(shapes: ModelShapes, work: Workload, size: int, *, checkpointed: int) -> int:
+def layer_workspace(
+    shapes: ModelShapes, work: Workload, size: int, trained: Trained, *, checkpointed: int
+) -> int:
     """In the backward of one layer: recomputed activations, and the gradients of its widest tensors."""
-    recomputed = layer_bytes(shapes, work.tokens, size) if checkpointed else 0
+    recomputed = layer_bytes(shapes, work.tokens, size, trained) if checkpointed else 0
     return recomputed + work.tokens * (shapes.intermediate_size + 2 * shapes.hidden_size) * size
 
 
-def logits_workspace(shapes: ModelShapes, work: Workload) -> int:
-    """The last chunk of logits, and the gradient of the head's weight, which the fused losses compute in the
-    forward."""
+def logits_workspace(shapes: ModelShapes, work: Workload, trained: Trained) -> int:
+    """The last chunk of logits, and the gradient of a trained head's weight, which the fused losses compute
+    in the forward."""
     chunk = min(work.supervised, POSITIONS_PER_CHUNK) * shapes.vocab_size * FP32 * CHUNK_MATRICES
-    return chunk + head_gradient_bytes(shapes)
+    return chunk + (head_gradient_bytes(shapes) if trained.language_model else 0)
 
 
 def head_gradient_bytes(shapes: ModelShapes) -> int:

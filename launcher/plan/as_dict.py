@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.plan.advice import changes, largest_micro_batch
+from launcher.plan.cached import cache_as_dict
 from launcher.plan.plan import Plan
 from launcher.plan.roofline import Chip, roofline
 
@@ -59,5 +60,6 @@ def plan_as_dict(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip:
             "peak_share": found.peak_share,
             "costs": [{**asdict(cost), "seconds": cost.seconds(chip)} for cost in found.costs],
         },
+        "cache": cache_as_dict(plan, chip),
         "advice": None if advised is None else changes(plan, advised),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from alignkd.config import Config
 from alignkd.errors import UserError
@@ -45,32 +46,76 @@ def cache_size(config: Config, vision_tokens: int) -> CacheSize:
     return CacheSize(len(index), text, is_exact=False)
 
 
+@dataclass(frozen=True)
+class CacheFigures:
+    """Bytes and seconds, not rounded. With ``is_exact`` false, what depends on the size is an upper bound."""
+
+    samples: int
+    positions: int
+    is_exact: bool
+    bytes: int
+    step_bytes: float  # read by all ranks together in an optimizer step
+    read_rate: float  # bytes per second, of all ranks, in steps without any waiting
+    compared: str  # teacher.placement that the rest is against
+    saved_flops: float  # per rank and optimizer step
+    saved_share: float  # of the other's FLOP
+    saved_memory: int  # bytes per GPU
+    saved_received: float  # bytes to each GPU per optimizer step
+
+
+def cache_figures(plan: Plan, chip: Chip) -> CacheFigures | None:
+    """None for a run without a cached teacher. Raises UserError when the data cannot be read."""
+    if plan.config.teacher.placement != "cached" or plan.sizes.teacher is None:
+        return None
+    size = cache_size(plan.config, plan.sizes.teacher.shapes.vision_tokens)
+    step_bytes = size.bytes(plan) / size.samples * plan.config.training.global_batch_size
+    other = with_placement(plan, COMPARED)
+    less = other.compute.flops - plan.compute.flops
+    return CacheFigures(
+        size.samples,
+        size.positions,
+        size.is_exact,
+        size.bytes(plan),
+        step_bytes,
+        step_bytes / roofline(plan.config, plan.held, plan.work, plan.compute, chip).seconds,
+        COMPARED,
+        less,
+        less / other.compute.flops,
+        other.needed - plan.needed,
+        other.received - plan.received,
+    )
+
+
+def cache_as_dict(plan: Plan, chip: Chip) -> dict[str, Any] | None:
+    """``{"problem": ...}`` when the data cannot be read."""
+    try:
+        found = cache_figures(plan, chip)
+    except UserError as error:
+        return {"problem": str(error)}
+    return None if found is None else asdict(found)
+
+
 def cache_lines(plan: Plan, chip: Chip) -> Iterator[str]:
     """For a run with a cached teacher; nothing for others."""
-    if plan.config.teacher.placement != "cached" or plan.sizes.teacher is None:
-        return
     try:
-        size = cache_size(plan.config, plan.sizes.teacher.shapes.vision_tokens)
+        found = cache_figures(plan, chip)
     except UserError as error:
         yield f"The size of the teacher's cache is unknown: {error}"
         return
-    most = "" if size.is_exact else "at most "
-    whole, of_sample = size.bytes(plan), size.bytes(plan) / size.samples
-    why = "" if size.is_exact else "; the bound counts all text"
+    if found is None:
+        return
+    most = "" if found.is_exact else "at most "
+    why = "" if found.is_exact else "; the bound counts all text"
     yield (
-        f"Cache of the teacher: {most}{whole / 1e9:,.2f} GB for {size.samples:,} samples "
-        f"({most}{of_sample / 1e6:,.2f} MB each{why})."
+        f"Cache of the teacher: {most}{found.bytes / 1e9:,.2f} GB for {found.samples:,} samples "
+        f"({most}{found.bytes / found.samples / 1e6:,.2f} MB each{why})."
     )
-    seconds = roofline(plan.config, plan.held, plan.work, plan.compute, chip).seconds
-    of_step = of_sample * plan.config.training.global_batch_size
     yield (
-        f"Read per optimizer step: {most}{of_step / 1e9:,.3f} GB by all ranks; in steps without any waiting "
-        f"{of_step / seconds / 1e9:,.3f} GB/s."
+        f"Read per optimizer step: {most}{found.step_bytes / 1e9:,.3f} GB by all ranks; in steps without any "
+        f"waiting {found.read_rate / 1e9:,.3f} GB/s."
     )
-    other = with_placement(plan, COMPARED)
-    less = (other.compute.flops - plan.compute.flops) / 1e12
     yield (
-        f"It saves, against {COMPARED}: {less:,.1f} TFLOP per rank and step "
-        f"({less * 1e12 / other.compute.flops:.0%}), {(other.needed - plan.needed) / GIB:,.2f} GiB per GPU, "
-        f"and {(other.received - plan.received) / 1e9:,.2f} GB to each GPU per step."
+        f"It saves, against {found.compared}: {found.saved_flops / 1e12:,.1f} TFLOP per rank and step "
+        f"({found.saved_share:.0%}), {found.saved_memory / GIB:,.2f} GiB per GPU, "
+        f"and {found.saved_received / 1e9:,.2f} GB to each GPU per step."
     )

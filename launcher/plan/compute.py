@@ -13,7 +13,10 @@ from launcher.plan.activations import checkpointed_layers
 from launcher.plan.sharding import shares_tower
 from launcher.plan.sizes import RunSizes
 from launcher.plan.tensors import ModelSizes
+from launcher.plan.trained import Trained, trained_parts
 from launcher.plan.workload import Cluster, Workload
+
+LAYERS = "language_model.layers."
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,16 @@ class Compute:
 
 def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster) -> Compute:
     student, training = sizes.student, config.training
-    # A backward costs two forwards; gradient checkpointing runs its layers once more.
-    layers = 3 + checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
+    trained = trained_parts(config)
+    # Gradient checkpointing runs its layers once more.
+    forwards = 1 + checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
     tower = 4 if training.gradient_checkpointing else 3
     shared = shares_tower(config, sizes)
     own = (
-        layers * layer_flops(student, work)
-        + 3 * head_flops(student, work)
-        + 3 * projector_flops(student, work)
+        forwards * layer_flops(student, work)
+        + layer_backward_flops(student, work, trained)
+        + head_passes(trained) * head_flops(student, work)
+        + projector_passes(trained) * projector_flops(student, work)
         + tower_flops(student, work) * (tower if training.train_vision_tower else 0 if shared else 1)
     )
     teacher = 0.0
@@ -53,9 +58,28 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
 
 def layer_flops(model: ModelSizes, work: Workload) -> float:
     """One forward of all decoder layers over a micro-batch."""
+    return 2.0 * work.tokens * model.count(LAYERS) + attention_flops(model, work)
+
+
+def layer_backward_flops(model: ModelSizes, work: Workload, trained: Trained) -> float:
+    """The gradients of all activations cost a forward, those of trained matrices as much as these do."""
+    weights = sum(size for name, size in model.trainable(trained).items() if name.startswith(LAYERS))
+    return 2.0 * work.tokens * (model.count(LAYERS) + weights) + 2 * attention_flops(model, work)
+
+
+def attention_flops(model: ModelSizes, work: Workload) -> float:
     shapes = model.shapes
-    matrices = model.count("language_model.layers.")
-    return 2.0 * work.tokens * (matrices + shapes.num_hidden_layers * work.length * shapes.query_width)
+    return 2.0 * work.tokens * shapes.num_hidden_layers * work.length * shapes.query_width
+
+
+def head_passes(trained: Trained) -> int:
+    """Forward, gradient of the hidden states and, if it is trained, of the weight; in units of a forward."""
+    return 3 if trained.language_model else 2
+
+
+def projector_passes(trained: Trained) -> int:
+    """The same. Only a trained tower needs the gradient of a frozen projector's inputs."""
+    return 3 if trained.projector else 2 if trained.vision_tower else 1
 
 
 def head_flops(model: ModelSizes, work: Workload) -> float:

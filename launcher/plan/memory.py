@@ -19,6 +19,7 @@ from launcher.plan.sharding import (
     teacher_size,
 )
 from launcher.plan.sizes import RunSizes
+from launcher.plan.trained import trained_parts
 from launcher.plan.workload import Cluster, Workload
 
 Phase = Literal["always", "teacher", "student", "optimizer"]
@@ -167,16 +168,16 @@ def student_states(config: Config, sizes: RunSizes, cluster: Cluster, files: Ren
 def _student_work(
     config: Config, sizes: RunSizes, work: Workload, cluster: Cluster, files: Rendered
 ) -> list[Part]:
-    student = sizes.student
+    student, trained = sizes.student, trained_parts(config)
     again = activations.checkpointed_layers(config.training, student.shapes)
     size = student_size(config)
-    kept = activations.kept_bytes(student.shapes, work, size, checkpointed=again)
+    kept = activations.kept_bytes(student.shapes, work, size, trained, checkpointed=again)
     if not shares_tower(config, sizes):  # else the patches are among the targets
         kept += activations.patch_bytes(student.shapes, work.images, size)
-    of_layer = activations.layer_workspace(student.shapes, work, size, checkpointed=again)
+    of_layer = activations.layer_workspace(student.shapes, work, size, trained, checkpointed=again)
     workspace = max(
         of_layer,
-        activations.logits_workspace(student.shapes, work),
+        activations.logits_workspace(student.shapes, work, trained),
         activations.block_workspace(student.shapes, work, size),
     )
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0

@@ -21,11 +21,19 @@ from launcher.plan.activations import (
     ROWS_PER_CHUNK,
     checkpointed_layers,
 )
-from launcher.plan.compute import Compute, head_flops, projector_flops, tower_flops
+from launcher.plan.compute import (
+    Compute,
+    head_flops,
+    head_passes,
+    projector_flops,
+    projector_passes,
+    tower_flops,
+)
 from launcher.plan.shapes import ModelShapes
 from launcher.plan.sharding import shares_tower, student_size, teacher_size
 from launcher.plan.sizes import RunSizes
 from launcher.plan.tensors import ModelSizes
+from launcher.plan.trained import Trained, lora_sizes, trained_parts
 from launcher.plan.workload import Workload
 
 # Over activations of width D, F or D + K in a layer's forward. A norm works in fp32, which counts twice in 16
@@ -34,6 +42,8 @@ NORM_16, NORM_32 = 18, 7
 ROTARY, ACTIVATION, RESIDUAL, TRANSPOSE = 10, 5, 3, 2
 COMPILED_NORM, COMPILED_ROTARY, COMPILED_ACTIVATION = 2, 2, 3
 BACKWARD = 2  # a backward moves about twice what its forward does
+# Over what LoRA's matrices add to, and its gradient; inputs and outputs of the layers are as wide together.
+LORA_PASSES, LORA_BACKWARD_PASSES = 5, 5
 # Of fp32 matrices [positions, vocabulary] in the fused head, with a teacher and without; of its gradient.
 LOGIT_PASSES, LABEL_PASSES, GRADIENT_PASSES = 26, 9, 3
 # Of fp32 rows of attention in the first layer's term: scores, mask, softmax, cut; and again in the backward.
@@ -83,20 +93,24 @@ class Cost:
 
 def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) -> list[Cost]:
     """All parts of an optimizer step. ``times``: micro-batches of ``work`` in it."""
-    student, training = sizes.student, config.training
+    student, training, trained = sizes.student, config.training, trained_parts(config)
     size, passes = student_size(config), 4 if training.gradient_checkpointing else 3
     again = checkpointed_layers(training, student.shapes) / student.shapes.num_hidden_layers
     compiled = training.compile_layers
-    costs = list(_layers("student's", student.shapes, work, size, 3 + again, compiled=compiled))
+    layers = Passes(1 + again, 2 if trained.language_model else 1)
+    costs = list(_layers("student's", student.shapes, work, size, layers, compiled=compiled))
+    if trained.lora_rank:
+        costs.append(_lora(student.shapes, work, size, trained.lora_rank, 1 + again))
     towers = 0 if shares_tower(config, sizes) else 1
-    costs += _vision("student's", student, work, size, passes if training.train_vision_tower else towers, 3)
+    towers = passes if training.train_vision_tower else towers
+    costs += _vision("student's", student, work, size, towers, projector_passes(trained))
     if sizes.teacher is not None:
         model, bytes_each = sizes.teacher, teacher_size(config)
         theirs = work.with_images_of(model.shapes.vision_tokens)
-        costs += _layers("teacher's", model.shapes, theirs, bytes_each, 1, compiled=compiled)
+        costs += _layers("teacher's", model.shapes, theirs, bytes_each, Passes(1, 0), compiled=compiled)
         costs += _vision("teacher's", model, theirs, bytes_each, 1, 1)
         costs.append(_attention_term(model.shapes, student.shapes, work))
-    costs.append(_heads(sizes, work))
+    costs.append(_heads(sizes, work, trained))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
 
 
@@ -126,25 +140,32 @@ def roofline(config: Config, sizes: RunSizes, work: Workload, compute: Compute, 
     return Roofline(chip, costs, compute.flops)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Of decoder layers. ``backward``: 0 of a frozen model that needs none, 1 with gradients of activations
+    only, 2 with those of the weights too; in units of a forward's matrix products."""
+
+    forward: float  # up to 2 with recomputation
+    backward: int
+
+
 def _layers(
-    whose: str, shapes: ModelShapes, work: Workload, size: int, passes: float, *, compiled: bool
+    whose: str, shapes: ModelShapes, work: Workload, size: int, passes: Passes, *, compiled: bool
 ) -> Iterator[Cost]:
-    """Decoder layers. ``passes``: 1 forward, 3 with a backward, up to 4 with recomputation."""
     D, F, T = shapes.hidden_size, shapes.intermediate_size, work.tokens
     Q, K = shapes.query_width, shapes.key_width
     layers = shapes.num_hidden_layers
     weights = 2 * D * Q + 2 * D * K + 3 * D * F
     moved = weights + T * (4 * D + 2 * Q + 2 * K + 3 * F)
-    yield Cost(
-        f"{whose} matrix products", 2.0 * T * weights * layers * passes, moved * size * layers * passes
-    )
+    products = layers * (passes.forward + passes.backward)
+    yield Cost(f"{whose} matrix products", 2.0 * T * weights * products, moved * size * products)
     forward = 2.0 * T * work.length * Q * layers  # scores and values; causal attention counts half
-    backward = ATTENTION_BACKWARD if passes > 1 else 0.0
-    forwards = passes - 2 if passes > 1 else 1
+    backward = ATTENTION_BACKWARD if passes.backward else 0.0
+    read = layers * (passes.forward + (2 if passes.backward else 0))
     yield Cost(
         f"{whose} attention",
-        forward * (forwards + backward),
-        T * (2 * Q + 2 * K) * size * layers * passes,
+        forward * (passes.forward + backward),
+        T * (2 * Q + 2 * K) * size * read,
         ATTENTION_SHARE,
     )
     norm = COMPILED_NORM if compiled else NORM_16 if size == 2 else NORM_32
@@ -152,8 +173,22 @@ def _layers(
     activation = COMPILED_ACTIVATION if compiled else ACTIVATION
     transpose = 0 if compiled else TRANSPOSE
     elements = T * (2 * D * (norm + RESIDUAL) + (Q + K) * rotary + F * activation + Q * transpose)
-    times = forwards + (BACKWARD if passes > 1 else 0)
+    times = passes.forward + (BACKWARD if passes.backward else 0)
     yield Cost(f"{whose} elementwise", 0.0, float(elements * size * layers * times))
+
+
+def _lora(shapes: ModelShapes, work: Workload, size: int, rank: int, forwards: float) -> Cost:
+    """peft's matrices beside those of the layers: their products, and sums with what the layers return."""
+    matrices = sum(lora_sizes(shapes, rank).values())
+    products = work.tokens * (matrices // rank) * (forwards + 2) * size  # inputs and outputs
+    moved = products + lora_bytes(shapes, work, size, forwards)
+    return Cost("student's LoRA", 2.0 * work.tokens * matrices * (forwards + 2), moved)
+
+
+def lora_bytes(shapes: ModelShapes, work: Workload, size: int, forwards: float) -> float:
+    """Elementwise: outputs are scaled and added, gradients of them and of the inputs too."""
+    widths = sum(lora_sizes(shapes, 1).values()) // 2  # of all inputs, and of all outputs
+    return float(work.tokens * widths * size * (LORA_PASSES * forwards + LORA_BACKWARD_PASSES))
 
 
 def _vision(
@@ -168,14 +203,16 @@ def _vision(
     yield Cost(f"{whose} projector", flops, float(features * projector_passes))
 
 
-def _heads(sizes: RunSizes, work: Workload) -> Cost:
+def _heads(sizes: RunSizes, work: Workload, trained: Trained) -> Cost:
     """Both heads and their losses, in chunks; the student's gradient is computed in the same pass."""
     student, teacher = sizes.student, sizes.teacher
-    flops = 3 * head_flops(student, work) + (0.0 if teacher is None else head_flops(teacher, work))
+    flops = head_passes(trained) * head_flops(student, work) + (
+        0.0 if teacher is None else head_flops(teacher, work)
+    )
     positions, vocabulary = work.supervised, student.shapes.vocab_size
     passes = LOGIT_PASSES if teacher is not None else LABEL_PASSES
     chunks = -(-positions // POSITIONS_PER_CHUNK)
-    gradient = chunks * GRADIENT_PASSES * student.head * FP32
+    gradient = chunks * GRADIENT_PASSES * student.head * FP32 if trained.language_model else 0
     return Cost("heads and logit losses", flops, float(passes * positions * vocabulary * FP32 + gradient))
 
 

@@ -13,6 +13,7 @@ from launcher.plan.cached import cache_lines
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
+from launcher.plan.trained import trained_parts
 from launcher.plan.weights import weight_notes
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
@@ -78,7 +79,7 @@ def _parameter_table(plan: Plan) -> Table:
     sizes = plan.sizes
     for name, model, trained in (
         ("teacher", sizes.teacher, 0),
-        ("student", sizes.student, sum(sizes.trainable(plan.config).values()) - sum(sizes.adapters.values())),
+        ("student", sizes.student, sum(sizes.student.trainable(trained_parts(plan.config)).values())),
     ):
         if model is not None:
             parts = [_million(model.count(prefix)) for _, prefix in PARTS]

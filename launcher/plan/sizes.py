@@ -15,18 +15,19 @@ from alignkd.models.families.table import family_of
 from launcher.plan.family_sizes import family_sizes
 from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
 from launcher.plan.tensors import ModelSizes, linear, norm
+from launcher.plan.trained import lora_sizes, trained_parts
 from launcher.plan.upstream_stages import config_folders
 
 
 @dataclass(frozen=True)
 class RunSizes:
     teacher: ModelSizes | None  # None: no distillation
-    student: ModelSizes
+    student: ModelSizes  # with its LoRA matrices, if any
     adapters: dict[str, int]
 
     def trainable(self, config: Config) -> dict[str, int]:
         """Tensors that the student's engine trains, including the adapters."""
-        return self.student.trainable(config.training.train_vision_tower) | self.adapters
+        return self.student.trainable(trained_parts(config)) | self.adapters
 
     @property
     def notes(self) -> list[str]:
@@ -56,6 +57,9 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     if problems:
         raise CheckpointError("\n".join(problems))
     student, teacher = found[key], found.get("model.teacher")
+    if config.student.lora is not None:
+        lora = lora_sizes(student.shapes, config.student.lora.rank)
+        student = replace(student, tensors=student.tensors | lora)
     adapters = {} if teacher is None else adapter_sizes(teacher.shapes, student.shapes)
     return RunSizes(teacher, student, adapters)
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan.shapes import ModelShapes
+from launcher.plan.trained import LORA, Trained
 
 
 @dataclass(frozen=True)
 class ModelSizes:
     """Elements of every tensor, by its name in ``alignkd.models.families.mobilevlm.MobileVLM``; those of
-    other families begin alike. ``notes``: what the plan does not know of the model, and what it assumes."""
+    other families begin alike, and those of LoRA's matrices are peft's. ``notes``: what the plan does not
+    know of the model, and what it assumes."""
 
     shapes: ModelShapes
     tensors: dict[str, int]
@@ -37,12 +39,13 @@ class ModelSizes:
     def projector_matrices(self) -> int:
         return self.count("projector.mlp.") or self.count("projector.")
 
-    def trainable(self, train_vision_tower: bool) -> dict[str, int]:
-        return {
-            name: size
-            for name, size in self.tensors.items()
-            if not name.startswith("vision_tower.") or (train_vision_tower and name not in self.unused)
-        }
+    def trainable(self, trained: Trained) -> dict[str, int]:
+        return {name: size for name, size in self.used.items() if trained.has(name)}
+
+    @property
+    def in_files(self) -> int:
+        """Elements in the model's files, which have no LoRA matrices."""
+        return sum(size for name, size in self.tensors.items() if LORA not in name)
 
 
 def linear(name: str, inputs: int, outputs: int, *, bias: bool = True) -> dict[str, int]:

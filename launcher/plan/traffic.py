@@ -13,12 +13,14 @@ from alignkd.config import Config
 from launcher.plan.sharding import (
     Rendered,
     gathered_once,
+    resident,
     shares_tower,
     student_size,
     teacher_ranks,
     teacher_size,
 )
 from launcher.plan.sizes import RunSizes
+from launcher.plan.trained import trained_parts
 from launcher.plan.workload import Cluster, Workload
 
 
@@ -91,11 +93,16 @@ def _student_transfers(
     found = [Transfer("gradients", gradients * times, *everywhere, passes=1 if stage == 3 else 2)]
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
-    backward = gathered_once(sizes.trainable(config), files.student)
-    # A frozen tower is not needed in the backward, and one shared with the teacher not even in the forward.
-    forward = backward
-    if not shares_tower(config, sizes):
-        forward = gathered_once(sizes.student.used | sizes.adapters, files.student)
-    weights = (forward + backward) * size * work.accumulation
+    used, trained = sizes.student.used | sizes.adapters, trained_parts(config)
+    backward = {name: size for name, size in used.items() if trained.is_in_backward(name)}
+    # A tower that is shared with the teacher does not run here.
+    is_shared = shares_tower(config, sizes)
+    forward = {
+        name: size for name, size in used.items() if not (is_shared and name.startswith("vision_tower."))
+    }
+    elements = gathered_once(forward, files.student) + gathered_once(backward, files.student)
+    # The tensors that stay whole are gathered once, after the update, frozen and unused ones too.
+    small = resident(sizes.student.tensors | sizes.adapters, files.student)
+    weights = (elements * work.accumulation + small) * size
     # DeepSpeed saves some of this by keeping what it needs again soon.
     return [*found, Transfer("student's weights, at most", weights, *everywhere)]

@@ -25,9 +25,9 @@ def weight_notes(config: Config, sizes: RunSizes) -> list[str]:
     notes = []
     for folder, model in models:
         found = None if folder is None or model is None else parameters_on_disk(Path(folder))
-        if found is not None and model is not None and found != model.count():
+        if found is not None and model is not None and found != model.in_files:
             notes.append(
-                f"{folder}: its files hold {found:,} parameters, its config.json describes {model.count():,}"
+                f"{folder}: its files hold {found:,} parameters, its config.json describes {model.in_files:,}"
             )
     return notes
 

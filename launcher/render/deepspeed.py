@@ -16,6 +16,10 @@ from alignkd.text import counted, listed
 from launcher.render.deepspeed_keys import check_keys
 from launcher.render.resources import resource_folder
 
+# Elements. Gradients larger than a bucket are not copied into one, and on a CPU nothing is gained by sending
+# many of them at once.
+CPU_BUCKET = 4_000_000
+
 
 def accumulation_steps(training: TrainingSection, world_size: int) -> int:
     """Micro-batches per rank and optimizer step. Raises UserError, with splits that work, for a fraction.
@@ -62,7 +66,8 @@ def batch_split(training: TrainingSection, world_size: int) -> str:
 
 
 def student_config(config: Config, world_size: int, device: str = "auto") -> dict[str, Any]:
-    """DeepSpeed's configuration of the student. ``device`` "cpu" turns pinned host memory off."""
+    """DeepSpeed's configuration of the student. ``device`` "cpu" turns pinned host memory off, and stages 1
+    and 2 get smaller buckets."""
     training, stage = config.training, config.student.zero_stage
     values = _base(f"student_stage{stage}.json", stage)
     accumulation = accumulation_steps(training, world_size)
@@ -74,6 +79,9 @@ def student_config(config: Config, world_size: int, device: str = "auto") -> dic
         "gradient_clipping": training.max_gradient_norm,
         **_precision(training.precision, values),
     }
+    if device == "cpu" and stage in (1, 2):
+        zero = values["zero_optimization"]
+        zero["reduce_bucket_size"] = min(zero.get("reduce_bucket_size", CPU_BUCKET), CPU_BUCKET)
     if config.student.offload:
         place = {"device": "cpu", "pin_memory": device != "cpu"}
         values["zero_optimization"]["offload_optimizer"] = place

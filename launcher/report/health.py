@@ -34,6 +34,7 @@ def facts_of(runs: Sequence[RunFacts]) -> list[Fact]:
         ("steps skipped", lambda run: Value(str(run.skipped_steps), run.skipped_steps > 0)),
         ("samples skipped", lambda run: Value(str(run.skipped_samples), run.skipped_samples > 0)),
         ("losses not finite", lambda run: Value(str(run.not_finite), run.not_finite > 0)),
+        ("best checkpoint", _best),
         ("goodput", _goodput),
         ("wall time", lambda run: Value("-" if run.times is None else duration(run.times.wall))),
         ("ranks", _ranks),
@@ -63,6 +64,12 @@ def _attempts(run: RunFacts) -> Value:
 def _goodput(run: RunFacts) -> Value:
     share = run.health.goodput
     return Value("-") if share is None else Value(percent(share), share < _LOW_GOODPUT)
+
+
+def _best(run: RunFacts) -> Value:
+    if run.health.best_step is None:
+        return Value("-")
+    return Value(f"step {run.health.best_step}, {run.health.best_value:.4g} on held-out data")
 
 
 def _ranks(run: RunFacts) -> Value:

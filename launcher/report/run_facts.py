@@ -32,6 +32,8 @@ class Health:
     lost_steps: int
     goodput: float | None
     slow_ranks: tuple[str, ...]
+    best_step: int | None = None  # the checkpoint with the best value on held-out data
+    best_value: float | None = None
 
 
 @dataclass(frozen=True)

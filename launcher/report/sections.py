@@ -65,6 +65,12 @@ _GROUPS: tuple[tuple[str, str, bool, Callable[[str], bool]], ...] = (
         True,
         lambda name: name in _LOSSES,
     ),
+    (
+        "Held-out data",
+        "Values of evaluation.sources after a step; seconds are of no step.",
+        False,
+        lambda name: name.startswith("evaluation_"),
+    ),
     ("Learning rates", "", False, lambda name: "learning_rate" in name),
     (
         "Gradient norms",

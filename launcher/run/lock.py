@@ -1,4 +1,5 @@
-"""One launcher per run, by a file lock: the kernel releases it however its holder dies."""
+"""One launcher per run, and one writer per cache, by a file lock: the kernel releases it however its holder
+dies."""
 
 from __future__ import annotations
 
@@ -13,19 +14,24 @@ from alignkd.errors import UserError
 from alignkd.run_folder.paths import RunPaths
 
 
-@contextlib.contextmanager
-def only_launcher(run: Path) -> Iterator[None]:
+def only_launcher(run: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of a run: while a job is submitted or, without a queue, until the run ends.
 
     Raises UserError when another launcher holds it. Some file systems (mounts of Lustre and NFS) have no such
     locks; there only the writer lock in the run folder keeps two starts apart.
     """
-    with RunPaths(run).launcher_lock.open("a") as file:
+    refusal = f"{run}: another launcher runs it; wait for its end, or stop it with `alignkd stop`"
+    return only_holder(RunPaths(run).launcher_lock, refusal)
+
+
+@contextlib.contextmanager
+def only_holder(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock of a file, which is created. Raises UserError with ``refusal`` when somebody else holds
+    it; without file locks nobody does."""
+    with path.open("a") as file:
         # Retried because `alignkd status` holds a shared lock for a moment when it looks.
         if not any(_take(file, wait) for wait in (0.0, 0.1, 0.3)):
-            raise UserError(
-                f"{run}: another launcher runs it; wait for its end, or stop it with `alignkd stop`"
-            )
+            raise UserError(refusal)
         yield
 
 

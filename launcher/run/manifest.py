@@ -53,7 +53,7 @@ def make_manifest(
         device=device,
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         git_commit=git_commit(Path(__file__).resolve().parents[2]),
-        data={source.file: file_hash(Path(source.file)) for source in config.data.sources},
+        data={source.file: file_hash(Path(source.file)) for source in config.named_sources().values()},
     )
 
 

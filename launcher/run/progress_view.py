@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 NOTABLE_WAIT = 0.05  # share of a step
+_AT_WORK = ("training", "evaluating", "saving")
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Pace:
     _first: Snapshot | None = field(default=None)
 
     def seconds_left(self, now: Snapshot) -> float | None:
-        if now.phase not in ("training", "saving") or now.total_steps is None or now.step == 0:
+        if now.phase not in _AT_WORK or now.total_steps is None or now.step == 0:
             return None
         if self._first is None:
             self._first = now
@@ -93,8 +94,8 @@ class PlainView:
         self._last_time = 0.0
 
     def show(self, now: Snapshot, left: float | None) -> None:
-        # Saving counts as training here: it comes and goes with every checkpoint.
-        phase = "training" if now.phase == "saving" else now.phase
+        # These come and go all the time, and count as training here.
+        phase = "training" if now.phase in _AT_WORK else now.phase
         same_phase = self._last is not None and self._last[0] == phase
         at = (phase, now.step, now.done)
         due = self._clock() - self._last_time >= PLAIN_SECONDS and at != self._last

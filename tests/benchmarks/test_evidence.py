@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import loop, records, run, table
+from benchmarks.evidence import loop, pool, records, run, table
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
@@ -295,6 +296,14 @@ def test_a_run_costs_its_training_steps_alone(
     assert len(found["gradient_norms"]) == 2
 
 
+def test_a_run_of_the_program_goes_on_in_a_process_that_finds_it(tmp_path: Path, bench: Bench) -> None:
+    """A spawned process does not import ``__main__`` of a package, so nothing of it may be sent there."""
+    assert program.work.__module__ != program.__name__
+    opened = partial(open_bench, bench.cache.parent, SIZES, bench.teacher_file)
+    pool.work(opened, program.missing([(BASELINE, 0, SHORT)], tmp_path, bench), tmp_path, 1, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["alone.0.json"]
+
+
 def test_finished_runs_are_skipped_and_other_settings_refused(
     tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,10 +323,10 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
             future.set_result(function(*arguments))
             return future
 
-    monkeypatch.setattr(program, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Here)
     runs = [(BASELINE, seed, SHORT) for seed in (0, 1)]
-    program.work(lambda: bench, program.missing(runs[:1], tmp_path, bench), tmp_path, 1, None)
-    program.work(lambda: bench, program.missing(runs, tmp_path, bench), tmp_path, 1, None)
+    pool.work(lambda: bench, program.missing(runs[:1], tmp_path, bench), tmp_path, 1, None)
+    pool.work(lambda: bench, program.missing(runs, tmp_path, bench), tmp_path, 1, None)
     assert started == [(BASELINE, 0), (BASELINE, 1)]
     assert program.missing(runs, tmp_path, bench) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.0.json", "alone.1.json"]
@@ -327,7 +336,7 @@ def test_finished_runs_are_skipped_and_other_settings_refused(
         program.missing(runs, tmp_path, replace(bench, teacher="another"))
     with pytest.raises(ValueError, match="another data"):
         program.missing(runs, tmp_path, replace(bench, data="another"))
-    program.work(lambda: bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench), tmp_path, 1, 0.0)
+    pool.work(lambda: bench, program.missing([(BASELINE, 2, SHORT)], tmp_path, bench), tmp_path, 1, 0.0)
     assert len(started) == 2  # no time was left
 
 
@@ -343,10 +352,10 @@ def test_the_sweep_waits_for_the_runs_that_its_settings_are_chosen_by(
         monkeypatch.setattr("sys.argv", ["evidence", "--cache", str(tmp_path), *words])
         program.main()
 
-    with pytest.raises(SystemExit, match=r"lacks 16 records; .*python -m benchmarks.evidence --tune"):
+    with pytest.raises(SystemExit, match=r"lacks 20 records; .*python -m benchmarks.evidence --tune"):
         start()
     start("--tune")
-    assert started == [16]
+    assert started == [20]
     *first, last = program.missing(program.tuning_runs(), tmp_path / "tuning", bench)
     for one, path in first:
         records.write(path, program.wanted(one, bench))
@@ -354,7 +363,7 @@ def test_the_sweep_waits_for_the_runs_that_its_settings_are_chosen_by(
         start()
     records.write(last[1], program.wanted(last[0], bench))
     start("--conditions", BASELINE, "--seeds", "0", "1", "2")
-    assert started == [16, 3]
+    assert started == [20, 3]
 
 
 def test_every_condition_has_a_record_name_of_its_own() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
+from alignkd.checkpoint import retention
 from alignkd.checkpoint.retention import expired_steps, remove_expired
 from alignkd.checkpoint.storage import Storage
-from alignkd.config.schema import CheckpointSection
+from alignkd.config.checkpoint_section import CheckpointSection
 from alignkd.run_folder.checkpoints import committed_steps, step_folder, universal_folder
 
 
@@ -77,3 +79,27 @@ def test_nothing_more_is_removed_once_the_run_is_another_process_s(run: Path) ->
     section = CheckpointSection(keep_last=1)  # type: ignore[call-arg]
     remove_expired(run, section, {2, 4, 6, 8}, None, Storage(), lambda: next(answers))
     assert committed_steps(run) == [8, 6, 4]
+
+
+def evaluate(run: Path, step: int, loss: float) -> None:
+    values = {"step": step, "evaluation": {"loss": loss}}
+    (step_folder(run, step) / "manifest.json").write_text(json.dumps(values))
+
+
+def test_the_best_checkpoint_stays_however_old_it_is(run: Path) -> None:
+    evaluate(run, 2, 0.5)
+    evaluate(run, 4, 0.25)
+    evaluate(run, 6, 0.75)
+    remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Storage())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8, 4]
+
+
+def test_nothing_is_removed_while_the_best_one_cannot_be_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(retention, "best_checkpoint", failing)
+    remove_expired(run, CheckpointSection(keep_last=1), {2, 4, 6, 8}, None, Storage())  # type: ignore[call-arg]
+    assert committed_steps(run) == [8, 6, 4, 2]

@@ -13,7 +13,7 @@ from alignkd.checkpoint import save
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.checkpoint.save import SPACE_MARGIN, CheckpointSaver
 from alignkd.checkpoint.storage import Shards, Storage
-from alignkd.config.schema import CheckpointSection
+from alignkd.config.checkpoint_section import CheckpointSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.errors import TakenOverError, TrainingError
 from alignkd.run_folder.checkpoints import committed_steps

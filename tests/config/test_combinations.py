@@ -68,3 +68,22 @@ def test_divisors_are_complete_and_ascending() -> None:
 )
 def test_slurm_time_limits_are_read_in_every_form(text: str, seconds: int) -> None:
     assert time_limit_seconds(text) == seconds
+
+
+def test_an_evaluation_needs_held_out_data_and_a_teacher_that_runs(write) -> None:
+    text = BASE + "evaluation: {every: 5}\nteacher: {placement: cached, cache: /c}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(text))
+    missing, cached = caught.value.problems
+    assert missing.startswith("evaluation.sources is missing: evaluation.every needs held-out data")
+    assert cached.startswith("evaluation.every needs a teacher that runs")
+    held_out = "evaluation: {every: 5, sources: [{file: data/b.json, image_folder: pictures}]}\n"
+    path = write(BASE + held_out)
+    source = load_config(path).evaluation.sources[0]
+    assert (source.file, source.image_folder) == (
+        str(path.parent / "data/b.json"),
+        str(path.parent / "pictures"),
+    )
+    prompt_only = "distillation: {attention_rows: prompt_only}\n"
+    with pytest.raises(ConfigError, match="template `plain` has none"):
+        load_config(write(BASE + prompt_only + held_out.replace("{file", "{template: plain, file")))

@@ -208,3 +208,18 @@ def test_a_dumped_configuration_reads_back_equal(write, tmp_path) -> None:
 
 def test_override_of_a_number_like_text_stays_text_when_quoted(write) -> None:
     assert load_config(write(BASE), ['slurm.account="007"']).slurm.account == "007"
+
+
+@pytest.mark.parametrize(
+    ("tracking", "problem"),
+    [
+        ("{wandb: {}}", "tracking.wandb.project is missing"),
+        ("{wandb: {project: a/b}}", "tracking.wandb.project = a/b"),
+        ("{wandb: {project: a, mode: off}}", "valid: one of online, offline"),
+        ("{wandb: {project: a, key: x}}", "tracking.wandb.key"),
+        ("{tensorboard: yes please}", "tracking.tensorboard = yes please"),
+    ],
+)
+def test_trackers_have_a_strict_schema(write, tracking: str, problem: str) -> None:
+    (found,) = problems_of(write(f"{BASE}tracking: {tracking}\n"))
+    assert problem in found

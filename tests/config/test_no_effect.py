@@ -33,6 +33,11 @@ from .conftest import BASE
         (["model.student_config=c"], "model.student_config has no effect"),
         (["training.max_steps=10"], "no checkpoint is saved before the end"),
         (["model.student=x", "model.teacher=x"], "same folder"),
+        (["evaluation.sources=[{file: b.json}]"], "evaluation.sources has no effect"),
+        (
+            ["data.sources=[{file: b.json}]", "evaluation={every: 1, sources: [{file: b.json}]}"],
+            "b.json is in data.sources too",
+        ),
     ],
 )
 def test_settings_without_effect_warn(write, overrides: list[str], message: str) -> None:

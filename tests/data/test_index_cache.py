@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from alignkd.data.index_cache import KEPT, cached_index
 from alignkd.data.index_file import read_index
 from alignkd.data.json_list import JsonListFile
 from alignkd.data.tokenizer import SentencePieceTokenizer
+from alignkd.errors import FileSystemError
 
 
 def entries(answer: str) -> list[dict]:
@@ -177,3 +179,15 @@ def test_folders_that_cannot_be_written_are_not_an_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGNKD_CACHE", str(tmp_path / "file"))
     assert len(cached_index(tmp_path / "missing" / "index.bin", data, MobileVLMEncoder(tokenizer, 16))) == 5
+
+
+def test_another_process_maps_the_same_file_and_is_sent_no_array(
+    tmp_path: Path, data: DataSection, tokenizer: SentencePieceTokenizer
+) -> None:
+    index = cached_index(tmp_path / "index.bin", data, MobileVLMEncoder(tokenizer, 9))
+    sent = pickle.dumps(index)
+    assert index.start.tobytes() not in sent
+    assert same(pickle.loads(sent), index)
+    cached_index(tmp_path / "index.bin", data, MobileVLMEncoder(tokenizer, 16))  # another one in its place
+    with pytest.raises(FileSystemError, match=r"index\.bin: the index is not what it was"):
+        pickle.loads(sent)

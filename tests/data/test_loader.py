@@ -13,6 +13,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -220,19 +221,26 @@ def test_a_cache_that_cannot_be_read_stops_the_run_with_its_error(
         windows(configure(write_json, tmp_path, data_set), tokenizer, facts, read_hidden=damaged)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_failing_file_system_skips_no_sample(
-    data_set, write_json, tmp_path, tokenizer, facts, workers, monkeypatch
-):
-    def fail(*args, **kwargs):
-        raise OSError(errno.ESTALE, "Stale file handle")
+class OnAStaleMount(ImageProcessor):
+    def read(self, *arguments: Any) -> torch.Tensor:
+        stale = OSError(errno.ESTALE, "Stale file handle")
+        with mock.patch.object(Image, "open", side_effect=stale):  # here: in whichever process it runs
+            return super().read(*arguments)
 
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_file_system_skips_no_sample(data_set, write_json, tmp_path, tokenizer, facts, workers):
     config = configure(write_json, tmp_path, data_set, workers, on_bad_sample="skip")
-    monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(
-        FileSystemError, match=r"\.png: the file system failed \(Stale file handle\)"
-    ) as caught:
-        windows(config, tokenizer, facts)
+    encoder = encoder_of(tokenizer, facts)
+    encoder.processor = OnAStaleMount(facts.preprocessor_config, 10**8)
+    index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
+    with (
+        build_loader(config, index, encoder, 0, 1, 4) as loader,
+        pytest.raises(
+            FileSystemError, match=r"\.png: the file system failed \(Stale file handle\)"
+        ) as caught,
+    ):
+        list(loader)
     assert caught.value.exit_code == EXIT_FAILED  # a launcher tries again
 
 

@@ -95,7 +95,8 @@ def test_only_commands_that_need_slurm_itself_import_it() -> None:
         if name.startswith("launcher.backends.slurm")
     }
     assert importing == {
-        f"launcher/commands/{name}.py" for name in ("cache_job", "drill", "evaluate_job", "follow_up")
+        f"launcher/commands/{name}.py"
+        for name in ("cache_job", "cache_request", "drill", "evaluate_job", "follow_up")
     }
 
 

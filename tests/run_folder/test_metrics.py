@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkd.run_folder.metrics import MetricsFile, cut_rows_after, iter_rows, last_rows, row_line
+from alignkd.run_folder.metrics import MetricsFile, RowReader, cut_rows_after, iter_rows, last_rows, row_line
 from tests.needs import small_disk
 
 
@@ -126,3 +126,15 @@ def test_rows_that_a_full_disk_refused_are_written_whole_once_there_is_room(tmp_
         subprocess.run(["mount", "-o", "remount,size=1m", str(tmp_path)], check=True)
         file.sync()
         assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+
+
+def test_a_reader_that_follows_the_file_gets_each_row_once_and_only_when_it_is_whole(path: Path) -> None:
+    reader = RowReader(path)
+    assert reader.read() == []
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert steps(reader.read()) == [1]
+    assert reader.read() == []
+    with path.open("a") as file:
+        file.write('}\nno row\n{"step": 3}\n')
+    assert steps(reader.read()) == [2, 3]
+    assert reader.read() == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,12 +81,12 @@ def test_a_job_for_gpus_never_falls_back_to_the_cpu(runs: Runs, cluster: Cluster
     assert "the evaluation ended with exit code 88" in Path(submitted["log"]).read_text()
 
 
-def test_an_evaluation_follows_the_last_job_of_a_run(runs: Runs, cluster: Cluster) -> None:
-    """The run may not be requeued, so that a second job continues it after a crash."""
+def launch_with_evaluation(runs: Runs) -> dict[str, Any]:
+    """A run on two nodes that may not be requeued, and the evaluation after it; both jobs are held."""
     write_questions(runs.folder / "data" / "sample" / "test.json", ["a"] * len(QUESTIONS))
     (runs.folder / "data" / "sample" / "images").symlink_to(tiny.FOLDER)
     settings = runs.site({"requeue": False, "sbatch_options": {"hold": True}})
-    launched = runs.json(
+    launched: dict[str, Any] = runs.json(
         *(
             "launch",
             runs.config,
@@ -96,6 +99,29 @@ def test_an_evaluation_follows_the_last_job_of_a_run(runs: Runs, cluster: Cluste
         ),
         *("--then-eval", "sample", "--eval-data", runs.folder / "data"),
     )
+    return launched
+
+
+def test_a_cancelled_run_takes_its_waiting_evaluation_along(runs: Runs, cluster: Cluster) -> None:
+    launched = launch_with_evaluation(runs)
+    run, first, waiting = launched["run"], launched["job"], launched["evaluation"]["job"]
+    answer = runs.alignkd("cancel", run)
+    later = re.search(r"its evaluation, job (\d+) \(when the run is done: (sbatch .*)\)", answer)
+    assert later is not None, answer
+    assert later[1] == waiting
+    assert [cluster.state(job) for job in (first, waiting)] == ["CANCELLED", "CANCELLED"]
+
+    # What is said there submits it again. The run has no job by now, for which it could wait.
+    (again,) = re.findall(r"\d+", cluster.run(*shlex.split(later[2])))
+    assert cluster.state(again) == "PENDING"
+    assert runs.json("cancel", run)["job"] == again
+    assert cluster.state(again) == "CANCELLED"
+    assert "there is nothing to stop" in runs.alignkd("cancel", run, code=2)
+
+
+def test_an_evaluation_follows_the_last_job_of_a_run(runs: Runs, cluster: Cluster) -> None:
+    """A second job continues the run after a crash."""
+    launched = launch_with_evaluation(runs)
     run, evaluation = Path(launched["run"]), launched["evaluation"]
     assert evaluation["out"] == str(run / "eval")
     assert cluster.job(evaluation["job"])["Dependency"].startswith(f"afterok:{launched['job']}")

@@ -26,6 +26,8 @@ from alignkd.models.families.transformers import (
 )
 from alignkd.models.families.untried import check_untried, found_family
 
+GENERATION = "generation_config.json"
+
 
 def read_facts(folder: Path) -> ModelFacts:
     family = found_family(folder)
@@ -139,7 +141,7 @@ def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) ->
     """Write configuration, weights and processor into ``out``, a folder that exists.
 
     ``tensors`` have transformers' names in memory; ``source`` is the folder that the model came from, whose
-    other files (tokenizer, processor, chat template) are copied.
+    other files (tokenizer, processor, chat template, settings of generation) are copied.
     """
     config = read_config(source)
     dtype = next(iter(tensors.values())).dtype
@@ -152,6 +154,8 @@ def write_model(out: Path, source: Path, tensors: Mapping[str, torch.Tensor]) ->
     state.setdefault(names[whole.get_output_embeddings()], embedding)
     state |= _saved_buffers(whole, source, dtype)
     whole.save_pretrained(out, state_dict=state)
+    if (source / GENERATION).is_file():  # what was written follows from config.json alone
+        (out / GENERATION).unlink()
     for path in sorted(source.iterdir()):
         is_weight = path.suffix in (".safetensors", ".bin", ".pt", ".pth") or ".index." in path.name
         if path.is_file() and not is_weight and not (out / path.name).exists() and path.name != "README.md":

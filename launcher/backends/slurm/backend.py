@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from alignkd.run_folder.result import result_status
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
 from launcher.backends.base import JobEnd, QueuedJob, Started, Stopped, refuse_hostfile
 from launcher.backends.hostfile import Host
+from launcher.backends.slurm.allocation import run_script_here
 from launcher.backends.slurm.client import (
     cancel_job,
     in_allocation,
@@ -55,6 +54,13 @@ class SlurmBackend:
         problems = slurm_problems(config, cluster.nodes, cluster.gpus_per_node)
         return problems, slurm_warnings(config, cluster.nodes)
 
+    def resume_problems(self, run: Path, config: Config) -> list[str]:
+        if in_allocation():
+            return []
+        from launcher.backends.slurm.preflight import mount_problems
+
+        return mount_problems(run, config)
+
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         """Everything that a job needs is in its scripts."""
 
@@ -76,7 +82,8 @@ class SlurmBackend:
             say(console, f"warning: {warning}")
         after = after or _awaited_job(run)
         if in_allocation():
-            return _start_in_allocation(run, console)
+            _record_submission(run, os.environ["SLURM_JOB_ID"])
+            return Started(run_script_here(run, console), None)
         # Should that job fail, this one waits until it has been resumed, also where Slurm would cancel it.
         waiting = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=no"] if after else []
         job = submit(run, waiting)
@@ -205,21 +212,6 @@ def _awaited_job(run: Path) -> str | None:
 
 def _silence(run: Path) -> str:
     return f"{run}: Slurm does not answer, so a job of the run may be queued or running; try again later"
-
-
-def _start_in_allocation(run: Path, console: Console) -> Started:
-    """Run the batch script here: the same ranks and the same decision at the end, but no requeue."""
-    say(console, f"using the allocation {os.environ['SLURM_JOB_ID']}")
-    _record_submission(run, os.environ["SLURM_JOB_ID"])
-    environment = {**os.environ, "ALIGNKD_RUN": str(run)}
-    # Ctrl-C is meant for srun, which shares the terminal. If this process died of it, the script would die
-    # too: the ranks would keep training, and nothing would record how they end.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        done = subprocess.run(["bash", str(RunPaths(run).job_script)], env=environment)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return Started(done.returncode, None)
 
 
 def _record_submission(run: Path, job: str) -> None:

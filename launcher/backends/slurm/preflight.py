@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from alignkd.config import Config
 from alignkd.config.combinations import time_limit_seconds
@@ -28,11 +29,19 @@ def slurm_problems(config: Config, nodes: int, gpus_per_node: int) -> list[str]:
     """Every reason why Slurm would refuse, or never start, the run's job."""
     run = run_path(config)
     scripts = render_scripts(config, run, nodes, gpus_per_node)
+    more = [*_lead_problems(config.slurm), *mount_problems(run, config)]
+    return script_problems(config.slurm, nodes, scripts, more)
+
+
+def mount_problems(run: Path, config: Config) -> list[str]:
+    """A line for each place that the run reads or writes and that the mounts of its container do not show.
+
+    A new run and a resumed one are checked alike: apptainer takes mounts from the shell that submits the job.
+    """
     places = {"run.folder": run, **{place.key: place.path for place in read_places(config)}}
     if (checkpoints := RunPaths(run).checkpoints).is_symlink():
         places["checkpoints"] = checkpoints
-    more = [*_lead_problems(config.slurm), *container_problems(config.slurm, places)]
-    return script_problems(config.slurm, nodes, scripts, more)
+    return container_problems(config.slurm, places)
 
 
 def script_problems(

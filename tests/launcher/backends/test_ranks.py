@@ -49,6 +49,10 @@ def test_every_rank_gets_its_place_and_devices() -> None:
         assert int(e["OMP_NUM_THREADS"]) >= 1
     cpu = rank_environments(1, 1, 1, "cpu", ["0"], base)[0]
     assert (cpu["DS_ACCELERATOR"], cpu["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+    assert cpu["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert all("THP_MEM_ALLOC_ENABLE" not in e for e in environments)
+    own = rank_environments(1, 1, 1, "cpu", ["0"], base | {"THP_MEM_ALLOC_ENABLE": "0"})[0]
+    assert own["THP_MEM_ALLOC_ENABLE"] == "0"  # a user's own choice
 
 
 def test_ports_lie_below_the_ephemeral_range() -> None:

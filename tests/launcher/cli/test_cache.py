@@ -13,7 +13,7 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from alignkd.teacher_cache.key import cache_key
 from launcher.cli.app import app
-from launcher.commands import cache, cache_job
+from launcher.commands import cache, cache_job, cache_request
 from launcher.commands.local_ranks import Failed
 
 
@@ -36,7 +36,8 @@ def put_cache(config: Config) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the cache is to be, on a machine without Slurm and without a site profile."""
-    monkeypatch.setattr(cache_job, "slurm_is_installed", lambda: False)
+    for module in (cache_job, cache_request):
+        monkeypatch.setattr(module, "slurm_is_installed", lambda: False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "site"))
     return tmp_path / "cache"
 
@@ -105,6 +106,26 @@ def test_an_unfinished_cache_starts_ranks_whose_exit_code_counts(
     assert alignkd(config_file, folder=finished).exit_code == 0
     assert started == [3, 1]
     assert load_config(CachePaths(finished).config).teacher.cache == str(finished)
+
+
+def test_a_second_start_is_refused_until_the_first_has_ended(
+    config_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile: list[Result] = []
+
+    def run_ranks(*_: object) -> None:
+        if not meanwhile:
+            before = CachePaths(folder).config.read_bytes()
+            meanwhile.append(alignkd(config_file, "--set", "data.workers=7", folder=folder))
+            assert CachePaths(folder).config.read_bytes() == before
+
+    monkeypatch.setattr(cache, "run_ranks", run_ranks)
+    assert alignkd(config_file, folder=folder).exit_code == 0
+    (second,) = meanwhile
+    assert (second.exit_code, second.stdout) == (2, "")
+    refusal = f"{folder}: another `alignkd cache` is writing this cache; wait for its end, or stop it"
+    assert " ".join(second.stderr.split()) == f"alignkd: error: {refusal}"
+    assert alignkd(config_file, folder=folder).exit_code == 0
 
 
 @pytest.mark.parametrize("words", [(), ("--nodes", 1)])

@@ -31,6 +31,8 @@ STATE = RunState(
     reasons=("crashed",),
     lost_steps=2,
     goodput=0.3,
+    best_step=20,
+    best_value=4.25,
     queue_seconds=5.0,
     start_estimate=None,
     updated=9995.0,
@@ -46,6 +48,7 @@ def test_a_state_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> No
         "step      30 of 100",
         "left      2:20",
         "loss      4.7",
+        "best      step 20, 4.25 on held-out data",
         "waiting   12% of a step for data; increase data.workers",
         "padding   30% of the positions; see training.packing",
         "job       7",
@@ -56,7 +59,14 @@ def test_a_state_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_what_is_unknown_or_not_notable_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    values = {"seconds_left": None, "loss": None, "goodput": None, "total_steps": None, "attempts": 0}
+    values = {
+        "seconds_left": None,
+        "loss": None,
+        "best_step": None,
+        "goodput": None,
+        "total_steps": None,
+        "attempts": 0,
+    }
     show_state(replace(STATE, **values, backend="local", data_wait_share=0.01, padding_share=0.0, detail=""))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         *("run", "state", "step", "next")

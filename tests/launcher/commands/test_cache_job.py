@@ -12,7 +12,7 @@ from alignkd.config import Config, load_config
 from alignkd.errors import AlignkdError, UserError
 from alignkd.teacher_cache.folder import CachePaths
 from launcher.backends.base import QueuedJob
-from launcher.commands import cache_job
+from launcher.commands import cache_job, cache_request
 from launcher.commands.cache_job import folder_to_write, submit_cache
 from launcher.commands.evaluate_job import JobSize
 from tests.launcher.render.test_job_scripts import directives
@@ -21,8 +21,9 @@ from tests.launcher.render.test_job_scripts import directives
 @pytest.fixture
 def config(make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Of a cache that is not begun; Slurm is there, and its queue is empty."""
-    monkeypatch.setattr(cache_job, "slurm_is_installed", lambda: True)
-    monkeypatch.setattr(cache_job, "queued_jobs", lambda _: [])
+    for module in (cache_job, cache_request):
+        monkeypatch.setattr(module, "slurm_is_installed", lambda: True)
+    monkeypatch.setattr(cache_request, "queued_jobs", lambda _: [])
     return make_config(f"teacher.cache={tmp_path / 'cache'}")
 
 
@@ -51,7 +52,7 @@ def test_a_cache_is_not_written_beside_a_job_that_writes_it(
     """Neither by another job nor here: the second writer would remove what the first is writing."""
     folder = tmp_path / "cache"
     jobs = {folder: [QueuedJob("5", "RUNNING", "", None, "x")]}
-    monkeypatch.setattr(cache_job, "queued_jobs", jobs.get)
+    monkeypatch.setattr(cache_request, "queued_jobs", jobs.get)
     with pytest.raises(UserError, match="job 5 is running already; wait for its end"):
         folder_to_write(config, Console(quiet=True))
     jobs.clear()  # Slurm does not answer, and nothing was ever submitted
@@ -60,8 +61,22 @@ def test_a_cache_is_not_written_beside_a_job_that_writes_it(
     (folder / "job.sbatch").touch()
     with pytest.raises(AlignkdError, match="Slurm does not answer, so a job may be writing there"):
         folder_to_write(config, Console(quiet=True))
-    monkeypatch.setattr(cache_job, "slurm_is_installed", lambda: False)
+    monkeypatch.setattr(cache_request, "slurm_is_installed", lambda: False)
     assert folder_to_write(config, Console(quiet=True)) == folder
+
+
+def test_of_two_starts_at_once_the_second_submits_nothing(
+    config: Config, submitted: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked at the queue; the other one is writing here, or has submitted since."""
+    folder = folder_to_write(config, Console(quiet=True))
+    assert folder is not None
+    with cache_request.request(folder, config), pytest.raises(UserError, match="is writing this cache; wait"):
+        submit_cache(folder, config, JobSize(1))
+    monkeypatch.setattr(cache_request, "queued_jobs", lambda _: [QueuedJob("5", "PENDING", "", None, "x")])
+    with pytest.raises(UserError, match="job 5 is pending already; wait for its end"):
+        submit_cache(folder, config, JobSize(1))
+    assert submitted == []
 
 
 def test_nothing_is_written_for_a_job_that_is_refused(

@@ -1,15 +1,20 @@
 """Checks before a launch that need no back end."""
 
+import importlib.util
 import io
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from alignkd.config import load_config
 from alignkd.errors import EXIT_USER_ERROR, ConfigError
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest
 from alignkd.teacher_cache.key import cache_key
+from alignkd.tracking.packages import missing_packages
+from launcher.backends.node_probe import read_places
 from launcher.commands.launch import LaunchRequest, launch
 from launcher.commands.preflight import launch_problems, space_problems
 from launcher.plan.sizes import run_sizes
@@ -53,6 +58,40 @@ def test_a_cache_that_does_not_fit_is_refused_before_anything_is_written(config_
     (problem,) = caught.value.problems
     assert problem.startswith(f"{cache}: this cache of the teacher does not exist")
     assert not (config_file.parent / "runs").exists()
+
+
+def test_held_out_data_that_are_missing_are_named(make_config) -> None:
+    config = make_config("evaluation={every: 5, sources: [{file: /no/data.json, image_folder: /no/images}]}")
+    problems = launch_problems(config, 2)
+    assert [problem.partition(" = ")[0] for problem in problems] == [
+        "evaluation.sources[0].file",
+        "evaluation.sources[0].image_folder",
+    ]
+    assert [place.key for place in read_places(config)][-2:] == [
+        "evaluation.sources[0].file",
+        "evaluation.sources[0].image_folder",
+    ]
+
+
+def test_a_tracker_without_its_package_is_refused_before_anything_is_written(
+    config_file, tmp_path, monkeypatch
+) -> None:
+    """A folder of the package's name, as W&B makes them, does not count as the package."""
+    find, gone = importlib.util.find_spec, ("tensorboard", "wandb")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
+    overrides = ("tracking.tensorboard=true", "tracking.wandb={project: p}")
+    request = LaunchRequest(config_file, backend="local", overrides=overrides)
+    with pytest.raises(ConfigError) as caught:
+        launch(request, Console(file=io.StringIO()))
+    assert caught.value.exit_code == EXIT_USER_ERROR
+    assert caught.value.problems == [
+        f"tracking.{name} needs the package {name}: pip install 'alignkd[trackers]'" for name in gone
+    ]
+    assert not (config_file.parent / "runs").exists()
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
+    (problem,) = missing_packages(load_config(config_file, ["tracking.wandb={project: p}"]).tracking)
+    assert "tracking.wandb" in problem
 
 
 def test_the_cache_of_a_later_stage_is_refused_before_its_student_exists(make_config, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from launcher.commands.launch import write_run
 from launcher.commands.resume import ResumeRequest, resume_run
 from launcher.plan.workload import Cluster
 from launcher.run.attempts import Attempt
+from launcher.run.lock import only_launcher
 from launcher.run.manifest import Manifest
 
 
@@ -160,6 +162,33 @@ def test_from_scratch_sets_the_checkpoints_of_a_finished_run_aside(slurm_run: Pa
     assert resume_run(run, ResumeRequest(from_scratch=True), Console(quiet=True))["state"] == "ended"
     assert committed_steps(run) == []
     assert (run / "checkpoints" / "step-10.set-aside" / "COMMITTED").exists()
+
+
+def test_a_resume_is_refused_where_the_container_does_not_show_the_run(
+    make_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What apptainer mounted for the launch may have been set in another shell."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(slurm, "own_jobs", list)
+    monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, "42"))
+    run = write_run(make_config("slurm.container={kind: apptainer, image: x}"), Cluster(1, 1), "slurm")
+    model = Path(make_config().model.student).parent
+    # Without its default mounts, which may hold the temporary folder of this test.
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("APPTAINER_BIND", f"/nowhere:/tmp,/nowhere:{run.parents[1]},{model}")
+    with only_launcher(run):  # makes its file, which stays
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"cannot be resumed\n(.|\n)*run\.folder = .*: no mount of the"
+    ) as refused:
+        resume_run(run, ResumeRequest(), Console(quiet=True))
+    assert re.findall(r"^  (.*) = ", str(refused.value), re.MULTILINE) == [
+        "run.folder",
+        "data.sources[0].file",
+    ]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    monkeypatch.setenv("APPTAINER_BIND", f"{run.parents[1]},{model}")
+    assert resume_run(run, ResumeRequest(), Console(quiet=True))["job"] == "42"
 
 
 @pytest.fixture

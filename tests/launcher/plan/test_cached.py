@@ -14,6 +14,7 @@ from alignkd.models.families.mobilevlm_parts import MobileVLMParts
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from launcher.plan.advice import advise
+from launcher.plan.as_dict import plan_as_dict
 from launcher.plan.cached import cache_lines
 from launcher.plan.plan import Plan, make_plan
 from launcher.plan.roofline import CHIPS
@@ -60,6 +61,17 @@ def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config,
     whole = 262 + 262 + 42 + 67 + 608
     assert test_advice.part(plan, "teacher, whole") * 2**30 / 1e6 == pytest.approx(whole, rel=0.01)
     assert lines_of(other) == []
+    found = plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]
+    assert (found["samples"], found["positions"], found["is_exact"]) == (1000, 400_000, True)
+    assert found["bytes"] == 400_000 * 8192
+    assert found["step_bytes"] == pytest.approx(128 * 400 * 8192)
+    assert f"without any waiting {found['read_rate'] / 1e9:,.3f} GB/s." in rate
+    assert found["compared"] == "zero3"
+    assert found["saved_flops"] == other.compute.flops - plan.compute.flops
+    assert found["saved_share"] == pytest.approx(share, abs=0.006)
+    assert found["saved_memory"] == other.needed - plan.needed
+    assert found["saved_received"] == other.received - plan.received
+    assert plan_as_dict(other, None, None, CHIPS["h100"])["cache"] is None
 
 
 @pytest.mark.parametrize(("lookahead", "joined"), [(1, 0), (2, 2), (None, 4)])
@@ -89,6 +101,7 @@ def test_without_a_cache_the_token_index_bounds_its_size(make_config, tmp_path: 
     size, rate, _ = lines_of(plan)
     assert re.match(r"Cache of the teacher: at most 0\.00 GB for 1 samples \(at most 0\.01 MB each; ", size)
     assert rate.startswith("Read per optimizer step: at most")
+    assert not plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]["is_exact"]
 
 
 def test_data_that_are_missing_leave_the_size_unknown(make_config, tmp_path: Path) -> None:
@@ -96,6 +109,7 @@ def test_data_that_are_missing_leave_the_size_unknown(make_config, tmp_path: Pat
     (line,) = lines_of(plan)
     assert line.startswith("The size of the teacher's cache is unknown: ")
     assert "none.json" in line
+    assert "none.json" in plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]["problem"]
 
 
 def test_the_advice_keeps_a_cached_teacher(config: Config, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ CLUSTER = Cluster(nodes=1, gpus_per_node=2)
 # Large enough for every tensor, small enough not to hide everything else.
 BUCKET = 200_000
 ONLY_LABELS = (1.0, 0.0, 0.0, 0.0, 0.0)
+ALL: dict[str, Any] = {}
+PROJECTOR: dict[str, Any] = {"student__train": ["projector"]}
+LORA: dict[str, Any] = {"student__lora": {"rank": 4, "alpha": 8}}
 
 
 def held_bytes_of_engine(ranks: Ranks, run: str) -> dict[str, int]:
@@ -61,12 +64,27 @@ def small_buckets(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "fp32"), (2, "fp32")]
+    ("stage", "precision", "trained"),
+    [
+        (0, "bf16", ALL),
+        (1, "bf16", ALL),
+        (2, "bf16", ALL),
+        (3, "bf16", ALL),
+        (0, "fp32", ALL),
+        (2, "fp32", ALL),
+        (2, "bf16", PROJECTOR),
+        (3, "bf16", PROJECTOR),
+        (2, "bf16", LORA),
+        (3, "bf16", LORA),
+        (3, "bf16", {**LORA, "student__train": ["language_model"]}),
+    ],
 )
 def test_student_states_agree_with_a_real_engine(
-    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str
+    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, trained: dict[str, Any]
 ) -> None:
-    run = tiny.write_run(tmp_path / "run", 2, student__zero_stage=stage, training__precision=precision)
+    run = tiny.write_run(
+        tmp_path / "run", 2, student__zero_stage=stage, training__precision=precision, **trained
+    )
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     predicted = {"with gradients": 0, "after a step": 0}
     for part in student_states(config, run_sizes(config), CLUSTER, Rendered(zero, None)):
@@ -102,17 +120,26 @@ def peak_of_a_step(ranks: Ranks, run: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "checkpointing", "every"),
+    ("stage", "precision", "checkpointing", "every", "trained"),
     [
-        (2, "bf16", True, 1),
-        (2, "bf16", False, 1),
-        (2, "fp32", True, 1),
-        (3, "bf16", True, 1),
-        (2, "fp32", True, 2),
+        (2, "bf16", True, 1, ALL),
+        (2, "bf16", False, 1, ALL),
+        (2, "fp32", True, 1, ALL),
+        (3, "bf16", True, 1, ALL),
+        (2, "fp32", True, 2, ALL),
+        (2, "bf16", False, 1, PROJECTOR),
+        (2, "bf16", False, 1, LORA),
+        (3, "bf16", True, 1, LORA),
     ],
 )
 def test_the_peak_of_a_step_agrees_with_a_real_run(
-    two_ranks: RankPool, tmp_path: Path, stage: int, precision: str, checkpointing: bool, every: int
+    two_ranks: RankPool,
+    tmp_path: Path,
+    stage: int,
+    precision: str,
+    checkpointing: bool,
+    every: int,
+    trained: dict[str, Any],
 ) -> None:
     run = tiny.write_run(
         tmp_path / "run",
@@ -122,6 +149,7 @@ def test_the_peak_of_a_step_agrees_with_a_real_run(
         training__checkpoint_every_nth_layer=every,
         data__max_length=400,
         training__gradient_checkpointing=checkpointing,
+        **trained,
     )
     config, zero = load_config(run / "config.yaml"), small_buckets(run)
     sizes = run_sizes(config)

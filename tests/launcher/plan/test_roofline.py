@@ -13,12 +13,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, LoraSection
 from alignkd.losses.attention import BlockLayout, fused_attention_loss, text_vision_block
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.lora import add_lora
 from alignkd.models.tower import PUBLISHED_TOWER_CONFIG
 from launcher.plan import roofline as plan
 from launcher.plan.compute import layer_flops, run_compute
@@ -26,6 +27,7 @@ from launcher.plan.memory import run_memory
 from launcher.plan.shapes import mobilevlm_shapes
 from launcher.plan.sharding import rendered
 from launcher.plan.sizes import RunSizes, adapter_sizes, model_sizes
+from launcher.plan.trained import Trained
 from launcher.plan.workload import Cluster, Workload, workload
 from tests import tiny
 
@@ -86,23 +88,43 @@ def wide(**changes: Any) -> MobileVLMConfig:
     return dataclasses.replace(config, **sizes, **changes)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("trained", [False, True])
-def test_elementwise_bytes_of_the_layers_are_those_of_transformers(dtype: torch.dtype, trained: bool) -> None:
-    config = wide()
-    with META:
-        model = MobileVLM(config).to(dtype).language_model.requires_grad_(trained)
-    embeddings = torch.empty(2, 512, 256, dtype=dtype, device=META, requires_grad=trained)
+def moved_by_the_layers(model: MobileVLM, dtype: torch.dtype, *, has_backward: bool) -> int:
+    embeddings = torch.empty(2, 512, 256, dtype=dtype, device=META, requires_grad=has_backward)
     fused = patch.object(functional, "scaled_dot_product_attention", any_attention)
     with fused, MovedBytes() as moved:
-        output = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        if trained:
+        output = model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        if has_backward:
             output.backward(torch.empty_like(output))
-    costs = plan._layers(
-        "its", mobilevlm_shapes(config), WORK, dtype.itemsize, 3 if trained else 1, compiled=False
-    )
+    return moved.total
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("has_backward", "trained"), [(False, False), (True, True), (True, False)], ids=str)
+def test_elementwise_bytes_of_the_layers_are_those_of_transformers(
+    dtype: torch.dtype, has_backward: bool, trained: bool
+) -> None:
+    with META:
+        model = MobileVLM(wide()).to(dtype)
+    model.language_model.requires_grad_(trained)
+    moved = moved_by_the_layers(model, dtype, has_backward=has_backward)
+    passes = plan.Passes(1, has_backward + trained)
+    costs = plan._layers("its", mobilevlm_shapes(wide()), WORK, dtype.itemsize, passes, compiled=False)
     (elementwise,) = (cost for cost in costs if cost.name == "its elementwise")
-    assert elementwise.bytes == pytest.approx(moved.total, rel=0.12)
+    assert elementwise.bytes == pytest.approx(moved, rel=0.12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_elementwise_bytes_of_lora_are_those_of_peft(dtype: torch.dtype) -> None:
+    with META:
+        model = MobileVLM(wide()).to(dtype)
+    model.language_model.requires_grad_(False)
+    without = moved_by_the_layers(model, dtype, has_backward=True)
+    with META:
+        add_lora(model, LoraSection(rank=8), seed=0)
+    model.to(dtype)  # peft gives its matrices the model's dtype, but not on this device
+    moved = moved_by_the_layers(model, dtype, has_backward=True) - without
+    predicted = plan.lora_bytes(mobilevlm_shapes(wide()), WORK, dtype.itemsize, 1)
+    assert predicted == pytest.approx(moved, rel=0.12)
 
 
 @pytest.mark.parametrize("distils", [True, False])
@@ -123,7 +145,7 @@ def test_bytes_of_the_heads_are_those_of_the_fused_losses(distils: bool) -> None
         fused_logit_losses(hidden, weight, targets=targets, scales=(1.0, 1.0)).loss.backward()
     student, teacher = model_sizes(wide()), model_sizes(wide())
     work = dataclasses.replace(WORK, samples=1, length=positions + WORK.vision_tokens)
-    cost = plan._heads(RunSizes(teacher if distils else None, student, {}), work)
+    cost = plan._heads(RunSizes(teacher if distils else None, student, {}), work, Trained())
     assert cost.bytes == pytest.approx(moved.total, rel=0.12)
 
 

@@ -14,6 +14,7 @@ from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from launcher.plan.shapes import mobilevlm_shapes
 from launcher.plan.sizes import adapter_sizes, model_sizes
+from launcher.plan.trained import Trained
 from tests import tiny
 from tests.model_folders import copy_model
 from tests.models.test_configuration import PUBLISHED, SHAPE_KEYS, SIZES
@@ -51,7 +52,7 @@ def test_every_tensor_of_the_real_modules_is_counted(tmp_path: Path, changes: di
         if train_tower:
             module.unfreeze_vision_tower()
         real = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-        assert set(sizes.trainable(train_tower)) == real
+        assert set(sizes.trainable(Trained(vision_tower=train_tower))) == real
 
 
 def test_every_tensor_of_the_adapters_is_counted() -> None:

@@ -94,16 +94,19 @@ def _lean(path: Path) -> dict[str, Any] | None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "placement", "lookahead", "share", "tolerance"),
+    ("stage", "placement", "lookahead", "share", "tolerance", "trained"),
     [
-        (0, "replicated", None, True, 0.02),
-        (2, "zero3", None, True, 0.02),
-        (2, "zero3", 1, True, 0.02),
-        (1, "replicated", None, True, 0.02),
-        (3, "replicated", None, True, 0.02),
+        (0, "replicated", None, True, 0.02, {}),
+        (2, "zero3", None, True, 0.02, {}),
+        (2, "zero3", 1, True, 0.02, {}),
+        (1, "replicated", None, True, 0.02, {}),
+        (3, "replicated", None, True, 0.02, {}),
         # CLIP's code accesses its patch embedding from outside the module, so ZeRO-3 gathers it once more:
         # a large part of this tiny tower.
-        (3, "replicated", None, False, 0.1),
+        (3, "replicated", None, False, 0.1, {}),
+        (2, "replicated", None, True, 0.02, {"student__train": ["projector"]}),
+        (3, "replicated", None, True, 0.02, {"student__train": ["projector"]}),
+        (3, "replicated", None, True, 0.02, {"student__lora": {"rank": 8, "alpha": 8}}),
     ],
 )
 def test_gathers_and_reductions_agree_with_real_engines(
@@ -114,6 +117,7 @@ def test_gathers_and_reductions_agree_with_real_engines(
     lookahead: int | None,
     share: bool,
     tolerance: float,
+    trained: dict[str, Any],
 ) -> None:
     run = tiny.write_run(
         tmp_path / "run",
@@ -122,6 +126,7 @@ def test_gathers_and_reductions_agree_with_real_engines(
         teacher__placement=placement,
         teacher__lookahead=lookahead,
         distillation__share_vision_tower=share,
+        **trained,
     )
     config, cluster = load_config(run / "config.yaml"), Cluster(1, 2)
     sizes = run_sizes(config)

@@ -81,6 +81,10 @@ def test_every_student_file_is_nested_complete_and_without_auto(
     expected = {"offload_optimizer", *(["offload_param"] if stage == 3 else [])} if offload else set()
     assert offloaded == expected
     assert all(not values["zero_optimization"][key]["pin_memory"] for key in offloaded)
+    on_gpus = render.student_config(config, 2)["zero_optimization"]
+    buckets = [zero.get("reduce_bucket_size") for zero in (values["zero_optimization"], on_gpus)]
+    assert (buckets[0] != buckets[1]) == (stage in (1, 2))
+    assert stage not in (1, 2) or buckets == [4_000_000, 200_000_000]
 
 
 def test_only_a_sharded_teacher_has_a_file(make_config) -> None:

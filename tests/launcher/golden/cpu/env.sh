@@ -11,5 +11,7 @@ export PYTHONUNBUFFERED=1
 # DeepSpeed lets these override a configuration that was passed explicitly.
 unset "${!DEEPSPEED_CONFIG@}"
 export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
+# Large tensors are new memory in every step: huge pages spare most of the page faults.
+export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1}
 # The run is given up after this many restarts in a row without a new checkpoint.
 export ALIGNKD_MAX_RESTARTS=3

@@ -1,0 +1,68 @@
+"""When the held-out data are due, what they said, and which checkpoint is the best by it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from alignkd.engine.held_out import held_out_losses
+from alignkd.engine.signals import StopRequest
+from alignkd.engine.state import TrainingState
+from alignkd.run_folder.best import EVALUATION, Best, best_checkpoint, is_better
+from alignkd.run_folder.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class HeldOutEvaluation:
+    """``evaluation`` of one run in one process; the same on all ranks."""
+
+    def __init__(self, state: TrainingState, stop: StopRequest, progress: Progress) -> None:
+        """Collective. Raises FileSystemError on all ranks when a checkpoint cannot be read."""
+        self._state, self._stop, self._progress = state, stop, progress
+        self._section = state.config.evaluation
+        self._last: tuple[int, dict[str, float]] | None = None
+        found: list[Best | None] = []
+        if state.held_out is not None:
+            # Of checkpoints, not of rows: a best step that was never saved is evaluated again.
+            state.ranks.run_on_rank0(lambda: found.append(best_checkpoint(state.run, self._section.best)))
+            self._best: Best | None = state.ranks.broadcast_object(found[0] if found else None)
+        else:
+            self._best = None
+
+    @property
+    def best_step(self) -> int | None:
+        return None if self._best is None else self._best.step
+
+    def is_due(self, step: int) -> bool:
+        return self._section.every is not None and step % self._section.every == 0
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Columns of the row of ``step``; only the seconds where the evaluation was given up. Collective."""
+        assert self._state.held_out is not None, "evaluation.every is set"
+        started = time.monotonic()
+
+        def alive(window: int) -> None:
+            self._progress.enter("evaluating", step, window)
+
+        values = held_out_losses(self._state, self._state.held_out, self._stop, alive)
+        seconds = time.monotonic() - started
+        if values is None:
+            return {"evaluation_seconds": seconds}
+        self._last = step, values
+        value = values[self._section.best]
+        is_best = is_better(value, self._best)
+        if is_best:
+            self._best = Best(step, value)
+        text = ", the best so far" if is_best else ""
+        log.info("held-out %s after step %d: %.4g%s", self._section.best, step, value, text)
+        return {"evaluation_seconds": seconds} | {
+            f"evaluation_{name}": value for name, value in values.items()
+        }
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """For the manifest of the checkpoint of ``step``."""
+        if self._last is None or self._last[0] != step:
+            return {}
+        return {EVALUATION: self._last[1]}

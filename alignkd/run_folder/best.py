@@ -1,0 +1,68 @@
+"""The best checkpoint of a run: that with the lowest value on held-out data (``evaluation.best``).
+
+Every checkpoint that was evaluated records its values in its manifest, so they come and go with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkd.config.dotted import get_value
+from alignkd.config.yaml_reader import read_yaml
+from alignkd.errors import UserError
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
+from alignkd.run_folder.paths import RunPaths
+
+EVALUATION = "evaluation"  # key of a manifest: values by the names of metrics rows, such as ``loss``
+BEST = "best"  # what a user writes instead of a step
+
+
+@dataclass(frozen=True)
+class Best:
+    step: int
+    value: float
+
+
+def best_checkpoint(run: Path, name: str) -> Best | None:
+    """The committed checkpoint with the lowest value of ``name``, of equals the earliest; None when none was
+    evaluated. A manifest that is missing or damaged makes its checkpoint unusable, so it does not count.
+    Raises OSError when one cannot be read now: it may be the best one's."""
+    best = None
+    for step in reversed(committed_steps(run)):
+        try:
+            value = read_manifest(step_folder(run, step)).get(EVALUATION, {}).get(name)
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if is_better(value, best):
+            best = Best(step, value)
+    return best
+
+
+def best_of_run(run: Path) -> Best | None:
+    """The best checkpoint by the run's own configuration. Raises UserError when that cannot be read."""
+    return best_checkpoint(run, _configured_value(run))
+
+
+def best_step(run: Path) -> int:
+    """For ``--step best``. Raises UserError when no checkpoint was evaluated, or none can be told."""
+    try:
+        best = best_of_run(run)
+    except OSError as error:
+        raise UserError(f"{run}: which checkpoint is the best cannot be told: {error}") from None
+    if best is None:
+        raise UserError(f"--step {BEST}: no checkpoint of {run} was evaluated (evaluation.every)")
+    return best.step
+
+
+def _configured_value(run: Path) -> str:
+    document = read_yaml(RunPaths(run).config)
+    return str(get_value(document, ("evaluation", "best"), "loss"))
+
+
+def is_better(value: object, best: Best | None) -> bool:
+    """A value that is not finite is never better."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return False
+    return best is None or value < best.value

@@ -1,0 +1,61 @@
+"""Which checkpoint is the best, by the manifests."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignkd.errors import UserError
+from alignkd.run_folder import best
+from alignkd.run_folder.best import Best, best_checkpoint, best_of_run, best_step
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, step_folder
+
+
+def save(run: Path, step: int, marked: bool = True, **evaluation: Any) -> None:
+    folder = step_folder(run, step)
+    folder.mkdir(parents=True)
+    facts = {"evaluation": evaluation} if evaluation else {}
+    (folder / MANIFEST).write_text(json.dumps({"step": step, "files": {}, **facts}))
+    if marked:
+        (folder / MARKER).touch()
+
+
+def test_the_best_is_the_lowest_finite_value_of_a_committed_checkpoint_and_of_equals_the_first(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 1)
+    assert best_checkpoint(tmp_path, "loss") is None
+    save(tmp_path, 2, loss=2.0, ce=1.0)
+    save(tmp_path, 3, loss=1.5, ce=1.2)
+    save(tmp_path, 4, loss=1.5, ce=1.3)
+    save(tmp_path, 5, marked=False, loss=0.1)
+    save(tmp_path, 6, loss=math.nan)
+    save(tmp_path, 7, loss=0.1)
+    (step_folder(tmp_path, 7) / MANIFEST).write_text("{")
+    assert best_checkpoint(tmp_path, "loss") == Best(3, 1.5)
+    assert best_checkpoint(tmp_path, "ce") == Best(2, 1.0)
+    (tmp_path / "config.yaml").write_text("evaluation: {best: ce}\n")
+    assert best_of_run(tmp_path) == Best(2, 1.0)
+    assert best_step(tmp_path) == 2
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    assert best_step(tmp_path) == 3
+
+
+def test_a_run_without_an_evaluated_checkpoint_has_no_best_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("{}\n")
+    save(tmp_path, 2)
+    with pytest.raises(UserError, match=r"--step best: no checkpoint of .* was evaluated"):
+        best_step(tmp_path)
+
+    def failing(_folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(best, "read_manifest", failing)
+    with pytest.raises(UserError, match="cannot be told"):
+        best_step(tmp_path)
