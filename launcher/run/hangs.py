@@ -109,7 +109,7 @@ class HangWatch:
         ]
         if len(silent) == len(self._seen):
             # It is the file system, or no rank has started (an image is being pulled, say).
-            return [], max(LONG_PHASES * self._hang_seconds, self._step_limit())
+            return [], self._long_limit()
         # The others wait for a rank that has not started, and their own error then says more.
         met = self._clock > silence + self._rendezvous_seconds
         frozen = [rank for rank in silent if met or self._seen[rank].beat is not None]
@@ -127,7 +127,10 @@ class HangWatch:
             and seen.beat.phase in STEP_PHASES
             for seen in self._seen
         )
-        return self._step_limit() if frozen or in_steps else LONG_PHASES * self._hang_seconds
+        return self._step_limit() if frozen or in_steps else self._long_limit()
+
+    def _long_limit(self) -> float:
+        return max(LONG_PHASES * self._hang_seconds, self._step_limit())
 
     def _name(self, frozen: Sequence[int], quiet: float, limit: float) -> Hang:
         behind = list(frozen) or self._last_ranks()

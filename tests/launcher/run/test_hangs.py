@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +118,13 @@ def test_long_work_is_not_a_hang_while_all_ranks_beat(world: World, beat: Beat) 
     beats = [(rank, beat) for rank in range(4)]
     assert world.wait((LONG_PHASES - 0.5) * LIMIT, *beats) is None
     assert world.wait(LIMIT, *beats) is not None
+
+
+def test_a_save_is_granted_as_much_time_as_a_slow_step(world: World) -> None:
+    seconds = 2 * LONG_PHASES * LIMIT / SLOWEST_STEPS
+    beats = [(rank, replace(TRAINING, phase="saving", step_seconds=seconds)) for rank in range(4)]
+    assert world.wait(1.9 * LONG_PHASES * LIMIT, *beats) is None
+    assert world.wait(0.2 * LONG_PHASES * LIMIT, *beats) is not None
 
 
 def test_a_rank_that_is_stopped_in_long_work_is_found_as_soon_as_in_a_step(world: World) -> None:
