@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -103,6 +104,26 @@ def test_the_plans_of_the_page_are_those_of_the_published_shapes(folder: Path) -
         assert float(distilled) == pytest.approx(plan["roofline"]["step_seconds"], abs=0.006)
     alone = plans["long", "finetune", True]["roofline"]["step_seconds"]
     assert float(rows[3][5]) == pytest.approx(alone, abs=0.006)
+    for preset, stage, *_, printed_alone in rows[:3]:
+        plan = plan_with(folder, preset, stage, "distillation.enabled=false", "model.adapters=null")
+        assert float(printed_alone) == pytest.approx(plan["roofline"]["step_seconds"], abs=0.006)
+
+
+def test_the_settings_that_the_page_offers_instead_take_the_memory_it_says(folder: Path) -> None:
+    (settings,) = re.findall(r"^`((?:--set \S+ ?)+)` in the `launch`", PAGE, re.M)
+    (most,) = re.findall(r"\(41 to (\d+) GiB per GPU", PAGE)
+    plan = plan_with(folder, "long", "pretrain", *settings.split()[1::2])
+    assert plan["memory"]["fits"]
+    assert plan["memory"]["needed"] / 2**30 == pytest.approx(float(most), abs=0.5)
+
+
+def plan_with(folder: Path, preset: str, stage: str, *settings: str) -> Any:
+    """What `alignkd plan` says of a preset's stage. The page's own files may be written before or after."""
+    changes = [word for setting in settings for word in ("--set", setting)]
+    size = ("--gpus-per-node", "8", "--gpu-memory", "80G")
+    output_of(folder, "init", "--preset", preset, "--out", "other.yaml", "--force")
+    printed = output_of(folder, "plan", "other.yaml", "--stage", stage, *size, *changes, "--json")
+    return json.loads(printed.splitlines()[-1])
 
 
 def test_hours_follow_from_steps_and_seconds() -> None:

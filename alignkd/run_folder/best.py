@@ -46,7 +46,10 @@ def best_of_run(run: Path) -> Best | None:
 
 
 def best_step(run: Path) -> int:
-    """For ``--step best``. Raises UserError when no checkpoint was evaluated, or none can be told."""
+    """For ``--step best``. Raises UserError for a folder that is no run, when no checkpoint was evaluated, or
+    none can be told."""
+    if not RunPaths(run).config.is_file():
+        raise UserError(f"{run}: --step {BEST} is for a run folder, which has a config.yaml")
     try:
         best = best_of_run(run)
     except OSError as error:

@@ -70,8 +70,8 @@ class Backend(Protocol):
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         """Everything that would keep a new run from starting, and what is only worth a warning."""
 
-    def resume_problems(self, run: Path, config: Config) -> list[str]:
-        """What keeps the run from resuming that may have changed since its launch."""
+    def resume_warnings(self, run: Path, config: Config) -> list[str]:
+        """What may keep the run from resuming because it has changed since the launch."""
 
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         """Add to a new or resized run folder what only this back end reads."""

@@ -28,7 +28,7 @@ class WatchedBackend:
     def preflight(self, config: Config, cluster: Cluster) -> tuple[list[str], list[str]]:
         return [], []
 
-    def resume_problems(self, run: Path, config: Config) -> list[str]:
+    def resume_warnings(self, run: Path, config: Config) -> list[str]:
         return []
 
     def check_idle(self, run: Path) -> None:

@@ -46,12 +46,20 @@ JobRanks = Annotated[
 JobPartition = Annotated[
     str | None,
     typer.Option(
-        "--partition", metavar="NAME", help="Slurm partition (--nodes).", show_default="slurm.partition"
+        "--partition",
+        metavar="NAME",
+        help="Slurm partition (--nodes).",
+        show_default="slurm.partition of the configuration, run or site",
     ),
 ]
 JobTime = Annotated[
     str | None,
-    typer.Option("--time", metavar="LIMIT", help="Time limit (--nodes).", show_default="slurm.time_limit"),
+    typer.Option(
+        "--time",
+        metavar="LIMIT",
+        help="Time limit (--nodes).",
+        show_default="slurm.time_limit of the configuration, run or site",
+    ),
 ]
 
 

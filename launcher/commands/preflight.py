@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignkd.config import Config, warnings_of
+from alignkd.config.slurm_section import SlurmSection
 from alignkd.errors import CheckpointError, UserError
 from alignkd.teacher_cache.check import checked_manifest
 from alignkd.tracking.packages import missing_packages
@@ -68,7 +69,7 @@ def _check_stage(
     if not problems and not earlier:
         problems += space_problems(config)
     if not problems:
-        warnings += model_notes(config)
+        warnings += model_notes(config) + tracker_warnings(config)
     refused, notes = backend.preflight(config, cluster)
     problems, warnings = problems + refused, warnings + notes
     if not problems and not memory.skip and device_of(config) != "cpu":
@@ -85,7 +86,8 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += data_problems(config) + missing_packages(config.tracking)
+    problems += data_problems(config)
+    problems += [] if _has_other_python(config.slurm) else missing_packages(config.tracking)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
     if not any(_is_in(folder, run) for folder in read for run in upstream):
@@ -93,6 +95,20 @@ def launch_problems(
     elif not any(_is_in(str(config.model.teacher), run) for run in upstream):
         problems += cache_problems(config, has_student=False)
     return problems
+
+
+def tracker_warnings(config: Config) -> list[str]:
+    """Packages of trackers that only this Python lacks, as far as is known."""
+    if not _has_other_python(config.slurm):
+        return []
+    unknown = "it is missing here, and the ranks' own Python was not asked (slurm.python, or a container)"
+    return [f"{problem}; {unknown}" for problem in missing_packages(config.tracking)]
+
+
+def _has_other_python(slurm: SlurmSection) -> bool:
+    """May the ranks run in another Python than this one?"""
+    in_container = slurm.container.kind != "none" or bool(slurm.srun_options.get("container-image"))
+    return in_container or slurm.python is not None
 
 
 def cache_problems(config: Config, has_student: bool = True) -> list[str]:

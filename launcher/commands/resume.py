@@ -72,8 +72,8 @@ def _restart(run: Path, request: ResumeRequest, console: Console) -> Started:
     manifest = read_manifest(run)
     backend = backend_named(manifest.backend)
     backend.check_idle(run)
-    if problems := backend.resume_problems(run, load_run_config(RunPaths(run).config)):
-        raise UserError("\n  ".join([f"{run}: cannot be resumed", *problems]))
+    for warning in backend.resume_warnings(run, load_run_config(RunPaths(run).config)):
+        say(console, f"warning: {warning}")
     missing = None if request.from_scratch else missing_checkpoints(run)
     if missing is not None:
         raise UserError(missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,16 @@ def test_the_best_is_the_lowest_finite_value_of_a_committed_checkpoint_and_of_eq
     assert best_step(tmp_path) == 3
 
 
-def test_a_run_without_an_evaluated_checkpoint_has_no_best_step(
+def test_neither_a_run_without_an_evaluated_checkpoint_nor_another_folder_has_a_best_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.yaml").write_text("{}\n")
     save(tmp_path, 2)
     with pytest.raises(UserError, match=r"--step best: no checkpoint of .* was evaluated"):
         best_step(tmp_path)
+    for folder in (tmp_path / "checkpoints", tmp_path / "mistyped"):
+        with pytest.raises(UserError, match=f"{re.escape(str(folder))}: --step best is for a run folder"):
+            best_step(folder)
 
     def failing(_folder: Path) -> None:
         raise OSError(5, "Input/output error")

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,12 @@ def test_rows_are_written_while_the_run_goes_on_and_a_broken_tracker_costs_one_w
     run = make_run(tmp_path / "run", tensorboard=True, wandb={"project": "p"})
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     monkeypatch.setattr(program, "INTERVAL", 0.01)
+    monkeypatch.setattr(program, "FINISH_SECONDS", 300.0)
+
+    def no_exit(code: int) -> None:
+        raise AssertionError(f"a tracker did not finish: os._exit({code}) would end the tests")
+
+    monkeypatch.setattr(os, "_exit", no_exit)
     ours, theirs = os.pipe()
     with open(ours, "rb") as stdin, open(theirs, "wb") as rank0:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
@@ -95,12 +102,15 @@ def test_rows_are_written_while_the_run_goes_on_and_a_broken_tracker_costs_one_w
         thread.start()
         write_rows(run, 1, 3, factor=1.0)
         state = run / "tracking/tensorboard.json"
+        deadline = time.monotonic() + 300
         while not (state.exists() and json.loads(state.read_text())["step"] == 3):
             assert thread.is_alive()
+            assert time.monotonic() < deadline
             thread.join(0.01)
         write_rows(run, 4, 4, factor=1.0)
         rank0.close()
-        thread.join(60)
+        thread.join(400)
+        assert not thread.is_alive()
     assert losses_on_tensorboard(run) == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("warning: tracking.wandb is off for this attempt: import of wandb halted")

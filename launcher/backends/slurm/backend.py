@@ -54,12 +54,12 @@ class SlurmBackend:
         problems = slurm_problems(config, cluster.nodes, cluster.gpus_per_node)
         return problems, slurm_warnings(config, cluster.nodes)
 
-    def resume_problems(self, run: Path, config: Config) -> list[str]:
+    def resume_warnings(self, run: Path, config: Config) -> list[str]:
         if in_allocation():
             return []
-        from launcher.backends.slurm.preflight import mount_problems
+        from launcher.backends.slurm.preflight import mount_warnings
 
-        return mount_problems(run, config)
+        return mount_warnings(run, config)
 
     def prepare(self, run: Path, hosts: Sequence[Host]) -> None:
         """Everything that a job needs is in its scripts."""

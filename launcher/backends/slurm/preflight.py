@@ -44,6 +44,20 @@ def mount_problems(run: Path, config: Config) -> list[str]:
     return container_problems(config.slurm, places)
 
 
+def mount_warnings(run: Path, config: Config) -> list[str]:
+    """``mount_problems`` of a run whose scripts exist. Only warnings: the job does as ``job.sbatch`` and
+    ``env.sh`` say, to which mounts may have been added by hand."""
+    missing = mount_problems(run, config)
+    if not missing:
+        return []
+    scripts = f"{RunPaths(run).job_script} and {RunPaths(run).environment_script.name}"
+    note = (
+        f"that is by config.yaml and this shell, but the job does as {scripts} say, which a resume at the "
+        "same size leaves as they are: unless they have the mounts, add them there as well"
+    )
+    return [*missing, note]
+
+
 def script_problems(
     slurm: SlurmSection, nodes: int, scripts: dict[str, str], more: Sequence[str] = ()
 ) -> list[str]:

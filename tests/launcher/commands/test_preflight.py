@@ -14,10 +14,18 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest
 from alignkd.teacher_cache.key import cache_key
 from alignkd.tracking.packages import missing_packages
+from launcher.backends import backend_named
 from launcher.backends.node_probe import read_places
 from launcher.commands.launch import LaunchRequest, launch
-from launcher.commands.preflight import launch_problems, space_problems
+from launcher.commands.preflight import (
+    MemoryCheck,
+    check_stages,
+    launch_problems,
+    space_problems,
+    tracker_warnings,
+)
 from launcher.plan.sizes import run_sizes
+from launcher.plan.workload import Cluster
 from tests.launcher.conftest import FIXTURE
 
 
@@ -92,6 +100,31 @@ def test_a_tracker_without_its_package_is_refused_before_anything_is_written(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
     (problem,) = missing_packages(load_config(config_file, ["tracking.wandb={project: p}"]).tracking)
     assert "tracking.wandb" in problem
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "slurm.python=/opt/python",
+        "slurm.container={kind: pyxis, image: x}",
+        "slurm.srun_options={container-image: x}",
+    ],
+)
+def test_a_tracker_without_its_package_is_a_warning_where_the_ranks_have_a_python_of_their_own(
+    make_config, monkeypatch, elsewhere: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    config = make_config("tracking.wandb={project: p}", elsewhere)
+    problems, warnings = check_stages(
+        [(None, config)], backend_named("local"), Cluster(1, 1), MemoryCheck(skip=True)
+    )
+    assert problems == []
+    assert [warning.partition(" needs")[0] for warning in warnings if "was not asked" in warning] == [
+        "tracking.wandb"
+    ]
+    assert launch_problems(make_config("tracking.wandb={project: p}"), 1) == missing_packages(config.tracking)
+    assert tracker_warnings(make_config("tracking.wandb={project: p}")) == []
 
 
 def test_the_cache_of_a_later_stage_is_refused_before_its_student_exists(make_config, tmp_path) -> None:

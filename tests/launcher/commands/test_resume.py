@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -24,7 +25,6 @@ from launcher.commands.launch import write_run
 from launcher.commands.resume import ResumeRequest, resume_run
 from launcher.plan.workload import Cluster
 from launcher.run.attempts import Attempt
-from launcher.run.lock import only_launcher
 from launcher.run.manifest import Manifest
 
 
@@ -164,10 +164,10 @@ def test_from_scratch_sets_the_checkpoints_of_a_finished_run_aside(slurm_run: Pa
     assert (run / "checkpoints" / "step-10.set-aside" / "COMMITTED").exists()
 
 
-def test_a_resume_is_refused_where_the_container_does_not_show_the_run(
+def test_a_resume_warns_of_a_container_that_does_not_show_the_run_and_goes_by_its_script(
     make_config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What apptainer mounted for the launch may have been set in another shell."""
+    """What apptainer mounted for the launch may have been set in another shell, or by hand in job.sbatch."""
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setattr(slurm, "own_jobs", list)
     monkeypatch.setattr(slurm.SlurmBackend, "start", lambda *_: Started(0, "42"))
@@ -176,19 +176,27 @@ def test_a_resume_is_refused_where_the_container_does_not_show_the_run(
     # Without its default mounts, which may hold the temporary folder of this test.
     monkeypatch.setenv("HOME", "/nowhere")
     monkeypatch.setenv("APPTAINER_BIND", f"/nowhere:/tmp,/nowhere:{run.parents[1]},{model}")
-    with only_launcher(run):  # makes its file, which stays
-        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"cannot be resumed\n(.|\n)*run\.folder = .*: no mount of the"
-    ) as refused:
-        resume_run(run, ResumeRequest(), Console(quiet=True))
-    assert re.findall(r"^  (.*) = ", str(refused.value), re.MULTILINE) == [
-        "run.folder",
-        "data.sources[0].file",
+    scripts = [RunPaths(run).job_script, RunPaths(run).environment_script]
+    before = [path.read_bytes() for path in scripts]
+
+    def warnings() -> list[str]:
+        output = io.StringIO()
+        assert resume_run(run, ResumeRequest(), Console(file=output, width=1000))["job"] == "42"
+        assert [path.read_bytes() for path in scripts] == before
+        return re.findall(r"^warning: (.*)$", output.getvalue(), re.MULTILINE)
+
+    *missing, note = warnings()
+    assert [text.partition(": no mount of the container")[0] for text in missing] == [
+        f"run.folder = {run}",
+        f"data.sources[0].file = {make_config().data.sources[0].file}",
     ]
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert f"the job does as {run / 'job.sbatch'} and env.sh say" in note
     monkeypatch.setenv("APPTAINER_BIND", f"{run.parents[1]},{model}")
-    assert resume_run(run, ResumeRequest(), Console(quiet=True))["job"] == "42"
+    assert warnings() == []
+    monkeypatch.setenv("APPTAINER_BIND", "")
+    config, mounts = RunPaths(run).config, f"mounts: ['{run.parents[1]}', '{model}']"
+    config.write_text(config.read_text().replace("mounts: []", mounts))
+    assert warnings() == []  # job.sbatch is not read, as docs/slurm.md says
 
 
 @pytest.fixture
