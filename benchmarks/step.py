@@ -130,7 +130,7 @@ def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> 
 def main(arguments: list[str]) -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--pair", choices=PAIRS, default="published" if on_gpu else "small")
+    parser.add_argument("--pair", choices=PAIRS, help="published (on a GPU), or small")
     parser.add_argument("--precision", choices=TOLERANCES, default="bf16" if on_gpu else "fp32")
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200, 2048])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 8] if on_gpu else [1, 4])
@@ -158,6 +158,10 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args(arguments)
+    if options.families and (options.pair or options.publish):
+        parser.error(
+            "--families has models of its own, and its results are printed only: no --pair, no --publish"
+        )
     deadline = time.monotonic() + 60 * options.minutes
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(options.threads)
@@ -169,7 +173,7 @@ def main(arguments: list[str]) -> None:
         )
         print(report.section("step-families", measured, report.table(family_step.HEAD, rows)))
         return
-    pair = PAIRS[options.pair]
+    pair = PAIRS[options.pair or ("published" if on_gpu else "small")]
     teacher, student = random_pair(pair, DTYPES[options.precision], device)
     if on_gpu:
         student.enable_gradient_checkpointing()

@@ -21,7 +21,8 @@ def focus_scores(teacher_block_IHMV: torch.Tensor) -> torch.Tensor:
 def focus_indices(
     teacher_block_IHMV: torch.Tensor, top_k: int, filled_IV: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """IdxK of equation 3: int64 [I, K], the vision tokens with the highest score, per image, best first.
+    """IdxK of equation 3: int64 [I, K], the vision tokens with the highest score, per image, best first;
+    of equal ones, which a map that was resampled to a finer grid has, the first.
 
     ``filled_IV`` says which of V an image has (None: all): the indices of an image with fewer than K end in
     some that it does not have.
@@ -29,7 +30,8 @@ def focus_indices(
     scores_IV = focus_scores(teacher_block_IHMV)
     if filled_IV is not None:
         scores_IV = scores_IV.masked_fill(~filled_IV, -1.0)  # attention is never negative
-    return scores_IV.topk(min(top_k, scores_IV.shape[1]), dim=-1).indices
+    # Not topk, which may take any of equal scores.
+    return scores_IV.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
 
 
 def vision_loss_sums(

@@ -114,9 +114,10 @@ def _mobilevlm_problems(model: ModelSection, top_k: int) -> list[str]:
 def has_other_grids(model: ModelSection) -> bool:
     """Whether the teacher's vision tokens are resampled to the student's grid. Raises CheckpointError."""
     student = student_folder(model)
-    if model.teacher is None or family_of(student) is None:
+    family = family_of(student)
+    if model.teacher is None or family is None:
         return False
-    return processor_files.has_other_grids(Path(model.teacher), student)
+    return processor_files.has_other_grids(family, Path(model.teacher), student)
 
 
 def grid_notes(model: ModelSection) -> list[str]:

@@ -10,7 +10,7 @@ from alignkd.config.schema import ModelSection
 from alignkd.errors import CheckpointError
 from alignkd.models.families.table import Family, text_section
 from alignkd.models.json_file import read_json
-from alignkd.models.other_grids import differing_grid_keys, grid_problem
+from alignkd.models.other_grids import differing_grid_keys, grid_problem, with_pixel_budget
 
 TOKENIZER = "tokenizer.json"
 NAMES = ("processor_class", "image_processor_type", "_processor_class")  # newer and older ones differ
@@ -29,7 +29,7 @@ def chat_problems(model: ModelSection, student: Path, family: Family) -> list[st
     teacher = student if model.teacher is None else Path(model.teacher)
     try:
         ours, theirs = _described(student), _described(teacher)
-        settings, their_settings = _settings(student), _settings(teacher)
+        settings, their_settings = _settings(student, family), _settings(teacher, family)
     except CheckpointError as error:
         return [*problems, str(error)]
     different = [name for name, value in ours.items() if theirs.get(name) != value]
@@ -44,10 +44,10 @@ def chat_problems(model: ModelSection, student: Path, family: Family) -> list[st
     return problems + [f"teacher and student have different {what}" for what in different]
 
 
-def has_other_grids(teacher: Path, student: Path) -> bool:
+def has_other_grids(family: Family, teacher: Path, student: Path) -> bool:
     """Whether their processors may make different numbers of vision tokens of an image. Raises
     CheckpointError."""
-    return bool(differing_grid_keys(_settings(teacher), _settings(student)))
+    return bool(differing_grid_keys(_settings(teacher, family), _settings(student, family)))
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _described(folder: Path) -> dict[str, Any]:
     }
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path, family: Family) -> dict[str, Any]:
     """Of the processor and its image half, by name."""
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
@@ -73,7 +73,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             settings |= _flat(read_json(folder / name))
     if not settings:
         raise CheckpointError(f"{folder}: has neither preprocessor_config.json nor processor_config.json")
-    return settings
+    return with_pixel_budget(settings) if family.has_pixel_budget else settings
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -100,8 +100,17 @@ def pixel_bytes(shapes: ModelShapes, images: int, size: int) -> int:
     return images * shapes.vision.values * size
 
 
-def teacher_workspace(shapes: ModelShapes, work: Workload, size: int, *, shares_tower: bool) -> int:
-    """The peak of a forward without gradients over a whole window, including the targets."""
+def block_bytes(shapes: ModelShapes, work: Workload) -> int:
+    """The attention blocks of a window in fp32, as they are computed."""
+    images = work.window * work.images
+    return images * shapes.num_attention_heads * work.text_rows * work.vision_tokens * FP32
+
+
+def teacher_workspace(
+    shapes: ModelShapes, work: Workload, size: int, *, shares_tower: bool, resampled: int = 0
+) -> int:
+    """The peak of a forward without gradients over a whole window, including the targets. ``resampled``: of
+    the attention blocks on the student's grid, if that is another."""
     D, F, tower = shapes.hidden_size, shapes.intermediate_size, shapes.vision
     half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
     widths = 3 * tower.mlp + 4 * tower.width
@@ -110,8 +119,9 @@ def teacher_workspace(shapes: ModelShapes, work: Workload, size: int, *, shares_
     vision = images * work.vision_tokens * D * size + patch_bytes(shapes, images, size)
     first_layer = first_layer_bytes(shapes, tokens, size)
     in_a_layer = vision + first_layer + tokens * ((3 * F + 4 * D) * size + (D * FP32 if half else 0))
-    block = images * shapes.num_attention_heads * work.text_rows * work.vision_tokens * FP32
-    in_the_block = vision + first_layer + tokens * D * size + block + block_workspace(shapes, work, size)
+    block = block_bytes(shapes, work)
+    in_the_block = vision + first_layer + tokens * D * size + block
+    in_the_block += max(block_workspace(shapes, work, size), resampled)  # one after the other
     at_the_end = (block if half else 0) + target_bytes(shapes, work, size, shares_tower=shares_tower)
     side_by_side = pixel_bytes(shapes, images, FP32) if work.window > 1 else 0
     return side_by_side + int(max(in_tower, in_a_layer, in_the_block, at_the_end))

@@ -32,7 +32,9 @@ def family_sizes(folder: Path, family: str, max_length: int) -> ModelSizes:
     blocks = "vision_tower.blocks." if is_qwen(config.vision) else "vision_tower.encoder."
     fixed = _fixed_tokens(config)
     shapes = family_shapes(config, max_length // 2 if fixed is None else fixed)
-    return ModelSizes(shapes, tensors, blocks, notes=_notes(family, shapes, fixed))
+    return ModelSizes(
+        shapes, tensors, blocks, notes=_notes(family, shapes, fixed), assumes_tokens=fixed is None
+    )
 
 
 def _notes(family: str, shapes: ModelShapes, fixed: int | None) -> tuple[str, ...]:

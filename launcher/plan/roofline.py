@@ -109,7 +109,7 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
         theirs = work.with_images_of(model.shapes.vision_tokens)
         costs += _layers("teacher's", model.shapes, theirs, bytes_each, Passes(1, 0), compiled=compiled)
         costs += _vision("teacher's", model, theirs, bytes_each, 1, 1)
-        costs.append(_attention_term(model.shapes, student.shapes, work))
+        costs.append(_attention_term(model.shapes, student.shapes, theirs, work))
     costs.append(_heads(sizes, work, trained))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
 
@@ -216,15 +216,19 @@ def _heads(sizes: RunSizes, work: Workload, trained: Trained) -> Cost:
     return Cost("heads and logit losses", flops, float(passes * positions * vocabulary * FP32 + gradient))
 
 
-def _attention_term(teacher: ModelShapes, student: ModelShapes, work: Workload) -> Cost:
+def _attention_term(teacher: ModelShapes, student: ModelShapes, theirs: Workload, work: Workload) -> Cost:
     """Equation 1: rows of attention of the first layer, of the teacher once, of the student twice."""
+    seen_by_teacher, seen = (_columns_of_rows(one) * one.images for one in (theirs, work))
+    moved = seen_by_teacher * teacher.num_attention_heads * BLOCK_PASSES
+    moved += seen * student.num_attention_heads * (BLOCK_PASSES + BLOCK_BACKWARD_PASSES)
+    flops = 2.0 * (seen_by_teacher * teacher.query_width + seen * 4 * student.query_width)
+    return Cost("attention term", flops, float(moved * FP32))
+
+
+def _columns_of_rows(work: Workload) -> int:
+    """Columns that the text rows of a sample see, row by row. A chunk's rows see those up to its end."""
     rows = work.text_rows
-    # A chunk's rows see the columns up to its end.
-    columns = sum(
+    return sum(
         min(ROWS_PER_CHUNK, rows - first) * (work.length - rows + min(first + ROWS_PER_CHUNK, rows))
         for first in range(0, rows, ROWS_PER_CHUNK)
     )
-    passes = teacher.num_attention_heads * BLOCK_PASSES
-    passes += student.num_attention_heads * (BLOCK_PASSES + BLOCK_BACKWARD_PASSES)
-    flops = 2.0 * work.images * columns * (teacher.query_width + 4 * student.query_width)
-    return Cost("attention term", flops, float(work.images * columns * passes * FP32))

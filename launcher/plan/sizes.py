@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkd.config import Config
 from alignkd.errors import CheckpointError
-from alignkd.models.agreement import student_folder
+from alignkd.models.agreement import grid_notes, student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.table import family_of
 from launcher.plan.family_sizes import family_sizes
@@ -17,6 +17,11 @@ from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
 from launcher.plan.tensors import ModelSizes, linear, norm
 from launcher.plan.trained import lora_sizes, trained_parts
 from launcher.plan.upstream_stages import config_folders
+
+OTHER_GRIDS = (
+    "the teacher's processor makes other grids of vision tokens than the student's; how large they are is "
+    "not known here, so the teacher is counted with as many tokens as the student"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     if config.student.lora is not None:
         lora = lora_sizes(student.shapes, config.student.lora.rank)
         student = replace(student, tensors=student.tensors | lora)
+    if teacher is not None and teacher.assumes_tokens and grid_notes(model):
+        teacher = replace(teacher, notes=(*teacher.notes, OTHER_GRIDS))
     adapters = {} if teacher is None else adapter_sizes(teacher.shapes, student.shapes)
     return RunSizes(teacher, student, adapters)
 

@@ -21,6 +21,7 @@ class ModelSizes:
     unused: frozenset[str] = frozenset()  # tensors that are only in the files
     tower: dict[str, Any] | None = None  # what must be equal for one tower to serve both models; None: none
     notes: tuple[str, ...] = ()
+    assumes_tokens: bool = False  # the number of an image's vision tokens is not in its configuration
 
     def count(self, prefix: str = "") -> int:
         return sum(size for name, size in self.tensors.items() if name.startswith(prefix))

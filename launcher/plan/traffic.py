@@ -95,6 +95,8 @@ def _student_transfers(
     if stage < 3:
         return [*found, Transfer("new weights", gradients, *everywhere)]
     used, trained = sizes.student.used | sizes.adapters, trained_parts(config)
+    # The head is gathered for itself, also where its weight is that of the embeddings.
+    used["head.weight"] = sizes.student.head
     backward = {name: size for name, size in used.items() if trained.is_in_backward(name)}
     # A tower that is shared with the teacher does not run here.
     is_shared = shares_tower(config, sizes)

@@ -158,3 +158,13 @@ def test_the_plot_is_drawn(tmp_path: Path, measured: dict[str, Result]) -> None:
     for words in ("stand-in", "does not fit", "further left is better"):
         assert f"<!-- {words}" in drawn or words in drawn
     assert "too late" not in drawn
+
+
+@pytest.mark.parametrize("ignored", [["--publish"], ["--pair", "small"]], ids=str)
+def test_options_without_an_effect_on_other_families_are_refused(
+    ignored: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        step.main(["--families", "llava", "--minutes", "0", *ignored])
+    assert ended.value.code == 2
+    assert "no --pair, no --publish" in capsys.readouterr().err

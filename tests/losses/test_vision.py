@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from alignkd.losses.grids import resample_attention
 from alignkd.losses.vision import focus_indices, vision_loss_sums
 from tests.losses.blocks import NO_ROW, linear, random_linear
 
@@ -66,6 +67,17 @@ def test_hand_computed_focus_indices() -> None:
     )  # sums over heads and rows: 0.9, 0.2, 1.6, 0.5
     assert focus_indices(block, 1).tolist() == [[2]]
     assert focus_indices(block, 3).tolist() == [[2, 0, 3]]
+
+
+def test_of_equal_scores_the_first_tokens_are_the_focus() -> None:
+    """As a map of 3 x 3 has them on a grid of 24 x 24: 64 cells of each score."""
+    coarse = torch.tensor([1.0, 3.0, 2.0, 3.0, 1.0, 2.0, 3.0, 1.0, 2.0]).view(1, 1, 1, 9)
+    block = resample_attention(coarse, (3, 3), (24, 24))
+    scores = block.flatten().tolist()
+    expected = sorted(range(24 * 24), key=lambda token: -scores[token])  # sorted is stable
+    assert len(set(scores)) == 3
+    assert focus_indices(block, 100).tolist() == [expected[:100]]
+    assert focus_indices(block, 1000).tolist() == [expected]
 
 
 def test_focus_is_per_image() -> None:

@@ -68,7 +68,7 @@ def test_indices_that_fill_up_a_small_image_stay_inside_its_micro_batch() -> Non
         hidden_ND=torch.zeros(0, 1),
         block_IHMV=block_IHMV,
         vision_tokens_IVD=torch.arange(18.0).reshape(3, 6, 1) * filled_IV[..., None],
-        # topk may take any of the equal scores of the columns that an image does not have.
+        # Any of the equal scores of the columns that an image does not have.
         focus_indices_IK=torch.tensor([[1, 3, 5, 4], [1, 0, 5, 4], [1, 2, 0, 5]]),
     )
     batches = [

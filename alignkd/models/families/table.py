@@ -16,6 +16,7 @@ from alignkd.models.json_file import read_json
 
 SOFTMAX = ("full_attention", "sliding_attention")  # among ``layer_types``
 PACKED_TEXT = ("llama", "mistral", "qwen2", "qwen3")  # language models whose samples only attention mixes
+MISTRALS_WINDOW = 4096  # transformers' default, where the file has no such key
 MOBILEVLM = ("mobilevlm", "llama")  # ``llama``: a plain one, which model.vision_tower completes
 
 
@@ -39,13 +40,24 @@ class Family:
     # one of these values of a setting of the processor.
     one_grid: bool = False
     one_grid_if: tuple[str, tuple[object, ...]] | None = None
+    # Some models have a processor that keeps the shape of an image, whose tokens are then no square.
+    may_keep_shape: bool = False
+    # ``min_pixels`` and ``max_pixels`` of the processor override its ``size``.
+    has_pixel_budget: bool = False
     tried: bool = True  # else the row is not in the table: see ``untried``
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llava", ("model.vision_tower",), ("model.multi_modal_projector",), packs=True, one_grid=True),
+        Family(
+            "llava",
+            ("model.vision_tower",),
+            ("model.multi_modal_projector",),
+            packs=True,
+            one_grid=True,
+            may_keep_shape=True,
+        ),
         *(
             Family(
                 name,
@@ -75,6 +87,7 @@ FAMILIES = {
                 marks_images="mm_token_type_ids",
                 position_inputs=("image_grid_thw",),
                 one_grid=True,
+                has_pixel_budget=True,
             )
             for name, projector in (
                 ("qwen2_5_vl", ("model.visual.merger",)),
@@ -146,8 +159,11 @@ def packing_problem(folder: Path, family: Family) -> str | None:
     name = text.get("model_type", "llama")
     if name not in PACKED_TEXT:
         return f"samples of a {name} are padded"
-    if text.get("sliding_window") is not None and text.get("use_sliding_window", True):
+    window = text.get("sliding_window", MISTRALS_WINDOW if name == "mistral" else None)
+    if window is not None and text.get("use_sliding_window", True):
         return "samples of a language model with sliding windows are padded"
+    if text.get("attention_dropout"):  # the variable-length kernel has none
+        return "samples of a language model with attention dropout are padded"
     return None
 
 

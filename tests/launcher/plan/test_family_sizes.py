@@ -11,10 +11,12 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
+from alignkd.config import load_config
 from alignkd.errors import CheckpointError
 from launcher.plan.family_config import FAMILIES, TEXT, VISION
 from launcher.plan.family_sizes import family_sizes
-from tests import vlm
+from launcher.plan.sizes import OTHER_GRIDS, run_sizes
+from tests import vlm, vlm_grids
 from tests.model_folders import change_json
 from tests.published_families import CONFIGS, PARAMETERS, write_model_folder
 
@@ -95,6 +97,15 @@ def test_vision_tokens_are_those_of_the_configuration_or_half_of_the_length(
     assert bool(assumed) == (tokens == 1024)
     patch = {"Qwen3-VL-2B-Instruct": 2 * 16**2, "SmolVLM2-256M-Video-Instruct": 16**2}.get(name, 14**2)
     assert shapes.vision.values == patches * 3 * patch
+
+
+@pytest.mark.parametrize(("family", "is_noted"), [("qwen3_vl", True), ("llava", False)])
+def test_a_teacher_on_grids_of_unknown_size_is_noted(family: str, is_noted: bool, tmp_path: Path) -> None:
+    """A LLaVA's number of vision tokens is in its configuration."""
+    path, pair = vlm.write_configuration(tmp_path, family), vlm_grids.pair(family)
+    models = [f"model.teacher={pair.teacher}", f"model.student={pair.student}"]
+    assert (OTHER_GRIDS in run_sizes(load_config(path, models)).notes) == is_noted
+    assert OTHER_GRIDS not in run_sizes(load_config(path)).notes
 
 
 def test_heads_wider_than_their_share_of_the_width_are_counted(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.lora import add_lora
 from alignkd.models.tower import PUBLISHED_TOWER_CONFIG
+from launcher.plan import activations
 from launcher.plan import roofline as plan
 from launcher.plan.compute import layer_flops, run_compute
 from launcher.plan.memory import run_memory
@@ -167,9 +168,8 @@ def test_bytes_of_the_attention_term_are_those_of_the_fused_loss() -> None:
             block = text_vision_block(query, key, 0.1, layout).to(torch.bfloat16)
         loss = partial(fused_attention_loss, teacher_block_ITMV=block, scaling=0.1, layout=layout)
         loss(query, key, weight, bias).backward()
-    cost = plan._attention_term(
-        mobilevlm_shapes(config), mobilevlm_shapes(config), dataclasses.replace(WORK, samples=1)
-    )
+    shapes, work = mobilevlm_shapes(config), dataclasses.replace(WORK, samples=1)
+    cost = plan._attention_term(shapes, shapes, work, work)
     assert cost.bytes == pytest.approx(moved.total, rel=0.15)
 
 
@@ -262,7 +262,12 @@ def test_a_teacher_with_more_vision_tokens_has_longer_samples_of_the_same_text()
         {cost.name: cost.flops for cost in plan.step_costs(config, one, work, 1)} for one in (sizes, more)
     ]
     changed = {name for name in costs[0] if costs[0][name] != costs[1][name]}
-    assert changed == {name for name in changed if name.startswith("teacher's")} != set()
+    of_teacher = {name for name in changed if name.startswith("teacher's")}
+    assert of_teacher
+    assert changed == of_teacher | {"attention term"}
+    # Its rows of the first layer are longer, each by as much as there are more vision tokens.
+    longer = 2.0 * work.images * work.text_rows * 432 * shapes.query_width
+    assert costs[1]["attention term"] - costs[0]["attention term"] == pytest.approx(longer)
     files = rendered(config, cluster)
     memory = [
         {part.name: part.bytes for part in run_memory(config, one, work, cluster, files).parts}
@@ -271,3 +276,23 @@ def test_a_teacher_with_more_vision_tokens_has_longer_samples_of_the_same_text()
     assert memory[1]["teacher's forward"] > memory[0]["teacher's forward"]
     assert memory[1]["teacher's targets"] == memory[0]["teacher's targets"]
     assert memory[1]["images of a step"] == 2 * memory[0]["images of a step"]
+
+
+def test_the_memory_of_a_teacher_on_other_grids_has_its_block_on_both() -> None:
+    """Of a window of many images, and a teacher whose layers are too narrow to need more than the block."""
+    config, sizes = published(micro_batch_size=4, precision="fp32", global_batch_size=128)
+    assert sizes.teacher is not None
+    vision = dataclasses.replace(sizes.teacher.shapes.vision, mlp=1, width=1)
+    shapes = dataclasses.replace(
+        sizes.teacher.shapes, vision_tokens=576, intermediate_size=1, hidden_size=64, vision=vision
+    )
+    sizes = dataclasses.replace(sizes, teacher=dataclasses.replace(sizes.teacher, shapes=shapes))
+    cluster = Cluster(1, 2)
+    work = workload(config, cluster, 144)
+    theirs = work.with_images_of(576)
+    parts = run_memory(config, sizes, work, cluster, rendered(config, cluster)).parts
+    (forward,) = (part.bytes for part in parts if part.name == "teacher's forward")
+    alone = activations.teacher_workspace(shapes, theirs, 4, shares_tower=True)
+    # The scores of a chunk of rows are gone by then.
+    more = activations.block_bytes(shapes, work) - activations.block_workspace(shapes, theirs, 4)
+    assert forward - alone == more > 0

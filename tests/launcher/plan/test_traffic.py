@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,7 @@ from launcher.plan.sharding import Rendered
 from launcher.plan.sizes import run_sizes
 from launcher.plan.traffic import Transfer, run_traffic
 from launcher.plan.workload import Cluster, workload
-from tests import tiny
+from tests import tiny, vlm
 from tests.ranks import RankPool
 
 # Only the smallest tensors stay gathered: the defaults would keep all of a tiny model.
@@ -92,6 +93,30 @@ def _lean(path: Path) -> dict[str, Any] | None:
     if values["zero_optimization"]["stage"] == 3:
         values["zero_optimization"] |= LEAN
     return values
+
+
+@pytest.mark.parametrize("trained", [{}, {"student__train": ["projector"]}], ids=str)
+def test_a_tied_head_is_gathered_like_one_with_a_weight_of_its_own(
+    tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    run = vlm.write_run(tmp_path / "run", 2, "gemma3", student__zero_stage=3, **trained)
+    config, cluster = load_config(run / "config.yaml"), Cluster(1, 2)
+    tied = run_sizes(config)
+    head = tied.student.head
+    assert tied.student.count("head.") == 0 < head
+    whole = replace(tied.student, tensors=tied.student.tensors | {"head.weight": head})
+    work = workload(config, cluster, tied.student.shapes.vision_tokens)
+    zero = {"stage3_param_persistence_threshold": 1000}
+    assert head > 1000
+    sent = [
+        {
+            transfer.name: transfer.bytes
+            for transfer in run_traffic(config, sizes, work, cluster, Rendered(zero, None))
+        }
+        for sizes in (tied, replace(tied, student=whole))
+    ]
+    name = "student's weights, at most"
+    assert sent[0][name] == sent[1][name] > 0
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def test_templates_and_packing_follow_the_family(tmp_path: Path) -> None:
         ({"model_type": "jamba"}, "samples of a jamba are padded"),
         ({"sliding_window": 64}, "samples of a language model with sliding windows are padded"),
         ({"sliding_window": 64, "use_sliding_window": False}, None),
+        ({"model_type": "mistral"}, "samples of a language model with sliding windows are padded"),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"attention_dropout": 0.1}, "samples of a language model with attention dropout are padded"),
     ],
 )
 @pytest.mark.parametrize("role", ["teacher", "student"])

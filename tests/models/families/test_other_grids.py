@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,12 @@ from alignkd.losses.attention import plain_attention_loss
 from alignkd.losses.total import TERMS
 from alignkd.losses.vision import focus_indices
 from alignkd.models.adapters import seeded_adapters
-from alignkd.models.agreement import check_agreement, check_templates, grid_notes
+from alignkd.models.agreement import check_agreement, check_templates, grid_notes, has_other_grids
 from alignkd.models.building import BuildOptions
 from alignkd.models.encoding import chat_encoder, pair_encoder
+from alignkd.models.families.processors import read_processor
 from alignkd.models.loading import load_model
+from alignkd.models.other_grids import with_pixel_budget
 from alignkd.teacher.lookahead import split_targets
 from alignkd.teacher.targets import TeacherModel
 from tests import vlm, vlm_grids
@@ -234,6 +237,7 @@ def test_a_pair_with_one_grid_each_agrees_and_a_note_says_so(family: str) -> Non
     [
         ("llava", {"size": {"shortest_edge": 99}}, "they do not see the same part of an image"),
         ("llava", {"size": {"height": 28, "width": 28}}, "they do not see the same part of an image"),
+        ("llava", {"size": {"longest_edge": 28}}, "valid: `size` as height and width, or `crop_size`"),
         ("internvl", {"size": vlm_grids.SQUARE}, "internvl cuts images into tiles; valid: max_patches = 1"),
         (
             "smolvlm",
@@ -253,6 +257,49 @@ def test_other_pairs_are_refused_with_the_reason(
     (problem,) = check_agreement(ModelSection(teacher=str(teacher), student=str(vlm.folder(family))), TOP_K)
     assert problem.startswith(f"teacher and student have different `{next(iter(settings))}` in their")
     assert problem.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_other"),
+    [
+        ({"min_pixels": 196, "max_pixels": 1764, "size": None}, False),  # the student's `size`
+        ({"min_pixels": 196, "max_pixels": 1764, "size": {"shortest_edge": 1, "longest_edge": 2}}, False),
+        ({"min_pixels": None}, False),
+        ({"max_pixels": 3528}, True),
+        ({"size": None}, True),
+        ({"crop_size": 28}, True),
+    ],
+)
+def test_a_qwen_processor_s_budget_of_pixels_is_compared_as_it_is_used(
+    tmp_path: Path, changes: dict[str, object], is_other: bool
+) -> None:
+    """By transformers, too. Older files spell it otherwise, and their spelling wins; a key that only the
+    teacher has counts."""
+    teacher = Path(shutil.copytree(vlm.folder("qwen3_vl", "teacher"), tmp_path / "teacher"))
+    vlm_grids.change_processor(teacher, **changes)
+    model = ModelSection(teacher=str(teacher), student=str(vlm.folder("qwen3_vl")))
+    assert has_other_grids(model) == is_other
+    assert bool(check_agreement(model, TOP_K)) == ("crop_size" in changes)
+    settings = json.loads((teacher / "processor_config.json").read_text())["image_processor"]
+    used = read_processor(teacher).image_processor.size
+    assert with_pixel_budget(settings)["size"] == {
+        side: used[side] for side in ("shortest_edge", "longest_edge")
+    }
+
+
+def test_a_llava_may_have_images_of_one_height_and_width(tmp_path: Path) -> None:
+    folders = [
+        Path(shutil.copytree(vlm.folder("llava", role), tmp_path / role)) for role in ("teacher", "student")
+    ]
+    for folder, side in zip(folders, (42, 28), strict=True):
+        vlm_grids.change_processor(folder, size={"height": side, "width": side}, do_center_crop=False)
+    model = ModelSection(teacher=str(folders[0]), student=str(folders[1]))
+    assert check_agreement(model, TOP_K) == []
+    assert has_other_grids(model)
+    for folder, side in zip(folders, (42, 28), strict=True):
+        vlm_grids.change_processor(folder, size={"shortest_edge": side})
+    (problem,) = check_agreement(model, TOP_K)
+    assert "their images may keep their shape" in problem
 
 
 def test_image_options_are_refused_as_they_would_go_to_both(tmp_path: Path) -> None:
