@@ -66,7 +66,7 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
     from alignkd.engine.trainer import Trainer
     from alignkd.run_folder.progress import Progress
     from alignkd.run_folder.writer_lock import WriterLock
-    from alignkd.tracking.process import tracked
+    from alignkd.tracking.process import train_tracked
 
     resume_collector()
     heartbeat.enter("joining")
@@ -82,8 +82,9 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
         state = prepare(run, ranks, progress)
         trainer = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation)
         if ranks.is_first:  # once the trainer has cut the rows that this attempt repeats
-            held.enter_context(tracked(run, state.config.tracking, state.found.step or 0))
-        code = trainer.train()
+            code = train_tracked(trainer.train, run, state.config.tracking, state.found.step or 0)
+        else:
+            code = trainer.train()
     dist.destroy_process_group()
     return code
 

@@ -66,7 +66,7 @@ def _scratch(model: ModelSection) -> list[str]:
 def _attention_rows(
     distillation: DistillationSection, data: DataSection, evaluation: EvaluationSection
 ) -> list[str]:
-    sources = [*data.sources, *evaluation.sources]
+    sources = [*data.sources, *(evaluation.sources if evaluation.every is not None else [])]
     plain = [source.file for source in sources if source.template == "plain"]
     if distillation.enabled and distillation.attention_rows == "prompt_only" and plain:
         return [

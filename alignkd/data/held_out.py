@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from alignkd.config.schema import Config, DataSection
@@ -17,8 +17,18 @@ SEED = 0  # not training.seed: runs with different seeds are compared on the sam
 
 
 def held_out_data(config: Config) -> DataSection:
-    """Read and encoded as the training data are."""
-    return config.data.model_copy(update={"sources": config.evaluation.sources})
+    """Read and encoded as the training data are, but each sample once: weights are for training."""
+    sources = [source.model_copy(update={"weight": 1.0}) for source in config.evaluation.sources]
+    return config.data.model_copy(update={"sources": sources})
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run evaluates on this rank."""
+
+    make_loader: Callable[[], WindowLoader]  # of one evaluation
+    fingerprint: str  # of the data
+    samples: int  # of them, on all ranks together
 
 
 @dataclass(frozen=True)

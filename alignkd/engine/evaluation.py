@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
+from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.engine.held_out import held_out_losses
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.state import TrainingState
-from alignkd.run_folder.best import EVALUATION, Best, best_checkpoint, is_better
-from alignkd.run_folder.progress import Progress
+from alignkd.run_folder.best import EVALUATED_ON, EVALUATION, Best, best_checkpoint, is_better
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +19,24 @@ log = logging.getLogger(__name__)
 class HeldOutEvaluation:
     """``evaluation`` of one run in one process; the same on all ranks."""
 
-    def __init__(self, state: TrainingState, stop: StopRequest, progress: Progress) -> None:
-        """Collective. Raises FileSystemError on all ranks when a checkpoint cannot be read."""
-        self._state, self._stop, self._progress = state, stop, progress
+    def __init__(self, state: TrainingState, stop: StopRequest, report: Callable[..., None]) -> None:
+        """``report`` is told of the phase, as often as something moves. Collective. Raises FileSystemError on
+        all ranks when a checkpoint cannot be read."""
+        self._state, self._stop, self._report = state, stop, report
         self._section = state.config.evaluation
+        self._evaluated_on = _evaluated_on(state)
         self._last: tuple[int, dict[str, float]] | None = None
-        found: list[Best | None] = []
-        if state.held_out is not None:
-            # Of checkpoints, not of rows: a best step that was never saved is evaluated again.
-            state.ranks.run_on_rank0(lambda: found.append(best_checkpoint(state.run, self._section.best)))
-            self._best: Best | None = state.ranks.broadcast_object(found[0] if found else None)
-        else:
-            self._best = None
+        self._failed_saves = 0
+        self._best = None if state.held_out is None else self._best_committed()
+
+    def _best_committed(self) -> Best | None:
+        """Of checkpoints, not of rows: a best step that was never saved is evaluated again. Collective."""
+        state, found = self._state, list[Best | None]()
+        state.ranks.run_on_rank0(
+            lambda: found.append(best_checkpoint(state.run, self._section.best, self._evaluated_on))
+        )
+        best: Best | None = state.ranks.broadcast_object(found[0] if found else None)
+        return best
 
     @property
     def best_step(self) -> int | None:
@@ -38,14 +45,15 @@ class HeldOutEvaluation:
     def is_due(self, step: int) -> bool:
         return self._section.every is not None and step % self._section.every == 0
 
-    def evaluate(self, step: int) -> dict[str, Any]:
+    def evaluate(self, step: int, saver: CheckpointSaver) -> dict[str, Any]:
         """Columns of the row of ``step``; only the seconds where the evaluation was given up. Collective."""
         assert self._state.held_out is not None, "evaluation.every is set"
         started = time.monotonic()
 
         def alive(window: int) -> None:
-            self._progress.enter("evaluating", step, window)
+            self._report("evaluating", done=window)
 
+        self._forget_lost_saves(saver)
         values = held_out_losses(self._state, self._state.held_out, self._stop, alive)
         seconds = time.monotonic() - started
         if values is None:
@@ -61,8 +69,27 @@ class HeldOutEvaluation:
             f"evaluation_{name}": value for name, value in values.items()
         }
 
+    def _forget_lost_saves(self, saver: CheckpointSaver) -> None:
+        """Later values compare with the best that is there, not with one whose save failed. Collective."""
+        if saver.totals.failed != self._failed_saves:
+            self._report("saving")
+            saver.finish()  # the one in flight may be the best
+            self._failed_saves = saver.totals.failed
+            self._best = self._best_committed()
+
     def facts(self, step: int) -> dict[str, Any]:
         """For the manifest of the checkpoint of ``step``."""
         if self._last is None or self._last[0] != step:
             return {}
-        return {EVALUATION: self._last[1]}
+        return {EVALUATION: self._last[1], EVALUATED_ON: self._evaluated_on}
+
+
+def _evaluated_on(state: TrainingState) -> dict[str, Any]:
+    if state.held_out is None:
+        return {}
+    loss = state.config.distillation.model_dump(mode="json", exclude={"share_vision_tower"})
+    return {
+        "data": state.held_out.fingerprint,
+        "samples": state.held_out.samples,
+        "loss": {**loss, "teacher": state.identity.teacher},
+    }

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from alignkd.data.batch import TermCounts
-from alignkd.data.loader import WindowLoader, load_window
+from alignkd.data.held_out import HeldOut
+from alignkd.data.loader import load_window
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.metrics import term_columns
 from alignkd.engine.optimizer_step import all_reduce_step_info, teacher_side
@@ -26,25 +27,26 @@ log = logging.getLogger(__name__)
 
 def held_out_losses(
     state: TrainingState,
-    make_loader: Callable[[], WindowLoader],
+    held_out: HeldOut,
     stop: StopRequest,
     alive: Callable[[int], None],
 ) -> dict[str, float] | None:
     """``loss`` and its terms over all held-out samples, under the names of metrics rows, on all ranks alike.
 
-    None, with a line in the log, when a rank cannot read its samples or is told to stop. ``alive`` is called
-    with the number of each window, since many may take longer than any step. Collective.
+    None, with a line in the log, when a rank cannot read its samples or is told to stop, or all samples are
+    bad. ``alive`` is called with the number of each window, since many may take longer than any step.
+    Collective.
     """
     ranks, distillation = state.ranks, state.config.distillation
     sizes = state.engine.module.sizes()
     sums = torch.zeros(len(TERMS), dtype=torch.float64, device=ranks.device)
     counts = TermCounts()
-    with _without_traces(state.engine, ranks), make_loader() as loader:
+    with _without_traces(state.engine, ranks), held_out.make_loader() as loader:
         windows = iter(loader)
         for number in range(len(loader)):
             alive(number)
             window, problem = load_window(windows)
-            info = all_reduce_step_info(window, sizes, stop, ranks, problem=problem)
+            info = all_reduce_step_info(window, sizes, stop, ranks, problem=problem, may_be_empty=True)
             if info.usr1 or info.term:
                 log.info("the evaluation is given up: the run has been told to stop")
                 return None
@@ -58,6 +60,11 @@ def held_out_losses(
             )
             for batch in window:
                 sums += state.engine(batch, (0.0,) * len(TERMS), next(targets), head).sums
+        if counts.samples == 0:
+            log.warning(
+                "warning: no evaluation at this step: all %d held-out samples are bad", counts.skipped
+            )
+            return None
         dist.all_reduce(sums)
     elements = element_counts(counts, sizes)
     return term_columns(means(dict(zip(TERMS, sums.tolist(), strict=True)), elements), distillation)

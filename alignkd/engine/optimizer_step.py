@@ -62,11 +62,13 @@ def all_reduce_step_info(
     ranks: Ranks,
     written: bool = True,
     problem: AlignkdError | None = None,
+    may_be_empty: bool = False,
 ) -> StepInfo:
     """Sum the counts of the coming step, the stop flags, and whether this rank's checkpoint is ``written``:
     one all-reduce on the host, without the device. Collective.
 
-    ``problem``: why this rank cannot take the step. Any rank's problem is the ``failure`` of all of them.
+    ``problem``: why this rank cannot take the step. Any rank's problem is the ``failure`` of all of them. A
+    window without a sample is one too, unless it ``may_be_empty``.
     """
     local = sum((batch.counts for batch in window), start=TermCounts())
     flags = (stop.usr1, stop.term, written, problem is not None)
@@ -76,7 +78,7 @@ def all_reduce_step_info(
     failure: AlignkdError | None = None
     if problems:
         failure = ranks.shared_error(problem)
-    elif counts.samples == 0:
+    elif counts.samples == 0 and not may_be_empty:
         failure = TrainingError(
             f"all {counts.skipped} samples of a global batch were bad (data.on_bad_sample: skip); is an "
             "image folder missing? Set data.on_bad_sample to error to see the first one"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from alignkd.checkpoint.storage import Storage
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.data.encoder import SampleEncoder
-from alignkd.data.held_out import held_out_data, held_out_loader
+from alignkd.data.held_out import HeldOut, held_out_data, held_out_loader
 from alignkd.data.image_sample import image_sample
 from alignkd.data.index import Index
-from alignkd.data.loader import WindowLoader, build_loader, build_sampler
+from alignkd.data.loader import build_loader, build_sampler
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
@@ -105,14 +104,14 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
 
 def _held_out(
     run: Path, config: Config, encoder: SampleEncoder, ranks: Ranks, accumulation: int, progress: Progress
-) -> Callable[[], WindowLoader] | None:
+) -> HeldOut | None:
     if config.evaluation.every is None:
         return None
     index = shared_index(RunPaths(run).held_out_index, held_out_data(config), encoder, ranks, progress)
     log.info("held out: %s", index.summary())
     if len(index) == 0:
         raise UserError("evaluation.sources: hold no usable sample")
-    return partial(
+    make_loader = partial(
         held_out_loader,
         config,
         index,
@@ -122,6 +121,7 @@ def _held_out(
         accumulation,
         pin_memory=ranks.device.type != "cpu",
     )
+    return HeldOut(make_loader, index.fingerprint, min(config.evaluation.samples, len(index)))
 
 
 def _cache_identity(config: Config, index: Index, ranks: Ranks) -> Identity | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from alignkd import __version__
 from alignkd.checkpoint.placement import WEIGHTS, weight_digests
 from alignkd.checkpoint.resume import CheckpointSearch
 from alignkd.config.schema import Config
+from alignkd.data.held_out import HeldOut
 from alignkd.data.loader import WindowLoader
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.distributed.ranks import Ranks
@@ -44,7 +44,7 @@ class TrainingState:
     total_steps: int
     sampler: GlobalBatchSampler
     identity: RunIdentity
-    held_out: Callable[[], WindowLoader] | None = None  # its samples for one evaluation, if there is any
+    held_out: HeldOut | None = None  # None: nothing is evaluated
 
     def position(self, step: int) -> dict[str, Any]:
         """Where ``step`` optimizer steps have brought the run, as columns of a metrics row."""

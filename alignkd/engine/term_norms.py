@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import torch
 import torch.distributed as dist
 
 from alignkd.data.batch import Batch
@@ -33,9 +34,11 @@ class TermNorms:
         state, distillation = self._state, self._state.config.distillation
         module, batch = state.engine.module, window[0].to(state.ranks.device)
         counts = element_counts(batch.counts, module.sizes())
-        head, targets = teacher_side(state.teacher, [batch], contextlib.nullcontext(), None)
         scales = term_scales(counts, term_weights(distillation), 1.0)
-        squares = term_gradient_norms(module, batch, scales, next(targets), head).square().sum(dim=1)
+        devices = [] if state.ranks.device.type == "cpu" else [state.ranks.device]
+        with torch.random.fork_rng(devices):  # dropout draws numbers, which the step shall not miss
+            head, targets = teacher_side(state.teacher, [batch], contextlib.nullcontext(), None)
+            squares = term_gradient_norms(module, batch, scales, next(targets), head).square().sum(dim=1)
         dist.all_reduce(squares)
         norms = (squares / state.ranks.world_size).sqrt().tolist()
         names = (distillation.divergence if term == "divergence" else term for term in TERMS)

@@ -78,7 +78,7 @@ class Trainer:
             generation,
             state.config.evaluation.best,
         )
-        self.held_out = HeldOutEvaluation(state, stop, progress)
+        self.held_out = HeldOutEvaluation(state, stop, self._report)
         self.term_norms = TermNorms(state)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
@@ -186,7 +186,7 @@ class Trainer:
             return False
         with self.clock.paused():
             self._report("evaluating")
-            self.metrics.annotate(self.held_out.evaluate(self.step))
+            self.metrics.annotate(self.held_out.evaluate(self.step, self.saver))
             self.forward_watch.take()  # no part of any step
             self._report("training")
         return self.held_out.best_step == self.step

@@ -1,13 +1,22 @@
 """The best checkpoint of a run: that with the lowest value on held-out data (``evaluation.best``).
 
 Every checkpoint that was evaluated records its values in its manifest, so they come and go with it.
+
+| key of a manifest | holds |
+|---|---|
+| evaluation | values by the names of metrics rows, such as ``loss`` |
+| evaluated_on | ``data`` and ``samples``, and under the name of a value what only this one depends on |
+
+Values are compared where these agree: after a resume with other data, say, the lowest value is sought anew.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from alignkd.config.dotted import get_value
 from alignkd.config.yaml_reader import read_yaml
@@ -15,7 +24,8 @@ from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.paths import RunPaths
 
-EVALUATION = "evaluation"  # key of a manifest: values by the names of metrics rows, such as ``loss``
+EVALUATION = "evaluation"
+EVALUATED_ON = "evaluated_on"
 BEST = "best"  # what a user writes instead of a step
 
 
@@ -25,19 +35,35 @@ class Best:
     value: float
 
 
-def best_checkpoint(run: Path, name: str) -> Best | None:
-    """The committed checkpoint with the lowest value of ``name``, of equals the earliest; None when none was
-    evaluated. A manifest that is missing or damaged makes its checkpoint unusable, so it does not count.
-    Raises OSError when one cannot be read now: it may be the best one's."""
-    best = None
-    for step in reversed(committed_steps(run)):
+def best_checkpoint(run: Path, name: str, evaluated_on: Mapping[str, Any] | None = None) -> Best | None:
+    """The committed checkpoint with the lowest value of ``name``, of equals the earliest, among those that
+    were evaluated on ``evaluated_on`` (None: on what the newest of all was); None when there is none.
+
+    A manifest that is missing or damaged makes its checkpoint unusable, so it does not count. Raises OSError
+    when one cannot be read now: it may be the best one's."""
+    wanted = None if evaluated_on is None else _of_value(evaluated_on, name)
+    values: list[tuple[int, object]] = []
+    for step in committed_steps(run):
         try:
-            value = read_manifest(step_folder(run, step)).get(EVALUATION, {}).get(name)
+            manifest = read_manifest(step_folder(run, step))
+            value = manifest.get(EVALUATION, {}).get(name)
+            found = _of_value(manifest.get(EVALUATED_ON, {}), name)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             continue
+        if value is None:
+            continue
+        wanted = found if wanted is None else wanted
+        if found == wanted:
+            values.append((step, value))
+    best = None
+    for step, value in reversed(values):
         if is_better(value, best):
             best = Best(step, value)
     return best
+
+
+def _of_value(evaluated_on: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: evaluated_on.get(key) for key in ("data", "samples", name)}
 
 
 def best_of_run(run: Path) -> Best | None:
@@ -64,7 +90,7 @@ def _configured_value(run: Path) -> str:
     return str(get_value(document, ("evaluation", "best"), "loss"))
 
 
-def is_better(value: object, best: Best | None) -> bool:
+def is_better(value: object, best: Best | None) -> TypeGuard[float]:
     """A value that is not finite is never better."""
     if not isinstance(value, float) or not math.isfinite(value):
         return False

@@ -6,7 +6,7 @@
 | updated | Unix time |
 | step, total_steps | optimizer steps |
 | resumed_step | step that this start resumed from; 0 for none |
-| done, total | of the data's files, while indexing |
+| done, total | of the data's files, while indexing; ``done`` also windows, while evaluating |
 | loss, samples_per_second, data_wait_share | of the last row of ``metrics.jsonl`` |
 | saved_step | newest checkpoint, in every phase: a start takes it over from the one before |
 | save_held_seconds | what saves have cost training so far |

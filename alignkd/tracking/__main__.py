@@ -21,16 +21,16 @@ from alignkd.config.schema import Config
 from alignkd.run_folder.paths import RunPaths
 from alignkd.tracking.follow import Tracker, TrackerState, follow
 from alignkd.tracking.packages import trackers_of
+from alignkd.tracking.process import SIGNALS
 
 INTERVAL = 2.0  # seconds between two looks at the rows
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 FINISH_SECONDS = 30.0  # for the last rows, once the training is over
 
 
 def main(arguments: list[str]) -> int:
-    # Meant for the rank, whose group of processes this is in.
-    for number in IGNORED:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     parser = argparse.ArgumentParser(prog="python -m alignkd.tracking")
     parser.add_argument("run", type=Path)
     parser.add_argument("--resumed", type=int, help="the step that this attempt has resumed from")

@@ -26,7 +26,7 @@ class WandbRun:
             resume="allow",
             mode=section.mode,
             dir=str(state.folder),
-            config=config.model_dump(mode="json", exclude={"stages"}),
+            config=config.model_dump(mode="json", exclude={"stages", "slurm"}),
             settings=wandb.Settings(
                 silent=True,
                 console="off",  # the rank's log stays in the run folder

@@ -88,3 +88,5 @@ def test_an_evaluation_needs_held_out_data_and_a_teacher_that_runs(write) -> Non
     prompt_only = "distillation: {attention_rows: prompt_only}\n"
     with pytest.raises(ConfigError, match="template `plain` has none"):
         load_config(write(BASE + prompt_only + held_out.replace("{file", "{template: plain, file")))
+    unused = held_out.replace("{file", "{template: plain, file").replace("every: 5, ", "")
+    assert load_config(write(BASE + prompt_only + unused)).evaluation.every is None

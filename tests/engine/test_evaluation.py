@@ -135,7 +135,11 @@ def test_the_best_checkpoint_is_saved_between_saves_and_outlives_newer_ones_and_
     assert one_rank.run(train_with_scripted_values, str(run)) == [0]
     assert committed_steps(run) == [4, 2]
     assert best_checkpoint(run, "loss") == Best(2, 1.0)
-    assert read_manifest(step_folder(run, 2))["evaluation"] == {"loss": 1.0, "ce": 0.0}
+    manifest = read_manifest(step_folder(run, 2))
+    assert manifest["evaluation"] == {"loss": 1.0, "ce": 0.0}
+    assert manifest["evaluated_on"]["samples"] == 32
+    assert manifest["evaluated_on"]["data"] == manifest["data"]  # here they are the same
+    assert manifest["evaluated_on"]["loss"]["teacher"] == manifest["teacher"]
     rows = tiny.metrics_rows(run)
     assert [row["evaluation_loss"] for row in rows] == [3.0, 1.0, 2.0, None]
     assert [row["step_seconds"] for row in rows] == [0.0] * 4  # an evaluation is no part of a step

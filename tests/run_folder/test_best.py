@@ -16,10 +16,13 @@ from alignkd.run_folder.best import Best, best_checkpoint, best_of_run, best_ste
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, step_folder
 
 
-def save(run: Path, step: int, marked: bool = True, **evaluation: Any) -> None:
+def save(
+    run: Path, step: int, marked: bool = True, on: dict[str, Any] | None = None, **evaluation: Any
+) -> None:
     folder = step_folder(run, step)
     folder.mkdir(parents=True)
     facts = {"evaluation": evaluation} if evaluation else {}
+    facts |= {"evaluated_on": on} if on is not None else {}
     (folder / MANIFEST).write_text(json.dumps({"step": step, "files": {}, **facts}))
     if marked:
         (folder / MARKER).touch()
@@ -44,6 +47,21 @@ def test_the_best_is_the_lowest_finite_value_of_a_committed_checkpoint_and_of_eq
     assert best_step(tmp_path) == 2
     (tmp_path / "config.yaml").write_text("model: {}\n")
     assert best_step(tmp_path) == 3
+
+
+def test_only_values_that_can_be_compared_with_the_newest_ones_count(tmp_path: Path) -> None:
+    on: dict[str, Any] = {"data": "d", "samples": 8, "loss": {"temperature": 1.0}}
+    save(tmp_path, 1, loss=0.1, ce=0.1)  # by an earlier version, which does not say
+    save(tmp_path, 2, on={**on, "data": "other"}, loss=0.1, ce=0.1)
+    save(tmp_path, 3, on={**on, "samples": 4}, loss=0.1, ce=0.1)
+    save(tmp_path, 4, on={**on, "loss": {"temperature": 2.0}}, loss=0.1, ce=0.5)
+    save(tmp_path, 5, on=on, loss=0.7, ce=0.8)
+    save(tmp_path, 6, on=on, loss=0.9, ce=0.9)
+    save(tmp_path, 7)
+    assert best_checkpoint(tmp_path, "loss") == Best(5, 0.7)
+    assert best_checkpoint(tmp_path, "ce") == Best(4, 0.5)  # whatever the terms of the loss
+    assert best_checkpoint(tmp_path, "loss", {**on, "samples": 4}) == Best(3, 0.1)
+    assert best_checkpoint(tmp_path, "loss", {**on, "samples": 5}) is None
 
 
 def test_neither_a_run_without_an_evaluated_checkpoint_nor_another_folder_has_a_best_step(
