@@ -23,8 +23,8 @@ from benchmarks.evidence.models import (
     BETTER_TEACHER_STEPS,
     TEACHER_FILE,
     TEACHER_STEPS,
-    train_teacher,
     train_better_teacher,
+    train_teacher,
     write_folders,
 )
 from benchmarks.evidence.pool import Run, work

@@ -35,8 +35,8 @@ from benchmarks.evidence.models import (
     load_teacher,
     new_student,
     takes_patches,
-    train_teacher,
     train_better_teacher,
+    train_teacher,
     write_folders,
 )
 from benchmarks.evidence.patches import VARIANTS
