@@ -17,7 +17,16 @@ from alignkd.text import counted
 from benchmarks.evidence import records
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS
-from benchmarks.evidence.models import TEACHER_FILE, TEACHER_STEPS, train_teacher, write_folders
+from benchmarks.evidence.models import (
+    BETTER_TEACHER_FILE,
+    BETTER_TEACHER_SAMPLES,
+    BETTER_TEACHER_STEPS,
+    TEACHER_FILE,
+    TEACHER_STEPS,
+    train_better_teacher,
+    train_teacher,
+    write_folders,
+)
 from benchmarks.evidence.pool import Run, work
 from benchmarks.evidence.run import Settings
 from benchmarks.evidence.task import Sizes, build_task
@@ -39,6 +48,11 @@ def main() -> None:
         train_teacher(options.cache, build_task(tokenizer, sizes), TEACHER_STEPS, TEACHER_FILE)
     opened = partial(open_bench, options.cache, sizes)
     bench = opened()
+    if not BETTER_TEACHER_FILE.exists():
+        print("training the better teacher", flush=True)
+        tokenizer = write_folders(options.cache)
+        more = build_task(tokenizer, Sizes(train=BETTER_TEACHER_SAMPLES, validation=1, test=1))
+        train_better_teacher(bench.cache, more, BETTER_TEACHER_STEPS, BETTER_TEACHER_FILE)
     tuning = records.RECORDS / "tuning"
     untuned = missing(tuning_runs(), tuning, bench)
     if untuned and not options.tune:
@@ -82,6 +96,7 @@ def missing(runs: Iterable[Run], folder: Path, bench: Bench) -> list[tuple[Run, 
 def wanted(run: Run, bench: Bench) -> dict[str, Any]:
     """What the record of a run says about how it was made."""
     name, seed, settings = run
+    better = CONDITIONS[name].better_teacher
     return {
         "condition": CONDITIONS[name].as_dict(),
         "seed": seed,
@@ -90,6 +105,7 @@ def wanted(run: Run, bench: Bench) -> dict[str, Any]:
         "batch": settings.batch,
         "teacher": bench.teacher,
         "data": bench.data,
+        **({"better_teacher": bench.better_teacher} if better else {}),
     }
 
 

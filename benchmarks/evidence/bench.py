@@ -14,7 +14,14 @@ from typing import TypeVar
 import torch
 
 from benchmarks.evidence.loop import Examples
-from benchmarks.evidence.models import TEACHER_FILE, all_patches, load_teacher, takes_patches, write_folders
+from benchmarks.evidence.models import (
+    BETTER_TEACHER_FILE,
+    TEACHER_FILE,
+    all_patches,
+    load_teacher,
+    takes_patches,
+    write_folders,
+)
 from benchmarks.evidence.patches import VARIANTS
 from benchmarks.evidence.targets import TargetStore, standard_forward, teacher_targets
 from benchmarks.evidence.task import Sizes, Task, build_task, task_digest
@@ -27,6 +34,7 @@ class Bench:
     cache: Path
     teacher_file: Path
     teacher: str  # first digits of the file's sha256
+    better_file: Path
     data: str  # of the task's
     task: Task
     patches: torch.Tensor
@@ -34,22 +42,33 @@ class Bench:
     def examples(self, split: str, top_k: int = 16) -> Examples:
         return Examples(getattr(self.task, split), self.patches, top_k)
 
-    def targets(self, variant: str | None) -> TargetStore:
+    @property
+    def better_teacher(self) -> str:
+        return _digest(self.better_file)
+
+    def targets(self, variant: str | None, better_teacher: bool = False) -> TargetStore:
         """Of the training samples, with the attention of ``variant`` (None: the product's)."""
         forward = standard_forward if variant is None else VARIANTS[variant].teacher_forward
+        file = self.better_file if better_teacher else self.teacher_file
 
         def computed() -> TargetStore:
-            teacher = takes_patches(load_teacher(self.cache, self.teacher_file))
-            return teacher_targets(teacher, self.examples("train"), forward)
+            return teacher_targets(
+                takes_patches(load_teacher(self.cache, file)), self.examples("train"), forward
+            )
 
-        return _kept(self.cache / f"targets-{variant or 'standard'}.pt", computed)
+        return _kept(self.cache / f"targets-{variant or 'standard'}-{_digest(file)}.pt", computed)
 
 
 @lru_cache(maxsize=1)
-def open_bench(root: Path, sizes: Sizes, teacher_file: Path = TEACHER_FILE) -> Bench:
+def open_bench(
+    root: Path,
+    sizes: Sizes,
+    teacher_file: Path = TEACHER_FILE,
+    better_file: Path = BETTER_TEACHER_FILE,
+) -> Bench:
     """``root`` gets a folder for this task and this teacher. The task is built each time, which takes
     seconds, so that a change of the code that builds it gives another digest and another folder."""
-    digest = hashlib.sha256(teacher_file.read_bytes()).hexdigest()[:12]
+    digest = _digest(teacher_file)
     with tempfile.TemporaryDirectory() as folder:
         task = build_task(write_folders(Path(folder)), sizes)
     data = task_digest(task)
@@ -58,7 +77,11 @@ def open_bench(root: Path, sizes: Sizes, teacher_file: Path = TEACHER_FILE) -> B
     write_folders(cache)
     teacher = load_teacher(cache, teacher_file)
     patches = _kept(cache / "patches.pt", lambda: all_patches(teacher, task.pixels))
-    return Bench(cache, teacher_file, digest, data, task, patches)
+    return Bench(cache, teacher_file, digest, better_file, data, task, patches)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def _kept(path: Path, make: Callable[[], T]) -> T:

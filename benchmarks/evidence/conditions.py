@@ -22,15 +22,17 @@ class Condition:
     labels_only: tuple[str, ...] = field(default=())  # kinds of question without a term of the teacher
     clip: float = 1.0  # largest gradient norm; 0: none
     balance_every: int | None = None  # steps between measurements that the weights follow (``balance``)
+    better_teacher: bool = False  # ``models.train_better_teacher``
 
     def section(self) -> DistillationSection:
         return DistillationSection.model_validate(self.distillation or {"enabled": False})
 
     def as_dict(self) -> dict[str, Any]:
-        """What a record must have been made with."""
-        return {key: value for key, value in asdict(self).items() if key != "about"} | {
-            "labels_only": list(self.labels_only)
-        }
+        """What a record must have been made with. ``better_teacher`` is left out where it is false: the first
+        records are older."""
+        values = asdict(self) | {"labels_only": list(self.labels_only)}
+        left_out = ("about",) if self.better_teacher else ("about", "better_teacher")
+        return {key: value for key, value in values.items() if key not in left_out}
 
 
 BASELINE = "alone"
@@ -48,17 +50,37 @@ def _with(
 _ALL = _with("all", "all terms, unit weights, lambda 0.1")
 _HARD = ("column", "row", "count", "largest", "two_images", "text")
 
-_LIST = [
-    Condition(BASELINE, "labels only"),
+_EACH = [
     _ALL,
     _with("logits", "reverse KL only", (0, 0, 1)),
     _with("attention", "L_A only", (1, 0, 0)),
     _with("vision", "L_V only", (0, 1, 0)),
+]
+
+_LIST = [
+    Condition(BASELINE, "labels only"),
+    *_EACH,
     Condition("alone, twice the steps", "labels only, at more than the cost of a teacher", steps=2.0),
+    *(
+        replace(
+            one,
+            name=f"{one.name}, better teacher",
+            about=f"{one.about}; a better teacher",
+            better_teacher=True,
+        )
+        for one in _EACH
+    ),
     replace(_ALL, name="labels on sums", about="sums without the teacher", labels_only=("text",)),
     replace(_ALL, name="labels on hard kinds", about="the teacher on positions only", labels_only=_HARD),
     replace(_ALL, name="no clipping", about="all terms, gradients of any norm", clip=0.0),
     Condition("alone, no clipping", "labels only, gradients of any norm", clip=0.0),
+    replace(
+        _ALL,
+        name="no clipping, better teacher",
+        about="all terms, gradients of any norm; a better teacher",
+        clip=0.0,
+        better_teacher=True,
+    ),
     replace(_ALL, name="frozen adapters", about="defect: adapters stay random", frozen_adapters=True),
     replace(
         _ALL, name="transposed attention", about="defect: image queries, text keys", attention="transposed"

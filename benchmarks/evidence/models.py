@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,9 @@ from benchmarks.evidence.task import DATA_SEED, Task
 # training it again would give slightly different weights.
 TEACHER_FILE = Path(__file__).parent / "teacher.safetensors"
 TEACHER_STEPS = 2500
+BETTER_TEACHER_FILE = TEACHER_FILE.with_name("better-teacher.safetensors")
+BETTER_TEACHER_STEPS = 12_000
+BETTER_TEACHER_SAMPLES = 128_000
 FP32 = BuildOptions(torch.float32)
 
 
@@ -48,13 +52,39 @@ def train_teacher(cache: Path, task: Task, steps: int, out: Path) -> None:
     examples = Examples(task.train, task.pixels)
     settings = TrainingSection(learning_rate=1e-3, global_batch_size=32, seed=DATA_SEED)
     train(module, examples, settings, steps)
+    _write_in_half_precision(model, out)
+
+
+def train_better_teacher(
+    cache: Path,
+    task: Task,
+    steps: int,
+    out: Path,
+    after_step: Callable[[MobileVLM, int], None] = lambda model, step: None,
+) -> None:
+    """A second teacher of the same shape, from scratch on the labels of ``task``, which has more samples than
+    students see, saved to ``out``.
+
+    It has the tower of the first one, frozen, as the students do. So the student alone and the start of every
+    student are the same under both teachers.
+    """
+    model = _from_scratch(cache, "teacher", DATA_SEED + 1)
+    patches = all_patches(load_teacher(cache), task.pixels)
+    module = StudentStep(model, None, DistillationSection(enabled=False))
+    settings = TrainingSection(learning_rate=5e-4, global_batch_size=32, seed=DATA_SEED + 1)
+    examples = Examples(task.train, patches)
+    train(module, examples, settings, steps, after_step=lambda step: after_step(model, step))
+    _write_in_half_precision(model, out)
+
+
+def _write_in_half_precision(model: MobileVLM, out: Path) -> None:
     tensors = {model.public_name(name): value.data.half() for name, value in model.named_parameters()}
     write_tensors(tensors, out)
 
 
 def load_teacher(cache: Path, file: Path = TEACHER_FILE) -> MobileVLM:
     """The frozen teacher in fp32. Its folder in ``cache`` supplies the students' tower."""
-    folder = cache / "trained-teacher"
+    folder = cache / f"trained-{file.stem}"
     if not folder.exists():
         tensors = {name: value.float() for name, value in load_file(file).items()}
         section = ModelSection(
@@ -68,10 +98,14 @@ def load_teacher(cache: Path, file: Path = TEACHER_FILE) -> MobileVLM:
 
 def new_student(cache: Path, seed: int) -> MobileVLM:
     """From random weights, with the teacher's tower; takes patches [I, 1, P, C] in the place of pixels."""
+    return _from_scratch(cache, "student", seed)
+
+
+def _from_scratch(cache: Path, shape: str, seed: int) -> MobileVLM:
     section = ModelSection(
         student="scratch",
-        student_config=str(cache / "student"),
-        vision_tower=str(cache / "trained-teacher"),
+        student_config=str(cache / shape),
+        vision_tower=str(cache / f"trained-{TEACHER_FILE.stem}"),
     )
     model, _ = load_student(section, seed, FP32)
     assert isinstance(model, MobileVLM)

@@ -80,7 +80,7 @@ def train_once(
     adapters, distillation = None, None
     variant = None if condition.attention is None else VARIANTS[condition.attention]
     if section.enabled:
-        targets = bench.targets(condition.attention).with_top_k(section.top_k)
+        targets = bench.targets(condition.attention, condition.better_teacher).with_top_k(section.top_k)
         distillation = Distillation(
             targets,
             term_weights(section),
@@ -132,6 +132,7 @@ def train_once(
         "batch": settings.batch,
         "teacher": bench.teacher,
         "data": bench.data,
+        **({"better_teacher": bench.better_teacher} if condition.better_teacher else {}),
         "clipped": round(clipped, 4),
         "validation": outcome.curve,
         "gradient_norms": outcome.gradients,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from alignkd.data.collate import Example
 from alignkd.data.records import Turn
@@ -30,7 +31,14 @@ from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
 from benchmarks.evidence.loop import Distillation, Examples, Part, order_of_steps, split_step, train
-from benchmarks.evidence.models import load_teacher, new_student, takes_patches, train_teacher, write_folders
+from benchmarks.evidence.models import (
+    load_teacher,
+    new_student,
+    takes_patches,
+    train_better_teacher,
+    train_teacher,
+    write_folders,
+)
 from benchmarks.evidence.patches import VARIANTS
 from benchmarks.evidence.run import Settings, train_once
 from benchmarks.evidence.statistics import (
@@ -59,7 +67,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     root = tmp_path_factory.mktemp("evidence")
     task = build_task(write_folders(root), SIZES)
     train_teacher(root, task, 1, root / "teacher.safetensors")
-    return open_bench(root, SIZES, root / "teacher.safetensors")
+    (root / "better-teacher.safetensors").write_bytes(b"")  # until it is trained
+    return open_bench(root, SIZES, root / "teacher.safetensors", root / "better-teacher.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +132,7 @@ def test_other_data_have_another_digest_and_folder(bench: Bench, monkeypatch: py
     digests = {task_digest(one) for one in (task, *tasks)}
     assert len(digests) == 7
     monkeypatch.setattr("benchmarks.evidence.bench.build_task", lambda *_: tasks[-1])
-    other = open_bench.__wrapped__(root, SIZES, bench.teacher_file)
+    other = open_bench.__wrapped__(root, SIZES, bench.teacher_file, bench.better_file)
     assert other.data == task_digest(tasks[-1])
     assert other.cache != bench.cache
 
@@ -262,6 +271,21 @@ def test_a_record_says_how_it_was_made_and_what_came_out(record: dict[str, Any],
     json.dumps(record)
 
 
+def test_the_better_teacher_has_the_same_tower_and_teaches_something_else(bench: Bench) -> None:
+    train_better_teacher(bench.cache, bench.task, 1, bench.better_file)
+    first, better = (load_file(file) for file in (bench.teacher_file, bench.better_file))
+    other = {name for name in first if not torch.equal(first[name], better[name])}
+    assert other
+    assert not any("vision_tower" in name for name in other)
+    hidden = [bench.targets(None, which).of([0]).hidden_ND for which in (False, True)]
+    assert not torch.equal(*hidden)
+    found = train_once(bench, CONDITIONS["all, better teacher"], 3, SHORT)
+    wanted = program.wanted(("all, better teacher", 3, SHORT), bench)
+    assert {key: found[key] for key in wanted} == wanted
+    assert wanted["better_teacher"] == bench.better_teacher != wanted["teacher"] == bench.teacher
+    assert "better_teacher" not in program.wanted(("all", 3, SHORT), bench)
+
+
 def test_the_same_run_gives_the_same_record(record: dict[str, Any], bench: Bench) -> None:
     again = train_once(bench, CONDITIONS["all"], 3, SHORT)
     assert {**again, "seconds": None} == {**record, "seconds": None}
@@ -299,7 +323,7 @@ def test_a_run_costs_its_training_steps_alone(
 def test_a_run_of_the_program_goes_on_in_a_process_that_finds_it(tmp_path: Path, bench: Bench) -> None:
     """A spawned process does not import ``__main__`` of a package, so nothing of it may be sent there."""
     assert program.work.__module__ != program.__name__
-    opened = partial(open_bench, bench.cache.parent, SIZES, bench.teacher_file)
+    opened = partial(open_bench, bench.cache.parent, SIZES, bench.teacher_file, bench.better_file)
     pool.work(opened, program.missing([(BASELINE, 0, SHORT)], tmp_path, bench), tmp_path, 1, None)
     assert [path.name for path in tmp_path.iterdir()] == ["alone.0.json"]
 
