@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from alignkd.config.dotted import get_value
-from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import UserError
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.paths import RunPaths
@@ -67,8 +65,9 @@ def _of_value(evaluated_on: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def best_of_run(run: Path) -> Best | None:
-    """The best checkpoint by the run's own configuration. Raises UserError when that cannot be read."""
-    return best_checkpoint(run, _configured_value(run))
+    """The best checkpoint by the run's own configuration. Raises UserError when that cannot be read, and OSError
+    as :func:`best_checkpoint` does."""
+    return best_checkpoint(run, _configured_value(run)) if _was_evaluated(run) else None
 
 
 def best_step(run: Path) -> int:
@@ -85,7 +84,21 @@ def best_step(run: Path) -> int:
     return best.step
 
 
+def _was_evaluated(run: Path) -> bool:
+    for step in committed_steps(run):
+        try:
+            if EVALUATION in read_manifest(step_folder(run, step)):
+                return True
+        except (FileNotFoundError, ValueError):
+            continue
+    return False
+
+
 def _configured_value(run: Path) -> str:
+    # Here: `status` imports this module, and most runs are not evaluated.
+    from alignkd.config.dotted import get_value
+    from alignkd.config.yaml_reader import read_yaml
+
     document = read_yaml(RunPaths(run).config)
     return str(get_value(document, ("evaluation", "best"), "loss"))
 

@@ -56,7 +56,7 @@ def main(run: str, where: str, rank: str, step: str) -> int:
         elif where == "step":
             from alignkd.engine import optimizer_step
 
-            _stop_in_call(optimizer_step, "_teacher_side", int(step))
+            _stop_in_call(optimizer_step, "teacher_side", int(step))
         else:
             from alignkd.engine import trainer
 
