@@ -65,8 +65,8 @@ def _of_value(evaluated_on: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def best_of_run(run: Path) -> Best | None:
-    """The best checkpoint by the run's own configuration. Raises UserError when that cannot be read, and OSError
-    as :func:`best_checkpoint` does."""
+    """The best checkpoint by the run's own configuration. Raises UserError when that cannot be read, and
+    OSError as :func:`best_checkpoint` does."""
     return best_checkpoint(run, _configured_value(run)) if _was_evaluated(run) else None
 
 
