@@ -497,6 +497,6 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     assert "+0.0 [+0.0, +0.0] | 1 | 1 (1 of 1) |" in text
     assert "each term, at the weights of the run (lambda 0.1), over that of the labels" in text
     assert "| layer 0 queries and keys |" in text
-    assert "| 2 | 0.001 | 1 |" in text
+    assert f"| 2 | {SHORT.learning_rate:g} | 1 |" in text
     table.plot(groups, tmp_path / "accuracy.svg")
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
