@@ -15,7 +15,7 @@ from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.runs import Runs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # it starts processes on its own account, which would disturb other tests
 def slurm() -> Iterator[Cluster]:
     missing = missing_programs()
     if missing:
