@@ -59,7 +59,7 @@ def train(cluster: Cluster, tmp_path: Path) -> Runs:
     return Runs(cluster, tmp_path, configuration(tmp_path))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def losses(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Of the uninterrupted run, step by step."""
     runs = Runs(slurm, folder := tmp_path_factory.mktemp("whole"), configuration(folder))
