@@ -133,8 +133,9 @@ def _teacher_work(
     targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
     # The targets are on the student's grid of vision tokens, the forward on the teacher's.
     larger = work.with_images_of(max(teacher.shapes.vision_tokens, work.vision_tokens))
-    is_other = teacher.shapes.vision_tokens != work.vision_tokens
-    resampled = activations.block_bytes(teacher.shapes, work) if is_other else 0
+    resampled = 0
+    if teacher.shapes.vision_tokens != work.vision_tokens:
+        resampled = activations.resampled_bytes(teacher.shapes, work)
     forward = activations.teacher_workspace(
         teacher.shapes, larger, size, shares_tower=shares, resampled=resampled
     )
