@@ -75,7 +75,7 @@ def test_slurm_time_limits_are_read_in_every_form(text: str, seconds: int) -> No
     ("evaluation", "problem"),
     [
         ("", "evaluation.every needs something to evaluate; valid: evaluation.sources"),
-        (", task: sample, best: accuracy", "evaluation.task_data is missing: evaluation.task needs its questions"),
+        (", task: sample, best: accuracy", "evaluation.task_data is missing: evaluation.task needs"),
         (", task: sample, task_data: /d", "evaluation.best = loss needs evaluation.sources"),
         (", sources: [{file: b.json}], best: accuracy", "evaluation.best = accuracy needs evaluation.task"),
     ],
