@@ -11,11 +11,11 @@ from alignkd.config.schema import (
     EvaluationSection,
     ModelSection,
     StudentSection,
-    TeacherSection,
     TrainingSection,
 )
 from alignkd.config.section import Section
 from alignkd.config.slurm_section import SlurmSection
+from alignkd.config.teacher_section import TeacherSection
 from alignkd.text import listed
 
 
@@ -82,15 +82,30 @@ def _evaluation(
     if evaluation.every is None:
         return []
     problems = []
-    if not evaluation.sources:
+    by_task = evaluation.best == "accuracy"
+    if not evaluation.sources and evaluation.task is None:
         problems.append(
-            "evaluation.sources is missing: evaluation.every needs held-out data; valid: a list like "
-            "data.sources, of other samples"
+            "evaluation.every needs something to evaluate; valid: evaluation.sources, a list like "
+            "data.sources of other samples, or evaluation.task, a task of `alignkd eval`, or both"
         )
-    if distillation.enabled and teacher.placement == "cached":
+    elif by_task and evaluation.task is None:
         problems.append(
-            "evaluation.every needs a teacher that runs, and teacher.placement = cached has its answers to "
-            "the training data only; valid: another placement, or no evaluation.every"
+            "evaluation.best = accuracy needs evaluation.task; valid: a task, or evaluation.best = loss"
+        )
+    elif not by_task and not evaluation.sources:
+        problems.append(
+            f"evaluation.best = {evaluation.best} needs evaluation.sources; valid: held-out data, or "
+            "evaluation.best = accuracy"
+        )
+    if evaluation.task is not None and evaluation.task_data is None:
+        problems.append(
+            "evaluation.task_data is missing: evaluation.task needs its questions; valid: the folder that "
+            "`alignkd eval --data` takes"
+        )
+    if evaluation.sources and distillation.enabled and teacher.placement == "cached":
+        problems.append(
+            "evaluation.sources need a teacher that runs, and teacher.placement = cached has its answers to "
+            "the training data only; valid: another placement, or evaluation.task alone"
         )
     return problems
 

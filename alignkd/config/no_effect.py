@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, EvaluationSection
 from alignkd.config.section import Section
 
 
@@ -33,8 +33,7 @@ def warnings_of(config: Config) -> list[str]:
             f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
-    if config.evaluation.every is None and config.evaluation.sources:
-        found.append("evaluation.sources has no effect: evaluation.every is null")
+    found += _evaluation_warnings(config.evaluation)
     trained_on = {source.file for source in config.data.sources}
     found += [
         f"evaluation.sources: {source.file} is in data.sources too, so it is not held out"
@@ -66,6 +65,23 @@ def warnings_of(config: Config) -> list[str]:
         if source.template == "plain" and source.image_folder is None:
             found.append(f"data.sources: {source.file} uses the template `plain` but has no image_folder")
     return found
+
+
+def _evaluation_warnings(evaluation: EvaluationSection) -> list[str]:
+    changed = _changed(evaluation)
+    if evaluation.every is None:
+        return [
+            f"evaluation.{name} has no effect: evaluation.every is null"
+            for name in ("sources", "task", "task_data")
+            if name in changed
+        ]
+    if evaluation.task is not None:
+        return []
+    return [
+        f"evaluation.{name} has no effect: evaluation.task is null"
+        for name in ("task_data", "questions")
+        if name in changed
+    ]
 
 
 def _weight_warnings(config: Config) -> list[str]:

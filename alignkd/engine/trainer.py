@@ -11,7 +11,7 @@ from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import load_window
-from alignkd.engine.evaluation import HeldOutEvaluation
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.finish import finish_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
@@ -78,7 +78,7 @@ class Trainer:
             generation,
             state.config.evaluation.best,
         )
-        self.held_out = HeldOutEvaluation(state, stop, self._report)
+        self.evaluations = Evaluations(state, stop, self._report)
         self.term_norms = TermNorms(state)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
@@ -181,15 +181,15 @@ class Trainer:
             self._report("training", **shown, save_held_seconds=held)
 
     def _evaluate(self) -> bool:
-        """On the held-out data, if this step is due. Returns whether it is the best step so far."""
-        if not self.held_out.is_due(self.step):
+        """If this step is due. Returns whether it is the best step so far."""
+        if not self.evaluations.is_due(self.step):
             return False
         with self.clock.paused():
             self._report("evaluating")
-            self.metrics.annotate(self.held_out.evaluate(self.step, self.saver))
+            self.metrics.annotate(self.evaluations.evaluate(self.step, self.saver))
             self.forward_watch.take()  # no part of any step
             self._report("training")
-        return self.held_out.best_step == self.step
+        return self.evaluations.best_step == self.step
 
     def _beat(self, taken: StepTime) -> None:
         """Tell the heartbeat that a step is done, and the times of the one before: this one's forwards may
@@ -211,7 +211,7 @@ class Trainer:
             self.metrics.flush()
             self._report("saving")
             facts = self.state.manifest_facts(self.step) | self.skipped.facts()
-            facts |= self.held_out.facts(self.step)
+            facts |= self.evaluations.facts(self.step)
             facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 

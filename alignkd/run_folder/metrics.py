@@ -19,6 +19,7 @@ from alignkd.run_folder.atomic_files import flush_to_disk, write_bytes_atomic
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+ACCURACY_COLUMN = "evaluation_accuracy"  # only of rows after which ``evaluation.task`` was answered
 _TAIL_BYTES_PER_ROW = 4096  # generous: rows take about 700 bytes
 
 

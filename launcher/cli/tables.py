@@ -43,8 +43,10 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         shown.append(("left", duration(state.seconds_left)))
     if state.loss is not None:
         shown.append(("loss", f"{state.loss:.4g}"))
-    if state.best_step is not None:
-        shown.append(("best", f"step {state.best_step}, {state.best_value:.4g} on held-out data"))
+    if state.best is not None:
+        shown.append(("best", str(state.best)))
+    if state.accuracy is not None:
+        shown.append(("accuracy", f"{state.accuracy:.4g} after step {state.accuracy_step}"))
     if state.data_wait_share is not None and state.data_wait_share > NOTABLE_WAIT:
         shown.append(("waiting", f"{state.data_wait_share:.0%} of a step for data; increase data.workers"))
     if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:

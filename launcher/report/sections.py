@@ -66,8 +66,8 @@ _GROUPS: tuple[tuple[str, str, bool, Callable[[str], bool]], ...] = (
         lambda name: name in _LOSSES,
     ),
     (
-        "Held-out data",
-        "Values of evaluation.sources after a step; seconds are of no step.",
+        "Evaluations",
+        "After a step: loss terms on evaluation.sources, and accuracy of evaluation.task.",
         False,
         lambda name: name.startswith("evaluation_"),
     ),

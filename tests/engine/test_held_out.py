@@ -20,7 +20,7 @@ from alignkd.config.schema import Config, DataSection, DataSource, EvaluationSec
 from alignkd.data.batch import Batch
 from alignkd.data.held_out import HeldOut
 from alignkd.engine import evaluation, term_norms
-from alignkd.engine.evaluation import HeldOutEvaluation
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.held_out import held_out_losses
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.term_norms import TermNorms
@@ -70,6 +70,7 @@ def state_of(ranks: SimpleNamespace, run: Path, windows: Sequence[list[Batch]] =
         engine=Samples(),
         teacher=None,
         held_out=held_out,
+        task=None,
         identity=identity,
         run=run,
     )
@@ -141,7 +142,7 @@ def test_a_value_whose_save_failed_is_not_the_best_any_more(
     def report(phase: str, done: int | None = None) -> None:
         reports.append((phase, done))
 
-    held_out = HeldOutEvaluation(state, StopRequest(), report)
+    held_out = Evaluations(state, StopRequest(), report)
     for step in script:
         held_out.evaluate(step, saver)  # type: ignore[arg-type]
         found[step] = held_out.best_step
@@ -155,10 +156,10 @@ def test_a_value_whose_save_failed_is_not_the_best_any_more(
     assert reports.count(("evaluating", 7)) == 5
     assert reports.count(("saving", None)) == 1
     saver.finish()
-    assert HeldOutEvaluation(state, StopRequest(), report).best_step == 5
+    assert Evaluations(state, StopRequest(), report).best_step == 5
     other = state_of(one_rank, tmp_path, best="ce")
     other.held_out = replace(other.held_out, samples=4)
-    assert HeldOutEvaluation(other, StopRequest(), report).best_step is None
+    assert Evaluations(other, StopRequest(), report).best_step is None
 
 
 def test_a_sample_of_gradient_norms_takes_no_random_number_from_the_training(

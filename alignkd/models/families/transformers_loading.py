@@ -128,6 +128,26 @@ def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.
     return whole.to(options.device)
 
 
+def whole_around(model: TransformersModel, folder: Path, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The same around ``tensors`` (our names), which are not copied; buffers are copies of ``model``'s.
+    ``folder`` has its config.json."""
+    config = read_config(folder)
+    with no_init_weights():
+        whole = AutoModelForImageTextToText.from_config(
+            config,
+            dtype=next(iter(tensors.values())).dtype,
+            attn_implementation=attention_with(config, "sdpa"),
+        )
+    named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    buffers = {name: value.clone() for name, value in model.whole.named_buffers()}
+    whole.load_state_dict(named, strict=False, assign=True)
+    whole.tie_weights()
+    for name, value in buffers.items():
+        module, _, buffer = name.rpartition(".")
+        whole.get_submodule(module)._buffers[buffer] = value
+    return whole.requires_grad_(False)
+
+
 def _saved_buffers(whole: Any, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Those that are part of a model's files, such as the factor of a layer. Training leaves them alone."""
     wanted = {name for name, _ in whole.named_buffers()} & whole.state_dict().keys()
