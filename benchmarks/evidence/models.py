@@ -70,18 +70,19 @@ def train_better_teacher(
     """
     model = from_scratch(cache, "teacher", DATA_SEED + 1, _teachers_tower(cache))
     examples = Examples(task.train, all_patches(load_teacher(cache), task.pixels))
-    train_on_labels(model, examples, steps, after_step)
+    settings = TrainingSection(learning_rate=5e-4, global_batch_size=32, seed=DATA_SEED + 1)
+    train_on_labels(model, examples, settings, steps, after_step)
     write_in_half_precision(model, out)
 
 
 def train_on_labels(
     model: MobileVLM,
     examples: Examples,
+    settings: TrainingSection,
     steps: int,
     after_step: Callable[[MobileVLM, int], None] = lambda model, step: None,
 ) -> None:
     module = StudentStep(model, None, DistillationSection(enabled=False))
-    settings = TrainingSection(learning_rate=5e-4, global_batch_size=32, seed=DATA_SEED + 1)
     train(module, examples, settings, steps, after_step=lambda step: after_step(model, step))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from alignkd.config.schema import TrainingSection
 from alignkd.data.sample_task import folders
 from alignkd.models.families.mobilevlm import MobileVLM
 from benchmarks.evidence.bench import Bench, digest_of, kept
@@ -28,8 +29,9 @@ from benchmarks.evidence.scenes.task import (
 from benchmarks.evidence.task import DATA_SEED
 
 TEACHER_FILE = Path(__file__).parent / "teacher.safetensors"  # in half precision, without the tower
-TEACHER_SCENES = 5120  # the first of them are the students'
-TEACHER_STEPS = 8000
+TEACHER_SCENES = 3072  # the first of them are the students'
+TEACHER_STEPS = 3000
+BATCH = 16
 SIZES = SceneSizes()
 
 
@@ -63,7 +65,8 @@ def train_scene_teacher(
         task = build_scenes(write_scene_folders(Path(folder)), sources, sizes)
         model = from_scratch(Path(folder), "teacher", DATA_SEED + 1, Path(folder) / folders.TOWER)
     patches = scene_patches(task.scenes, sources, _patches(root), root / "packages")
-    train_on_labels(model, Examples(task.train, patches), steps, after_step)
+    settings = TrainingSection(learning_rate=1e-3, global_batch_size=BATCH, seed=DATA_SEED + 1)
+    train_on_labels(model, Examples(task.train, patches), settings, steps, after_step)
     write_in_half_precision(model, out, with_tower=False)
 
 
