@@ -29,7 +29,7 @@ class Examples:
     """Samples and what their images are (pixels, or the tower's patches), ready to be collated."""
 
     samples: Sequence[Sample]
-    images: torch.Tensor  # [images, ...]
+    images: torch.Tensor  # [images, ...], of any precision
     top_k: int = 16
 
     def batch(self, numbers: Sequence[int]) -> Batch:
@@ -40,7 +40,7 @@ class Examples:
 
     def _example(self, number: int) -> Example:
         sample = self.samples[number]
-        return replace(sample.example, images=tuple(self.images[grid] for grid in sample.grids))
+        return replace(sample.example, images=tuple(self.images[grid].float() for grid in sample.grids))
 
 
 class Source(Protocol):
