@@ -11,11 +11,11 @@ from alignkd.config.schema import (
     EvaluationSection,
     ModelSection,
     StudentSection,
-    TeacherSection,
     TrainingSection,
 )
 from alignkd.config.section import Section
 from alignkd.config.slurm_section import SlurmSection
+from alignkd.config.teacher_section import TeacherSection
 from alignkd.text import listed
 
 
@@ -104,6 +104,25 @@ def _gradient_norms(logging: LoggingSection, student: StudentSection) -> list[st
     return []
 
 
+def _balance(
+    distillation: DistillationSection, student: StudentSection, training: TrainingSection
+) -> list[str]:
+    if not distillation.enabled or distillation.balance != "gradient":
+        return []
+    problems = []
+    if student.zero_stage == 3:
+        problems.append(
+            "distillation.balance = gradient does not work with student.zero_stage = 3, which shards the "
+            "gradients that it measures; valid: stage 0, 1 or 2, or distillation.balance = learned"
+        )
+    if training.precision == "fp16":
+        problems.append(
+            "distillation.balance = gradient does not work with training.precision = fp16, in which small "
+            "gradients are measured as 0; valid: bf16 or fp32, or distillation.balance = learned"
+        )
+    return problems
+
+
 def _batches(training: TrainingSection) -> list[str]:
     whole, micro = training.global_batch_size, training.micro_batch_size
     if whole % micro == 0 or training.tokens_per_micro_batch is not None:
@@ -185,6 +204,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data", "evaluation")),
     (_evaluation, ("evaluation", "distillation", "teacher")),
     (_gradient_norms, ("logging", "student")),
+    (_balance, ("distillation", "student", "training")),
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),
