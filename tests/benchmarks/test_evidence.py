@@ -26,7 +26,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import loop, pool, records, run, table
+from benchmarks.evidence import loop, pool, records, run, table, teacher_cost
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
@@ -57,6 +57,7 @@ from benchmarks.evidence.task import (
     split_digits,
     task_digest,
 )
+from benchmarks.evidence.teacher_cost import ALONE, ASKED, KEPT, asked_each_step
 
 SIZES = Sizes(train=64, validation=2, test=2)
 SHORT = Settings(steps=2, batch=8)
@@ -155,6 +156,19 @@ def test_kept_targets_are_those_of_the_teacher_on_the_batch(bench: Bench) -> Non
     torch.testing.assert_close(found.block_IHMV[:, :, :rows], expected.block_IHMV)
     torch.testing.assert_close(found.vision_tokens_IVD, expected.vision_tokens_IVD)
     assert not found.block_IHMV[:, :, rows:].any()
+
+
+def test_the_cost_of_a_teacher_is_measured_on_the_targets_that_are_kept(bench: Bench) -> None:
+    numbers = [40, 3, 33]
+    found, kept = asked_each_step(bench).of(numbers), bench.targets(None).with_top_k(TOP_K).of(numbers)
+    torch.testing.assert_close(found.hidden_ND, kept.hidden_ND)
+    assert torch.equal(found.focus_indices_IK, kept.focus_indices_IK)
+
+    seconds = {ALONE: [0.03, 0.04, 0.9], KEPT: [0.05, 0.04, 0.9], ASKED: [0.08, 0.07, 0.9]}
+    text = teacher_cost.body(seconds, 14.2)
+    assert "| all terms, targets kept | 50.0 | 100 |" in text
+    assert "| all terms, teacher in every step | 80.0 | 160 |" in text
+    assert "computed once: 14 CPU s" in text
 
 
 def test_patches_in_the_place_of_pixels_give_the_same_student(bench: Bench) -> None:

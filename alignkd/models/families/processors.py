@@ -6,6 +6,7 @@ Pillow, whatever is installed: the other back end's pixels differ.
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def _build(folder: Path) -> Any:
     return known.from_args_and_dict(parts, settings, **unused)
 
 
+@functools.cache  # one class for each, also in another process
 def images_only(processor_class: Any) -> Any:
     """The class, without the parts for videos and sound if it has them."""
     given = processor_class.get_attributes()
@@ -68,8 +70,17 @@ def images_only(processor_class: Any) -> Any:
             every = [None if name in LEFT_OUT else next(parts) for name in given]
             return super().from_args_and_dict(every, settings, **kwargs)
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            """A data loader's worker gets its processor as a pickle, which finds no class in a function."""
+            return _new_images_only, (processor_class,), self.__dict__
+
     ImagesOnly.__name__ = processor_class.__name__  # which is saved with it
     return ImagesOnly
+
+
+def _new_images_only(processor_class: Any) -> Any:
+    made = images_only(processor_class)
+    return made.__new__(made)
 
 
 class _WithoutLeftOut(ProcessorMixin):  # type: ignore[misc]

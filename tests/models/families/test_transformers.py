@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from unittest.mock import patch
@@ -70,6 +71,18 @@ def test_tokens_rows_and_labels_are_those_of_the_expanded_text(family: str, imag
         supervised = [column for column, label in enumerate(example.labels) if label >= 0]
         assert supervised == found.supervised
         assert [example.labels[column] for column in supervised] == [found.ids[c] for c in supervised]
+
+
+def test_a_data_loaders_worker_encodes_alike(family: str, images: Path) -> None:
+    encoder = chat_encoder(vlm.folder(family), 10**6)
+    workers = pickle.loads(pickle.dumps(encoder))
+    source = DataSource(file="x", image_folder=str(images), template="chat")
+    for number, record in enumerate(vlm.RECORDS):
+        sample = parse_sample(record, "x", 0, number)
+        expected, found = encoder.encode(sample, source), workers.encode(sample, source)
+        assert (found.ids, found.labels) == (expected.ids, expected.labels)
+        both = zip(found.inputs.items(), expected.inputs.items(), strict=True)
+        assert all(name == other and torch.equal(one, two) for (name, one), (other, two) in both)
 
 
 def test_lengths_are_known_without_pixels(family: str, images: Path) -> None:
