@@ -145,10 +145,14 @@ PARAMETERS = {
 
 
 def write_model_folder(out: Path, name: str) -> Path:
-    """All that is read without torch; the tokenizer and the processor are stand-ins, the same for all."""
+    """All that is read without torch; the tokenizer and the processor are stand-ins. Those of Qwen have a
+    budget of pixels."""
     out.mkdir(parents=True)
     (out / "config.json").write_text(json.dumps(copy.deepcopy(CONFIGS[name])))
     (out / "tokenizer.json").write_text("{}")
     (out / "chat_template.jinja").write_text("{{ messages }}")
-    (out / "processor_config.json").write_text('{"image_processor": {"size": {"longest_edge": 512}}}')
+    size = {"longest_edge": 512}
+    if CONFIGS[name]["model_type"].startswith("qwen"):
+        size = {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}
+    (out / "processor_config.json").write_text(json.dumps({"image_processor": {"size": size}}))
     return out

@@ -86,7 +86,7 @@ def _evaluation_warnings(evaluation: EvaluationSection) -> list[str]:
 
 def _weight_warnings(config: Config) -> list[str]:
     distillation, weights = config.distillation, config.distillation.weights
-    found = []
+    found = _balance_warnings(config)
     if weights.logits == 0:
         logit_keys = ("temperature", "divergence", "logit_positions")
         found += [
@@ -109,6 +109,23 @@ def _weight_warnings(config: Config) -> list[str]:
     if config.model.teacher == config.model.student:
         found.append("model.teacher and model.student are the same folder: there is nothing to distil")
     return found
+
+
+def _balance_warnings(config: Config) -> list[str]:
+    distillation, steps = config.distillation, config.training.max_steps
+    if distillation.balance != "gradient":
+        changed = "balance_every" in _changed(distillation)
+        return (
+            ["distillation.balance_every has no effect: only distillation.balance = gradient measures"]
+            if changed
+            else []
+        )
+    if steps is not None and distillation.balance_every > steps:
+        return [
+            f"distillation.balance = gradient has no effect: distillation.balance_every = "
+            f"{distillation.balance_every} is more than training.max_steps = {steps}"
+        ]
+    return []
 
 
 def _changed(section: Section) -> list[str]:

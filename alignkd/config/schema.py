@@ -175,6 +175,16 @@ class DistillationSection(Section):
     enabled: bool = Field(True, description="false trains the student on the labels only")
     weights: DistillationWeights = Field(default_factory=DistillationWeights)
     vision_focus_weight: NonNegative = Field(0.1, description="lambda of equation 5")
+    balance: Literal["fixed", "gradient", "learned"] = Field(
+        "fixed",
+        description="whether the weights stay as they are, follow the terms' gradient norms, or are learned "
+        "(docs/using.md)",
+    )
+    balance_every: PositiveInt = Field(
+        100,
+        description="steps between measurements of `gradient`, each of which takes a teacher forward and a "
+        "forward and backward per term, of one micro-batch",
+    )
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
     divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"

@@ -96,11 +96,15 @@ class Evaluations:
         return {EVALUATION: self._last[1], EVALUATED_ON: self._evaluated_on}
 
 
+# No value on held-out data depends on these: all have the configured weights, so that they can be compared.
+_SAME_VALUES = {"share_vision_tower", "balance", "balance_every"}
+
+
 def _evaluated_on(state: TrainingState) -> dict[str, Any]:
     """Empty where nothing is evaluated."""
     found: dict[str, Any] = {}
     if state.held_out is not None:
-        loss = state.config.distillation.model_dump(mode="json", exclude={"share_vision_tower"})
+        loss = state.config.distillation.model_dump(mode="json", exclude=_SAME_VALUES)
         found |= {
             "data": state.held_out.fingerprint,
             "samples": state.held_out.samples,

@@ -11,15 +11,12 @@ from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import load_window
+from alignkd.engine.balance import Balance
 from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.finish import finish_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
-from alignkd.engine.optimizer_step import (
-    StepInfo,
-    all_reduce_step_info,
-    run_optimizer_step,
-)
+from alignkd.engine.optimizer_step import StepInfo, all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
@@ -79,7 +76,8 @@ class Trainer:
             state.config.evaluation.best,
         )
         self.evaluations = Evaluations(state, stop, self._report)
-        self.term_norms = TermNorms(state)
+        self.balance = Balance.of_run(state)
+        self.term_norms = TermNorms(state, self.balance)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
@@ -154,6 +152,7 @@ class Trainer:
         with self.clock.paused():
             norms = self.term_norms.columns(self.step + 1, window)
             self.forward_watch.take()  # no part of the step
+        weights, columns = self.balance.weights, norms | self.balance.columns()
         sums = run_optimizer_step(
             state.engine,
             state.teacher,
@@ -164,21 +163,22 @@ class Trainer:
             self.teacher_watch,
             state.config.teacher.lookahead,
             self.watches,
+            weights,
         )
         self.step += 1
         applied = state.engine.was_step_applied()
         self.skipped.count(applied)
-        row = state.position(self.step) | learning_rates(state.engine.optimizer) | norms
+        row = state.position(self.step) | learning_rates(state.engine.optimizer) | columns
         row["skipped_steps"] = self.skipped.total
         taken = self.clock.end_step()
         parts = {"teacher": self.teacher_watch.take(), **self.watches.take()}
-        self.metrics.add(row, sums, info, parts, taken, applied=applied)
+        self.metrics.add(row, sums, info, parts, taken, applied=applied, weights=weights)
+        self.balance.learn(self.metrics.last)
         self._beat(taken)
         self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
-            held = self.saver.totals.held_seconds
-            self._report("training", **shown, save_held_seconds=held)
+            self._report("training", **shown, save_held_seconds=self.saver.totals.held_seconds)
 
     def _evaluate(self) -> bool:
         """If this step is due. Returns whether it is the best step so far."""
@@ -211,7 +211,7 @@ class Trainer:
             self.metrics.flush()
             self._report("saving")
             facts = self.state.manifest_facts(self.step) | self.skipped.facts()
-            facts |= self.evaluations.facts(self.step)
+            facts |= self.evaluations.facts(self.step) | self.balance.facts(self.metrics.last)
             facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 

@@ -19,6 +19,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.chat_model import ChatModel
+from alignkd.evaluate.gguf_model import GgufModel
 from alignkd.evaluate.mobilevlm_model import MobileVLMAnswers
 from alignkd.evaluate.model_folders import FolderKind, folder_kind
 from alignkd.models.agreement import student_folder, student_model_config
@@ -37,9 +38,14 @@ def load(
 ) -> AnsweringModel:
     """Load an export, a folder of MobileVLM V2 or of a family of docs/models.md, or the student in a run's
     checkpoint (the newest, or that of ``step``). ``device``: default a GPU if there is one; ``precision``
-    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. Raises UserError."""
+    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. A GGUF export has its own precision, and runs on
+    the CPU. Raises UserError."""
     folder = Path(folder)
     kind = folder_kind(folder, step)
+    if kind is FolderKind.GGUF:
+        if precision is not None:
+            raise UserError(f"{folder}: precision {precision!r:.80}: a GGUF has the one it was exported with")
+        return GgufModel(folder)
     where = _device(device)
     precision = precision or ("fp32" if where.type == "cpu" else "bf16")
     if precision not in DTYPES:

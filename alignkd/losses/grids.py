@@ -7,6 +7,9 @@ the teacher, and any leading dimensions. The host never waits for the device.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
 import torch
 
 from alignkd.losses.precision import at_least_fp32
@@ -15,24 +18,44 @@ Grid = tuple[int, int]
 
 
 def resample_tokens(tokens_VD: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:
-    """[U, D]: bilinear interpolation between the centres of cells. Onto a coarser grid, all tokens that a
-    cell covers have a part in it (antialiasing)."""
-    plane_DV = tokens_VD.to(at_least_fp32(tokens_VD.dtype)).T
-    down, across = (_triangles(old, new, plane_DV) for old, new in zip(grid, wanted, strict=True))
-    return _resampled(plane_DV, grid, down, across).T.to(tokens_VD.dtype)
+    """[..., U, D]: bilinear interpolation between the centres of cells. Onto a coarser grid, all tokens that
+    a cell covers have a part in it (antialiasing)."""
+    wide_VD = tokens_VD.to(at_least_fp32(tokens_VD.dtype))
+    down, across = (_triangles(old, new, wide_VD) for old, new in zip(grid, wanted, strict=True))
+    rows = (across @ torch.unflatten(wide_VD, -2, grid)).flatten(-2)
+    made = torch.unflatten(down @ rows, -1, (wanted[1], -1)).flatten(-3, -2)
+    return made.to(tokens_VD.dtype)
 
 
 def resample_attention(attention_V: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:
     """[..., U]: attention is a density over the image, constant within a cell; that of a student's token is
     the integral over its cell. So every row keeps its mass, and a uniform one stays uniform."""
     down, across = (_shares(old, new, attention_V) for old, new in zip(grid, wanted, strict=True))
-    return _resampled(attention_V, grid, down, across)
-
-
-def _resampled(values_V: torch.Tensor, grid: Grid, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
-    plane = values_V.reshape(*values_V.shape[:-1], *grid)
-    made: torch.Tensor = down @ plane @ across.T
+    made: torch.Tensor = down @ (torch.unflatten(attention_V, -1, grid) @ across.T)
     return made.flatten(-2)
+
+
+def resample_images(
+    values: torch.Tensor,
+    pairs: Sequence[tuple[Grid, Grid]],
+    resample: Callable[[torch.Tensor, Grid, Grid], torch.Tensor],
+) -> torch.Tensor:
+    """[I, ...]: the values [I, ...] of each image, resampled from its grid to the wanted one. ``pairs`` has
+    these two of every image, of at least one; ``resample`` returns the same shape for all of them.
+
+    Images with equal grids are resampled together, so that only different ones add kernels. No index says
+    which they are: it would have to be copied to the device.
+    """
+    images_of: defaultdict[tuple[Grid, Grid], list[int]] = defaultdict(list)
+    for image, pair in enumerate(pairs):
+        images_of[pair].append(image)
+    if len(images_of) == 1:
+        return resample(values, *pairs[0])
+    made: dict[int, torch.Tensor] = {}
+    for pair, images in images_of.items():
+        together = torch.stack([values[image] for image in images])
+        made |= zip(images, resample(together, *pair), strict=True)
+    return torch.stack([made[image] for image in range(len(pairs))])
 
 
 def _triangles(old: int, new: int, like: torch.Tensor) -> torch.Tensor:

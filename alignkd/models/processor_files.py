@@ -29,7 +29,7 @@ def chat_problems(model: ModelSection, student: Path, family: Family) -> list[st
     teacher = student if model.teacher is None else Path(model.teacher)
     try:
         ours, theirs = _described(student), _described(teacher)
-        settings, their_settings = _settings(student, family), _settings(teacher, family)
+        settings, their_settings = processor_settings(student, family), processor_settings(teacher, family)
     except CheckpointError as error:
         return [*problems, str(error)]
     different = [name for name, value in ours.items() if theirs.get(name) != value]
@@ -47,7 +47,7 @@ def chat_problems(model: ModelSection, student: Path, family: Family) -> list[st
 def has_other_grids(family: Family, teacher: Path, student: Path) -> bool:
     """Whether their processors may make different numbers of vision tokens of an image. Raises
     CheckpointError."""
-    return bool(differing_grid_keys(_settings(teacher, family), _settings(student, family)))
+    return bool(differing_grid_keys(processor_settings(teacher, family), processor_settings(student, family)))
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def _described(folder: Path) -> dict[str, Any]:
     }
 
 
-def _settings(folder: Path, family: Family) -> dict[str, Any]:
-    """Of the processor and its image half, by name."""
+def processor_settings(folder: Path, family: Family) -> dict[str, Any]:
+    """Of the processor and its image half, by name. Raises CheckpointError when there are none."""
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import BlockLayout, text_vision_block
-from alignkd.losses.grids import resample_attention, resample_tokens
+from alignkd.losses.grids import Grid, resample_attention, resample_images, resample_tokens
 from alignkd.losses.vision import focus_indices
 from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLanguageModel
 
@@ -67,14 +68,21 @@ def on_students_grids(
     """Both on the grids of ``batch``, filled up with zeros like its ``columns_IV``; ``own`` is the batch that
     they are of. Its text rows are those of ``batch``, in the same order."""
     assert batch.columns_IV is not None, "only images of transformers' families have grids"
-    images, V = batch.columns_IV.shape
-    made_block_IHMV = block_IHMV.new_zeros(*block_IHMV.shape[:3], V)
-    made_tokens_IVD = tokens_IVD.new_zeros(images, V, tokens_IVD.shape[2])
-    for image, (grid, wanted) in enumerate(zip(own.grids, batch.grids, strict=True)):
-        theirs, ours = math.prod(grid), math.prod(wanted)
-        made_block_IHMV[image, ..., :ours] = resample_attention(block_IHMV[image, ..., :theirs], grid, wanted)
-        made_tokens_IVD[image, :ours] = resample_tokens(tokens_IVD[image, :theirs], grid, wanted)
-    return made_block_IHMV, made_tokens_IVD
+    V = batch.columns_IV.shape[1]
+
+    def attention(block: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:
+        made = resample_attention(block[..., : math.prod(grid)], grid, wanted)
+        return pad(made, (0, V - made.shape[-1]))
+
+    def tokens(part: torch.Tensor, grid: Grid, wanted: Grid) -> torch.Tensor:
+        made = resample_tokens(part[:, : math.prod(grid)], grid, wanted)
+        return pad(made, (0, 0, 0, V - made.shape[1]))
+
+    pairs = list(zip(own.grids, batch.grids, strict=True))
+    if not pairs:
+        empty = block_IHMV.new_zeros(*block_IHMV.shape[:3], V)
+        return empty, tokens_IVD.new_zeros(0, V, tokens_IVD.shape[2])
+    return resample_images(block_IHMV, pairs, attention), resample_images(tokens_IVD, pairs, tokens)
 
 
 def attention_block(outputs: ModelOutputs, batch: Batch, facts: ModelFacts) -> torch.Tensor:

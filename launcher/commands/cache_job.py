@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from alignkd.config import Config
-from alignkd.errors import ConfigError, UserError, raise_if_passing
-from alignkd.run_folder.paths import RunPaths
+from alignkd.errors import ConfigError, UserError
 from launcher.backends.devices import usual_gpus_per_node
 from launcher.backends.node_probe import read_places
 from launcher.backends.slurm.client import slurm_is_installed
@@ -20,7 +19,7 @@ from launcher.commands.evaluate_job import JobSize
 from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_cache
 from launcher.run.console import say
-from launcher.run.folder import write_scripts
+from launcher.run.folder import write_job
 
 
 def folder_to_write(config: Config, console: Console) -> Path | None:
@@ -54,10 +53,5 @@ def submit_cache(folder: Path, config: Config, size: JobSize) -> str:
     if problems:
         raise ConfigError("job of the cache", problems)
     with request(folder, config):
-        try:
-            RunPaths(folder).logs.mkdir(exist_ok=True)
-            write_scripts(folder, scripts)
-        except OSError as error:
-            raise_if_passing(error, folder)
-            raise UserError(f"{folder}: cannot be written ({error})") from None
+        write_job(folder, scripts)
         return submit(folder)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from alignkd.config import load_run_config
 from alignkd.config.slurm_section import SlurmSection
-from alignkd.errors import AlignkdError, ConfigError, UserError, raise_if_passing
+from alignkd.errors import AlignkdError, ConfigError, UserError
 from alignkd.evaluate.options import EvalOptions, write_options
 from alignkd.evaluate.scoring import check_data
 from alignkd.run_folder.paths import RunPaths
@@ -25,7 +25,7 @@ from launcher.backends.slurm.submission import submit
 from launcher.commands.evaluate import absolute
 from launcher.render.container_mounts import container_problems
 from launcher.render.job_scripts import render_evaluation
-from launcher.run.folder import write_scripts
+from launcher.run.folder import write_job
 from launcher.run.site import read_site
 
 
@@ -81,14 +81,8 @@ def checked_scripts(slurm: SlurmSection, options: EvalOptions, size: JobSize) ->
 
 def write_evaluation(options: EvalOptions, scripts: dict[str, str]) -> None:
     """Write what the job reads. ``options`` have absolute paths."""
-    out = Path(options.out)
     write_options(replace(options, as_json=False))  # scores.json holds the same, and the log shows the table
-    try:
-        RunPaths(out).logs.mkdir(exist_ok=True)
-        write_scripts(out, scripts)
-    except OSError as error:
-        raise_if_passing(error, out)
-        raise UserError(f"{out}: cannot be written ({error})") from None
+    write_job(Path(options.out), scripts)
 
 
 def _settings(

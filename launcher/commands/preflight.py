@@ -157,12 +157,12 @@ def data_problems(config: Config) -> list[str]:
 
 def task_problems(config: Config) -> list[str]:
     """Why the questions of ``evaluation.task`` cannot be asked: the task is unknown, or data are missing."""
-    from alignkd.evaluate.scoring import check_data  # reads tables with numpy, and most runs have no task
-    from alignkd.evaluate.tasks.registry import task_named
-
     evaluation = config.evaluation
     if evaluation.every is None or evaluation.task is None or evaluation.task_data is None:
         return []
+    from alignkd.evaluate.scoring import check_data  # reads tables with numpy, and most runs have no task
+    from alignkd.evaluate.tasks.registry import task_named
+
     name, data = evaluation.task, Path(evaluation.task_data)
     return [
         f"evaluation.task: {problem}" for problem in _raised(lambda: check_data([task_named(name)], data))

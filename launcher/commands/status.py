@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkd.errors import UserError
 from alignkd.run_folder.best import Best, best_of_run
-from alignkd.run_folder.metrics import ACCURACY_COLUMN, Row, iter_rows, last_rows
+from alignkd.run_folder.metrics import ACCURACY_COLUMN, Row, iter_rows, last_rows, weights_of_row
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
@@ -40,6 +40,7 @@ class RunState:
     step: int
     total_steps: int | None
     loss: float | None
+    weights: dict[str, float] | None  # of the loss terms in that step, where distillation.balance moves them
     seconds_left: float | None
     data_wait_share: float | None  # share of a step that rank 0 waited for samples; median of late steps
     padding_share: float | None  # share of the computed positions; median of late steps
@@ -132,6 +133,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
+        weights=(weights_of_row(rows[-1]) or None) if rows else None,
         seconds_left=_seconds_left(rows, step, total) if running else None,
         data_wait_share=_median(rows, "data_wait_share"),
         padding_share=_median(rows, "padding_share"),

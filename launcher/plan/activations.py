@@ -7,6 +7,8 @@ the bytes per element of the model's dtype.
 
 from __future__ import annotations
 
+import math
+
 from alignkd.config.schema import TrainingSection
 from launcher.plan.shapes import ModelShapes
 from launcher.plan.trained import LINEAR_LAYERS, Trained
@@ -106,11 +108,17 @@ def block_bytes(shapes: ModelShapes, work: Workload) -> int:
     return images * shapes.num_attention_heads * work.text_rows * work.vision_tokens * FP32
 
 
+def resampled_bytes(teacher: ModelShapes, work: Workload) -> int:
+    """The same on the student's grid, beside what only has the columns of that grid."""
+    between = math.isqrt(teacher.vision_tokens * work.vision_tokens)
+    return block_bytes(teacher, work) + block_bytes(teacher, work.with_images_of(between))
+
+
 def teacher_workspace(
     shapes: ModelShapes, work: Workload, size: int, *, shares_tower: bool, resampled: int = 0
 ) -> int:
-    """The peak of a forward without gradients over a whole window, including the targets. ``resampled``: of
-    the attention blocks on the student's grid, if that is another."""
+    """The peak of a forward without gradients over a whole window, including the targets. ``resampled``: see
+    ``resampled_bytes``, if the student's grid is another."""
     D, F, tower = shapes.hidden_size, shapes.intermediate_size, shapes.vision
     half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
     widths = 3 * tower.mlp + 4 * tower.width

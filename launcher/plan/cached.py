@@ -32,7 +32,8 @@ class CacheSize:
 
 def cache_size(config: Config, vision_tokens: int) -> CacheSize:
     """From the manifest of a finished cache, otherwise from the token index, which is built if need be.
-    Raises UserError when the data cannot be read."""
+    ``vision_tokens``: of an image for the student, at least. Raises UserError when the data cannot be
+    read."""
     folder = Path(str(config.teacher.cache))
     if CachePaths(folder).manifest.exists():
         manifest = read_manifest(folder)
@@ -67,7 +68,7 @@ def cache_figures(plan: Plan, chip: Chip) -> CacheFigures | None:
     """None for a run without a cached teacher. Raises UserError when the data cannot be read."""
     if plan.config.teacher.placement != "cached" or plan.sizes.teacher is None:
         return None
-    size = cache_size(plan.config, plan.sizes.teacher.shapes.vision_tokens)
+    size = cache_size(plan.config, plan.sizes.student.least_vision_tokens)
     step_bytes = size.bytes(plan) / size.samples * plan.config.training.global_batch_size
     other = with_placement(plan, COMPARED)
     less = other.compute.flops - plan.compute.flops

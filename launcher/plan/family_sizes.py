@@ -6,22 +6,35 @@ and ``head.``, as in MobileVLM's sizes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alignkd.config.schema import DataSection
+from alignkd.models.families.table import FAMILIES
+from alignkd.models.processor_files import processor_settings
 from launcher.plan.family_config import FamilyConfig, read_family_config
 from launcher.plan.family_towers import TOWERS, grid, is_qwen, side
-from launcher.plan.shapes import ModelShapes, VisionShapes
+from launcher.plan.image_tokens import image_tokens
+from launcher.plan.shapes import ImageTokens, ModelShapes, VisionShapes
 from launcher.plan.tensors import ModelSizes, linear, norm
 
 Tensors = dict[str, int]
 WITH_BIASES = ("qwen2", "qwen2_5_vl_text")  # of queries, keys and values
+COUNTED_ALIKE = (
+    "{}: its layers are counted like MobileVLM's; sliding windows, norms of queries and keys, separators "
+    "between tiles and later layers' vision features are not counted, and memory was compared with real "
+    "modules for MobileVLM only"
+)
 WITH_NORMS = ("qwen3", "qwen3_vl_text", "gemma3_text")  # of queries and keys
 
 
-def family_sizes(folder: Path, family: str, max_length: int) -> ModelSizes:
-    """``max_length``: of a sample. Images that become as many tokens as they are large are assumed to take
-    half of it. Raises CheckpointError for what is not known here."""
+def family_sizes(
+    folder: Path, family: str, data: DataSection, student: ModelSizes | None = None
+) -> ModelSizes:
+    """Images that become as many tokens as they are large are assumed to take half of a sample, if the
+    processor makes so many of one. ``student``: whose images a teacher sees. Raises CheckpointError for what
+    is not known here."""
     config = read_family_config(folder, family)
     tower = TOWERS[config.vision["model_type"]](config.vision)
     tensors = {f"vision_tower.{name}": size for name, size in tower.items()}
@@ -30,25 +43,33 @@ def family_sizes(folder: Path, family: str, max_length: int) -> ModelSizes:
         tensors["image_newline"] = config.text["hidden_size"]
     tensors |= _language_model(config)
     blocks = "vision_tower.blocks." if is_qwen(config.vision) else "vision_tower.encoder."
-    fixed = _fixed_tokens(config)
-    shapes = family_shapes(config, max_length // 2 if fixed is None else fixed)
-    return ModelSizes(
-        shapes, tensors, blocks, notes=_notes(family, shapes, fixed), assumes_tokens=fixed is None
-    )
+    images = image_tokens(config, processor_settings(folder, FAMILIES[family]), data.max_image_pixels)
+    if student is None or student.images is None:
+        tokens = images.nearest(data.max_length // 2)
+    else:
+        tokens = images.beside(student.shapes.vision_tokens, student.images)
+    notes = (COUNTED_ALIKE.format(family), *_image_notes(family, images, tokens, student))
+    return ModelSizes(family_shapes(config, tokens), tensors, blocks, notes=notes, images=images)
 
 
-def _notes(family: str, shapes: ModelShapes, fixed: int | None) -> tuple[str, ...]:
-    notes = [
-        f"{family}: its layers are counted like MobileVLM's; sliding windows, norms of queries and keys, "
-        "separators between tiles and later layers' vision features are not counted, and memory was compared "
-        "with real modules for MobileVLM only"
-    ]
-    if fixed is None:
-        notes.append(
-            f"{family}: an image becomes as many tokens as it is large; half of data.max_length is assumed "
-            f"({shapes.vision_tokens}), with which the attention block is largest"
+def _image_notes(family: str, images: ImageTokens, tokens: int, student: ModelSizes | None) -> Iterator[str]:
+    if images.is_fixed:
+        return
+    if student is not None and tokens != student.shapes.vision_tokens:
+        yield (
+            f"{family}: an image of {student.shapes.vision_tokens} vision tokens for the student has at most "
+            f"{tokens} for the teacher, by the budgets of pixels of their processors"
         )
-    return tuple(notes)
+    elif tokens == images.most:
+        yield (
+            f"{family}: an image becomes as many tokens as it is large; {tokens} are assumed, the most that "
+            "the processor's budget of pixels and data.max_image_pixels allow"
+        )
+    else:
+        yield (
+            f"{family}: an image becomes as many tokens as it is large; half of data.max_length is assumed "
+            f"({tokens}), with which the attention block is largest"
+        )
 
 
 def family_shapes(config: FamilyConfig, vision_tokens: int) -> ModelShapes:
@@ -80,15 +101,6 @@ def family_shapes(config: FamilyConfig, vision_tokens: int) -> ModelShapes:
             projector_values=vision_tokens * (2 * merged + 3 * D),
         ),
     )
-
-
-def _fixed_tokens(config: FamilyConfig) -> int | None:
-    """Vision tokens of every image; None where they follow from its size."""
-    if config.family == "gemma3":
-        return int(config.whole["mm_tokens_per_image"])
-    if config.family == "llava":
-        return grid(config.vision) + int(config.whole["vision_feature_select_strategy"] == "full")
-    return None
 
 
 def _patches_per_token(config: FamilyConfig) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from alignkd.config import Config
 from launcher.plan import activations
+from launcher.plan.measurements import measures_gradients
 from launcher.plan.sharding import (
     Rendered,
     alive_at_most,
@@ -133,8 +134,9 @@ def _teacher_work(
     targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
     # The targets are on the student's grid of vision tokens, the forward on the teacher's.
     larger = work.with_images_of(max(teacher.shapes.vision_tokens, work.vision_tokens))
-    is_other = teacher.shapes.vision_tokens != work.vision_tokens
-    resampled = activations.block_bytes(teacher.shapes, work) if is_other else 0
+    resampled = 0
+    if teacher.shapes.vision_tokens != work.vision_tokens:
+        resampled = activations.resampled_bytes(teacher.shapes, work)
     forward = activations.teacher_workspace(
         teacher.shapes, larger, size, shares_tower=shares, resampled=resampled
     )
@@ -191,9 +193,11 @@ def _student_work(
         activations.logits_workspace(student.shapes, work, trained),
         activations.block_workspace(student.shapes, work, size),
     )
+    measured = sum(student.trainable(trained).values()) * size if measures_gradients(config) else 0
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [
         Part("activations for backward", kept, "student"),
         Part("layer or chunk workspace", workspace, "student"),
+        Part("a term's gradients, measured", measured, "student"),
         Part("student's gathered layers", layers, "student"),
     ]

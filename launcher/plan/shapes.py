@@ -42,6 +42,30 @@ class ModelShapes:
         return self.num_key_value_heads * self.head_width
 
 
+@dataclass(frozen=True)
+class ImageTokens:
+    """Vision tokens of one image. ``most`` is None where an image is cut into tiles: only the length of a
+    sample limits their number."""
+
+    least: int
+    most: int | None
+    pixels: int = 1  # that become a token, where an image keeps its size
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.least == self.most
+
+    def nearest(self, tokens: int) -> int:
+        return max(self.least, tokens if self.most is None else min(tokens, self.most))
+
+    def beside(self, tokens: int, student: ImageTokens) -> int:
+        """The most tokens that a teacher, whose own these are, makes of an image that has ``tokens`` for the
+        student."""
+        if student.most is not None and self.most is not None and tokens >= student.most:
+            return self.most  # the image may be larger than the student sees it
+        return self.nearest(-(-tokens * student.pixels // self.pixels))
+
+
 def mobilevlm_shapes(config: MobileVLMConfig) -> ModelShapes:
     tower = config.tower_config
     patches = int((tower["image_size"] // tower["patch_size"]) ** 2)

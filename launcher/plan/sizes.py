@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config
+from alignkd.config.schema import DataSection
 from alignkd.errors import CheckpointError
-from alignkd.models.agreement import grid_notes, student_folder
+from alignkd.models.agreement import student_folder
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.table import family_of
 from launcher.plan.family_sizes import family_sizes
@@ -17,11 +18,6 @@ from launcher.plan.shapes import ModelShapes, mobilevlm_shapes
 from launcher.plan.tensors import ModelSizes, linear, norm
 from launcher.plan.trained import lora_sizes, trained_parts
 from launcher.plan.upstream_stages import config_folders
-
-OTHER_GRIDS = (
-    "the teacher's processor makes other grids of vision tokens than the student's; how large they are is "
-    "not known here, so the teacher is counted with as many tokens as the student"
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     found: dict[str, ModelSizes] = {}
     for name, (folder, tower) in wanted.items():
         try:
-            found[name] = _sizes_of(folder, tower, stages, config.data.max_length)
+            found[name] = _sizes_of(folder, tower, stages, config.data, found.get(key))
         except CheckpointError as error:
             problems.append(f"{name} = {folder}: {error}")
     if problems:
@@ -65,8 +61,6 @@ def run_sizes(config: Config, stages: Sequence[Config] = ()) -> RunSizes:
     if config.student.lora is not None:
         lora = lora_sizes(student.shapes, config.student.lora.rank)
         student = replace(student, tensors=student.tensors | lora)
-    if teacher is not None and teacher.assumes_tokens and grid_notes(model):
-        teacher = replace(teacher, notes=(*teacher.notes, OTHER_GRIDS))
     adapters = {} if teacher is None else adapter_sizes(teacher.shapes, student.shapes)
     return RunSizes(teacher, student, adapters)
 
@@ -90,11 +84,13 @@ def _is_held_beside_a_cache(name: str) -> bool:
     )
 
 
-def _sizes_of(folder: Path, tower: str | None, stages: Sequence[Config], max_length: int) -> ModelSizes:
+def _sizes_of(
+    folder: Path, tower: str | None, stages: Sequence[Config], data: DataSection, student: ModelSizes | None
+) -> ModelSizes:
     start, own_tower = config_folders(folder, tower, stages)
     family = None if own_tower is not None else family_of(start)
     if family is not None:
-        return family_sizes(start, family.model_type, max_length)
+        return family_sizes(start, family.model_type, data, student)
     return model_sizes(read_model_config(start, own_tower))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.plan.shapes import ModelShapes
+from launcher.plan.shapes import ImageTokens, ModelShapes
 from launcher.plan.trained import LORA, Trained
 
 
@@ -21,7 +21,7 @@ class ModelSizes:
     unused: frozenset[str] = frozenset()  # tensors that are only in the files
     tower: dict[str, Any] | None = None  # what must be equal for one tower to serve both models; None: none
     notes: tuple[str, ...] = ()
-    assumes_tokens: bool = False  # the number of an image's vision tokens is not in its configuration
+    images: ImageTokens | None = None  # None: MobileVLM, of whose shapes each image has the vision tokens
 
     def count(self, prefix: str = "") -> int:
         return sum(size for name, size in self.tensors.items() if name.startswith(prefix))
@@ -39,6 +39,11 @@ class ModelSizes:
     @property
     def projector_matrices(self) -> int:
         return self.count("projector.mlp.") or self.count("projector.")
+
+    @property
+    def least_vision_tokens(self) -> int:
+        """Of an image."""
+        return self.shapes.vision_tokens if self.images is None else self.images.least
 
     def trainable(self, trained: Trained) -> dict[str, int]:
         return {name: size for name, size in self.used.items() if trained.has(name)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkd.config import Config, dump_config
-from alignkd.errors import UserError
+from alignkd.errors import UserError, raise_if_passing
 from alignkd.run_folder.atomic_files import write_json, write_text_atomic
 from alignkd.run_folder.paths import ENVIRONMENT_SCRIPT, RunPaths
 from launcher.run.manifest import Manifest
@@ -46,6 +46,16 @@ def write_scripts(run: Path, scripts: dict[str, str]) -> None:
     executable = _mode_of(RunPaths(run).logs)
     for name, text in scripts.items():
         write_text_atomic(run / name, text, mode=0o600 if name == ENVIRONMENT_SCRIPT else executable)
+
+
+def write_job(folder: Path, scripts: dict[str, str]) -> None:
+    """The scripts of a job that is no run, and the folder of its logs. Raises UserError."""
+    try:
+        RunPaths(folder).logs.mkdir(exist_ok=True)
+        write_scripts(folder, scripts)
+    except OSError as error:
+        raise_if_passing(error, folder)
+        raise UserError(f"{folder}: cannot be written ({error})") from None
 
 
 def _mode_of(folder: Path) -> int:

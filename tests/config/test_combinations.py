@@ -1,7 +1,8 @@
 import pytest
 
 from alignkd.config import load_config
-from alignkd.config.combinations import divisors, time_limit_seconds
+from alignkd.config.combinations import divisors
+from alignkd.config.slurm_section import time_limit_seconds
 from alignkd.errors import ConfigError
 
 from .conftest import BASE
@@ -22,6 +23,12 @@ from .conftest import BASE
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
         (["logging.gradient_norms_every=5", "student.zero_stage=3"], "valid: stage 0, 1 or 2"),
+        (["distillation.balance=gradient", "student.zero_stage=3"], "valid: stage 0, 1 or 2, or dist"),
+        (["distillation.balance=gradient", "training.precision=fp16"], "valid: bf16 or fp32, or dist"),
+        (
+            ["distillation.balance=learned", "distillation.weights={attention: 0, vision: 0, logits: 0}"],
+            "are all 0",
+        ),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
@@ -38,6 +45,8 @@ def test_conflicting_settings_are_errors(write, overrides: list[str], message: s
         ["distillation.enabled=false", "model.teacher="],
         ["model.student=scratch", "model.student_config=c", "model.vision_tower=v"],
         ["distillation.attention_rows=prompt_only"],
+        ["distillation.balance=learned", "student.zero_stage=3", "training.precision=fp16"],
+        ["distillation.balance=gradient", "student.zero_stage=3", "distillation.enabled=false"],
         ["training.compile_layers=true"],
         ["training.compile_layers=true", "student.zero_stage=3", "teacher.placement=replicated"],
         [

@@ -31,6 +31,15 @@ from .conftest import BASE
             "vision_focus_weight has no",
         ),
         (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
+        (
+            ["distillation.enabled=false", "distillation.balance=learned"],
+            "distillation.balance has no effect",
+        ),
+        (["distillation.balance=learned", "distillation.balance_every=7"], "only distillation.balance = g"),
+        (
+            ["distillation.balance=gradient", "training.max_steps=99", "checkpoint.every=9"],
+            "distillation.balance_every = 100 is more than training.max_steps = 99",
+        ),
         (["model.student_config=c"], "model.student_config has no effect"),
         (["training.max_steps=10"], "no checkpoint is saved before the end"),
         (["model.student=x", "model.teacher=x"], "same folder"),
@@ -52,6 +61,8 @@ def test_settings_without_effect_warn(write, overrides: list[str], message: str)
 
 def test_defaults_give_no_warning(write) -> None:
     assert warnings_of(load_config(write(BASE))) == []
+    gradient = ["distillation.balance=gradient", "distillation.balance_every=7"]
+    assert warnings_of(load_config(write(BASE), gradient)) == []
 
 
 @pytest.mark.parametrize(

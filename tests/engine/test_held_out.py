@@ -21,6 +21,7 @@ from alignkd.data.batch import Batch
 from alignkd.data.held_out import HeldOut
 from alignkd.engine import evaluation, term_norms
 from alignkd.engine.accuracy import TaskAtEdges
+from alignkd.engine.balance import Balance
 from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.held_out import held_out_losses
 from alignkd.engine.signals import StopRequest
@@ -197,6 +198,20 @@ def test_the_highest_accuracy_is_the_best_and_evaluations_need_no_held_out_data(
     assert Evaluations(state, StopRequest(), lambda *_: None).best_step is None
 
 
+def test_values_on_held_out_data_stay_comparable_when_the_balance_changes(
+    one_rank: SimpleNamespace, tmp_path: Path
+) -> None:
+    """They have the configured weights."""
+    states = [state_of(one_rank, tmp_path) for _ in range(3)]
+    for state, changes in zip(states, ({}, {"balance": "learned"}, {"temperature": 2.0}), strict=True):
+        section = state.config.distillation.model_copy(update=changes)
+        state.config = state.config.model_copy(update={"distillation": section})
+    first, balanced, other = (evaluation._evaluated_on(state)["loss"] for state in states)
+    assert first == balanced != other
+    # Earlier versions' checkpoints are compared too.
+    assert not {"balance", "balance_every"} & set(first)
+
+
 def test_a_sample_of_gradient_norms_takes_no_random_number_from_the_training(
     one_rank: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +224,6 @@ def test_a_sample_of_gradient_norms_takes_no_random_number_from_the_training(
     monkeypatch.setattr(term_norms, "term_gradient_norms", with_dropout)
     state = state_of(one_rank, tmp_path)
     before = torch.get_rng_state()
-    columns = TermNorms(state).columns(2, [tiny.batch_of("text")])
+    columns = TermNorms(state, Balance(state.config.distillation, {})).columns(2, [tiny.batch_of("text")])
     assert columns["gradient_norm_of_ce"] == pytest.approx(float(draws[0][0].norm()))
     assert torch.get_rng_state().equal(before)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignkd.losses import resample_attention, resample_tokens
+from alignkd.losses.grids import resample_images
 from tests.losses import resampling
 
 Grid = tuple[int, int]
@@ -106,3 +110,47 @@ def test_the_host_does_not_wait_for_the_device() -> None:
     with torch.device("meta"):
         made = resample_attention(torch.rand(2, 9), (3, 3), (2, 2))
         assert made.device.type == resample_tokens(torch.rand(9, 4), (3, 3), (2, 2)).device.type == "meta"
+
+
+SAME = [((3, 4), (2, 2))]
+MIXED = [*SAME, ((4, 3), (2, 2)), ((4, 3), (1, 4))]
+
+
+def of_images(values: torch.Tensor, pairs: list[tuple[Grid, Grid]]) -> torch.Tensor:
+    return resample_images(values, pairs, resample_tokens)
+
+
+@pytest.mark.parametrize("pairs", [SAME, MIXED, [*SAME, *MIXED, *SAME]], ids=["equal", "mixed", "repeated"])
+def test_images_are_resampled_as_each_alone(pairs: list[tuple[Grid, Grid]]) -> None:
+    pairs = [*pairs, *pairs]
+    values = torch.randn(len(pairs), 12, 5, dtype=torch.float64)
+    alone = [resample_tokens(image, *pair) for image, pair in zip(values, pairs, strict=True)]
+    assert torch.allclose(of_images(values, pairs), torch.stack(alone), atol=1e-12)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations that are more than views."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func._schema.returns[0].alias_info
+        self.count += result is None or result.is_write
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pairs", [SAME, MIXED], ids=["equal", "mixed"])
+def test_more_images_with_the_same_grids_need_no_more_kernels(pairs: list[tuple[Grid, Grid]]) -> None:
+    """On the meta device, where a copy of the images' numbers from the host would be one more."""
+    counts = []
+    for times in (2, 9):
+        with torch.device("meta"):
+            values = torch.rand(times * len(pairs), 12, 5)
+        with Kernels() as kernels:
+            made = of_images(values, pairs * times)
+        assert made.device.type == "meta"
+        assert made.shape == (times * len(pairs), 4, 5)
+        counts.append(kernels.count)
+    assert counts[0] == counts[1] > 0

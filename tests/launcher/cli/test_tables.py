@@ -23,6 +23,7 @@ STATE = RunState(
     step=30,
     total_steps=100,
     loss=4.7,
+    weights=None,
     seconds_left=140,
     data_wait_share=0.12,
     padding_share=0.3,
@@ -41,6 +42,11 @@ STATE = RunState(
     updated=9995.0,
     next="alignkd logs /runs/distil -f",
 )
+
+
+def test_weights_that_move_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    show_state(replace(STATE, weights={"reverse_kl": 0.51239, "attention": 48213.7}))
+    assert "weights   reverse_kl 0.512, attention 4.82e+04\n" in capsys.readouterr().out
 
 
 def test_a_state_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:

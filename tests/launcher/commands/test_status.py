@@ -73,7 +73,7 @@ def test_a_running_run_has_its_progress_lost_steps_and_goodput(run) -> None:
     state = inspect_run(run, job("RUNNING"), NOW)
     assert (state.state, state.detail, state.job) == ("running", "training", "7")
     assert (state.step, state.total_steps, state.loss) == (30, 100, 4.7)
-    assert state.seconds_left == 140
+    assert (state.seconds_left, state.weights) == (140, None)
     assert (state.attempts, state.lost_steps, state.queue_seconds) == (2, 2, 5.0)
     assert state.goodput == pytest.approx(60 / (100 + 100))
     assert state.next == f"alignkd logs {run} -f"
@@ -102,6 +102,12 @@ def test_the_newest_accuracy_and_the_best_checkpoint_by_it_are_told(run) -> None
     assert (state.accuracy_step, state.accuracy) == (3, 50.0)
     assert state.best == Best(1, 75.0, "accuracy")
     assert state.as_dict()["best_by"] == "accuracy"
+
+
+def test_weights_that_move_are_those_of_the_last_step(run) -> None:
+    rows = [{"step": n, "loss": 1.0, "weight_of_js": 1.0 / n, "weight_of_attention": 2.0 * n} for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert inspect_run(run, [], NOW).weights == {"js": 0.5, "attention": 4.0}
 
 
 def test_a_run_without_a_sign_of_life_is_reported(run) -> None:

@@ -8,18 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkd.config import Config
+from alignkd.config import Config, load_config
+from alignkd.data.collate import ExpandedExample
+from alignkd.data.records import parse_sample
 from alignkd.models.configuration import read_model_config
+from alignkd.models.encoding import student_encoder
 from alignkd.models.families.mobilevlm_parts import MobileVLMParts
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from launcher.plan.advice import advise
 from launcher.plan.as_dict import plan_as_dict
-from launcher.plan.cached import cache_lines
+from launcher.plan.cached import cache_figures, cache_lines
 from launcher.plan.plan import Plan, make_plan
 from launcher.plan.roofline import CHIPS
 from launcher.plan.sizes import held_sizes, run_sizes
 from launcher.plan.workload import Cluster
+from tests import vlm
 from tests.launcher.plan import test_advice
 from tests.tiny import TEACHER
 
@@ -102,6 +106,19 @@ def test_without_a_cache_the_token_index_bounds_its_size(make_config, tmp_path: 
     assert re.match(r"Cache of the teacher: at most 0\.00 GB for 1 samples \(at most 0\.01 MB each; ", size)
     assert rate.startswith("Read per optimizer step: at most")
     assert not plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]["is_exact"]
+
+
+def test_the_bound_of_a_cache_holds_where_images_differ_in_their_tokens(tmp_path: Path) -> None:
+    run = cached(load_config(vlm.write_configuration(tmp_path, "qwen3_vl")), tmp_path / "none")
+    encoder, (source,) = student_encoder(run), run.data.sources
+    text = 0
+    for number, record in enumerate(vlm.RECORDS):
+        example = encoder.encode(parse_sample(record, source.file, 0, number), source)
+        assert isinstance(example, ExpandedExample)
+        text += int(example.is_text.sum())
+    found = cache_figures(make_plan(run, Cluster(1, 1)), CHIPS["h100"])
+    assert found is not None
+    assert text * 8 <= found.positions < 2 * text * 8
 
 
 def test_data_that_are_missing_leave_the_size_unknown(make_config, tmp_path: Path) -> None:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText
+from PIL import Image
+from transformers import CONFIG_MAPPING, PROCESSOR_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
 from alignkd.config import load_config
+from alignkd.config.schema import DataSection, DataSource
+from alignkd.data.pair_encoder import with_grids
+from alignkd.data.records import Sample, Turn
 from alignkd.errors import CheckpointError
+from alignkd.models.encoding import chat_encoder
 from launcher.plan.family_config import FAMILIES, TEXT, VISION
 from launcher.plan.family_sizes import family_sizes
-from launcher.plan.sizes import OTHER_GRIDS, run_sizes
+from launcher.plan.image_tokens import FIXED
+from launcher.plan.sizes import run_sizes
+from launcher.plan.tensors import ModelSizes
 from tests import vlm, vlm_grids
 from tests.model_folders import change_json
 from tests.published_families import CONFIGS, PARAMETERS, write_model_folder
 
+SOURCE = DataSource(file="none.json", template="chat")
+DATA = DataSection(sources=[SOURCE], max_length=2048)
+SAMPLE = Sample(0, 0, "", ("image.png",), (Turn("human", "<image> What?"), Turn("gpt", "Nothing.")))
 LANGUAGE = ("model.language_model.", "model.text_model.")
 TOWER = ("model.vision_tower.", "model.vision_model.", "model.visual.")
 PROJECTOR = ("model.multi_modal_projector.", "model.connector.")
@@ -45,7 +56,7 @@ def our_name(name: str) -> str:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_tensor_of_a_published_model_is_counted(name: str, tmp_path: Path) -> None:
     folder = write_model_folder(tmp_path / name, name)
-    sizes = family_sizes(folder, CONFIGS[name]["model_type"], 2048)
+    sizes = family_sizes(folder, CONFIGS[name]["model_type"], DATA)
     assert sizes.tensors == real_sizes(folder)
     assert sizes.count() == PARAMETERS.get(name, sizes.count())
 
@@ -54,7 +65,7 @@ def test_every_tensor_of_a_published_model_is_counted(name: str, tmp_path: Path)
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_every_tensor_of_a_tiny_model_is_counted(family: str, role: str) -> None:
     folder = vlm.folder(family, role)
-    assert family_sizes(folder, family, 512).tensors == real_sizes(folder)
+    assert family_sizes(folder, family, DATA).tensors == real_sizes(folder)
 
 
 @pytest.mark.parametrize("name", [*TEXT, *VISION])
@@ -90,7 +101,7 @@ def test_parts_and_values_of_a_family_are_those_of_transformers(family: str) -> 
 def test_vision_tokens_are_those_of_the_configuration_or_half_of_the_length(
     name: str, tokens: int, patches: int, tmp_path: Path
 ) -> None:
-    sizes = family_sizes(write_model_folder(tmp_path / name, name), CONFIGS[name]["model_type"], 2048)
+    sizes = family_sizes(write_model_folder(tmp_path / name, name), CONFIGS[name]["model_type"], DATA)
     shapes = sizes.shapes
     assert (shapes.vision_tokens, shapes.vision.patches) == (tokens, patches)
     assumed = [note for note in sizes.notes if "half of data.max_length is assumed" in note]
@@ -99,17 +110,64 @@ def test_vision_tokens_are_those_of_the_configuration_or_half_of_the_length(
     assert shapes.vision.values == patches * 3 * patch
 
 
-@pytest.mark.parametrize(("family", "is_noted"), [("qwen3_vl", True), ("llava", False)])
-def test_a_teacher_on_grids_of_unknown_size_is_noted(family: str, is_noted: bool, tmp_path: Path) -> None:
-    """A LLaVA's number of vision tokens is in its configuration."""
-    path, pair = vlm.write_configuration(tmp_path, family), vlm_grids.pair(family)
-    models = [f"model.teacher={pair.teacher}", f"model.student={pair.student}"]
-    assert (OTHER_GRIDS in run_sizes(load_config(path, models)).notes) == is_noted
-    assert OTHER_GRIDS not in run_sizes(load_config(path)).notes
+@pytest.mark.parametrize("family", [family for family in vlm_grids.FAMILIES if family in FAMILIES])
+def test_teacher_and_student_are_counted_with_the_tokens_that_their_processors_make(
+    family: str, tmp_path: Path
+) -> None:
+    """Of an image as large as either of them takes."""
+    pair, image = vlm_grids.pair(family), Image.new("RGB", (200, 200))
+    path = vlm.write_configuration(tmp_path, family)
+    sizes = run_sizes(load_config(path, [f"model.teacher={pair.teacher}", f"model.student={pair.student}"]))
+    assert sizes.teacher is not None
+    for folder, model in ((pair.teacher, sizes.teacher), (pair.student, sizes.student)):
+        encoder = chat_encoder(folder, 10**6)
+        made = with_grids(encoder.encode_images(SAMPLE, [image], SOURCE), folder)
+        assert model.shapes.vision_tokens == len(made.columns[0]), folder
+        is_qwen = family.startswith("qwen")
+        assert (model.images is not None and model.images.is_fixed) != is_qwen
+    notes = [note for note in sizes.notes if "is large" in note or "of the teacher" in note]
+    assert bool(notes) == is_qwen
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "max_pixels", "tokens"),
+    [
+        ((4, 16384), (4, 16384), 10**9, (1024, 1024)),  # half of max_length for both
+        ((4, 16384), (4, 512), 10**9, (1024, 512)),  # the teacher makes it smaller
+        ((4, 16384), (2048, 16384), 10**9, (1024, 2048)),  # or larger
+        ((4, 256), (4, 1280), 10**9, (256, 1280)),  # as large as the teacher takes it
+        ((4, 256), (4, 1280), 900 * 1024, (256, 900)),  # but no larger than the data may be
+        ((1500, 1600), (4, 1280), 10**9, (1500, 1280)),
+    ],
+)
+def test_budgets_of_pixels_bound_the_tokens_of_an_image(
+    student: tuple[int, int],
+    teacher: tuple[int, int],
+    max_pixels: int,
+    tokens: tuple[int, int],
+    tmp_path: Path,
+) -> None:
+    """In tokens of 32 x 32 pixels."""
+    made: list[ModelSizes] = []
+    for role, (least, most) in (("student", student), ("teacher", teacher)):
+        folder = write_model_folder(tmp_path / role, "Qwen3-VL-2B-Instruct")
+        settings = {"image_processor": {"min_pixels": least * 1024, "max_pixels": most * 1024}}
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+        data = DATA.model_copy(update={"max_image_pixels": max_pixels})
+        made.append(family_sizes(folder, "qwen3_vl", data, made[0] if made else None))
+    assert tuple(sizes.shapes.vision_tokens for sizes in made) == tokens
+    assert made[0].least_vision_tokens == student[0]
+
+
+@pytest.mark.parametrize("family", FIXED)
+def test_the_number_of_tokens_that_a_processor_s_file_leaves_out_is_that_of_transformers(family: str) -> None:
+    key, value = FIXED[family]
+    processor = PROCESSOR_MAPPING[type(CONFIG_MAPPING[family]())]
+    assert inspect.signature(processor.__init__).parameters[key].default == value
 
 
 def test_heads_wider_than_their_share_of_the_width_are_counted(tmp_path: Path) -> None:
-    sizes = family_sizes(write_model_folder(tmp_path / "gemma", "gemma-3-4b-it"), "gemma3", 2048)
+    sizes = family_sizes(write_model_folder(tmp_path / "gemma", "gemma-3-4b-it"), "gemma3", DATA)
     assert (sizes.shapes.query_width, sizes.shapes.key_width) == (2048, 1024)
     assert sizes.head == sizes.count("language_model.embed_tokens.") == 262208 * 2560
     assert sizes.count("head.") == 0
@@ -130,7 +188,7 @@ def test_what_is_not_known_is_refused(changes: dict[str, Any], why: str, tmp_pat
     folder = write_model_folder(tmp_path / "model", "llava-1.5-7b-hf")
     change_json(folder / "config.json", **changes)
     with pytest.raises(CheckpointError, match=why):
-        family_sizes(folder, "llava", 2048)
+        family_sizes(folder, "llava", DATA)
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma4"}))
     with pytest.raises(CheckpointError, match="the sizes of gemma4 models are not known"):
-        family_sizes(folder, "gemma4", 2048)
+        family_sizes(folder, "gemma4", DATA)

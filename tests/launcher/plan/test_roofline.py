@@ -293,6 +293,7 @@ def test_the_memory_of_a_teacher_on_other_grids_has_its_block_on_both() -> None:
     parts = run_memory(config, sizes, work, cluster, rendered(config, cluster)).parts
     (forward,) = (part.bytes for part in parts if part.name == "teacher's forward")
     alone = activations.teacher_workspace(shapes, theirs, 4, shares_tower=True)
-    # The scores of a chunk of rows are gone by then.
-    more = activations.block_bytes(shapes, work) - activations.block_workspace(shapes, theirs, 4)
+    # 24 x 24 tokens become 24 x 12, then 12 x 12. The scores of a chunk of rows are gone by then.
+    blocks = 3 * activations.block_bytes(shapes, work)
+    more = blocks - activations.block_workspace(shapes, theirs, 4)
     assert forward - alone == more > 0

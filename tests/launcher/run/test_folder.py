@@ -5,7 +5,7 @@ import pytest
 
 from alignkd.config import load_config
 from alignkd.errors import UserError
-from launcher.run.folder import create_run_folder, run_path
+from launcher.run.folder import create_run_folder, run_path, write_job
 from launcher.run.manifest import file_hash, git_commit, make_manifest, read_manifest
 
 
@@ -87,3 +87,17 @@ def test_a_folder_without_a_valid_manifest_is_not_a_run(tmp_path) -> None:
 
 def test_an_installed_copy_has_no_commit(tmp_path) -> None:
     assert git_commit(tmp_path) is None
+
+
+def test_a_job_s_folder_gets_its_scripts_and_a_folder_of_logs(tmp_path):
+    write_job(tmp_path, {"job.sbatch": "#!/bin/bash\n", "env.sh": "export TOKEN=1\n"})
+    assert (tmp_path / "logs").is_dir()
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("logs", "job.sbatch", "env.sh")]
+    assert modes == [modes[0], modes[0], 0o600]
+
+
+def test_a_job_s_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "logs").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written"):
+        write_job(tmp_path, {"job.sbatch": ""})
+    assert not (tmp_path / "job.sbatch").exists()

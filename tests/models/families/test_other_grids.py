@@ -33,8 +33,9 @@ from alignkd.models.families.processors import read_processor
 from alignkd.models.loading import load_model
 from alignkd.models.other_grids import with_pixel_budget
 from alignkd.teacher.lookahead import split_targets
-from alignkd.teacher.targets import TeacherModel
+from alignkd.teacher.targets import TeacherModel, on_students_grids
 from tests import vlm, vlm_grids
+from tests.engine.test_no_waiting import BlockingCopies
 from tests.losses import resampling
 from tests.models.families import reference
 
@@ -153,6 +154,22 @@ def test_gradients_equal_those_of_plain_losses_with_plainly_resampled_targets(
     assert sum(bool(gradient.any()) for gradient in wanted_gradients) > 8
     for got, right in zip(ours, wanted_gradients, strict=True):
         assert torch.allclose(got, right, rtol=1e-6, atol=1e-9)
+
+
+def test_bringing_targets_to_the_students_grids_asks_nothing_of_the_device(images: Path) -> None:
+    """Shown on the meta device, with images of different grids."""
+    _, teacher = new_step("qwen3_vl")
+    batch = batch_of("qwen3_vl", images, 0, 2)
+    own = batch.of_teacher
+    assert own is not None
+    assert len(set(own.grids)) > 1
+    targets = TeacherModel(teacher.model, TOP_K)(own)
+    values = [value.to("meta") for value in (targets.block_IHMV, targets.vision_tokens_IVD)]
+    with BlockingCopies() as copies:
+        made = on_students_grids(*values, own.to("meta"), batch.to("meta"))
+    assert copies.found == []
+    assert {value.device.type for value in made} == {"meta"}
+    assert [value.shape for value in made] == [value.shape for value in teacher(batch)[1:3]]
 
 
 @pytest.mark.parametrize("family", vlm_grids.FAMILIES)
