@@ -44,6 +44,11 @@ from .conftest import BASE
         (["training.max_steps=10"], "no checkpoint is saved before the end"),
         (["model.student=x", "model.teacher=x"], "same folder"),
         (["evaluation.sources=[{file: b.json}]"], "evaluation.sources has no effect"),
+        (["evaluation={task: sample, task_data: d}"], "evaluation.task has no effect: evaluation.every"),
+        (
+            ["evaluation={every: 1, sources: [{file: b.json}], questions: 3}"],
+            "evaluation.questions has no effect: evaluation.task is null",
+        ),
         (
             ["data.sources=[{file: b.json}]", "evaluation={every: 1, sources: [{file: b.json}]}"],
             "b.json is in data.sources too",
