@@ -82,7 +82,8 @@ def _train(run: Path, stop: StopRequest, heartbeat: Heartbeat, training: Trainin
         state = prepare(run, ranks, progress)
         trainer = Trainer(state, stop, progress, is_writer=lock.is_held, generation=lock.generation)
         if ranks.is_first:  # once the trainer has cut the rows that this attempt repeats
-            code = train_tracked(trainer.train, run, state.config.tracking, state.found.step or 0)
+            resumed = state.found.step or 0
+            code = train_tracked(trainer.train, run, state.config.tracking, resumed, lock.generation)
         else:
             code = trainer.train()
     dist.destroy_process_group()

@@ -32,7 +32,6 @@ def held_out_losses(
     alive: Callable[[int], None],
 ) -> dict[str, float] | None:
     """``loss`` and its terms over all held-out samples, under the names of metrics rows, on all ranks alike.
-    The loss has the configured weights also where those in use change, so that its values can be compared.
 
     None, with a line in the log, when a rank cannot read its samples or is told to stop, or all samples are
     bad. ``alive`` is called with the number of each window, since many may take longer than any step.

@@ -35,17 +35,13 @@ class _Pending:
     parts: Mapping[str, Reading]
     time: StepTime
     norm_must_be_finite: bool
-    weights: Mapping[str, float] | None
 
 
-def term_columns(
-    values: Mapping[str, float],
-    distillation: DistillationSection,
-    weights: Mapping[str, float] | None = None,
-) -> dict[str, float]:
-    """Columns of a row from the means of all ``TERMS``. ``weights``: in the loss; None: as configured."""
+def term_columns(values: Mapping[str, float], distillation: DistillationSection) -> dict[str, float]:
+    """Columns of a row from the means of all ``TERMS``. The loss has the configured weights also where
+    those in use move, so that its values can be compared."""
     return {
-        "loss": total(values, weights or term_weights(distillation)),
+        "loss": total(values, term_weights(distillation)),
         "ce": values["ce"],
         distillation.divergence: values["divergence"],
         **{name: values[name] for name in ("attention", "vision_all", "vision_focus")},
@@ -72,13 +68,11 @@ class Metrics:
         time: StepTime,
         *,
         applied: bool,
-        weights: Mapping[str, float] | None = None,
     ) -> None:
         """Take the values of step s and complete the row of step s - 1. Collective.
 
         ``row`` is what the host knows of the step, ``parts`` the times of its parts by name; ``applied`` is
-        false when DeepSpeed skipped it because of an overflow. ``weights`` of its terms; None: as
-        configured.
+        false when DeepSpeed skipped it because of an overflow.
         """
         dist.all_reduce(sums.terms)
         values, norm, host_norm = sums.terms, sums.gradient_norm, None
@@ -93,7 +87,7 @@ class Metrics:
             copied.record()
         self.flush()
         must_be_finite = applied and sums.gradient_norm is not None
-        self._pending = _Pending(row, info, values, host_norm, copied, parts, time, must_be_finite, weights)
+        self._pending = _Pending(row, info, values, host_norm, copied, parts, time, must_be_finite)
 
     def annotate(self, columns: Mapping[str, float]) -> None:
         """Add columns to the row of the step just taken, which is not complete yet."""
@@ -129,7 +123,7 @@ class Metrics:
         return {
             **pending.row,
             "data_wait_share": pending.time.data_wait_share,
-            **term_columns(values, self._distillation, pending.weights),
+            **term_columns(values, self._distillation),
             "gradient_norm": gradient_norm,
             "tokens_per_second": counts.tokens / seconds,
             "samples_per_second": counts.samples / seconds,

@@ -152,7 +152,7 @@ class Trainer:
         with self.clock.paused():
             norms = self.term_norms.columns(self.step + 1, window)
             self.forward_watch.take()  # no part of the step
-        weights, columns = self.balance.weights, norms | self.balance.columns()
+        columns = norms | self.balance.columns()
         sums = run_optimizer_step(
             state.engine,
             state.teacher,
@@ -163,7 +163,7 @@ class Trainer:
             self.teacher_watch,
             state.config.teacher.lookahead,
             self.watches,
-            weights,
+            self.balance.weights,
         )
         self.step += 1
         applied = state.engine.was_step_applied()
@@ -172,7 +172,7 @@ class Trainer:
         row["skipped_steps"] = self.skipped.total
         taken = self.clock.end_step()
         parts = {"teacher": self.teacher_watch.take(), **self.watches.take()}
-        self.metrics.add(row, sums, info, parts, taken, applied=applied, weights=weights)
+        self.metrics.add(row, sums, info, parts, taken, applied=applied)
         self.balance.learn(self.metrics.last)
         self._beat(taken)
         self.skipped.check(self.step)

@@ -60,12 +60,12 @@ class LearnedWeights:
 
     def learn(self, means: Mapping[str, float]) -> None:
         """One step of Adam, by the mean of each term over an optimizer step. A term with the mean 0, which
-        that step did not have, stays as it is."""
+        that step did not have, stays as it is, and so does one that is not finite (fp16)."""
         weighted = {term: weight * means[term] for term, weight in self.weights.items()}
         weighted["vision_all"] += weighted["vision_focus"]
         for term, log_variance in self._log_variances.items():
             slope = torch.full_like(log_variance, 0.5 - weighted[term])
-            log_variance.grad = slope if weighted[term] > 0 else None
+            log_variance.grad = slope if 0 < weighted[term] < math.inf else None
         self._optimizer.step()
         for term, log_variance in self._log_variances.items():
             farthest = math.log(LARGEST)

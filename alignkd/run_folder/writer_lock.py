@@ -183,6 +183,13 @@ class WriterLock:
             pass
 
 
+def is_newest(run: Path, generation: int) -> bool:
+    """:meth:`WriterLock.is_held` for a process beside the writer of this generation, which may be frozen."""
+    lock = WriterLock(run, lambda _: None)
+    lock.generation = generation
+    return lock.is_held()
+
+
 def taken_over(run: Path) -> TakenOverError:
     """What a process raises that :meth:`WriterLock.is_held` says no to."""
     return TakenOverError(f"{run}: another process has taken over this run; nothing more is written")

@@ -1,4 +1,4 @@
-"""``python -m alignkd.tracking RUN [--resumed N]``: give a run's new rows to its trackers, until stdin ends.
+"""``python -m alignkd.tracking RUN``: give a run's new rows to its trackers, until stdin ends.
 
 Rank 0 starts it and holds the other end of stdin, so it ends soon after rank 0, however that ends. By hand,
 ``< /dev/null`` writes the rows that are still missing.
@@ -19,6 +19,7 @@ from pathlib import Path
 from alignkd.config import load_run_config
 from alignkd.config.schema import Config
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.writer_lock import is_newest
 from alignkd.tracking.follow import Tracker, TrackerState, follow
 from alignkd.tracking.packages import trackers_of
 from alignkd.tracking.process import SIGNALS
@@ -34,20 +35,25 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m alignkd.tracking")
     parser.add_argument("run", type=Path)
     parser.add_argument("--resumed", type=int, help="the step that this attempt has resumed from")
+    parser.add_argument("--generation", type=int, help="of the run's writer (writers/G.json); ends with it")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stdout)
-    follow_run(given.run, given.resumed)
+    follow_run(given.run, given.resumed, given.generation)
     return 0
 
 
-def follow_run(run: Path, resumed: int | None) -> None:
+def follow_run(run: Path, resumed: int | None, generation: int | None) -> None:
     """Returns when stdin has ended and the trackers have the last rows; they get a limited time for that."""
+
+    def owns_run() -> bool:
+        return generation is None or is_newest(run, generation)
+
     config = load_run_config(RunPaths(run).config)
     over = threading.Event()
     threads = [
         threading.Thread(
             target=follow,
-            args=(run, name, _opener(name, config, resumed), over, INTERVAL),
+            args=(run, name, _opener(name, config, resumed), over, INTERVAL, owns_run),
             daemon=True,
         )
         for name in trackers_of(config.tracking)

@@ -53,8 +53,10 @@ def follow(
     open_tracker: Callable[[TrackerState], tuple[Tracker, int]],
     over: threading.Event,
     interval: float,
+    owns_run: Callable[[], bool],
 ) -> None:
-    """Write every row after the last step that the tracker has, until ``over`` is set and no row is left.
+    """Write every row after the last step that the tracker has, until ``over`` is set and no row is left, or
+    until another attempt owns the run, which writes its rows itself.
 
     ``open_tracker`` also gives the last step that counts as written. A tracker that fails is given up with
     one warning; the next attempt continues where it was.
@@ -67,6 +69,9 @@ def follow(
         while not ends:
             ends = over.is_set()  # asked before reading: no row comes after it
             rows = [row for row in reader.read() if isinstance(row.get("step"), int) and row["step"] > last]
+            if not owns_run():  # asked after reading: the rows may be the other attempt's
+                log.warning("warning: tracking.%s ends: another process has taken over this run", name)
+                break
             for row in rows:
                 tracker.write(row["step"], scalars(row))
             if rows:

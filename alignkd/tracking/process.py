@@ -20,21 +20,24 @@ STOP_SECONDS = 5.0  # after a stop, when time is short; the next attempt writes 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def train_tracked(train: Callable[[], int], run: Path, tracking: TrackingSection, resumed_step: int) -> int:
+def train_tracked(
+    train: Callable[[], int], run: Path, tracking: TrackingSection, resumed_step: int, generation: int
+) -> int:
     """``train()``, whose exit code is returned, while the trackers follow the run, which has resumed from
-    ``resumed_step``. After it they get a little time for the last rows; after an error they get what this
-    process takes to end."""
+    ``resumed_step``, as long as it has the writer of this generation. After it they get a little time for the
+    last rows; after an error they get what this process takes to end."""
     if not trackers_of(tracking):
         return train()
-    process = _start(run, resumed_step)
+    process = _start(run, resumed_step, generation)
     code = train()
     if process is not None:
         _end(process, WAIT_SECONDS if code == EXIT_OK else STOP_SECONDS)
     return code
 
 
-def _start(run: Path, resumed_step: int) -> subprocess.Popen[bytes] | None:
+def _start(run: Path, resumed_step: int, generation: int) -> subprocess.Popen[bytes] | None:
     command = [sys.executable, "-m", "alignkd.tracking", str(run), "--resumed", str(resumed_step)]
+    command += ["--generation", str(generation)]
     # The process inherits the mask, and unblocks them once it ignores them: its imports take a while.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

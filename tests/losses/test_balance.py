@@ -117,6 +117,16 @@ def test_a_learned_weight_comes_to_rest_where_its_term_adds_a_half() -> None:
     assert learned.weights["vision_focus"] == pytest.approx(0.2 * learned.weights["vision_all"])
 
 
+@pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
+def test_a_step_without_a_usable_mean_leaves_the_weight_as_it_is(value: float) -> None:
+    learned = LearnedWeights(BASE)
+    learned.learn(dict.fromkeys(TERMS, 3.0))
+    before = learned.weights
+    learned.learn(dict.fromkeys(TERMS, 3.0) | {"attention": value})
+    assert learned.weights["attention"] == before["attention"]
+    assert all(learned.weights[term] < before[term] for term in ("divergence", "vision_all"))
+
+
 def test_a_state_that_went_through_json_learns_on_bit_by_bit() -> None:
     whole, first = LearnedWeights(BASE), LearnedWeights(BASE)
     assert whole.weights == pytest.approx(BASE, rel=1e-15)

@@ -98,7 +98,7 @@ def test_rows_are_written_while_the_run_goes_on_and_a_broken_tracker_costs_one_w
     ours, theirs = os.pipe()
     with open(ours, "rb") as stdin, open(theirs, "wb") as rank0:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin))
-        thread = threading.Thread(target=program.follow_run, args=(run, 0))
+        thread = threading.Thread(target=program.follow_run, args=(run, 0, None))
         thread.start()
         write_rows(run, 1, 3, factor=1.0)
         state = run / "tracking/tensorboard.json"
@@ -126,7 +126,7 @@ def test_a_tracker_that_hangs_at_the_end_is_left_behind(
     monkeypatch.setattr(program, "follow", lambda *_: released.wait(60))
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    program.follow_run(run, 0)
+    program.follow_run(run, 0, None)
     released.set()
     assert ends == [0]
     assert "did not finish" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -27,7 +29,8 @@ class Trackers:
         self.blocked: set[Any] = set()
 
     def start(self, command: list[str], **_: object) -> Trackers:
-        assert command[:3] == [sys.executable, "-m", "alignkd.tracking"]
+        start = [sys.executable, "-m", "alignkd.tracking", "run"]
+        assert command == [*start, "--resumed", "4", "--generation", "2"]
         self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         return self
 
@@ -60,7 +63,7 @@ def test_trackers_get_time_at_the_end_but_little_after_a_stop_and_their_death_is
     trackers = Trackers(seconds, returncode)
     monkeypatch.setattr(subprocess, "Popen", trackers.start)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    assert train_tracked(lambda: code, Path("run"), ON, 0) == code
+    assert train_tracked(lambda: code, Path("run"), ON, 4, 2) == code
     assert trackers.killed is killed
     assert len(caplog.records) == bool(warning)
     assert warning in caplog.text
@@ -71,4 +74,16 @@ def test_trackers_get_time_at_the_end_but_little_after_a_stop_and_their_death_is
 
 def test_a_run_without_trackers_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_start", lambda *_: pytest.fail("started"))
-    assert train_tracked(lambda: 7, Path("run"), TrackingSection(), 0) == 7
+    assert train_tracked(lambda: 7, Path("run"), TrackingSection(), 0, 1) == 7
+
+
+def test_a_process_that_cannot_be_started_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    assert train_tracked(lambda: 0, Path("run"), ON, 0, 1) == 0
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "warning: no tracking in this attempt: [Errno 12] Cannot allocate memory"
