@@ -36,7 +36,8 @@ LiveStudent = Callable[[VisionLanguageModel], AnsweringModel]
 
 
 def live_student(config: Config) -> LiveStudent:
-    """Reads the tokenizer or processor of the run's student; the function that it returns reads no file.
+    """Reads the tokenizer or processor and the settings of the run's student; the function that it returns
+    reads no file, since one that a single rank cannot read would leave the others in a collective.
     Raises UserError."""
     folder, precision = student_folder(config.model), config.training.precision
     if family_of(folder) is None:
@@ -53,11 +54,12 @@ def live_student(config: Config) -> LiveStudent:
 
 def _chat_student(folder: Path, config: Config) -> LiveStudent:
     encoder = chat_encoder(folder, DEFAULT_MAX_IMAGE_PIXELS)
+    settings = transformers_loading.read_settings(folder)
     options = image_options(config.data.sources) or {}
 
     def chat(student: VisionLanguageModel) -> AnsweringModel:
         assert isinstance(student, TransformersModel)
-        whole = transformers_loading.whole_around(student, folder, _weights(student, config))
+        whole = transformers_loading.whole_around(student, settings, _weights(student, config))
         return ChatModel(whole, student.family, encoder, config.training.precision, options)
 
     return chat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +65,25 @@ def test_a_live_student_answers_as_its_export_with_its_own_weights(family: str, 
     assert memory(list(whole.parameters())) == memory(list(student.parameters()))
     assert {name: parameter.requires_grad for name, parameter in student.named_parameters()} == before
     assert all(module.training for module in student.modules())
+
+
+@pytest.mark.parametrize("in_file", ["generation_config.json", "config.json"])
+def test_a_live_student_ends_where_the_settings_of_its_folder_say_and_reads_them_once(
+    in_file: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(vlm.folder("smolvlm"), tmp_path / "folder")
+    settings = json.loads((folder / in_file).read_text()) | {"eos_token_id": [7, 8, 9]}
+    if in_file == "config.json":
+        (folder / "generation_config.json").unlink()
+    (folder / in_file).write_text(json.dumps(settings))
+    student, exported = in_training(folder), alignkd.load(folder)
+    around = live_student(config_of(folder))
+    shutil.rmtree(folder)
+    first, second = around(student), around(student)
+    assert first._ends == second._ends == exported._ends  # type: ignore[attr-defined]
+    assert first._ends >= {7, 8, 9}  # type: ignore[attr-defined]
+    request = first.request(None, "the answer is")
+    assert first.answers([request], SHORT) == exported.answers([request], SHORT)
 
 
 def test_answering_leaves_the_forward_of_training_as_it_was() -> None:
