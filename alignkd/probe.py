@@ -30,6 +30,7 @@ from alignkd.data.index import build_index
 from alignkd.data.index_cache import cached_index
 from alignkd.data.loader import build_sampler
 from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.engine.balance import weights_in_use
 from alignkd.engine.build import choose_trained_parts
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
@@ -42,7 +43,7 @@ from alignkd.models.building import DTYPES, BuildOptions
 from alignkd.models.encoding import pair_encoder, student_encoder
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.loading import load_model, load_student
-from alignkd.run_folder.checkpoints import committed_steps
+from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
 from alignkd.run_folder.paths import RunPaths
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
 
@@ -54,6 +55,7 @@ PROBE_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": 
 class ProbeResult:
     terms: dict[str, float]
     counts: dict[str, int]
+    weights: dict[str, float]  # in the total: the configured ones, or those that distillation.balance has set
     gradient_norms: dict[str, float]  # of each term alone, without its weight, and of the weighted total
     parts: dict[str, dict[str, float]]  # term -> part of the student -> norm of the term's weighted gradient
 
@@ -102,7 +104,7 @@ def run_probe(
         seeded_adapters(*configs, seed) if adapters is None else load_adapters(adapters, *configs)
     )
     step = StudentStep(student_model, adapter_modules.to(options.dtype), distillation)
-    return _measure(step, teacher_model, batch, distillation)
+    return _measure(step, teacher_model, batch, distillation, term_weights(distillation))
 
 
 def _one_batch(source: DataSource, encoder: SampleEncoder, longest: int, top_k: int) -> Batch:
@@ -139,13 +141,15 @@ def run_probe_of_run(run: Path, samples: int) -> ProbeResult:
         else load_adapters(Path(config.model.adapters), *shapes)
     )
     choose_trained_parts(student, config)
-    if committed_steps(run):
+    weights = term_weights(config.distillation)
+    if steps := committed_steps(run):
+        weights = weights_in_use(config.distillation, read_manifest(step_folder(run, steps[0])))
         saved = saved_student(run, None, merge=False)
         adapters.load_state_dict(saved.adapters)
         for name, parameter in student.named_parameters():
             parameter.data.copy_(saved.tensors[name])
     step = StudentStep(student, adapters.to(options.dtype), config.distillation)
-    return _measure(step, teacher, batch, config.distillation)
+    return _measure(step, teacher, batch, config.distillation, weights)
 
 
 def _first_samples(config: Config, index_file: Path, samples: int) -> Batch:
@@ -168,10 +172,13 @@ def _first_epoch(sampler: GlobalBatchSampler) -> Iterator[int]:
 
 
 def _measure(
-    step: StudentStep, teacher: TeacherModel, batch: Batch, distillation: DistillationSection
+    step: StudentStep,
+    teacher: TeacherModel,
+    batch: Batch,
+    distillation: DistillationSection,
+    weights: dict[str, float],
 ) -> ProbeResult:
     counts = element_counts(batch.counts, step.sizes())
-    weights = term_weights(distillation)
     targets, head = teacher(batch), teacher.model.head.cut(teacher.model.head.weight)
     sums = step(batch, (0.0,) * len(TERMS), targets, head).sums.tolist()
     values = means(dict(zip(TERMS, sums, strict=True)), counts)
@@ -190,6 +197,7 @@ def _measure(
     return ProbeResult(
         terms={rename.get(name, name): value for name, value in shown.items()},
         counts={rename.get(name, name): value for name, value in counts.items()},
+        weights={rename.get(name, name): value for name, value in weights.items()},
         gradient_norms={rename.get(name, name): value for name, value in norms.items()},
         parts={rename.get(name, name): value for name, value in shares.items()},
     )

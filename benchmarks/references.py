@@ -90,6 +90,7 @@ def _stand_in_terms(setting: Setting, batch: Batch, scales: Scales) -> tuple[tor
             teacher_logits = teacher.logits(teacher_output.last_hidden_state).float()
         tokens = student.projector(_patches(student, batch))
         output = _run(student, batch, tokens, output_attentions=True)
+    assert len(output.attentions) == len(student.language_model.layers)
     logits_BLW = student.logits(output.last_hidden_state).float()
     log_student = logits_BLW.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
     log_teacher = teacher_logits.log_softmax(dim=-1).flatten(0, 1)[batch.logit_positions_N]
@@ -135,13 +136,17 @@ def _run(model: MobileVLM, batch: Batch, vision_tokens_IVD: torch.Tensor, **more
 
 @contextmanager
 def _eager(model: MobileVLM) -> Iterator[None]:
-    config = model.language_model.config
-    usual = config._attn_implementation
-    config._attn_implementation = "eager"
+    """Attention that returns its map, in layer 0, too, which has a configuration of its own."""
+    layers = model.language_model.layers
+    configs = (model.language_model.config, layers[0].self_attn.config)
+    usual = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = "eager"
     try:
         yield
     finally:
-        config._attn_implementation = usual
+        for config, implementation in zip(configs, usual, strict=True):
+            config._attn_implementation = implementation
 
 
 def _cut_block(map_BHLL: torch.Tensor, batch: Batch, vision_tokens: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
 from alignkd.models.loading import model_facts
 from alignkd.probe import ProbeResult, run_probe, run_probe_of_run
+from alignkd.run_folder.checkpoints import step_folder
 from alignkd.run_folder.paths import RunPaths
 from tests import tiny, vlm
 from tests.checkpoint.test_damaged_checkpoints import go_on
@@ -221,6 +223,7 @@ def test_a_run_is_probed_with_its_own_configuration(tmp_path: Path) -> None:
     assert result.terms["total"] == pytest.approx(
         sum(weight * result.terms[term] for term, weight in weights.items())
     )
+    assert result.weights == pytest.approx(weights)
     for term, weight in weights.items():
         together = sum(norm**2 for norm in result.parts[term].values()) ** 0.5
         assert together == pytest.approx(weight * result.gradient_norms[term], rel=1e-4), term
@@ -254,6 +257,26 @@ def test_a_run_is_probed_at_its_newest_checkpoint(tmp_path: Path, trained: Path)
     found = run_probe_of_run(trained, 4)
     assert found == run_probe_of_run(following, 4)
     assert found.terms["attention"] != run_probe_of_run(fresh, 4).terms["attention"]
+
+
+def test_weights_that_a_run_has_moved_are_those_of_its_newest_checkpoint(
+    tmp_path: Path, trained: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    manifest = step_folder(run, 2) / "manifest.json"
+    moved = {"ce": 1.0, "divergence": 8.0, "attention": 60.0, "vision_all": 0.25, "vision_focus": 0.025}
+    facts = {**json.loads(manifest.read_text()), "balance": {"kind": "learned", "weights": moved}}
+    manifest.write_text(json.dumps(facts))
+    manifest.with_name("COMMITTED").write_text("")  # its marker would not fit the manifest any more
+    fixed = run_probe_of_run(run, 2)
+    tiny.resize_run(run, 1, distillation__balance="learned")
+    found = run_probe_of_run(run, 2)
+    assert found.weights == {("forward_kl" if term == "divergence" else term): w for term, w in moved.items()}
+    factors = {"ce": 1, "forward_kl": 4, "attention": 20, "vision_all": 0.5, "vision_focus": 0.5}
+    for term, factor in factors.items():
+        assert found.parts[term] == pytest.approx({k: factor * v for k, v in fixed.parts[term].items()})
+    total = sum(weight * found.terms[term] for term, weight in found.weights.items())
+    assert found.terms["total"] == pytest.approx(total)
 
 
 def test_a_run_without_terms_of_a_teacher_cannot_be_probed(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from alignkd.config.schema import (
     EvaluationSection,
     ModelSection,
     StudentSection,
-    TeacherSection,
     TrainingSection,
 )
 from alignkd.config.section import Section
-from alignkd.config.slurm_section import SlurmSection
+from alignkd.config.slurm_section import SlurmSection, time_limit_seconds
+from alignkd.config.teacher_section import TeacherSection
 from alignkd.text import listed
 
 
@@ -82,15 +82,30 @@ def _evaluation(
     if evaluation.every is None:
         return []
     problems = []
-    if not evaluation.sources:
+    by_task = evaluation.best == "accuracy"
+    if not evaluation.sources and evaluation.task is None:
         problems.append(
-            "evaluation.sources is missing: evaluation.every needs held-out data; valid: a list like "
-            "data.sources, of other samples"
+            "evaluation.every needs something to evaluate; valid: evaluation.sources, a list like "
+            "data.sources of other samples, or evaluation.task, a task of `alignkd eval`, or both"
         )
-    if distillation.enabled and teacher.placement == "cached":
+    elif by_task and evaluation.task is None:
         problems.append(
-            "evaluation.every needs a teacher that runs, and teacher.placement = cached has its answers to "
-            "the training data only; valid: another placement, or no evaluation.every"
+            "evaluation.best = accuracy needs evaluation.task; valid: a task, or evaluation.best = loss"
+        )
+    elif not by_task and not evaluation.sources:
+        problems.append(
+            f"evaluation.best = {evaluation.best} needs evaluation.sources; valid: held-out data, or "
+            "evaluation.best = accuracy"
+        )
+    if evaluation.task is not None and evaluation.task_data is None:
+        problems.append(
+            "evaluation.task_data is missing: evaluation.task needs its questions; valid: the folder that "
+            "`alignkd eval --data` takes"
+        )
+    if evaluation.sources and distillation.enabled and teacher.placement == "cached":
+        problems.append(
+            "evaluation.sources need a teacher that runs, and teacher.placement = cached has its answers to "
+            "the training data only; valid: another placement, or evaluation.task alone"
         )
     return problems
 
@@ -102,6 +117,25 @@ def _gradient_norms(logging: LoggingSection, student: StudentSection) -> list[st
             "valid: stage 0, 1 or 2; `alignkd probe --run` measures a checkpoint of any stage"
         ]
     return []
+
+
+def _balance(
+    distillation: DistillationSection, student: StudentSection, training: TrainingSection
+) -> list[str]:
+    if not distillation.enabled or distillation.balance != "gradient":
+        return []
+    problems = []
+    if student.zero_stage == 3:
+        problems.append(
+            "distillation.balance = gradient does not work with student.zero_stage = 3, which shards the "
+            "gradients that it measures; valid: stage 0, 1 or 2, or distillation.balance = learned"
+        )
+    if training.precision == "fp16":
+        problems.append(
+            "distillation.balance = gradient does not work with training.precision = fp16, in which small "
+            "gradients are measured as 0; valid: bf16 or fp32, or distillation.balance = learned"
+        )
+    return problems
 
 
 def _batches(training: TrainingSection) -> list[str]:
@@ -185,6 +219,7 @@ _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
     (_attention_rows, ("distillation", "data", "evaluation")),
     (_evaluation, ("evaluation", "distillation", "teacher")),
     (_gradient_norms, ("logging", "student")),
+    (_balance, ("distillation", "student", "training")),
     (_batches, ("training",)),
     (_offload, ("student",)),
     (_trained_parts, ("student", "training")),
@@ -208,16 +243,3 @@ def combination_problems(sections: Mapping[str, Section]) -> list[str]:
 def divisors(number: int) -> list[int]:
     low = [value for value in range(1, int(number**0.5) + 1) if number % value == 0]
     return sorted({*low, *(number // value for value in low)})
-
-
-def time_limit_seconds(text: str) -> int:
-    """Seconds of a Slurm time limit: m, m:s, h:m:s or days-h[:m[:s]]."""
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, (minutes, seconds) = 0, [*parts, 0][:2]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

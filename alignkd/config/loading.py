@@ -30,6 +30,7 @@ PATH_KEYS = {
     ("data", "sources", "image_folder"),
     ("evaluation", "sources", "file"),
     ("evaluation", "sources", "image_folder"),
+    ("evaluation", "task_data"),
     ("run", "folder"),
 }
 NOT_PATHS = {"", "scratch"}

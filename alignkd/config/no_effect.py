@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkd.config.schema import Config
+from alignkd.config.schema import Config, EvaluationSection
 from alignkd.config.section import Section
 
 
@@ -33,8 +33,7 @@ def warnings_of(config: Config) -> list[str]:
             f"checkpoint.every = {config.checkpoint.every} is more than training.max_steps = "
             f"{config.training.max_steps}: no checkpoint is saved before the end of training"
         )
-    if config.evaluation.every is None and config.evaluation.sources:
-        found.append("evaluation.sources has no effect: evaluation.every is null")
+    found += _evaluation_warnings(config.evaluation)
     trained_on = {source.file for source in config.data.sources}
     found += [
         f"evaluation.sources: {source.file} is in data.sources too, so it is not held out"
@@ -68,9 +67,26 @@ def warnings_of(config: Config) -> list[str]:
     return found
 
 
+def _evaluation_warnings(evaluation: EvaluationSection) -> list[str]:
+    changed = _changed(evaluation)
+    if evaluation.every is None:
+        return [
+            f"evaluation.{name} has no effect: evaluation.every is null"
+            for name in ("sources", "task", "task_data")
+            if name in changed
+        ]
+    if evaluation.task is not None:
+        return []
+    return [
+        f"evaluation.{name} has no effect: evaluation.task is null"
+        for name in ("task_data", "questions")
+        if name in changed
+    ]
+
+
 def _weight_warnings(config: Config) -> list[str]:
     distillation, weights = config.distillation, config.distillation.weights
-    found = []
+    found = _balance_warnings(config)
     if weights.logits == 0:
         logit_keys = ("temperature", "divergence", "logit_positions")
         found += [
@@ -93,6 +109,23 @@ def _weight_warnings(config: Config) -> list[str]:
     if config.model.teacher == config.model.student:
         found.append("model.teacher and model.student are the same folder: there is nothing to distil")
     return found
+
+
+def _balance_warnings(config: Config) -> list[str]:
+    distillation, steps = config.distillation, config.training.max_steps
+    if distillation.balance != "gradient":
+        changed = "balance_every" in _changed(distillation)
+        return (
+            ["distillation.balance_every has no effect: only distillation.balance = gradient measures"]
+            if changed
+            else []
+        )
+    if steps is not None and distillation.balance_every > steps:
+        return [
+            f"distillation.balance = gradient has no effect: distillation.balance_every = "
+            f"{distillation.balance_every} is more than training.max_steps = {steps}"
+        ]
+    return []
 
 
 def _changed(section: Section) -> list[str]:

@@ -13,6 +13,7 @@ from alignkd.config.checkpoint_section import CheckpointSection
 from alignkd.config.live_sections import LoggingSection, TrackingSection
 from alignkd.config.section import NonNegative, PathText, PositiveInt, PositiveRate, Section
 from alignkd.config.slurm_section import SlurmSection
+from alignkd.config.teacher_section import TeacherSection
 
 Part = Literal["projector", "language_model"]
 DEFAULT_MAX_IMAGE_PIXELS = 50_000_000
@@ -164,28 +165,6 @@ class StudentSection(Section):
     )
 
 
-class TeacherSection(Section):
-    placement: Literal["zero3", "zero3_node", "zero3_offload", "replicated", "cached"] = Field(
-        "zero3",
-        description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
-        "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank; "
-        "`cached` reads hidden states from teacher.cache and holds only the parts that the other terms need",
-    )
-    cache: PathText | None = Field(
-        None, description="folder of the teacher's cache, which `alignkd cache` writes"
-    )
-    lookahead: PositiveInt | None = Field(
-        None,
-        description="micro-batches served by one teacher forward pass; default: all of an optimizer step",
-    )
-    keep_head: bool = Field(
-        True,
-        description="keep the head of a sharded teacher between optimizer steps; false gathers it in each "
-        "step and frees its memory while the optimizer works",
-    )
-    precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
-
-
 class DistillationWeights(Section):
     attention: NonNegative = 1.0
     vision: NonNegative = 1.0
@@ -196,6 +175,16 @@ class DistillationSection(Section):
     enabled: bool = Field(True, description="false trains the student on the labels only")
     weights: DistillationWeights = Field(default_factory=DistillationWeights)
     vision_focus_weight: NonNegative = Field(0.1, description="lambda of equation 5")
+    balance: Literal["fixed", "gradient", "learned"] = Field(
+        "fixed",
+        description="whether the weights stay as they are, follow the terms' gradient norms, or are learned "
+        "(docs/using.md)",
+    )
+    balance_every: PositiveInt = Field(
+        100,
+        description="steps between measurements of `gradient`, each of which takes a teacher forward and a "
+        "forward and backward per term, of one micro-batch",
+    )
     top_k: PositiveInt = Field(16, description="K of equation 3, per image")
     temperature: float = Field(1.0, gt=0, le=100)
     divergence: Literal["reverse_kl", "forward_kl", "js"] = "reverse_kl"
@@ -212,14 +201,22 @@ class DistillationSection(Section):
 
 class EvaluationSection(Section):
     every: PositiveInt | None = Field(
-        None, description="optimizer steps between evaluations on held-out data; null: no evaluation"
+        None, description="optimizer steps between evaluations (docs/tracking.md); null: no evaluation"
     )
     sources: list[DataSource] = Field(
-        default_factory=list, description="the held-out data; none of it may be in data.sources"
+        default_factory=list,
+        description="held-out data for the loss terms; none of it may be in data.sources",
     )
     samples: PositiveInt = Field(512, description="at most so many of its samples, the same each time")
-    best: Literal["loss", "ce"] = Field(
-        "loss", description="the checkpoint with the lowest value of it is kept"
+    task: str | None = Field(
+        None, description="a task of `alignkd eval`: the student answers its questions, for the accuracy"
+    )
+    task_data: PathText | None = Field(
+        None, description="folder with the files of the task, as `alignkd eval --data`"
+    )
+    questions: PositiveInt = Field(256, description="at most so many of the task's, the first ones")
+    best: Literal["loss", "ce", "accuracy"] = Field(
+        "loss", description="the checkpoint with the lowest value of it, or the highest accuracy, is kept"
     )
 
 

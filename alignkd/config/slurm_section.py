@@ -141,3 +141,16 @@ class SlurmSection(Section):
     srun_options: Options = Field(
         default_factory=dict, description="other srun options, as in sbatch_options"
     )
+
+
+def time_limit_seconds(text: str) -> int:
+    """Seconds of a Slurm time limit: m, m:s, h:m:s or days-h[:m[:s]]."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

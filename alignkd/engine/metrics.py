@@ -38,7 +38,8 @@ class _Pending:
 
 
 def term_columns(values: Mapping[str, float], distillation: DistillationSection) -> dict[str, float]:
-    """Columns of a row from the means of all ``TERMS``."""
+    """Columns of a row from the means of all ``TERMS``. The loss has the configured weights also where
+    those in use move, so that its values can be compared."""
     return {
         "loss": total(values, term_weights(distillation)),
         "ce": values["ce"],

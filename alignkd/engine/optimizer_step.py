@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -99,16 +99,18 @@ def run_optimizer_step(
     teacher_watch: Stopwatch,
     lookahead: int | None = None,
     watches: StudentWatches | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> StepSums:
     """Train on one accumulation window. Its length may differ between steps, but not between ranks.
-    ``lookahead``: micro-batches that one teacher forward serves (None: the whole window).
+    ``lookahead``: micro-batches that one teacher forward serves (None: the whole window). ``weights``: of the
+    terms (None: as they are configured).
 
     The loss of a micro-batch is scaled by ranks x accumulation / count, because DeepSpeed averages gradients
     over ranks and divides by its *configured* accumulation in ``backward``, whatever the window's length. So
     the gradient does not depend on how the global batch is split.
     """
     factor = float(ranks.world_size * engine.gradient_accumulation_steps())
-    scales = term_scales(info.elements, term_weights(distillation), factor)
+    scales = term_scales(info.elements, weights or term_weights(distillation), factor)
     window = [batch.to(ranks.device) for batch in window]
     head, targets_of_window = teacher_side(teacher, window, teacher_watch, lookahead)
     watches = watches or student_watches()

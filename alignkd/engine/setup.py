@@ -19,6 +19,7 @@ from alignkd.data.image_sample import image_sample
 from alignkd.data.index import Index
 from alignkd.data.loader import build_loader, build_sampler
 from alignkd.distributed.ranks import Ranks
+from alignkd.engine.accuracy import TaskAtEdges
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.checks import check_run
 from alignkd.engine.deepspeed_files import DeepSpeedFiles, read_deepspeed_files
@@ -28,6 +29,8 @@ from alignkd.engine.shared_index import shared_index
 from alignkd.engine.shared_tower import reason_for_own_tower
 from alignkd.engine.state import RunIdentity, TrainingState
 from alignkd.errors import UserError
+from alignkd.evaluate.asked_task import AskedTask, asked_task
+from alignkd.evaluate.live_student import live_student
 from alignkd.models.encoding import student_encoder
 from alignkd.models.loading import fingerprint
 from alignkd.run_folder.layout import layout_facts
@@ -57,6 +60,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
     index = shared_index(RunPaths(run).index, config.data, encoder, ranks, progress)
     log.info("%s", index.summary())
     held_out = _held_out(run, config, encoder, ranks, files.accumulation, progress)
+    task = _task_at_edges(config, ranks)
     sampler = build_sampler(config, index)
     total_steps = sampler.total_steps(config.training.epochs, config.training.max_steps)
 
@@ -99,13 +103,14 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         sampler,
         identity,
         held_out,
+        task,
     )
 
 
 def _held_out(
     run: Path, config: Config, encoder: SampleEncoder, ranks: Ranks, accumulation: int, progress: Progress
 ) -> HeldOut | None:
-    if config.evaluation.every is None:
+    if config.evaluation.every is None or not config.evaluation.sources:
         return None
     index = shared_index(RunPaths(run).held_out_index, held_out_data(config), encoder, ranks, progress)
     log.info("held out: %s", index.summary())
@@ -122,6 +127,16 @@ def _held_out(
         pin_memory=ranks.device.type != "cpu",
     )
     return HeldOut(make_loader, index.fingerprint, min(config.evaluation.samples, len(index)))
+
+
+def _task_at_edges(config: Config, ranks: Ranks) -> TaskAtEdges | None:
+    if config.evaluation.every is None or config.evaluation.task is None:
+        return None
+    found: list[AskedTask] = []
+    ranks.run_on_rank0(lambda: found.append(asked_task(config.evaluation)))
+    asked: AskedTask = ranks.broadcast_object(found[0] if found else None)
+    log.info("%d questions of %s for the accuracy", len(asked.questions), asked.name)
+    return TaskAtEdges(asked, live_student(config))
 
 
 def _cache_identity(config: Config, index: Index, ranks: Ranks) -> Identity | None:

@@ -15,6 +15,7 @@ from alignkd.data.held_out import HeldOut
 from alignkd.data.loader import WindowLoader
 from alignkd.data.sampler import GlobalBatchSampler
 from alignkd.distributed.ranks import Ranks
+from alignkd.engine.accuracy import TaskAtEdges
 from alignkd.teacher.provider import Teacher
 
 
@@ -44,7 +45,8 @@ class TrainingState:
     total_steps: int
     sampler: GlobalBatchSampler
     identity: RunIdentity
-    held_out: HeldOut | None = None  # None: nothing is evaluated
+    held_out: HeldOut | None = None  # None: no loss terms are evaluated
+    task: TaskAtEdges | None = None  # None: no questions are asked
 
     def position(self, step: int) -> dict[str, Any]:
         """Where ``step`` optimizer steps have brought the run, as columns of a metrics row."""

@@ -11,15 +11,12 @@ from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.checkpoint.storage import Storage
 from alignkd.data.batch import Batch
 from alignkd.data.loader import load_window
-from alignkd.engine.evaluation import HeldOutEvaluation
+from alignkd.engine.balance import Balance
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.finish import finish_run
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.optimizer import learning_rates, schedule_factor, set_learning_rates
-from alignkd.engine.optimizer_step import (
-    StepInfo,
-    all_reduce_step_info,
-    run_optimizer_step,
-)
+from alignkd.engine.optimizer_step import StepInfo, all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest, exit_code
 from alignkd.engine.skipped_steps import SkippedSteps
 from alignkd.engine.state import TrainingState
@@ -78,8 +75,9 @@ class Trainer:
             generation,
             state.config.evaluation.best,
         )
-        self.held_out = HeldOutEvaluation(state, stop, self._report)
-        self.term_norms = TermNorms(state)
+        self.evaluations = Evaluations(state, stop, self._report)
+        self.balance = Balance.of_run(state)
+        self.term_norms = TermNorms(state, self.balance)
         self.skipped = SkippedSteps.of_run(state)
         self.sizes = state.engine.module.sizes()
         self.windows = iter(state.loader)
@@ -154,6 +152,7 @@ class Trainer:
         with self.clock.paused():
             norms = self.term_norms.columns(self.step + 1, window)
             self.forward_watch.take()  # no part of the step
+        columns = norms | self.balance.columns()
         sums = run_optimizer_step(
             state.engine,
             state.teacher,
@@ -164,32 +163,33 @@ class Trainer:
             self.teacher_watch,
             state.config.teacher.lookahead,
             self.watches,
+            self.balance.weights,
         )
         self.step += 1
         applied = state.engine.was_step_applied()
         self.skipped.count(applied)
-        row = state.position(self.step) | learning_rates(state.engine.optimizer) | norms
+        row = state.position(self.step) | learning_rates(state.engine.optimizer) | columns
         row["skipped_steps"] = self.skipped.total
         taken = self.clock.end_step()
         parts = {"teacher": self.teacher_watch.take(), **self.watches.take()}
         self.metrics.add(row, sums, info, parts, taken, applied=applied)
+        self.balance.learn(self.metrics.last)
         self._beat(taken)
         self.skipped.check(self.step)
         if self.metrics.last is not None:
             shown = {name: self.metrics.last[name] for name in SHOWN}
-            held = self.saver.totals.held_seconds
-            self._report("training", **shown, save_held_seconds=held)
+            self._report("training", **shown, save_held_seconds=self.saver.totals.held_seconds)
 
     def _evaluate(self) -> bool:
-        """On the held-out data, if this step is due. Returns whether it is the best step so far."""
-        if not self.held_out.is_due(self.step):
+        """If this step is due. Returns whether it is the best step so far."""
+        if not self.evaluations.is_due(self.step):
             return False
         with self.clock.paused():
             self._report("evaluating")
-            self.metrics.annotate(self.held_out.evaluate(self.step, self.saver))
+            self.metrics.annotate(self.evaluations.evaluate(self.step, self.saver))
             self.forward_watch.take()  # no part of any step
             self._report("training")
-        return self.held_out.best_step == self.step
+        return self.evaluations.best_step == self.step
 
     def _beat(self, taken: StepTime) -> None:
         """Tell the heartbeat that a step is done, and the times of the one before: this one's forwards may
@@ -211,7 +211,7 @@ class Trainer:
             self.metrics.flush()
             self._report("saving")
             facts = self.state.manifest_facts(self.step) | self.skipped.facts()
-            facts |= self.held_out.facts(self.step)
+            facts |= self.evaluations.facts(self.step) | self.balance.facts(self.metrics.last)
             facts |= {"step_seconds": self.clock.take_slowest()}
             self.saver.save(self.state.engine, self.step, facts, wait=wait)
 

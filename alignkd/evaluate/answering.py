@@ -7,7 +7,7 @@ rounding depends on what is computed together: the answers are those of one rank
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,11 @@ class Work:
     def part(self, rank: int | str) -> Path:
         return self.answers.with_name(f"{self.answers.stem}.part-{rank}.jsonl")
 
+    @property
+    def rounds(self) -> int:
+        """Batches of the rank that has most."""
+        return -(-len(self.questions) // (self.batch_size * self.ranks))
+
     def batches(self) -> list[range]:
         """Numbers of the questions of each batch of this rank."""
         starts = range(0, len(self.questions), self.batch_size)
@@ -73,19 +78,26 @@ def answer_own_share(model: AnsweringModel, work: Work, progress: Progress) -> N
         finished = sum(number in done for batch in own for number in batch)
         progress(finished)
         waiting = [batch for batch in own if not done.issuperset(batch)]
-        decoding = Decoding(work.task.max_new_tokens)
-        for batch, requests in _read_ahead(waiting, lambda batch: _requests(model, work, batch)):
-            try:
-                answers = dict(zip(batch, model.answers(requests, decoding), strict=True))
-            except OutOfMemoryError:
-                raise UserError(
-                    f"out of memory with --batch-size {work.batch_size}; valid: a smaller one, into another "
-                    "--out, since answers of a file share their settings"
-                ) from None
-            new = {number: text for number, text in answers.items() if number not in done}
-            writer.write(new)
-            finished += len(new)
-            progress(finished)
+        try:
+            for answers in answers_by_batch(model, work, waiting):
+                new = {number: text for number, text in answers.items() if number not in done}
+                writer.write(new)
+                finished += len(new)
+                progress(finished)
+        except OutOfMemoryError:
+            raise UserError(
+                f"out of memory with --batch-size {work.batch_size}; valid: a smaller one, into another "
+                "--out, since answers of a file share their settings"
+            ) from None
+
+
+def answers_by_batch(
+    model: AnsweringModel, work: Work, batches: Iterable[range]
+) -> Generator[dict[int, str]]:
+    """Question number -> answer, of one batch after the other. Raises UserError for an unusable picture."""
+    decoding = Decoding(work.task.max_new_tokens)
+    for batch, requests in _read_ahead(batches, lambda batch: _requests(model, work, batch)):
+        yield dict(zip(batch, model.answers(requests, decoding), strict=True))
 
 
 def merge_parts(work: Work) -> None:

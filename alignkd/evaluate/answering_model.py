@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -34,6 +34,7 @@ class AnsweringModel(ABC):
     """Made by ``evaluate.model.load``."""
 
     precision: str
+    in_batches: ClassVar[bool] = True  # are requests answered together, or one at a time?
 
     def answer(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -32,6 +32,7 @@ class ChatModel(AnsweringModel):
     encoder: ChatEncoder
     precision: str
     image_options: dict[str, Any] = field(default_factory=dict)  # of the processor
+    in_batches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.whole.eval()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from rich.console import Console
 
 from alignkd.checkpoint.export import SavedStudent, saved_student
 from alignkd.config import load_run_config
-from alignkd.config.schema import DEFAULT_MAX_IMAGE_PIXELS
+from alignkd.config.schema import DEFAULT_MAX_IMAGE_PIXELS, DataSource
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.chat_model import ChatModel
+from alignkd.evaluate.gguf_model import GgufModel
 from alignkd.evaluate.mobilevlm_model import MobileVLMAnswers
 from alignkd.evaluate.model_folders import FolderKind, folder_kind
 from alignkd.models.agreement import student_folder, student_model_config
@@ -36,9 +38,14 @@ def load(
 ) -> AnsweringModel:
     """Load an export, a folder of MobileVLM V2 or of a family of docs/models.md, or the student in a run's
     checkpoint (the newest, or that of ``step``). ``device``: default a GPU if there is one; ``precision``
-    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. Raises UserError."""
+    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. A GGUF export has its own precision, and runs on
+    the CPU. Raises UserError."""
     folder = Path(folder)
     kind = folder_kind(folder, step)
+    if kind is FolderKind.GGUF:
+        if precision is not None:
+            raise UserError(f"{folder}: precision {precision!r:.80}: a GGUF has the one it was exported with")
+        return GgufModel(folder)
     where = _device(device)
     precision = precision or ("fp32" if where.type == "cpu" else "bf16")
     if precision not in DTYPES:
@@ -54,8 +61,8 @@ def load(
         source = folder if kind is FolderKind.MODEL else RunPaths(folder).student
     if family_of(source) is None:
         return _mobilevlm(source, saved, options, precision, f"{folder}, step {saved.step}" if saved else "")
-    image_options = {} if kind is FolderKind.MODEL else _image_options(folder)
-    return _chat_model(source, saved, options, precision, image_options)
+    of_images = {} if kind is FolderKind.MODEL else _image_options_of_run(folder)
+    return _chat_model(source, saved, options, precision, of_images)
 
 
 def _mobilevlm(
@@ -80,20 +87,25 @@ def _chat_model(
     saved: SavedStudent | None,
     options: BuildOptions,
     precision: str,
-    image_options: dict[str, Any],
+    of_images: dict[str, Any],
 ) -> ChatModel:
     family = found_family(source)
     whole = load_whole(source, options, {} if saved is None else saved.tensors)
     encoder = chat_encoder(source, DEFAULT_MAX_IMAGE_PIXELS)
-    return ChatModel(whole, family, encoder, precision, image_options)
+    return ChatModel(whole, family, encoder, precision, of_images)
 
 
-def _image_options(run: Path) -> dict[str, Any]:
-    """The image options that a run was trained with; none, with a note, if its sources differ in them."""
-    sources = load_run_config(RunPaths(run).config).data.sources
+def image_options(sources: Sequence[DataSource]) -> dict[str, Any] | None:
+    """What a student was trained with; None if its sources differ in them."""
     found = [source.image_options for source in sources if source.image_folder is not None] or [{}]
-    if all(options == found[0] for options in found):
-        return found[0]
+    return found[0] if all(options == found[0] for options in found) else None
+
+
+def _image_options_of_run(run: Path) -> dict[str, Any]:
+    """None are used, with a note, if the sources differ in them."""
+    found = image_options(load_run_config(RunPaths(run).config).data.sources)
+    if found is not None:
+        return found
     if os.environ.get("RANK", "0") == "0":
         text = f"note: {run}: its sources differ in image_options; images are processed without any"
         Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from alignkd.errors import CheckpointError, FileSystemError, UserError
 from alignkd.export import gguf_text, gguf_vision
 from alignkd.export.gguf_card import gguf_card
 from alignkd.export.gguf_file import write_gguf_file
+from alignkd.export.gguf_names import MMPROJ, TEXT
 from alignkd.models.configuration import read_model_config
 from alignkd.models.families.mobilevlm_loading import check_tensors
 from alignkd.models.weight_files import WeightFiles
@@ -21,7 +22,6 @@ from alignkd.run_folder.atomic_files import flush_to_disk, flush_tree
 from alignkd.run_folder.paths import RunPaths
 
 Quantization = Literal["f16", "q8_0", "q4_0"]
-TEXT, MMPROJ = "text.gguf", "mmproj.gguf"
 
 
 def export_gguf(model: Path, out: Path, name: str, quantize: Quantization, *, class_token: bool) -> None:

@@ -69,7 +69,7 @@ def total(means_: Mapping[str, float], weights: Mapping[str, float]) -> float:
     return sum(weights[term] * means_[term] for term in TERMS)
 
 
-def term_scales(counts: dict[str, int], weights: dict[str, float], factor: float) -> tuple[float, ...]:
+def term_scales(counts: dict[str, int], weights: Mapping[str, float], factor: float) -> tuple[float, ...]:
     """Factors that make the loss out of a micro-batch's sums, in the order of TERMS. ``factor`` (ranks x
     accumulation) cancels DeepSpeed's own averages."""
     return tuple(factor * weights[term] / max(counts[term], 1) for term in TERMS)

@@ -1,13 +1,14 @@
-"""The best checkpoint of a run: that with the lowest value on held-out data (``evaluation.best``).
+"""The best checkpoint of a run: that with the lowest loss on held-out data, or with the highest accuracy
+(``evaluation.best``).
 
 Every checkpoint that was evaluated records its values in its manifest, so they come and go with it.
 
 | key of a manifest | holds |
 |---|---|
 | evaluation | values by the names of metrics rows, such as ``loss`` |
-| evaluated_on | ``data`` and ``samples``, and under the name of a value what only this one depends on |
+| evaluated_on | ``data`` and ``samples`` of the losses, and under a value's name what only it depends on |
 
-Values are compared where these agree: after a resume with other data, say, the lowest value is sought anew.
+Values are compared where these agree: after a resume with other data, say, the best value is sought anew.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from alignkd.run_folder.paths import RunPaths
 
 EVALUATION = "evaluation"
 EVALUATED_ON = "evaluated_on"
+ACCURACY = "accuracy"  # the value that does not depend on held-out data, but on a task
 BEST = "best"  # what a user writes instead of a step
 
 
@@ -31,10 +33,15 @@ BEST = "best"  # what a user writes instead of a step
 class Best:
     step: int
     value: float
+    by: str  # the name of the value
+
+    def __str__(self) -> str:
+        value = f"accuracy {self.value:.4g}" if self.by == ACCURACY else f"{self.value:.4g} on held-out data"
+        return f"step {self.step}, {value}"
 
 
 def best_checkpoint(run: Path, name: str, evaluated_on: Mapping[str, Any] | None = None) -> Best | None:
-    """The committed checkpoint with the lowest value of ``name``, of equals the earliest, among those that
+    """The committed checkpoint with the best value of ``name``, of equals the earliest, among those that
     were evaluated on ``evaluated_on`` (None: on what the newest of all was); None when there is none.
 
     A manifest that is missing or damaged makes its checkpoint unusable, so it does not count. Raises OSError
@@ -55,13 +62,14 @@ def best_checkpoint(run: Path, name: str, evaluated_on: Mapping[str, Any] | None
             values.append((step, value))
     best = None
     for step, value in reversed(values):
-        if is_better(value, best):
-            best = Best(step, value)
+        if is_better(value, name, best):
+            best = Best(step, value, name)
     return best
 
 
 def _of_value(evaluated_on: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: evaluated_on.get(key) for key in ("data", "samples", name)}
+    keys = (name,) if name == ACCURACY else ("data", "samples", name)
+    return {key: evaluated_on.get(key) for key in keys}
 
 
 def best_of_run(run: Path) -> Best | None:
@@ -103,8 +111,10 @@ def _configured_value(run: Path) -> str:
     return str(get_value(document, ("evaluation", "best"), "loss"))
 
 
-def is_better(value: object, best: Best | None) -> TypeGuard[float]:
-    """A value that is not finite is never better."""
+def is_better(value: object, name: str, best: Best | None) -> TypeGuard[float]:
+    """Is ``value`` of ``name`` better than the best so far? One that is not finite never is."""
     if not isinstance(value, float) or not math.isfinite(value):
         return False
-    return best is None or value < best.value
+    if best is None:
+        return True
+    return value > best.value if name == ACCURACY else value < best.value

@@ -41,6 +41,8 @@ STAGE = "student.zero_stage"
 IMAGES = "data.images"  # no key of the configuration: accepts images of other sizes
 PATHS = ("file", "image_folder")
 ANY: Any = object()
+# What runs did whose checkpoints do not have these keys.
+ADDED: dict[str, Any] = {"distillation.balance": "fixed", "distillation.balance_every": 100}
 NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
 
 
@@ -129,7 +131,7 @@ def saved_stage(manifest: Mapping[str, Any]) -> int:
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the data's paths: files may move, and their contents are part of the data's fingerprint."""
-    flat = flatten(migrate(config))
+    flat = ADDED | flatten(migrate(config))
     flat["data.sources"] = [
         {key: value for key, value in source.items() if key not in PATHS and not (key in NEWER and not value)}
         for source in flat["data.sources"]

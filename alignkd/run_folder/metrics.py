@@ -19,6 +19,9 @@ from alignkd.run_folder.atomic_files import flush_to_disk, write_bytes_atomic
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
+ACCURACY_COLUMN = "evaluation_accuracy"  # only of rows after which ``evaluation.task`` was answered
+# Begins the columns with the weights in use, where ``distillation.balance`` is not fixed.
+WEIGHT_OF = "weight_of_"
 _TAIL_BYTES_PER_ROW = 4096  # generous: rows take about 700 bytes
 
 
@@ -50,6 +53,15 @@ def last_rows(path: Path, count: int) -> list[Row]:
     except OSError:
         return []
     return list(_rows(lines[1 if start else 0 :]))[-count:]
+
+
+def weights_of_row(row: Row) -> dict[str, float]:
+    """Weights of the loss terms in that step; empty where they are those of the configuration."""
+    return {
+        name.removeprefix(WEIGHT_OF): float(value)
+        for name, value in row.items()
+        if name.startswith(WEIGHT_OF) and isinstance(value, int | float)
+    }
 
 
 def cut_rows_after(path: Path, step: int) -> None:

@@ -29,6 +29,7 @@
 | writers/G.json | rank 0, resume | who writes the run, with a heartbeat: ``run_folder.writer_lock`` |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
 | held-out.bin | rank 0 | the same for the held-out data |
+| answers.jsonl | rank 0 | the student's newest answers to ``evaluation.task``: ``alignkd.engine.accuracy`` |
 | progress.json | rank 0 | what the run is doing now: ``run_folder.progress`` |
 | metrics.jsonl | rank 0 | one row per optimizer step: ``run_folder.metrics`` |
 | metrics.jsonl.after-step-N | rank 0 | rows that a resume from step N cut off |
@@ -177,6 +178,10 @@ class RunPaths:
     @property
     def held_out_index(self) -> Path:
         return self.run / "held-out.bin"
+
+    @property
+    def answers(self) -> Path:
+        return self.run / "answers.jsonl"
 
     @property
     def progress(self) -> Path:

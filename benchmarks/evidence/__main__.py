@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from benchmarks.evidence.models import (
 )
 from benchmarks.evidence.pool import Run, work
 from benchmarks.evidence.run import Settings
+from benchmarks.evidence.scenes import bench as scene_bench
+from benchmarks.evidence.scenes import settings as scene_settings
 from benchmarks.evidence.task import Sizes, build_task
 
 CACHE = Path("build/evidence")
@@ -39,38 +42,63 @@ TUNING_RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 TUNING_STEPS = (1000, 2000)
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """A task with the settings of its runs. ``opened`` is sent to other processes."""
+
+    opened: Callable[[], Bench]
+    records: Path
+    tuning: tuple[Run, ...]
+    runs: tuple[Run, ...]
+
+
 def main() -> None:
     options = _options()
-    sizes = Sizes()
-    if not TEACHER_FILE.exists():
-        tokenizer = write_folders(options.cache)
-        print("training the teacher", flush=True)
-        train_teacher(options.cache, build_task(tokenizer, sizes), TEACHER_STEPS, TEACHER_FILE)
-    opened = partial(open_bench, options.cache, sizes)
-    bench = opened()
-    if not BETTER_TEACHER_FILE.exists():
-        print("training the better teacher", flush=True)
-        tokenizer = write_folders(options.cache)
-        more = build_task(tokenizer, Sizes(train=BETTER_TEACHER_SAMPLES, validation=1, test=1))
-        train_better_teacher(bench.cache, more, BETTER_TEACHER_STEPS, BETTER_TEACHER_FILE)
-    tuning = records.RECORDS / "tuning"
-    untuned = missing(tuning_runs(), tuning, bench)
+    experiment = {"digits": _digits, "scenes": _scenes}[options.task](options)
+    bench = experiment.opened()
+    tuning = experiment.records / "tuning"
+    untuned = missing(experiment.tuning, tuning, bench)
     if untuned and not options.tune:
         raise SystemExit(
             f"the settings are not chosen yet: {tuning} lacks {counted(len(untuned), 'record')}; first run "
-            "python -m benchmarks.evidence --tune, and set the best as defaults in benchmarks/evidence/run.py"
+            f"python -m benchmarks.evidence --tune --task {options.task}, and make the best its settings"
         )
-    folder = tuning if options.tune else records.RECORDS
-    todo = untuned if options.tune else missing(sweep(options.conditions, options.seeds), folder, bench)
+    folder = tuning if options.tune else experiment.records
+    todo = untuned if options.tune else missing(experiment.runs, folder, bench)
     stop = None if options.budget_minutes is None else time.monotonic() + 60 * options.budget_minutes
-    work(opened, todo, folder, options.jobs, stop)
+    work(experiment.opened, todo, folder, options.jobs, stop)
 
 
-def sweep(conditions: Iterable[str], seeds: Iterable[int]) -> Iterator[Run]:
-    """One seed of all conditions after the other would compare early, but with one pair each: so the first
-    conditions get all their seeds first."""
-    seeds = list(seeds)
-    return ((name, seed, Settings()) for name in conditions for seed in seeds)
+def _digits(options: argparse.Namespace) -> Experiment:
+    sizes, cache = Sizes(), options.cache or CACHE
+    if not TEACHER_FILE.exists():
+        tokenizer = write_folders(cache)
+        print("training the teacher", flush=True)
+        train_teacher(cache, build_task(tokenizer, sizes), TEACHER_STEPS, TEACHER_FILE)
+    opened = partial(open_bench, cache, sizes)
+    if not BETTER_TEACHER_FILE.exists():
+        print("training the better teacher", flush=True)
+        tokenizer = write_folders(cache)
+        more = build_task(tokenizer, Sizes(train=BETTER_TEACHER_SAMPLES, validation=1, test=1))
+        train_better_teacher(opened().cache, more, BETTER_TEACHER_STEPS, BETTER_TEACHER_FILE)
+    # One seed of all conditions after the other would compare early, but with one pair each: so the first
+    # conditions get all their seeds first.
+    names = options.conditions or CONDITIONS
+    runs = tuple((name, seed, Settings()) for name in names for seed in options.seeds)
+    return Experiment(opened, records.RECORDS, tuple(tuning_runs()), runs)
+
+
+def _scenes(options: argparse.Namespace) -> Experiment:
+    cache = options.cache or scene_settings.CACHE
+    if not scene_bench.TEACHER_FILE.exists():
+        print("training the teacher of the scenes", flush=True)
+        sizes = replace(scene_bench.SIZES, train=scene_bench.TEACHER_SCENES)
+        scene_bench.train_scene_teacher(cache, sizes, scene_bench.TEACHER_STEPS, scene_bench.TEACHER_FILE)
+    names = options.conditions or scene_settings.CONDITIONS
+    # Few runs, which may stop early: every seed is compared before the next one begins.
+    runs = tuple((name, seed, scene_settings.SETTINGS) for seed in options.seeds for name in names)
+    opened = partial(scene_bench.open_scenes, cache)
+    return Experiment(opened, records.RECORDS / "scenes", scene_settings.TUNING, runs)
 
 
 def tuning_runs() -> Iterator[Run]:
@@ -103,7 +131,7 @@ def wanted(run: Run, bench: Bench) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "steps": round(settings.steps * CONDITIONS[name].steps),
         "batch": settings.batch,
-        "teacher": bench.teacher,
+        "teacher": bench.teacher_of(distilled=CONDITIONS[name].section().enabled),
         "data": bench.data,
         **({"better_teacher": bench.better_teacher} if better else {}),
     }
@@ -111,12 +139,13 @@ def wanted(run: Run, bench: Bench) -> dict[str, Any]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
-    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
+    parser.add_argument("--task", choices=["digits", "scenes"], default="digits")
+    parser.add_argument("--conditions", nargs="+", choices=list(CONDITIONS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--budget-minutes", type=float, help="start no run after so long")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="runs at once")
     parser.add_argument("--tune", action="store_true", help="the runs that the settings are chosen by")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for what the runs share")
+    parser.add_argument("--cache", type=Path, help="folder for what the runs share")
     return parser.parse_args()
 
 

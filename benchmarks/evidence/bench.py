@@ -24,7 +24,7 @@ from benchmarks.evidence.models import (
 )
 from benchmarks.evidence.patches import VARIANTS
 from benchmarks.evidence.targets import TargetStore, standard_forward, teacher_targets
-from benchmarks.evidence.task import Sizes, Task, build_task, task_digest
+from benchmarks.evidence.task import Sizes, Splits, build_task, task_digest
 
 T = TypeVar("T")
 
@@ -34,29 +34,39 @@ class Bench:
     cache: Path
     teacher_file: Path
     teacher: str  # first digits of the file's sha256
-    better_file: Path
+    better_file: Path | None
     data: str  # of the task's
-    task: Task
+    task: Splits
     patches: torch.Tensor
+    tower_of_teacher: bool = True  # whether the students' tower is in the teacher's file
+
+    def teacher_of(self, *, distilled: bool) -> str | None:
+        """What a record names as its teacher: None when the run used nothing of it."""
+        return self.teacher if distilled or self.tower_of_teacher else None
 
     def examples(self, split: str, top_k: int = 16) -> Examples:
         return Examples(getattr(self.task, split), self.patches, top_k)
 
     @property
     def better_teacher(self) -> str:
-        return _digest(self.better_file)
+        return digest_of(self._better_file)
+
+    @property
+    def _better_file(self) -> Path:
+        assert self.better_file is not None, "no condition of this task has a better teacher"
+        return self.better_file
 
     def targets(self, variant: str | None, better_teacher: bool = False) -> TargetStore:
         """Of the training samples, with the attention of ``variant`` (None: the product's)."""
         forward = standard_forward if variant is None else VARIANTS[variant].teacher_forward
-        file = self.better_file if better_teacher else self.teacher_file
+        file = self._better_file if better_teacher else self.teacher_file
 
         def computed() -> TargetStore:
             return teacher_targets(
                 takes_patches(load_teacher(self.cache, file)), self.examples("train"), forward
             )
 
-        return _kept(self.cache / f"targets-{variant or 'standard'}-{_digest(file)}.pt", computed)
+        return kept(self.cache / f"targets-{variant or 'standard'}-{digest_of(file)}.pt", computed)
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +78,7 @@ def open_bench(
 ) -> Bench:
     """``root`` gets a folder for this task and this teacher. The task is built each time, which takes
     seconds, so that a change of the code that builds it gives another digest and another folder."""
-    digest = _digest(teacher_file)
+    digest = digest_of(teacher_file)
     with tempfile.TemporaryDirectory() as folder:
         task = build_task(write_folders(Path(folder)), sizes)
     data = task_digest(task)
@@ -76,19 +86,19 @@ def open_bench(
     cache.mkdir(parents=True, exist_ok=True)
     write_folders(cache)
     teacher = load_teacher(cache, teacher_file)
-    patches = _kept(cache / "patches.pt", lambda: all_patches(teacher, task.pixels))
+    patches = kept(cache / "patches.pt", lambda: all_patches(teacher, task.pixels))
     return Bench(cache, teacher_file, digest, better_file, data, task, patches)
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def _kept(path: Path, make: Callable[[], T]) -> T:
+def kept(path: Path, make: Callable[[], T]) -> T:
     """What ``path`` holds, made first if it does not exist. Our own pickles, in a folder of our own."""
     if not path.exists():
         partial = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be making the same
         torch.save(make(), partial)
         partial.rename(path)
-    kept: T = torch.load(path, weights_only=False, mmap=True)
-    return kept
+    found: T = torch.load(path, weights_only=False, mmap=True)
+    return found

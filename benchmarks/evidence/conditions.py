@@ -21,7 +21,7 @@ class Condition:
     attention: str | None = None  # one of ``patches.VARIANTS``
     labels_only: tuple[str, ...] = field(default=())  # kinds of question without a term of the teacher
     clip: float = 1.0  # largest gradient norm; 0: none
-    balance_every: int | None = None  # steps between measurements that the weights follow (``balance``)
+    balance_every: int | None = None  # steps between measurements that the weights follow
     better_teacher: bool = False  # ``models.train_better_teacher``
 
     def section(self) -> DistillationSection:
@@ -88,6 +88,7 @@ _LIST = [
     replace(_ALL, name="text-text attention", about="text keys in L_A", attention="text-text"),
     replace(_ALL, name="last layer", about="L_A on the last layer", attention="last layer"),
     replace(_ALL, name="balanced", about="weights by gradient norms", balance_every=50),
+    _with("learned weights", "all terms, weights by learned uncertainty", balance="learned"),
     _with("forward KL", "all terms, KL(teacher || student)", divergence="forward_kl"),
     _with("temperature 2", "all terms", temperature=2.0),
     _with("temperature 4", "all terms", temperature=4.0),

@@ -5,7 +5,7 @@ In fp32 on one rank DeepSpeed's stage 0 does the same arithmetic: backward, clip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from alignkd.data.batch import Batch, TermCounts
 from alignkd.data.collate import CollateSettings, Example, collate
 from alignkd.engine.optimizer import build_optimizer, parameter_groups, schedule_factor, set_learning_rates
 from alignkd.engine.student_step import StudentStep
-from alignkd.losses.total import element_counts, term_scales, weights_by_term
+from alignkd.losses.total import TERMS, element_counts, means, term_scales, weights_by_term
 from alignkd.teacher.targets import TeacherTargets
 from benchmarks.evidence.task import Sample
 
@@ -29,7 +29,7 @@ class Examples:
     """Samples and what their images are (pixels, or the tower's patches), ready to be collated."""
 
     samples: Sequence[Sample]
-    images: torch.Tensor  # [images, ...]
+    images: torch.Tensor  # [images, ...], of any precision
     top_k: int = 16
 
     def batch(self, numbers: Sequence[int]) -> Batch:
@@ -40,7 +40,7 @@ class Examples:
 
     def _example(self, number: int) -> Example:
         sample = self.samples[number]
-        return replace(sample.example, images=tuple(self.images[grid] for grid in sample.grids))
+        return replace(sample.example, images=tuple(self.images[grid].float() for grid in sample.grids))
 
 
 class Source(Protocol):
@@ -64,11 +64,12 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch and the factors of its terms."""
+    """A micro-batch and the factors of its terms. ``elements``: of the whole step, by term."""
 
     batch: Batch
     scales: tuple[float, ...]
     targets: TeacherTargets | None
+    elements: dict[str, int]
 
 
 def order_of_steps(samples: int, batch: int, steps: int, seed: int) -> list[list[int]]:
@@ -89,8 +90,10 @@ def train(
     distillation: Distillation | None = None,
     after_step: Callable[[int], None] = lambda step: None,
     before_step: Callable[[int, list[Part]], None] = lambda step, parts: None,
+    learn: Callable[[Mapping[str, float]], None] = lambda means: None,
 ) -> float:
-    """Both hooks get the number of steps done. Returns the share of steps whose gradient was clipped."""
+    """``after_step`` and ``before_step`` get the number of steps done, ``learn`` the mean of each term over a
+    step. Returns the share of steps whose gradient was clipped."""
     module.train()
     optimizer = build_optimizer(parameter_groups(module, training), torch.device("cpu"))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -101,13 +104,17 @@ def train(
         before_step(step, parts)
         set_learning_rates(optimizer, schedule_factor(step, steps, training.warmup_ratio))
         optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(TERMS))
         for part in parts:
             head = None if part.targets is None or distillation is None else distillation.source.head
-            module(part.batch, part.scales, part.targets, head).loss.backward()
+            output = module(part.batch, part.scales, part.targets, head)
+            output.loss.backward()
+            sums += output.sums
         if training.max_gradient_norm > 0:
             norm = torch.nn.utils.clip_grad_norm_(trained, training.max_gradient_norm)
             clipped += int(norm > training.max_gradient_norm)
         optimizer.step()
+        learn(means(dict(zip(TERMS, sums.tolist(), strict=True)), parts[0].elements))
         after_step(step + 1)
     return clipped / len(order)
 
@@ -119,9 +126,8 @@ def split_step(
     the labels do."""
     if distillation is None:
         batch = examples.batch(numbers)
-        return [
-            Part(batch, term_scales(element_counts(batch.counts, module.sizes()), LABELS_ONLY, 1.0), None)
-        ]
+        elements = element_counts(batch.counts, module.sizes())
+        return [Part(batch, term_scales(elements, LABELS_ONLY, 1.0), None, elements)]
     kinds = [examples.samples[number].kind for number in numbers]
     taught = [
         number for number, kind in zip(numbers, kinds, strict=True) if kind not in distillation.labels_only
@@ -140,6 +146,7 @@ def split_step(
             batch,
             term_scales(elements, distillation.weights if with_teacher else LABELS_ONLY, 1.0),
             distillation.source.of(some) if with_teacher else None,
+            elements,
         )
         for batch, some, with_teacher in batches
     ]

@@ -52,7 +52,7 @@ def train_teacher(cache: Path, task: Task, steps: int, out: Path) -> None:
     examples = Examples(task.train, task.pixels)
     settings = TrainingSection(learning_rate=1e-3, global_batch_size=32, seed=DATA_SEED)
     train(module, examples, settings, steps)
-    _write_in_half_precision(model, out)
+    write_in_half_precision(model, out)
 
 
 def train_better_teacher(
@@ -68,45 +68,63 @@ def train_better_teacher(
     It has the tower of the first one, frozen, as the students do. So the student alone and the start of every
     student are the same under both teachers.
     """
-    model = _from_scratch(cache, "teacher", DATA_SEED + 1)
-    patches = all_patches(load_teacher(cache), task.pixels)
-    module = StudentStep(model, None, DistillationSection(enabled=False))
+    model = from_scratch(cache, "teacher", DATA_SEED + 1, _teachers_tower(cache))
+    examples = Examples(task.train, all_patches(load_teacher(cache), task.pixels))
     settings = TrainingSection(learning_rate=5e-4, global_batch_size=32, seed=DATA_SEED + 1)
-    examples = Examples(task.train, patches)
+    train_on_labels(model, examples, settings, steps, after_step)
+    write_in_half_precision(model, out)
+
+
+def train_on_labels(
+    model: MobileVLM,
+    examples: Examples,
+    settings: TrainingSection,
+    steps: int,
+    after_step: Callable[[MobileVLM, int], None] = lambda model, step: None,
+) -> None:
+    module = StudentStep(model, None, DistillationSection(enabled=False))
     train(module, examples, settings, steps, after_step=lambda step: after_step(model, step))
-    _write_in_half_precision(model, out)
 
 
-def _write_in_half_precision(model: MobileVLM, out: Path) -> None:
-    tensors = {model.public_name(name): value.data.half() for name, value in model.named_parameters()}
+def write_in_half_precision(model: MobileVLM, out: Path, *, with_tower: bool = True) -> None:
+    tensors = {
+        model.public_name(name): value.data.half()
+        for name, value in model.named_parameters()
+        if with_tower or not model.is_vision_tower(name)
+    }
     write_tensors(tensors, out)
 
 
 def load_teacher(cache: Path, file: Path = TEACHER_FILE) -> MobileVLM:
-    """The frozen teacher in fp32. Its folder in ``cache`` supplies the students' tower."""
+    """The frozen teacher in fp32. Its folder in ``cache`` supplies the students' tower. A file without the
+    tower's tensors leaves it as it was before the teacher's training."""
     folder = cache / f"trained-{file.stem}"
     if not folder.exists():
-        tensors = {name: value.float() for name, value in load_file(file).items()}
         section = ModelSection(
             student="scratch", student_config=str(cache / "teacher"), vision_tower=str(cache / folders.TOWER)
         )
-        config = load_student(section, DATA_SEED, FP32)[0].config
-        save_model_folder(folder, config, tensors, cache / "teacher")
+        untrained = load_student(section, DATA_SEED, FP32)[0]
+        tensors = {
+            untrained.public_name(name): value.data
+            for name, value in untrained.named_parameters()
+            if untrained.is_vision_tower(name)
+        } | {name: value.float() for name, value in load_file(file).items()}
+        save_model_folder(folder, untrained.config, tensors, cache / "teacher")
     model = load_model(folder, FP32)
     return model.eval().requires_grad_(False)
 
 
 def new_student(cache: Path, seed: int) -> MobileVLM:
     """From random weights, with the teacher's tower; takes patches [I, 1, P, C] in the place of pixels."""
-    return _from_scratch(cache, "student", seed)
+    return from_scratch(cache, "student", seed, _teachers_tower(cache))
 
 
-def _from_scratch(cache: Path, shape: str, seed: int) -> MobileVLM:
-    section = ModelSection(
-        student="scratch",
-        student_config=str(cache / shape),
-        vision_tower=str(cache / f"trained-{TEACHER_FILE.stem}"),
-    )
+def _teachers_tower(cache: Path) -> Path:
+    return cache / f"trained-{TEACHER_FILE.stem}"
+
+
+def from_scratch(cache: Path, shape: str, seed: int, tower: Path) -> MobileVLM:
+    section = ModelSection(student="scratch", student_config=str(cache / shape), vision_tower=str(tower))
     model, _ = load_student(section, seed, FP32)
     assert isinstance(model, MobileVLM)
     return takes_patches(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,10 @@ from alignkd.config.schema import TrainingSection
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.engine.term_gradients import parts_of, term_gradient_norms
+from alignkd.losses.balance import LearnedWeights, balanced_weights
 from alignkd.losses.total import TERMS
 from alignkd.models.adapters import seeded_adapters
 from benchmarks.evidence.answers import right_answers
-from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench
 from benchmarks.evidence.conditions import Condition
 from benchmarks.evidence.loop import Distillation, Part, train
@@ -49,7 +49,7 @@ class Settings:
 class Outcome:
     curve: list[dict[str, Any]] = field(default_factory=list)
     gradients: list[dict[str, Any]] = field(default_factory=list)
-    weights: list[dict[str, Any]] = field(default_factory=list)  # of a condition that balances them
+    weights: list[dict[str, Any]] = field(default_factory=list)  # of a condition in which they change
 
 
 @dataclass
@@ -91,6 +91,7 @@ def train_once(
         adapters.requires_grad_(not condition.frozen_adapters)
     module = StudentStep(student, adapters, section)
     training = settings.training(seed, condition.clip)
+    learned = LearnedWeights(term_weights(section)) if section.balance == "learned" else None
     outcome, clock, validation = Outcome(), Clock(), bench.examples("validation")
 
     def look(step: int) -> None:
@@ -98,6 +99,8 @@ def train_once(
             with clock.paused():
                 right = by_kind(validation.samples, right_answers(student, validation))
             outcome.curve.append({"step": step, "accuracy": {kind: _mean(of) for kind, of in right.items()}})
+            if learned is not None:
+                outcome.weights.append({"step": step, "weights": learned.weights})
 
     def take_apart(step: int, parts: list[Part]) -> None:
         if distillation is not None and step % max(steps // GRADIENT_LOOKS, 1) == 0:
@@ -113,9 +116,17 @@ def train_once(
         if distillation is None or condition.balance_every is None or step % condition.balance_every:
             return
         part = parts[0]
-        norms = term_gradient_norms(module, part.batch, part.scales, part.targets, distillation.source.head)
+        norms_TP = term_gradient_norms(
+            module, part.batch, part.scales, part.targets, distillation.source.head
+        )
+        norms = dict(zip(TERMS, norms_TP.norm(dim=1).tolist(), strict=True))
         distillation.weights.update(balanced_weights(norms, distillation.weights, term_weights(section)))
         outcome.weights.append({"step": step, "weights": dict(distillation.weights)})
+
+    def learn(means: Mapping[str, float]) -> None:
+        if learned is not None and distillation is not None:
+            learned.learn(means)
+            distillation.weights.update(learned.weights)
 
     def before_step(step: int, parts: list[Part]) -> None:
         take_apart(step, parts)
@@ -123,14 +134,14 @@ def train_once(
 
     samples = bench.examples("train", section.top_k)
     with contextlib.nullcontext() if variant is None else variant.for_student(student), clock.adding():
-        clipped = train(module, samples, training, steps, distillation, look, before_step)
+        clipped = train(module, samples, training, steps, distillation, look, before_step, learn)
     record: dict[str, Any] = {
         "condition": condition.as_dict(),
         "seed": seed,
         "steps": steps,
         "learning_rate": settings.learning_rate,
         "batch": settings.batch,
-        "teacher": bench.teacher,
+        "teacher": bench.teacher_of(distilled=section.enabled),
         "data": bench.data,
         **({"better_teacher": bench.better_teacher} if condition.better_teacher else {}),
         "clipped": round(clipped, 4),

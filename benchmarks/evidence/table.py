@@ -20,7 +20,6 @@ from benchmarks.evidence.statistics import (
     steps_to_reach,
     validation_accuracy,
 )
-from benchmarks.evidence.task import QUESTION_KINDS
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "alignkd"  # the same records make the same file
@@ -29,17 +28,24 @@ from matplotlib import pyplot  # noqa: E402 - the back end is chosen first
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOT = DOCUMENT.with_suffix("") / "accuracy.svg"
 BEGIN, END = "<!-- tables: written by benchmarks.evidence.table -->", "<!-- end of the tables -->"
+BEGIN_SCENES = "<!-- tables of the scenes: written by benchmarks.evidence.table -->"
 Groups = Mapping[str, Sequence[Record]]
 
 
 def main() -> None:
-    groups = by_condition(records.read_all(records.RECORDS))
-    tuning = records.read_all(records.RECORDS / "tuning")
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
+    write_tables(records.RECORDS, BEGIN, PLOT)
+    write_tables(records.RECORDS / "scenes", BEGIN_SCENES, PLOT.with_name("scenes.svg"))
+
+
+def write_tables(folder: Path, begin: str, picture: Path) -> None:
+    """Those of the records in ``folder`` replace what stands between ``begin`` and the next end."""
+    groups = by_condition(records.read_all(folder))
+    tuning = records.read_all(folder / "tuning")
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
+    DOCUMENT.write_text(f"{before}{begin}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
     if BASELINE in groups:
-        plot(groups, PLOT)
+        plot(groups, picture)
 
 
 def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -99,15 +105,16 @@ def _accuracy(groups: Groups) -> str:
 
 def _kinds(groups: Groups) -> str:
     base = groups.get(BASELINE, [])
+    kinds = next(iter(groups.values()))[0]["test"]
     rows = []
     for name, runs in groups.items():
         cells = []
-        for kind in QUESTION_KINDS:
+        for kind in kinds:
             difference = None if name == BASELINE else paired_difference(runs, base, kind)
             cells.append(f"{100 * mean_accuracy(runs, kind).value:.1f} {_difference(difference)}".strip())
         rows.append([name, *cells])
     return "By kind of question, % (minus alone [95 % interval]):\n\n" + _markdown(
-        ["condition", *QUESTION_KINDS], rows
+        ["condition", *kinds], rows
     )
 
 

@@ -45,15 +45,19 @@ class Sizes:
 class Sample:
     kind: str
     example: Example  # ``images`` are empty: :attr:`grids` says which they are
-    grids: tuple[int, ...]  # numbers in ``Task.pixels``
+    grids: tuple[int, ...]  # numbers of its images in the task
 
 
 @dataclass(frozen=True)
-class Task:
-    pixels: torch.Tensor  # float32 [images, 3, H, W], normalised
+class Splits:
     train: tuple[Sample, ...]
     validation: tuple[Sample, ...]
     test: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Task(Splits):
+    pixels: torch.Tensor  # float32 [images, 3, H, W], normalised
 
 
 def split_digits() -> tuple[DigitSet, DigitSet, DigitSet]:
@@ -86,11 +90,16 @@ def build_task(tokenizer: SentencePieceTokenizer, sizes: Sizes) -> Task:
 
 def task_digest(task: Task) -> str:
     """First digits of the sha256 of all samples and pixels."""
+    return splits_digest(task, task.pixels.numpy().tobytes())
+
+
+def splits_digest(splits: Splits, images: bytes) -> str:
+    """The same of samples and what describes their images."""
     found = hashlib.sha256()
-    for samples in (task.train, task.validation, task.test):
+    for samples in (splits.train, splits.validation, splits.test):
         rows = [(one.kind, one.example.ids, one.example.labels, one.grids) for one in samples]
         found.update(json.dumps(rows).encode())
-    found.update(task.pixels.numpy().tobytes())
+    found.update(images)
     return found.hexdigest()[:12]
 
 
@@ -149,5 +158,16 @@ class _Builder:
     def _sample(
         self, kind: str, template: TemplateName, asked: str, answer: str, shown: tuple[int, ...]
     ) -> Sample:
-        encoded = encode((Turn("human", asked), Turn("gpt", answer)), template, self._tokenizer)
-        return Sample(kind, Example(encoded.ids, encoded.labels, ()), shown)
+        return encoded_sample(self._tokenizer, kind, template, asked, answer, shown)
+
+
+def encoded_sample(
+    tokenizer: SentencePieceTokenizer,
+    kind: str,
+    template: TemplateName,
+    asked: str,
+    answer: str,
+    shown: tuple[int, ...],
+) -> Sample:
+    encoded = encode((Turn("human", asked), Turn("gpt", answer)), template, tokenizer)
+    return Sample(kind, Example(encoded.ids, encoded.labels, ()), shown)

@@ -25,6 +25,9 @@ from benchmarks.whole.inputs import write_configuration, write_models
 from benchmarks.whole.parts import FloorRun, Measured, ProductRun, part_table, read_run, whole_table
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
+# What start and saves slow down stays below the median step, of runs that take about as long.
+TOKENS = 8_000  # of a run and rank, by default, but at least
+FEWEST_STEPS = 10
 TOLERANCE = 1e-4  # relative, of the cross-entropy: sums of thousands of positions in another order
 
 
@@ -35,7 +38,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4], help="of a rank's micro-batch")
     parser.add_argument("--longest", type=int, default=2048, help="tokens of a micro-batch, at most")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, default=8, help="of a run; the first one is not counted")
+    parser.add_argument("--steps", type=int, help="of a run, the first not counted; by default by length")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of a run and the floor")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the configuration"
@@ -68,9 +71,10 @@ def body(results: Sequence[Measured]) -> str:
 
 def _measure(result: Measured, folder: Path, options: argparse.Namespace) -> None:
     place = folder / f"{result.length}-{result.samples}-{result.ranks}"
-    config = write_configuration(
-        place, folder / "models", result.length, result.samples, result.ranks, options.steps
-    )
+    steps = options.steps
+    if steps is None:
+        steps = max(TOKENS // (result.length * result.samples), FEWEST_STEPS)
+    config = write_configuration(place, folder / "models", result.length, result.samples, result.ranks, steps)
     for number in range(options.repeats):
         run, whole = launch(config, f"run{number}", result.ranks, options.set)
         result.runs.append(read_run(run, whole))

@@ -108,6 +108,8 @@ def _data(config: Config) -> Iterator[Place]:
         yield Place("file", f"{key}.file", Path(source.file))
         if source.image_folder is not None:
             yield Place("folder", f"{key}.image_folder", Path(source.image_folder))
+    if config.evaluation.every is not None and config.evaluation.task_data is not None:
+        yield Place("folder", "evaluation.task_data", Path(config.evaluation.task_data))
 
 
 def _cache_folder(environment: Mapping[str, str]) -> Path:

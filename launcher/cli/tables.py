@@ -43,8 +43,13 @@ def _fields(state: RunState) -> list[tuple[str, str]]:
         shown.append(("left", duration(state.seconds_left)))
     if state.loss is not None:
         shown.append(("loss", f"{state.loss:.4g}"))
-    if state.best_step is not None:
-        shown.append(("best", f"step {state.best_step}, {state.best_value:.4g} on held-out data"))
+    if state.weights is not None:
+        weights = (f"{name} {weight:.3g}" for name, weight in state.weights.items())
+        shown.append(("weights", ", ".join(weights)))
+    if state.best is not None:
+        shown.append(("best", str(state.best)))
+    if state.accuracy is not None:
+        shown.append(("accuracy", f"{state.accuracy:.4g} after step {state.accuracy_step}"))
     if state.data_wait_share is not None and state.data_wait_share > NOTABLE_WAIT:
         shown.append(("waiting", f"{state.data_wait_share:.0%} of a step for data; increase data.workers"))
     if state.padding_share is not None and state.padding_share > _NOTABLE_PADDING:
@@ -111,10 +116,11 @@ def checkpoint_table(rows: list[CheckpointSummary]) -> Table:
 
 def probe_table(result: dict[str, Any]) -> Table:
     """``result`` is what ``alignkd probe --json`` prints."""
-    table = _framed(["term"], ["value", "count", "gradient norm"])
+    table = _framed(["term"], ["value", "count", "weight", "gradient norm"])
     for term, value in result["terms"].items():
-        count, norm = result["counts"].get(term, ""), result["gradient_norms"].get(term)
-        table.add_row(term, f"{value:.6g}", str(count), "" if norm is None else f"{norm:.6g}")
+        count, numbers = result["counts"].get(term, ""), (result["weights"], result["gradient_norms"])
+        weight, norm = (f"{found[term]:.6g}" if term in found else "" for found in numbers)
+        table.add_row(term, f"{value:.6g}", str(count), weight, norm)
     return table
 
 

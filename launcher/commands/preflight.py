@@ -86,7 +86,7 @@ def launch_problems(
     ``upstream`` are runs of earlier stages: models in them do not exist yet, and the ranks check them.
     """
     problems = [problem for problem in [existing_run_problem(run_path(config), replace)] if problem]
-    problems += data_problems(config)
+    problems += data_problems(config) + task_problems(config)
     problems += [] if _has_other_python(config.slurm) else missing_packages(config.tracking)
     problems += _raised(lambda: accumulation_steps(config.training, world_size))
     read = [*model_folders(config).values(), *([config.model.adapters] if config.model.adapters else [])]
@@ -153,6 +153,20 @@ def data_problems(config: Config) -> list[str]:
         if problem:
             problems.append(f"{key}.image_folder = {source.image_folder}: {problem}")
     return problems
+
+
+def task_problems(config: Config) -> list[str]:
+    """Why the questions of ``evaluation.task`` cannot be asked: the task is unknown, or data are missing."""
+    evaluation = config.evaluation
+    if evaluation.every is None or evaluation.task is None or evaluation.task_data is None:
+        return []
+    from alignkd.evaluate.scoring import check_data  # reads tables with numpy, and most runs have no task
+    from alignkd.evaluate.tasks.registry import task_named
+
+    name, data = evaluation.task, Path(evaluation.task_data)
+    return [
+        f"evaluation.task: {problem}" for problem in _raised(lambda: check_data([task_named(name)], data))
+    ]
 
 
 def _unreadable(path: Path, kind: Literal["file", "folder"]) -> str | None:

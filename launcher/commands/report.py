@@ -116,6 +116,5 @@ def _health(run: Path) -> Health:
         state.lost_steps,
         state.goodput,
         state.slow_ranks,
-        state.best_step,
-        state.best_value,
+        state.best,
     )

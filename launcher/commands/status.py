@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkd.errors import UserError
 from alignkd.run_folder.best import Best, best_of_run
-from alignkd.run_folder.metrics import Row, iter_rows, last_rows
+from alignkd.run_folder.metrics import ACCURACY_COLUMN, Row, iter_rows, last_rows, weights_of_row
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends import backend_named
 from launcher.backends.base import QueuedJob
@@ -40,6 +40,7 @@ class RunState:
     step: int
     total_steps: int | None
     loss: float | None
+    weights: dict[str, float] | None  # of the loss terms in that step, where distillation.balance moves them
     seconds_left: float | None
     data_wait_share: float | None  # share of a step that rank 0 waited for samples; median of late steps
     padding_share: float | None  # share of the computed positions; median of late steps
@@ -48,12 +49,21 @@ class RunState:
     reasons: tuple[str, ...]  # why the closed attempts ended
     lost_steps: int  # computed, but not saved: computed again
     goodput: float | None  # share of the attempts' time that was spent on steps that were kept
-    best_step: int | None  # the checkpoint with the best value on held-out data
+    best_step: int | None  # the checkpoint with the best value of evaluation.best
     best_value: float | None
+    best_by: str | None  # the name of the value, such as "loss"
+    accuracy_step: int | None  # of the newest row with the accuracy of evaluation.task
+    accuracy: float | None
     queue_seconds: float
     start_estimate: str | None
     updated: float | None
     next: str  # a command
+
+    @property
+    def best(self) -> Best | None:
+        if self.best_step is None or self.best_value is None or self.best_by is None:
+            return None
+        return Best(self.best_step, self.best_value, self.best_by)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,7 +121,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
     attempts = [*files.history, *([files.current] if files.current else [])]
-    best = _best(run)
+    best, accuracy = _best(run), _newest_accuracy(run)
     return RunState(
         run=str(run),
         state=State(state),
@@ -123,6 +133,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         step=step,
         total_steps=total,
         loss=rows[-1].get("loss") if rows else None,
+        weights=(weights_of_row(rows[-1]) or None) if rows else None,
         seconds_left=_seconds_left(rows, step, total) if running else None,
         data_wait_share=_median(rows, "data_wait_share"),
         padding_share=_median(rows, "padding_share"),
@@ -133,6 +144,9 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         goodput=_goodput(files, now if running else None),
         best_step=None if best is None else best.step,
         best_value=None if best is None else best.value,
+        best_by=None if best is None else best.by,
+        accuracy_step=None if accuracy is None else accuracy[0],
+        accuracy=None if accuracy is None else accuracy[1],
         queue_seconds=sum(attempt.queue_seconds or 0.0 for attempt in attempts),
         start_estimate=job.start if job and job.state == "PENDING" else None,
         updated=None if progress is None else progress.updated,
@@ -142,12 +156,23 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
 
 def _best(run: Path) -> Best | None:
     """None also where it cannot be told now. Only runs that evaluate have their manifests read."""
-    if not RunPaths(run).held_out_index.exists():
+    if not (RunPaths(run).held_out_index.exists() or RunPaths(run).answers.exists()):
         return None
     try:
         return best_of_run(run)
     except (OSError, UserError):
         return None
+
+
+def _newest_accuracy(run: Path) -> tuple[int, float] | None:
+    """Step and value."""
+    if not RunPaths(run).answers.exists():
+        return None
+    found = None
+    for row in iter_rows(RunPaths(run).metrics):
+        if row.get(ACCURACY_COLUMN) is not None:
+            found = row["step"], row[ACCURACY_COLUMN]
+    return found
 
 
 def _last_job(files: RunFiles, attempts: list[Attempt]) -> str | None:

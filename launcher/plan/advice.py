@@ -9,6 +9,7 @@ from typing import Any
 
 from alignkd.config import Config
 from alignkd.config.combinations import divisors
+from launcher.plan.measurements import measures_gradients
 from launcher.plan.plan import Plan, make_plan
 
 BUSY_TOKENS = 8192  # per micro-batch: these keep a GPU's matrix units busy, more gain little
@@ -92,7 +93,8 @@ def _candidates(plan: Plan) -> Iterator[Plan]:
     configured = plan.config.teacher.placement
     is_free = plan.sizes.teacher is not None and configured != "cached"  # whoever has a cache wants it read
     placements = PLACEMENTS if is_free else (configured,)
-    for stage, offload, placement, again in product(STAGES, (False, True), placements, (True, False)):
+    stages = [stage for stage in STAGES if stage < 3 or not measures_gradients(plan.config)]
+    for stage, offload, placement, again in product(stages, (False, True), placements, (True, False)):
         for samples in _micro_batches(plan):
             settings = {"zero_stage": stage, "offload": offload, "placement": placement}
             settings["gradient_checkpointing"] = again

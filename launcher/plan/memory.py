@@ -7,6 +7,7 @@ from typing import Literal
 
 from alignkd.config import Config
 from launcher.plan import activations
+from launcher.plan.measurements import measures_gradients
 from launcher.plan.sharding import (
     Rendered,
     alive_at_most,
@@ -192,9 +193,11 @@ def _student_work(
         activations.logits_workspace(student.shapes, work, trained),
         activations.block_workspace(student.shapes, work, size),
     )
+    measured = sum(student.trainable(trained).values()) * size if measures_gradients(config) else 0
     layers = gathered(student, files.student, cluster.ranks) * size if config.student.zero_stage == 3 else 0
     return [
         Part("activations for backward", kept, "student"),
         Part("layer or chunk workspace", workspace, "student"),
+        Part("a term's gradients, measured", measured, "student"),
         Part("student's gathered layers", layers, "student"),
     ]

@@ -10,6 +10,7 @@ from rich.table import Table
 from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.cached import cache_lines
+from launcher.plan.measurements import measurement_line
 from launcher.plan.memory import Phase
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
@@ -42,6 +43,8 @@ def show_plan(plan: Plan, gpu_memory: int | None, advised: Plan | None, chip: Ch
     if plan.sizes.teacher is not None:
         _show_table(_placement_table(plan, gpu_memory), console)
     _say_speed(plan, chip, console)
+    if (line := measurement_line(plan.config, plan.compute)) is not None:
+        _say(console, f"{line}\n")
     for line in cache_lines(plan, chip):
         _say(console, line)
     if gpu_memory is not None:

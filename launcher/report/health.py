@@ -67,9 +67,7 @@ def _goodput(run: RunFacts) -> Value:
 
 
 def _best(run: RunFacts) -> Value:
-    if run.health.best_step is None:
-        return Value("-")
-    return Value(f"step {run.health.best_step}, {run.health.best_value:.4g} on held-out data")
+    return Value("-" if run.health.best is None else str(run.health.best))
 
 
 def _ranks(run: RunFacts) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 from alignkd.config.yaml_reader import read_yaml
 from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
+from alignkd.run_folder.best import Best
 from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 from launcher.report.columns import Columns, read_columns
@@ -32,8 +33,7 @@ class Health:
     lost_steps: int
     goodput: float | None
     slow_ranks: tuple[str, ...]
-    best_step: int | None = None  # the checkpoint with the best value on held-out data
-    best_value: float | None = None
+    best: Best | None = None  # the checkpoint with the best value of evaluation.best
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alignkd.run_folder.metrics import WEIGHT_OF
 from launcher.report.charts import Panel, panel
 from launcher.report.run_facts import RunFacts
 
@@ -66,10 +67,16 @@ _GROUPS: tuple[tuple[str, str, bool, Callable[[str], bool]], ...] = (
         lambda name: name in _LOSSES,
     ),
     (
-        "Held-out data",
-        "Values of evaluation.sources after a step; seconds are of no step.",
+        "Evaluations",
+        "After a step: loss terms on evaluation.sources, and accuracy of evaluation.task.",
         False,
         lambda name: name.startswith("evaluation_"),
+    ),
+    (
+        "Weights of the terms",
+        "Those in use, which distillation.balance moves. Logarithmic.",
+        True,
+        lambda name: name.startswith(WEIGHT_OF),
     ),
     ("Learning rates", "", False, lambda name: "learning_rate" in name),
     (

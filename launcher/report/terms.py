@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkd.config.dotted import get_value
+from alignkd.run_folder.metrics import WEIGHT_OF
 from launcher.report.columns import Columns
 
 _DIVERGENCES = ("reverse_kl", "forward_kl", "js")
@@ -14,10 +15,12 @@ _DIVERGENCES = ("reverse_kl", "forward_kl", "js")
 
 @dataclass(frozen=True)
 class Term:
-    """``weight`` is that of the configuration; a share is weight x value over the sum of all terms."""
+    """Weights are those in use, which differ only where distillation.balance moves them; a share is weight x
+    value over the sum of all terms."""
 
     name: str
-    weight: float
+    first_weight: float
+    last_weight: float
     first: float
     last: float
     first_share: float
@@ -50,19 +53,21 @@ def weights_of(config: Mapping[str, Any]) -> dict[str, float]:
 
 def terms_of(columns: Columns, config: Mapping[str, Any]) -> list[Term]:
     """The terms that the metrics have, in the order of the sum. Empty while there are no rows."""
-    weights = weights_of(config)
-    ends = {name: found for name in weights if (found := columns.first_and_last(name)) is not None}
-    sums = [sum(weights[name] * values[end] for name, values in ends.items()) for end in (0, 1)]
+    configured = weights_of(config)
+    ends = {name: found for name in configured if (found := columns.first_and_last(name)) is not None}
+    weights = {
+        name: columns.first_and_last(WEIGHT_OF + name) or (configured[name], configured[name])
+        for name in ends
+    }
+    sums = [sum(weights[name][end] * values[end] for name, values in ends.items()) for end in (0, 1)]
     return [
         Term(
             name,
-            weights[name],
-            first,
-            last,
-            _share(weights[name] * first, sums[0]),
-            _share(weights[name] * last, sums[1]),
+            *weights[name],
+            *values,
+            *(_share(weights[name][end] * values[end], sums[end]) for end in (0, 1)),
         )
-        for name, (first, last) in ends.items()
+        for name, values in ends.items()
     ]
 
 

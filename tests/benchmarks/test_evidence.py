@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,6 @@ from alignkd.teacher.targets import TeacherModel
 from benchmarks.evidence import __main__ as program
 from benchmarks.evidence import loop, pool, records, run, table, teacher_cost
 from benchmarks.evidence.answers import right_answers
-from benchmarks.evidence.balance import balanced_weights
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
 from benchmarks.evidence.loop import Distillation, Examples, Part, order_of_steps, split_step, train
@@ -422,27 +422,30 @@ def test_only_gradients_longer_than_the_limit_are_clipped(bench: Bench) -> None:
     assert shares == {0.0: 0.0, 1e-3: 1.0, 1e6: 0.0}
 
 
-def test_balanced_weights_move_towards_gradients_as_long_as_that_of_the_labels() -> None:
-    base = {"ce": 1.0, "divergence": 1.0, "attention": 2.0, "vision_all": 1.0, "vision_focus": 0.1}
-    weights, unit = (
-        dict(base),
-        {"ce": 3.0, "divergence": 6.0, "attention": 1e-3, "vision_all": 0.5, "vision_focus": 0.5},
-    )
-    for _ in range(40):
-        norms = torch.tensor([[weights[term] * length] for term, length in unit.items()])
-        weights = balanced_weights(norms, weights, base)
-    expected = {"ce": 1.0, "divergence": 0.5, "attention": 6000.0, "vision_all": 6.0, "vision_focus": 0.6}
-    assert weights == pytest.approx(expected, rel=1e-3)
-    silent = balanced_weights(torch.zeros(5, 1), {**base, "attention": 0.0}, base)
-    assert silent == {**base, "attention": 0.0}
-
-
 def test_balance_changes_the_weights_of_the_following_steps(bench: Bench) -> None:
     condition = replace(CONDITIONS["balanced"], balance_every=1)
     (first, second) = train_once(bench, condition, 0, SHORT, with_test=False)["weights"]
     assert first["weights"]["attention"] > 2 < second["weights"]["attention"]
     assert first["weights"] != second["weights"]
     assert first["weights"]["ce"] == second["weights"]["ce"] == 1.0
+
+
+def test_learned_weights_change_with_every_step(bench: Bench) -> None:
+    found = train_once(bench, CONDITIONS["learned weights"], 0, SHORT, with_test=False)
+    (first, second) = (look["weights"] for look in found["weights"])
+    # The attention term is small and its weight rises, by Adam's rate in each of its first steps.
+    assert first["attention"] == pytest.approx(math.exp(0.01), rel=1e-6)
+    assert second["attention"] == pytest.approx(math.exp(0.02), rel=1e-3)
+    assert first["ce"] == second["ce"] == 1.0
+    plain = train_once(bench, CONDITIONS["all"], 0, SHORT, with_test=False)
+    assert plain["weights"] == []
+
+
+def test_the_weights_in_use_are_no_part_of_the_records_of_conditions_without_them() -> None:
+    assert CONDITIONS["balanced"].as_dict()["distillation"] == CONDITIONS["all"].as_dict()["distillation"]
+    assert CONDITIONS["balanced"].as_dict()["balance_every"] == 50
+    assert "balance" not in CONDITIONS["all"].as_dict()["distillation"]
+    assert CONDITIONS["learned weights"].as_dict()["distillation"]["balance"] == "learned"
 
 
 def made_up(seed: int, position: str, text: str, **keys: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 import pytest
 
 from alignkd.config import load_config
-from alignkd.config.combinations import divisors, time_limit_seconds
+from alignkd.config.combinations import divisors
+from alignkd.config.slurm_section import time_limit_seconds
 from alignkd.errors import ConfigError
 
 from .conftest import BASE
@@ -22,6 +23,12 @@ from .conftest import BASE
         (["training.precision=fp16", "student.zero_stage=0"], "valid: stage 1, 2 or 3"),
         (["training.compile_layers=true", "student.zero_stage=3"], "here it shards all"),
         (["logging.gradient_norms_every=5", "student.zero_stage=3"], "valid: stage 0, 1 or 2"),
+        (["distillation.balance=gradient", "student.zero_stage=3"], "valid: stage 0, 1 or 2, or dist"),
+        (["distillation.balance=gradient", "training.precision=fp16"], "valid: bf16 or fp32, or dist"),
+        (
+            ["distillation.balance=learned", "distillation.weights={attention: 0, vision: 0, logits: 0}"],
+            "are all 0",
+        ),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
@@ -38,6 +45,8 @@ def test_conflicting_settings_are_errors(write, overrides: list[str], message: s
         ["distillation.enabled=false", "model.teacher="],
         ["model.student=scratch", "model.student_config=c", "model.vision_tower=v"],
         ["distillation.attention_rows=prompt_only"],
+        ["distillation.balance=learned", "student.zero_stage=3", "training.precision=fp16"],
+        ["distillation.balance=gradient", "student.zero_stage=3", "distillation.enabled=false"],
         ["training.compile_layers=true"],
         ["training.compile_layers=true", "student.zero_stage=3", "teacher.placement=replicated"],
         [
@@ -71,13 +80,33 @@ def test_slurm_time_limits_are_read_in_every_form(text: str, seconds: int) -> No
     assert time_limit_seconds(text) == seconds
 
 
-def test_an_evaluation_needs_held_out_data_and_a_teacher_that_runs(write) -> None:
-    text = BASE + "evaluation: {every: 5}\nteacher: {placement: cached, cache: /c}\n"
+@pytest.mark.parametrize(
+    ("evaluation", "problem"),
+    [
+        ("", "evaluation.every needs something to evaluate; valid: evaluation.sources"),
+        (", task: sample, best: accuracy", "evaluation.task_data is missing: evaluation.task needs"),
+        (", task: sample, task_data: /d", "evaluation.best = loss needs evaluation.sources"),
+        (", sources: [{file: b.json}], best: accuracy", "evaluation.best = accuracy needs evaluation.task"),
+    ],
+)
+def test_an_evaluation_needs_the_data_of_what_it_measures(write, evaluation: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(write(text))
-    missing, cached = caught.value.problems
-    assert missing.startswith("evaluation.sources is missing: evaluation.every needs held-out data")
-    assert cached.startswith("evaluation.every needs a teacher that runs")
+        load_config(write(f"{BASE}evaluation: {{every: 5{evaluation}}}\n"))
+    assert caught.value.problems[0].startswith(problem)
+
+
+def test_held_out_data_need_a_teacher_that_runs_and_a_task_does_not(write) -> None:
+    cached = BASE + "teacher: {placement: cached, cache: /c}\n"
+    held_out = "evaluation: {every: 5, sources: [{file: data/b.json, image_folder: pictures}]}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(cached + held_out))
+    (problem,) = caught.value.problems
+    assert problem.startswith("evaluation.sources need a teacher that runs")
+    path = write(cached + "evaluation: {every: 5, task: sample, task_data: tests, best: accuracy}\n")
+    assert load_config(path).evaluation.task_data == str(path.parent / "tests")
+
+
+def test_held_out_sources_lie_beside_the_file_and_are_checked_where_they_are_used(write) -> None:
     held_out = "evaluation: {every: 5, sources: [{file: data/b.json, image_folder: pictures}]}\n"
     path = write(BASE + held_out)
     source = load_config(path).evaluation.sources[0]

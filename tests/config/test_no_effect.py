@@ -31,10 +31,24 @@ from .conftest import BASE
             "vision_focus_weight has no",
         ),
         (["distillation.vision_focus_weight=0", "distillation.top_k=3"], "top_k has no effect"),
+        (
+            ["distillation.enabled=false", "distillation.balance=learned"],
+            "distillation.balance has no effect",
+        ),
+        (["distillation.balance=learned", "distillation.balance_every=7"], "only distillation.balance = g"),
+        (
+            ["distillation.balance=gradient", "training.max_steps=99", "checkpoint.every=9"],
+            "distillation.balance_every = 100 is more than training.max_steps = 99",
+        ),
         (["model.student_config=c"], "model.student_config has no effect"),
         (["training.max_steps=10"], "no checkpoint is saved before the end"),
         (["model.student=x", "model.teacher=x"], "same folder"),
         (["evaluation.sources=[{file: b.json}]"], "evaluation.sources has no effect"),
+        (["evaluation={task: sample, task_data: d}"], "evaluation.task has no effect: evaluation.every"),
+        (
+            ["evaluation={every: 1, sources: [{file: b.json}], questions: 3}"],
+            "evaluation.questions has no effect: evaluation.task is null",
+        ),
         (
             ["data.sources=[{file: b.json}]", "evaluation={every: 1, sources: [{file: b.json}]}"],
             "b.json is in data.sources too",
@@ -47,6 +61,8 @@ def test_settings_without_effect_warn(write, overrides: list[str], message: str)
 
 def test_defaults_give_no_warning(write) -> None:
     assert warnings_of(load_config(write(BASE))) == []
+    gradient = ["distillation.balance=gradient", "distillation.balance_every=7"]
+    assert warnings_of(load_config(write(BASE), gradient)) == []
 
 
 @pytest.mark.parametrize(

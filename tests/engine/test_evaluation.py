@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from alignkd.engine.held_out import held_out_losses
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.step_clock import StepClock
+from alignkd.evaluate.options import EvalOptions, named_models
+from alignkd.evaluate.program import answer_all, score_all
 from alignkd.run_folder.best import Best, best_checkpoint
 from alignkd.run_folder.checkpoints import committed_steps, read_manifest, step_folder
+from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.engine.test_training_run import same_but_for_times, train_run
@@ -47,11 +51,49 @@ def train_seeded(ranks: Ranks, run: str, stop_after: int | None = None) -> int |
     return train_run(ranks, run, stop_after)
 
 
+def write_questions(data: Path, labels: Sequence[str] = ()) -> None:
+    """Seven for the task `sample`, on no, one and two images; ``labels`` are the answers to the first."""
+    images = ["image_0.png"], [], ["image_1.png", "image_0.png"]
+    records = []
+    for number in range(7):
+        shown = images[number % 3]
+        label = labels[number] if number < len(labels) else "none"
+        turns = [("human", "<image>" * len(shown) + f"What is number {number}?"), ("gpt", label)]
+        conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+        records.append({"id": f"q{number}", "image": shown, "conversations": conversation})
+    data.mkdir(exist_ok=True)
+    (data / "test.json").write_text(json.dumps(records))
+    (data / "images").exists() or (data / "images").symlink_to(tiny.FOLDER)
+
+
+def answers_of_the_export(run: Path, data: Path, precision: str) -> tuple[list[str], float]:
+    """Of `alignkd eval` to the first five questions, and their score."""
+    out = run.with_name(f"{run.name}-eval")
+    options = EvalOptions(
+        named_models([str(run / "student")]),
+        "sample",
+        str(data),
+        str(out),
+        limit=5,
+        batch_size=3,
+        precision=precision,
+    )
+    answer_all(options, None)
+    (file,) = out.rglob("*.jsonl")
+    (scores,) = score_all(options).values()
+    return texts_of(file), scores[0].score.value
+
+
+def texts_of(answers: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in answers.read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
-    ("stage", "precision", "looks", "saved", "evaluated"),
+    ("stage", "precision", "looks", "saved", "evaluated", "answered"),
     [
-        (2, "fp32", 5, [3, 2], [2, 4]),  # told to stop before step 4
-        (3, "bf16", 3, [2], [4]),  # told to stop within the evaluation after step 2
+        (0, "fp32", 3, [2], [4], [4]),  # told to stop within the loss terms after step 2
+        (2, "fp32", 7, [3, 2], [2, 4], [2, 4]),  # told to stop before step 4
+        (3, "bf16", 5, [2], [2, 4], [4]),  # told to stop while the student answers after step 2
     ],
 )
 def test_evaluations_with_a_stop_and_a_resume_change_no_bit_of_the_training(
@@ -62,13 +104,21 @@ def test_evaluations_with_a_stop_and_a_resume_change_no_bit_of_the_training(
     looks: int,
     saved: list[int],
     evaluated: list[int],
+    answered: list[int],
 ) -> None:
+    """And the accuracy is that of the exported student: three of five answers are given as the right ones."""
     changes = {"student__zero_stage": stage, "training__precision": precision}
     plain = tiny.write_run(tmp_path / "plain", 2, **changes)
     assert two_ranks.run(train_seeded, str(plain)) == [0, 0]
+    data = tmp_path / "data"
+    write_questions(data)
+    expected, _ = answers_of_the_export(plain, data, precision)
+    assert all(expected)
+    write_questions(data, expected[:3])
     run = tmp_path / "evaluated"
     tiny.copy_untrained(plain, run)
-    tiny.resize_run(run, 2, **held_out(plain, every=2, samples=10))
+    task = {"task": "sample", "task_data": str(data), "questions": 5}
+    tiny.resize_run(run, 2, **held_out(plain, every=2, samples=10, **task))
     assert two_ranks.run(train_seeded, str(run), looks) == [85, 85]
     assert committed_steps(run) == saved
     assert two_ranks.run(train_seeded, str(run)) == [0, 0]
@@ -77,6 +127,13 @@ def test_evaluations_with_a_stop_and_a_resume_change_no_bit_of_the_training(
         states = [(step_folder(one, 4) / f"random-{rank}.json").read_text() for one in (run, plain)]
         assert states[0] == states[1]
     assert evaluated_steps(run) == evaluated
+    accuracies = {row["step"]: row.get("evaluation_accuracy") for row in tiny.metrics_rows(run)}
+    assert [step for step, value in accuracies.items() if value is not None] == answered
+    assert texts_of(RunPaths(run).answers) == expected
+    assert accuracies[4] == answers_of_the_export(run, data, precision)[1] == pytest.approx(60.0)
+    manifest = read_manifest(step_folder(run, 4))
+    assert manifest["evaluation"]["accuracy"] == accuracies[4]
+    assert manifest["evaluated_on"]["accuracy"]["asked"] == 5
     assert "evaluation_seconds" in tiny.metrics_rows(run)[1]
     best = best_checkpoint(run, "loss")
     assert best is not None
@@ -105,7 +162,7 @@ def test_the_values_are_those_that_training_on_the_same_samples_would_find(
             assert before[f"evaluation_{name}"] == pytest.approx(after[name], rel=1e-5), name
         assert before["evaluation_loss"] != before["loss"]
     best = min(rows, key=lambda row: row["evaluation_ce"])
-    assert best_checkpoint(run, "ce") == Best(best["step"], best["evaluation_ce"])
+    assert best_checkpoint(run, "ce") == Best(best["step"], best["evaluation_ce"], "ce")
 
 
 def train_with_scripted_values(ranks: Ranks, run: str, stop_after: int | None = None) -> int | str:
@@ -134,7 +191,7 @@ def test_the_best_checkpoint_is_saved_between_saves_and_outlives_newer_ones_and_
     assert committed_steps(run) == [2, 1]
     assert one_rank.run(train_with_scripted_values, str(run)) == [0]
     assert committed_steps(run) == [4, 2]
-    assert best_checkpoint(run, "loss") == Best(2, 1.0)
+    assert best_checkpoint(run, "loss") == Best(2, 1.0, "loss")
     manifest = read_manifest(step_folder(run, 2))
     assert manifest["evaluation"] == {"loss": 1.0, "ce": 0.0}
     assert manifest["evaluated_on"]["samples"] == 32

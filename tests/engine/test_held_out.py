@@ -20,10 +20,13 @@ from alignkd.config.schema import Config, DataSection, DataSource, EvaluationSec
 from alignkd.data.batch import Batch
 from alignkd.data.held_out import HeldOut
 from alignkd.engine import evaluation, term_norms
-from alignkd.engine.evaluation import HeldOutEvaluation
+from alignkd.engine.accuracy import TaskAtEdges
+from alignkd.engine.balance import Balance
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.held_out import held_out_losses
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.term_norms import TermNorms
+from alignkd.evaluate.asked_task import AskedTask
 from alignkd.losses.total import TERMS, ElementSizes
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, step_folder
 from tests import tiny
@@ -70,6 +73,7 @@ def state_of(ranks: SimpleNamespace, run: Path, windows: Sequence[list[Batch]] =
         engine=Samples(),
         teacher=None,
         held_out=held_out,
+        task=None,
         identity=identity,
         run=run,
     )
@@ -141,7 +145,7 @@ def test_a_value_whose_save_failed_is_not_the_best_any_more(
     def report(phase: str, done: int | None = None) -> None:
         reports.append((phase, done))
 
-    held_out = HeldOutEvaluation(state, StopRequest(), report)
+    held_out = Evaluations(state, StopRequest(), report)
     for step in script:
         held_out.evaluate(step, saver)  # type: ignore[arg-type]
         found[step] = held_out.best_step
@@ -155,10 +159,57 @@ def test_a_value_whose_save_failed_is_not_the_best_any_more(
     assert reports.count(("evaluating", 7)) == 5
     assert reports.count(("saving", None)) == 1
     saver.finish()
-    assert HeldOutEvaluation(state, StopRequest(), report).best_step == 5
+    assert Evaluations(state, StopRequest(), report).best_step == 5
     other = state_of(one_rank, tmp_path, best="ce")
     other.held_out = replace(other.held_out, samples=4)
-    assert HeldOutEvaluation(other, StopRequest(), report).best_step is None
+    assert Evaluations(other, StopRequest(), report).best_step is None
+
+
+def test_the_highest_accuracy_is_the_best_and_evaluations_need_no_held_out_data(
+    one_rank: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script: dict[int, float | None] = {1: 50.0, 2: 75.0, 3: None, 4: 60.0, 5: 75.0, 6: 80.0}
+    asked = AskedTask("sample", tmp_path, [], False, "questions")
+    reports: list[tuple[str, int | None]] = []
+
+    def scripted(run: Path, step: int, *_: object) -> dict[str, float] | None:
+        assert run == tmp_path
+        value = script[step]
+        return None if value is None else {"accuracy": value, "accuracy_standard_error": 1.0}
+
+    monkeypatch.setattr(evaluation, "task_accuracy", scripted)
+    state, saver = state_of(one_rank, tmp_path, best="accuracy"), Saver(tmp_path)
+    state.held_out, state.task = None, TaskAtEdges(asked, lambda _: pytest.fail("scripted"))
+    state.engine.module.student = None
+    evaluations = Evaluations(state, StopRequest(), lambda phase, done=None: reports.append((phase, done)))
+    rows, found = {}, {}
+    for step in script:
+        rows[step] = evaluations.evaluate(step, saver)  # type: ignore[arg-type]
+        found[step] = evaluations.best_step
+        if found[step] == step:
+            commit(tmp_path, step, evaluations.facts(step))
+    assert found == {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 6}
+    assert rows[2]["evaluation_accuracy"] == 75.0
+    assert rows[2]["evaluation_accuracy_standard_error"] == 1.0
+    assert set(rows[3]) == {"evaluation_seconds"}
+    assert evaluations.facts(3) == {}
+    assert Evaluations(state, StopRequest(), lambda *_: None).best_step == 6
+    state.task = TaskAtEdges(replace(asked, fingerprint="others"), lambda _: pytest.fail("scripted"))
+    assert Evaluations(state, StopRequest(), lambda *_: None).best_step is None
+
+
+def test_values_on_held_out_data_stay_comparable_when_the_balance_changes(
+    one_rank: SimpleNamespace, tmp_path: Path
+) -> None:
+    """They have the configured weights."""
+    states = [state_of(one_rank, tmp_path) for _ in range(3)]
+    for state, changes in zip(states, ({}, {"balance": "learned"}, {"temperature": 2.0}), strict=True):
+        section = state.config.distillation.model_copy(update=changes)
+        state.config = state.config.model_copy(update={"distillation": section})
+    first, balanced, other = (evaluation._evaluated_on(state)["loss"] for state in states)
+    assert first == balanced != other
+    # Earlier versions' checkpoints are compared too.
+    assert not {"balance", "balance_every"} & set(first)
 
 
 def test_a_sample_of_gradient_norms_takes_no_random_number_from_the_training(
@@ -173,6 +224,6 @@ def test_a_sample_of_gradient_norms_takes_no_random_number_from_the_training(
     monkeypatch.setattr(term_norms, "term_gradient_norms", with_dropout)
     state = state_of(one_rank, tmp_path)
     before = torch.get_rng_state()
-    columns = TermNorms(state).columns(2, [tiny.batch_of("text")])
+    columns = TermNorms(state, Balance(state.config.distillation, {})).columns(2, [tiny.batch_of("text")])
     assert columns["gradient_norm_of_ce"] == pytest.approx(float(draws[0][0].norm()))
     assert torch.get_rng_state().equal(before)

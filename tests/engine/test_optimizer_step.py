@@ -24,7 +24,9 @@ FP32 = BuildOptions(torch.float32)
 WEIGHTS = {"logits": 3.0, "attention": 1000.0, "vision": 5.0}
 
 
-def minimised_and_reported(**distillation: Any) -> tuple[float, dict[str, float]]:
+def minimised_and_reported(
+    in_use: dict[str, float] | None = None, **distillation: Any
+) -> tuple[float, dict[str, float]]:
     """(the loss that DeepSpeed minimises, means by term) of a window of two micro-batches."""
     section = DistillationSection.model_validate(distillation)
     student = load_model(tiny.STUDENT, FP32)
@@ -36,7 +38,9 @@ def minimised_and_reported(**distillation: Any) -> tuple[float, dict[str, float]
     teacher = ResidentTeacher(TeacherModel(load_model(tiny.TEACHER, FP32), 16)) if section.enabled else None
     ranks = Ranks(0, 1, torch.device("cpu"), None)
     engine = PlainEngine(module)
-    sums = run_optimizer_step(engine, teacher, window, info, section, ranks, Stopwatch()).terms.tolist()
+    watch = Stopwatch()
+    done = run_optimizer_step(engine, teacher, window, info, section, ranks, watch, weights=in_use)
+    sums = done.terms.tolist()
     means = {term: value / max(elements[term], 1) for term, value in zip(TERMS, sums, strict=True)}
     # DeepSpeed divides by the configured accumulation steps in backward.
     return sum(loss.item() for loss in engine.losses) / engine.gradient_accumulation_steps(), means
@@ -53,6 +57,13 @@ def test_the_minimised_loss_has_the_configured_weights() -> None:
     }
     assert min(parts.values()) > 0.05 * minimised, "every term can be seen in the sum"
     assert minimised == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
+def test_weights_in_use_replace_the_configured_ones() -> None:
+    in_use = dict(zip(TERMS, (1.0, 0.25, 2000.0, 3.0, 7.0), strict=True))
+    minimised, means = minimised_and_reported(in_use, weights=WEIGHTS)
+    wanted = sum(in_use[term] * means[term] for term in TERMS)
+    assert minimised == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_default_weights_are_the_papers() -> None:

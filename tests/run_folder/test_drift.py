@@ -41,6 +41,17 @@ def test_a_difference_shows_key_and_both_values() -> None:
     assert "0.0002" in problem
 
 
+def test_a_checkpoint_without_a_balance_has_fixed_weights() -> None:
+    now = copy.deepcopy(CONFIG)
+    now["distillation"] |= {"balance": "fixed", "balance_every": 100}
+    assert config_drift(CONFIG, now, {}) == []
+    now["distillation"]["balance"] = "learned"
+    assert config_drift(CONFIG, now, {}) == [
+        "distillation.balance: the checkpoint has 'fixed', the run has 'learned'"
+    ]
+    assert config_drift(CONFIG, now, {"distillation.balance": "learned"}) == []
+
+
 def test_an_accepted_key_passes_and_another_does_not() -> None:
     current = changed("training", "learning_rate", value=2e-4)
     current["distillation"]["weights"]["logits"] = 0.5

@@ -38,6 +38,7 @@ NAMES = {
     "index": "index.bin",
     "progress": "progress.json",
     "held_out_index": "held-out.bin",
+    "answers": "answers.jsonl",
     "metrics": "metrics.jsonl",
     "tracking": "tracking",
     "checkpoints": "checkpoints",

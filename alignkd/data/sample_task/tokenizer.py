@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 
 import sentencepiece
 
@@ -17,11 +18,24 @@ _SPACE = "\u2581"  # sentencepiece's symbol for a space
 
 
 def train_tokenizer() -> bytes:
-    """The bytes of ``tokenizer.model``: BPE with byte fallback, unk 0, bos 1, eos 2, no pad."""
+    """The bytes of ``tokenizer.model`` for the sample task."""
+    # A position is one piece: a model learns within minutes to find a cell by one token, but often fails
+    # to by two.
+    return train_on_texts(list(all_texts()), POSITIONS)
+
+
+def train_on_texts(texts: Sequence[str], phrases: Sequence[str]) -> bytes:
+    """The bytes of ``tokenizer.model``: BPE with byte fallback, unk 0, bos 1, eos 2, no pad. Every word of
+    ``texts`` and each of ``phrases`` becomes one piece, as far as the vocabulary has room.
+
+    So does the system sentence of `v1`: it carries no information here, and takes up one position instead of
+    two dozen.
+    """
+    lines = [SYSTEM_SENTENCE, *ROLES, *(_delimited(text, phrases) for text in texts)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         # The trainer only merges pairs that occur more than once.
-        sentence_iterator=iter(_training_lines() * 20),
+        sentence_iterator=iter(lines * 20),
         model_writer=model,
         model_type="bpe",
         vocab_size=VOCABULARY,
@@ -44,18 +58,9 @@ def train_tokenizer() -> bytes:
     return model.getvalue()
 
 
-def _training_lines() -> list[str]:
-    """One line per text, with the delimiter between words and before punctuation.
-
-    The system sentence of `v1` has none: it carries no information here, and as one piece it takes up one
-    position instead of two dozen. Neither have the positions ("top left"): a model learns within minutes
-    to find a cell by one token, but often fails to by two.
-    """
-    return [SYSTEM_SENTENCE, *ROLES, *(_delimited(text) for text in all_texts())]
-
-
-def _delimited(text: str) -> str:
-    for position in POSITIONS:
-        text = text.replace(position, position.replace(" ", _SPACE))
+def _delimited(text: str, phrases: Sequence[str]) -> str:
+    """With the delimiter between words and before punctuation."""
+    for phrase in phrases:
+        text = text.replace(phrase, phrase.replace(" ", _SPACE))
     words = re.findall(r"[^\s?]+|\?", text.replace(" ", f" {_SPACE}"))
     return _DELIMITER.join(words)

@@ -15,6 +15,15 @@ ALL = "all"  # of the benchmarks
 OWN = "own"
 
 
+def task_named(name: str) -> Task:
+    """Raises UserError for an unknown name."""
+    if name not in TASKS:
+        raise UserError(
+            f"task {name!r:.80} is unknown; valid: {', '.join(TASKS)}{did_you_mean(name, list(TASKS))}"
+        )
+    return TASKS[name]
+
+
 def tasks_named(names: str) -> list[Task]:
     """``gqa,pope`` or ``all`` -> tasks, each once, in the order of the table; raises UserError."""
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]

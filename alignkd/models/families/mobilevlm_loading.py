@@ -63,6 +63,15 @@ def model_of_tensors(
     return model
 
 
+def model_around(model: MobileVLM, tensors: Mapping[str, torch.Tensor]) -> MobileVLM:
+    """A second set of modules like ``model``, around ``tensors`` (our names), which are not copied."""
+    with torch.device("meta"), no_init_weights():
+        around = MobileVLM(model.config)
+    around.load_state_dict(tensors, strict=False, assign=True)  # without buffers
+    around.restore_buffers(next(iter(tensors.values())).device)
+    return around.requires_grad_(False)
+
+
 def load_student(section: ModelSection, seed: int, options: BuildOptions) -> tuple[MobileVLM, list[str]]:
     """The model to train: from a MobileVLM folder, from a plain LLaMA folder completed with
     ``model.vision_tower`` and a seeded projector, or from scratch. Also returns the names of the tensors that

@@ -13,8 +13,12 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import logging
 
 from alignkd.errors import CheckpointError
+
+if not sys.stderr.isatty():
+    logging.disable_progress_bar()  # a log keeps every state of one
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 LEFT_OUT = ("video_processor", "feature_extractor")  # the latter is for sound

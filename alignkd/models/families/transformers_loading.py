@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from alignkd.distributed.failures import describe_failure, error_elsewhere
@@ -126,6 +127,50 @@ def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.
     for name, parameter in parameters.items() if tensors else ():
         parameter.data.copy_(named[name])
     return whole.to(options.device)
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """What a model without weights is built from: a folder's config.json and generation_config.json."""
+
+    config: Any
+    generation: GenerationConfig
+
+
+def read_settings(folder: Path) -> FolderSettings:
+    """As transformers does when it loads the folder. Raises CheckpointError."""
+    config = read_config(folder)
+    name = GENERATION if (folder / GENERATION).is_file() else "config.json"
+    try:
+        generation = GenerationConfig.from_pretrained(folder, config_file_name=name, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read its {name}: {error}") from error
+    return FolderSettings(config, generation)
+
+
+def whole_around(
+    model: TransformersModel, settings: FolderSettings, tensors: Mapping[str, torch.Tensor]
+) -> Any:
+    """The same with ``settings``, around ``tensors`` (our names), which are not copied; buffers are copies of
+    ``model``'s. Reads no file."""
+    config = settings.config
+    with no_init_weights():
+        whole = AutoModelForImageTextToText.from_config(
+            config,
+            dtype=next(iter(tensors.values())).dtype,
+            attn_implementation=attention_with(config, "sdpa"),
+        )
+    named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    buffers = {name: value.clone() for name, value in model.whole.named_buffers()}
+    whole.load_state_dict(named, strict=False, assign=True)
+    whole.tie_weights()
+    given = {value.data_ptr() for value in tensors.values()}
+    assert all(value.data_ptr() in given for value in whole.parameters()), "no parameter is left as it was"
+    for name, value in buffers.items():
+        module, _, buffer = name.rpartition(".")
+        whole.get_submodule(module)._buffers[buffer] = value
+    whole.generation_config = settings.generation
+    return whole.requires_grad_(False)
 
 
 def _saved_buffers(whole: Any, source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:

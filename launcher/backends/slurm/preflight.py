@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignkd.config import Config
-from alignkd.config.combinations import time_limit_seconds
-from alignkd.config.slurm_section import SlurmSection
+from alignkd.config.slurm_section import SlurmSection, time_limit_seconds
 from alignkd.run_folder.paths import JOB_SCRIPT, RunPaths
 from alignkd.text import counted
 from launcher.backends.node_probe import read_places

@@ -160,5 +160,5 @@ def test_probe_prints_only_json_on_stdout(tmp_path) -> None:
     )
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    assert values.keys() == {"terms", "counts", "gradient_norms", "parts"}
+    assert values.keys() == {"terms", "counts", "weights", "gradient_norms", "parts"}
     assert values["terms"].keys() >= {"ce", "reverse_kl", "attention", "vision_all", "vision_focus", "total"}

@@ -23,6 +23,7 @@ STATE = RunState(
     step=30,
     total_steps=100,
     loss=4.7,
+    weights=None,
     seconds_left=140,
     data_wait_share=0.12,
     padding_share=0.3,
@@ -33,11 +34,19 @@ STATE = RunState(
     goodput=0.3,
     best_step=20,
     best_value=4.25,
+    best_by="loss",
+    accuracy_step=25,
+    accuracy=81.25,
     queue_seconds=5.0,
     start_estimate=None,
     updated=9995.0,
     next="alignkd logs /runs/distil -f",
 )
+
+
+def test_weights_that_move_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    show_state(replace(STATE, weights={"reverse_kl": 0.51239, "attention": 48213.7}))
+    assert "weights   reverse_kl 0.512, attention 4.82e+04\n" in capsys.readouterr().out
 
 
 def test_a_state_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +58,7 @@ def test_a_state_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> No
         "left      2:20",
         "loss      4.7",
         "best      step 20, 4.25 on held-out data",
+        "accuracy  81.25 after step 25",
         "waiting   12% of a step for data; increase data.workers",
         "padding   30% of the positions; see training.packing",
         "job       7",
@@ -63,6 +73,7 @@ def test_what_is_unknown_or_not_notable_is_not_shown(capsys: pytest.CaptureFixtu
         "seconds_left": None,
         "loss": None,
         "best_step": None,
+        "accuracy": None,
         "goodput": None,
         "total_steps": None,
         "attempts": 0,
@@ -71,6 +82,11 @@ def test_what_is_unknown_or_not_notable_is_not_shown(capsys: pytest.CaptureFixtu
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         *("run", "state", "step", "next")
     ]
+
+
+def test_the_best_accuracy_is_no_value_on_held_out_data(capsys: pytest.CaptureFixture[str]) -> None:
+    show_state(replace(STATE, best_by="accuracy", best_value=87.5))
+    assert "best      step 20, accuracy 87.5\n" in capsys.readouterr().out
 
 
 def test_a_queued_run_shows_the_estimated_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest
 from alignkd.teacher_cache.key import cache_key
 from alignkd.tracking.packages import missing_packages
 from launcher.backends import backend_named
-from launcher.backends.node_probe import read_places
+from launcher.backends.node_probe import Place, read_places
 from launcher.commands.launch import LaunchRequest, launch
 from launcher.commands.preflight import (
     MemoryCheck,
@@ -79,6 +80,27 @@ def test_held_out_data_that_are_missing_are_named(make_config) -> None:
         "evaluation.sources[0].file",
         "evaluation.sources[0].image_folder",
     ]
+
+
+def test_a_task_without_its_data_is_refused_before_anything_queues(make_config, tmp_path: Path) -> None:
+    def problems(task: str) -> list[str]:
+        section = f"evaluation={{every: 5, task: {task}, task_data: {tmp_path}, best: accuracy}}"
+        config = make_config(section)
+        assert read_places(config)[-1] == Place("folder", "evaluation.task_data", tmp_path)
+        return launch_problems(config, 2)
+
+    (unknown,) = problems("smaple")
+    assert unknown.startswith("evaluation.task: task 'smaple' is unknown; valid: gqa,")
+    assert unknown.endswith("sample; did you mean sample?")
+    (missing,) = problems("sample")
+    assert missing.startswith(f"evaluation.task: {tmp_path}: 2 files or folders are missing")
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "red"}]
+    (tmp_path / "test.json").write_text(json.dumps([{"id": "1", "image": "1.png", "conversations": turns}]))
+    (tmp_path / "images").mkdir()
+    (pictures,) = problems("sample")
+    assert "sample: 1 pictures are missing, such as" in pictures
+    (tmp_path / "images" / "1.png").touch()
+    assert problems("sample") == []
 
 
 def test_a_tracker_without_its_package_is_refused_before_anything_is_written(

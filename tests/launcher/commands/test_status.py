@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from alignkd.run_folder.atomic_files import write_json
+from alignkd.run_folder.best import Best
+from alignkd.run_folder.checkpoints import MANIFEST, MARKER, step_folder
 from alignkd.run_folder.heartbeat import Beat
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
@@ -71,10 +73,41 @@ def test_a_running_run_has_its_progress_lost_steps_and_goodput(run) -> None:
     state = inspect_run(run, job("RUNNING"), NOW)
     assert (state.state, state.detail, state.job) == ("running", "training", "7")
     assert (state.step, state.total_steps, state.loss) == (30, 100, 4.7)
-    assert state.seconds_left == 140
+    assert (state.seconds_left, state.weights) == (140, None)
     assert (state.attempts, state.lost_steps, state.queue_seconds) == (2, 2, 5.0)
     assert state.goodput == pytest.approx(60 / (100 + 100))
     assert state.next == f"alignkd logs {run} -f"
+
+
+def test_the_newest_accuracy_and_the_best_checkpoint_by_it_are_told(run) -> None:
+    train(run, step=4)
+    columns = {
+        1: {"evaluation_accuracy": 75.0},
+        3: {"evaluation_accuracy": 50.0},
+        4: {"evaluation_seconds": 1.0},
+    }
+    rows = [{"step": step, **columns.get(step, {})} for step in range(1, 5)]
+    RunPaths(run).metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in (1, 3):
+        folder = step_folder(run, step)
+        folder.mkdir(parents=True)
+        accuracy = columns[step]["evaluation_accuracy"]
+        (folder / MANIFEST).write_text(json.dumps({"step": step, "evaluation": {"accuracy": accuracy}}))
+        (folder / MARKER).touch()
+    RunPaths(run).config.write_text("evaluation: {best: accuracy}\n")
+    state = inspect_run(run, job("RUNNING"), NOW)
+    assert (state.accuracy, state.best) == (None, None)  # no question has been asked, and nothing is read
+    RunPaths(run).answers.touch()
+    state = inspect_run(run, job("RUNNING"), NOW)
+    assert (state.accuracy_step, state.accuracy) == (3, 50.0)
+    assert state.best == Best(1, 75.0, "accuracy")
+    assert state.as_dict()["best_by"] == "accuracy"
+
+
+def test_weights_that_move_are_those_of_the_last_step(run) -> None:
+    rows = [{"step": n, "loss": 1.0, "weight_of_js": 1.0 / n, "weight_of_attention": 2.0 * n} for n in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert inspect_run(run, [], NOW).weights == {"js": 0.5, "attention": 4.0}
 
 
 def test_a_run_without_a_sign_of_life_is_reported(run) -> None:

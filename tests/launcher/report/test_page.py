@@ -216,7 +216,8 @@ def test_a_run_of_an_earlier_version_has_a_page() -> None:
 def test_unknown_columns_are_drawn(make_run) -> None:
     folder = make_run()[0]
     finish(folder)
-    write_rows(folder, gradient_norm_attention=0.5, something_new=2.0)
+    write_rows(folder, gradient_norm_attention=0.5, something_new=2.0, weight_of_reverse_kl=3.0)
     text = squeezed(page_of(folder))
     assert "Gradient norms Before clipping. Logarithmic. gradient_norm_attention" in text
+    assert "which distillation.balance moves. Logarithmic. weight_of_reverse_kl" in text
     assert "Other columns something_new" in text

@@ -39,7 +39,19 @@ def test_shares_are_weight_times_value_and_add_up_to_one() -> None:
     # 1 x 1 + 0.5 x 2 + 4 x 0.5 + 1 x 3 + 0.1 x 10 = 8; later the first is 0.
     assert [term.first_share for term in terms.values()] == pytest.approx([1 / 8, 1 / 8, 2 / 8, 3 / 8, 1 / 8])
     assert [term.last_share for term in terms.values()] == pytest.approx([0, 1 / 7, 2 / 7, 3 / 7, 1 / 7])
-    assert (terms["ce"].first, terms["ce"].last, terms["attention"].weight) == (1.0, 0.0, 4.0)
+    assert (terms["ce"].first, terms["ce"].last, terms["attention"].last_weight) == (1.0, 0.0, 4.0)
+
+
+def test_weights_that_moved_are_those_in_use_and_so_are_the_shares() -> None:
+    config = {"distillation": {"balance": "learned", "weights": {"vision": 0.0}}}
+    moved = {"weight_of_reverse_kl": 2.0, "weight_of_attention": 10.0}
+    rows = [{"step": step, **ROW, **(moved if step > 10 else {})} for step in range(1, 21)]
+    columns = read_columns([{"weight_of_reverse_kl": 1.0, "weight_of_attention": 1.0, **row} for row in rows])
+    terms = {term.name: term for term in terms_of(columns, config)}
+    assert [(term.first_weight, term.last_weight) for term in terms.values()] == [(1, 1), (1, 2), (1, 10)]
+    # 1 + 2 + 0.5 = 3.5 at first, and 1 + 2 x 2 + 10 x 0.5 = 10 at last.
+    assert [term.first_share for term in terms.values()] == pytest.approx([1 / 3.5, 2 / 3.5, 0.5 / 3.5])
+    assert [term.last_share for term in terms.values()] == pytest.approx([0.1, 0.4, 0.5])
 
 
 def test_terms_that_are_all_zero_have_no_share() -> None:

@@ -1,0 +1,1 @@
+"""Cut-outs on photographs: a harder task beside the digits, with a pretrained tower."""

@@ -1,0 +1,20 @@
+"""Which runs of the scenes there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.evidence.conditions import BASELINE
+from benchmarks.evidence.pool import Run
+from benchmarks.evidence.run import Settings
+from benchmarks.evidence.scenes.bench import BATCH
+
+CACHE = Path("build/scenes")
+CONDITIONS = (BASELINE, "all", "logits", "attention", "vision", "alone, twice the steps")
+TUNING_SEED = 100
+TUNING_RATES = (5e-4, 1e-3, 2e-3)
+STEPS = 1000
+TUNING: tuple[Run, ...] = tuple(
+    (BASELINE, TUNING_SEED, Settings(rate, STEPS, BATCH)) for rate in TUNING_RATES
+)
+SETTINGS = Settings(1e-3, STEPS, BATCH)  # the best of those on validation

@@ -1,0 +1,188 @@
+"""The questions of a task at the edge of a step: in this process with a model that only counts, and on real
+ranks with a student of another family that ZeRO-3 shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from alignkd.config.schema import EvaluationSection
+from alignkd.engine.accuracy import TaskAtEdges, task_accuracy
+from alignkd.engine.signals import StopRequest
+from alignkd.errors import UserError
+from alignkd.evaluate.answering_model import AnsweringModel, Request
+from alignkd.evaluate.asked_task import AskedTask, asked_task
+from alignkd.evaluate.options import EvalOptions, named_models
+from alignkd.evaluate.program import answer_all
+from alignkd.run_folder.paths import RunPaths
+from tests import tiny, vlm
+from tests.engine.test_training_run import train_run
+from tests.ranks import RankPool
+
+
+def write_questions(data: Path, labels: Sequence[str]) -> None:
+    """For the task `sample`, each about a picture of its own."""
+    (data / "images").mkdir(parents=True, exist_ok=True)
+    records = []
+    for number, label in enumerate(labels):
+        Image.new("RGB", (40, 30), (60 * number, 0, 0)).save(data / "images" / f"{number}.png")
+        turns = [("human", f"<image>What is {number}?"), ("gpt", label)]
+        conversation = [{"from": speaker, "value": text} for speaker, text in turns]
+        records.append({"id": f"q{number}", "image": f"{number}.png", "conversations": conversation})
+    (data / "test.json").write_text(json.dumps(records))
+
+
+def asked_of(data: Path, questions: int = 256) -> AskedTask:
+    return asked_task(EvaluationSection(task="sample", task_data=str(data), questions=questions))
+
+
+class Counting(AnsweringModel):
+    """Answers with the number of requests so far; draws a random number for each, as dropout would."""
+
+    precision = "fp32"
+    in_batches = False
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.linear: Any = None
+
+    def answers(self, requests: Sequence[Request], *_: object) -> list[str]:
+        self.linear = functional.linear
+        self.calls += 1
+        torch.rand(1)
+        return [str(self.calls)]
+
+    def _prepared(self, image: Image.Image, *_: object) -> Image.Image:
+        return image
+
+    def padding_for(self, *_: object) -> Any:
+        return "processor"
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+    device = torch.device("cpu")
+
+
+@pytest.fixture
+def alone() -> SimpleNamespace:
+    def raising(problem: Exception) -> Exception:
+        return problem
+
+    return SimpleNamespace(
+        rank=0,
+        world_size=1,
+        device=torch.device("cpu"),
+        sum_on_host=lambda values: values,
+        gather_objects=lambda value: [value],
+        shared_error=raising,
+        run_on_rank0=lambda work: work(),
+        broadcast_object=lambda value: value,
+    )
+
+
+def accuracy_of(
+    run: Path, asked: AskedTask, model: Counting, ranks: Any, stop: StopRequest, looks: list[int]
+) -> dict[str, float] | None:
+    task = TaskAtEdges(asked, lambda _: model)
+    return task_accuracy(run, 7, SimpleNamespace(), task, ranks, stop, looks.append)  # type: ignore[arg-type]
+
+
+def test_the_first_questions_are_scored_and_their_answers_kept(
+    alone: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_questions(tmp_path / "data", ["1", "no", "3", "4"])
+    model, looks, random = Counting(), list[int](), torch.get_rng_state()
+    monkeypatch.setattr(functional, "linear", deepspeeds := lambda *_: None)
+    found = accuracy_of(tmp_path, asked_of(tmp_path / "data", 3), model, alone, StopRequest(), looks)
+    assert found is not None
+    assert found["accuracy"] == pytest.approx(200 / 3)
+    assert found["accuracy_standard_error"] == pytest.approx(100 / 3)  # s / sqrt(n) of 1, 0, 1
+    assert torch.get_rng_state().equal(random)
+    assert (model.linear, functional.linear) == (torch._C._nn.linear, deepspeeds)
+    assert looks == [0, 1, 2, 3]  # the watch for hangs sees each
+    rows = [json.loads(line) for line in RunPaths(tmp_path).answers.read_text().splitlines()]
+    assert [(row["question_id"], row["text"]) for row in rows] == [("q0", "1"), ("q1", "2"), ("q2", "3")]
+    assert {row["model_id"] for row in rows} == {f"{tmp_path.name}, step 7"}
+    assert rows[0]["metadata"] == {"precision": "fp32", "batch_size": 1, "image_padding": "processor"}
+
+
+def test_a_stop_ends_the_questions_after_the_one_under_way(alone: SimpleNamespace, tmp_path: Path) -> None:
+    write_questions(tmp_path / "data", ["1", "2", "3"])
+    model, stop = Counting(), StopRequest()
+
+    class Looks(list[int]):
+        def append(self, number: int) -> None:
+            super().append(number)
+            stop.term = number == 2
+
+    looks = Looks()
+    assert accuracy_of(tmp_path, asked_of(tmp_path / "data"), model, alone, stop, looks) is None
+    assert (model.calls, looks) == (2, [0, 1, 2])
+    assert not RunPaths(tmp_path).answers.exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("images/1.png", "images/1.png: the picture is missing"),
+        ("test.json", "a file or folder is missing"),
+        ("memory", "out of memory while the student answered"),
+    ],
+)
+def test_what_cannot_be_answered_or_scored_costs_the_accuracy_and_not_the_run(
+    alone: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str, message: str
+) -> None:
+    def without_memory(*_: object) -> list[str]:
+        raise torch.OutOfMemoryError
+
+    data, model = tmp_path / "data", Counting()
+    write_questions(data, ["1", "2"])
+    asked = asked_of(data)
+    if broken == "memory":
+        model.answers = without_memory  # type: ignore[method-assign]
+    else:
+        (data / broken).unlink()
+    assert accuracy_of(tmp_path, asked, model, alone, StopRequest(), []) is None
+    assert "warning: no accuracy at this step" in caplog.text
+    assert message in caplog.text
+
+
+def test_questions_of_an_unknown_task_and_without_files_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="task 'x' is unknown"):
+        asked_task(EvaluationSection(task="x", task_data=str(tmp_path)))
+    with pytest.raises(UserError, match="2 files or folders are missing"):
+        asked_of(tmp_path)
+
+
+def test_ranks_without_a_question_wait_for_the_others_and_the_answers_are_those_of_the_export(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    """A student of another family under ZeRO stage 3; the second rank has one of the three questions."""
+    data = tmp_path / "data"
+    write_questions(data, ["x", "y", "z"])
+    task = {"every": 2, "task": "sample", "task_data": str(data), "best": "accuracy"}
+    changes = {f"evaluation__{name}": value for name, value in task.items()}
+    run = vlm.write_run(
+        tmp_path / "run", 2, "qwen2_5_vl", student__zero_stage=3, training__max_steps=2, **changes
+    )
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    out = tmp_path / "eval"
+    answer_all(EvalOptions(named_models([str(run / "student")]), "sample", str(data), str(out)), None)
+    (file,) = out.rglob("*.jsonl")
+    texts = [
+        [json.loads(line)["text"] for line in path.read_text().splitlines()]
+        for path in (file, RunPaths(run).answers)
+    ]
+    assert texts[0] == texts[1]
+    assert any(texts[0])
+    assert [row.get("evaluation_accuracy") for row in tiny.metrics_rows(run)] == [None, 0.0]
+    assert not RunPaths(run).held_out_index.exists()

@@ -1,0 +1,122 @@
+"""The student of an engine that answers: as its export does, with its own weights, and unchanged by it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import alignkd
+from alignkd.config import load_config
+from alignkd.config.schema import Config, DataSection, DataSource, LoraSection, ModelSection, StudentSection
+from alignkd.evaluate.answering_model import AnsweringModel, Request
+from alignkd.evaluate.generation import Decoding
+from alignkd.evaluate.live_student import live_student
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.interface import VisionLanguageModel
+from alignkd.models.families.mobilevlm import public_name
+from alignkd.models.families.mobilevlm_loading import model_of_tensors
+from alignkd.models.loading import fingerprint, load_model
+from alignkd.models.lora import add_lora, merged
+from tests import tiny, vlm
+
+SHORT = Decoding(max_new_tokens=6)
+
+
+def config_of(folder: Path, lora: LoraSection | None = None) -> Config:
+    return Config(
+        model=ModelSection(student=str(folder)),
+        data=DataSection(sources=[DataSource(file="x")]),
+        student=StudentSection(lora=lora),
+    )
+
+
+def in_training(folder: Path) -> VisionLanguageModel:
+    """As an engine holds it."""
+    student = load_model(folder, BuildOptions(torch.float32))
+    student.enable_gradient_checkpointing()
+    return student.train()
+
+
+def asked(model: AnsweringModel, picture: Path) -> list[Request]:
+    return [model.request(picture, "what colour"), model.request(None, "the answer is")]
+
+
+def memory(tensors: Sequence[torch.Tensor]) -> set[int]:
+    return {tensor.data_ptr() for tensor in tensors}
+
+
+@pytest.mark.parametrize("family", ["mobilevlm", *vlm.FAMILIES])
+def test_a_live_student_answers_as_its_export_with_its_own_weights(family: str, tmp_path: Path) -> None:
+    vlm.write_images(tmp_path)
+    folder = tiny.STUDENT if family == "mobilevlm" else vlm.folder(family)
+    student = in_training(folder)
+    before = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    live, exported = live_student(config_of(folder))(student), alignkd.load(folder)
+    answers = live.answers(asked(live, tmp_path / "0.png"), SHORT)
+    assert answers == exported.answers(asked(exported, tmp_path / "0.png"), SHORT)
+    assert any(answers)
+    assert live.fingerprint() == exported.fingerprint()
+    whole = live.model if family == "mobilevlm" else live.whole  # type: ignore[attr-defined]
+    assert memory(list(whole.parameters())) == memory(list(student.parameters()))
+    assert {name: parameter.requires_grad for name, parameter in student.named_parameters()} == before
+    assert all(module.training for module in student.modules())
+
+
+@pytest.mark.parametrize("in_file", ["generation_config.json", "config.json"])
+def test_a_live_student_ends_where_the_settings_of_its_folder_say_and_reads_them_once(
+    in_file: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(vlm.folder("smolvlm"), tmp_path / "folder")
+    settings = json.loads((folder / in_file).read_text()) | {"eos_token_id": [7, 8, 9]}
+    if in_file == "config.json":
+        (folder / "generation_config.json").unlink()
+    (folder / in_file).write_text(json.dumps(settings))
+    student, exported = in_training(folder), alignkd.load(folder)
+    around = live_student(config_of(folder))
+    shutil.rmtree(folder)
+    first, second = around(student), around(student)
+    assert first._ends == second._ends == exported._ends  # type: ignore[attr-defined]
+    assert first._ends >= {7, 8, 9}  # type: ignore[attr-defined]
+    request = first.request(None, "the answer is")
+    assert first.answers([request], SHORT) == exported.answers([request], SHORT)
+
+
+def test_answering_leaves_the_forward_of_training_as_it_was() -> None:
+    student, batch = in_training(tiny.STUDENT), tiny.batch_of("v1")
+    before = student(batch).hidden_BLD
+    live = live_student(config_of(tiny.STUDENT))(student)
+    live.answers(asked(live, tiny.FOLDER / "image_0.png"), SHORT)
+    after = student(batch)
+    assert after.hidden_BLD.equal(before)
+    assert after.first_layer.query_BHLE.requires_grad
+
+
+def test_the_adapters_of_a_lora_student_are_merged_for_its_answers() -> None:
+    lora = LoraSection(rank=2, alpha=4)
+    student = in_training(tiny.STUDENT)
+    add_lora(student, lora, 0)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    tensors = merged(dict(student.named_parameters()), lora)
+    published = {public_name(name): value for name, value in tensors.items()}
+    expected = model_of_tensors(student.config, published, BuildOptions(torch.float32), "here")  # type: ignore[arg-type]
+    live = live_student(config_of(tiny.STUDENT, lora))(student)
+    assert live.fingerprint() == fingerprint(expected)
+    assert live.fingerprint() != alignkd.load(tiny.STUDENT).fingerprint()
+
+
+def test_a_live_student_has_the_image_options_of_the_training(tmp_path: Path) -> None:
+    path = vlm.write_configuration(tmp_path, "smolvlm")
+    options = {"size": {"longest_edge": 32}}
+    config = load_config(path)
+    (source,) = config.data.sources
+    sources = [source.model_copy(update={"image_options": options})]
+    config = config.model_copy(update={"data": config.data.model_copy(update={"sources": sources})})
+    live = live_student(config)(in_training(vlm.folder("smolvlm")))
+    assert live.answer_settings() == {"image_options": '{"size": {"longest_edge": 32}}'}
