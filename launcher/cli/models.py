@@ -129,14 +129,17 @@ def probe(
     own = (teacher, student, data, template, image_folder, image_aspect_ratio, adapters, dtype, seed)
     if run is not None and own != (None,) * len(own):
         raise UserError("--run brings its own models, data and settings; valid beside it: --samples, --json")
-    with stdout_is_stderr():
-        from alignkd.probe import run_probe, run_probe_of_run
+    if run is not None:
+        with stdout_is_stderr():
+            from alignkd.probe import run_probe_of_run
 
-        if run is not None:
             result = run_probe_of_run(run, samples).as_dict()
-        elif teacher is None or student is None or data is None or template is None:
-            raise UserError("valid: --run, or all of --teacher, --student, --data and --template")
-        else:
+    elif teacher is None or student is None or data is None or template is None:
+        raise UserError("give either --run, or all of --teacher, --student, --data and --template")
+    else:
+        with stdout_is_stderr():
+            from alignkd.probe import run_probe
+
             result = run_probe(
                 teacher,
                 student,

@@ -42,11 +42,7 @@ def status(
     if run is None or holds_runs(run):
         if exit_code or watch:
             raise UserError(f"{'--exit-code' if exit_code else '--watch'} needs one RUN")
-        folder = Path(os.path.abspath(run or "runs"))
-        if folder.is_dir():
-            _list_runs(folder, as_json)
-        else:
-            print("[]" if as_json else f"no runs yet in {folder}; start one with: alignkd launch")
+        _list_runs(run, as_json)
         return
     if watch:
         state = _watch(Path(os.path.abspath(run)), as_json)
@@ -96,19 +92,21 @@ def _show_state(state: RunState, as_json: bool) -> None:
 
 @runs.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Parent of the run folders.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Parent of run folders.", show_default="./runs")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List all runs in a folder."""
-    _list_runs(Path(os.path.abspath(folder)), as_json)
+    _list_runs(folder, as_json)
 
 
-def _list_runs(folder: Path, as_json: bool) -> None:
+def _list_runs(given: Path | None, as_json: bool) -> None:
+    """None: ./runs, which there need not be yet."""
     from launcher.commands.status import all_states
 
-    states, problems = all_states(folder)
+    folder = Path(os.path.abspath(given or "runs"))
+    states, problems = all_states(folder) if given or folder.is_dir() else ([], [])
     for problem in problems:
         print(f"skipped: {problem}", file=sys.stderr)
     if as_json:
@@ -119,7 +117,7 @@ def _list_runs(folder: Path, as_json: bool) -> None:
         console = make_console()
         console.print(state_table(states, console))
     else:
-        print(f"no runs in {folder}")
+        print(f"no runs yet in {folder}; start one with: alignkd launch")
 
 
 @runs.command()

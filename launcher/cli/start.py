@@ -38,7 +38,7 @@ def init(
     from alignkd.config.presets import write_preset
 
     write_preset(preset, out, force)
-    print(f"wrote {out}")
+    print(f"wrote {out}; its first lines say how to start")
 
 
 @start.command()

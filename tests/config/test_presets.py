@@ -82,7 +82,12 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path) -> None:
 
 
 def test_an_unknown_preset_and_an_unwritable_place_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"valid: sample .*short .*long"):
+    with pytest.raises(UserError) as refused:
+        preset_text("shrt")
+    first, second, *known = str(refused.value).splitlines()
+    assert (first, second) == ("--preset shrt: no such preset; did you mean short?", "valid:")
+    assert known == [f"- {name}: {text}" for name, text in PRESETS.items()]
+    with pytest.raises(UserError, match=r"--preset \.\./sample: no such preset"):
         preset_text("../sample")
     with pytest.raises(UserError, match="cannot be written"):
         write_preset("sample", tmp_path / "missing" / "a.yaml")

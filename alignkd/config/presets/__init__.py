@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
+from alignkd.config.dotted import did_you_mean
 from alignkd.errors import UserError
 
 
@@ -57,8 +58,8 @@ PRESETS = {
 def preset_text(name: str) -> str:
     """The YAML text of a preset. Raises UserError naming the valid ones."""
     if name not in PRESETS:
-        known = "; ".join(f"{key} ({text})" for key, text in PRESETS.items())
-        raise UserError(f"--preset {name}: no such preset; valid: {known}")
+        known = "".join(f"\n- {key}: {text}" for key, text in PRESETS.items())
+        raise UserError(f"--preset {name}: no such preset{did_you_mean(name, PRESETS)}\nvalid:{known}")
     if name in PAIRS:
         pair = PAIRS[name]
         changes = {"TEACHER": pair.teacher, "STUDENT": pair.student, "NOTE": pair.note, "NAME": name}

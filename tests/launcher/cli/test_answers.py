@@ -34,10 +34,12 @@ def ended(run: Path, reason: Reason, codes: dict[int, int] | None = None) -> Pat
 
 def test_a_fresh_folder_has_no_runs_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = alignkd("status")
-    assert done.exit_code == 0
-    assert done.stdout == f"no runs yet in {tmp_path}/runs; start one with: alignkd launch\n"
-    assert alignkd("status", "--json").stdout == "[]\n"
+    for command in ("status", "list"):
+        done = alignkd(command)
+        assert done.exit_code == 0
+        assert done.stdout == f"no runs yet in {tmp_path}/runs; start one with: alignkd launch\n"
+        assert alignkd(command, "--json").stdout == "[]\n"
+    assert "no such folder" in alignkd("list", "elsewhere").stderr
 
 
 def test_status_of_a_folder_of_runs_lists_them(make_run) -> None:

@@ -53,7 +53,7 @@ def test_a_file_system_error_is_one_message_without_a_traceback() -> None:
 
 def test_init_writes_a_preset_and_replaces_a_file_only_with_force(tmp_path) -> None:
     done = alignkd("init", "--preset", "sample", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "wrote alignkd.yaml\n")
+    assert (done.returncode, done.stdout) == (0, "wrote alignkd.yaml; its first lines say how to start\n")
     assert done.is_light
     assert "stages:" in (tmp_path / "alignkd.yaml").read_text()
     again = alignkd("init", "--preset", "sample", cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_missing_models_are_reported_with_the_run_that_will_write_them(config_fi
         (("launch", "missing.yaml", "--backend", "local"), "no such file"),
         (("resume", "missing"), "not a run folder"),
         (("resume", "missing", "--allow-change", "training.epochs"), "not a run folder"),
-        (("init", "--preset", "nope"), "valid: sample"),
+        (("init", "--preset", "nope"), "- sample: the small task"),
         (("launch", "--backend", "mpi"), "'auto', 'local', 'slurm', 'ssh'"),
         (("launch", "--backend", "ssh"), "needs --hostfile"),
         (("launch", "--nodes", "0"), "greater than or equal to 1"),

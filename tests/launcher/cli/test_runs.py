@@ -158,7 +158,7 @@ def test_status_and_list_print_the_same_states_as_json(failed_run: Path) -> None
 
 
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
-    assert alignkd("list", tmp_path).stdout == f"no runs in {tmp_path}\n"
+    assert alignkd("list", tmp_path).stdout == f"no runs yet in {tmp_path}; start one with: alignkd launch\n"
     missing = alignkd("list", tmp_path / "missing")
     assert missing.exit_code == 2
     assert "no such folder" in missing.stderr
