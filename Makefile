@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-baseline demo-vlm install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-whole benchmark-scale \
+.PHONY: demo demo-baseline demo-vlm demo-phone install test test-slurm chaos hangs mutants lint clean benchmarks benchmark-step benchmark-whole benchmark-scale \
 	benchmark-data benchmark-save gpu-check eval-full
 
 demo: $(INSTALLED)
@@ -20,6 +20,10 @@ demo-baseline: $(INSTALLED)
 # The same task for a tiny SmolVLM: teacher, student alone, distilled student.
 demo-vlm: $(INSTALLED)
 	$(BIN)/python -m alignkd.demo --vlm --out demo-vlm
+
+# The same task for a student that llama.cpp runs, its GGUF exports, and their answers.
+demo-phone: $(INSTALLED)
+	$(BIN)/python -m alignkd.demo --phone --out demo-phone
 
 install: $(INSTALLED)
 

@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from alignkd.config.schema import Config, DataSection
-from alignkd.data.dataset import MicroBatchDataset
 from alignkd.data.encoder import SampleEncoder
 from alignkd.data.examples import ExampleReader
 from alignkd.data.index import Index
-from alignkd.data.loader import WindowLoader, batches_ahead
-from alignkd.data.sampler import GlobalBatchSampler
+from alignkd.data.loader import WindowLoader, build_sampler, loader_of
 
 SEED = 0  # not training.seed: runs with different seeds are compared on the same samples
 
@@ -61,25 +59,9 @@ def held_out_loader(
 ) -> WindowLoader:
     """This rank's share for one evaluation. ``accumulation``: micro-batches of a window, as of a step. Every
     rank has the same number of windows."""
-    training, distillation = config.training, config.distillation
     samples = min(config.evaluation.samples, len(index))
-    sampler = GlobalBatchSampler(
-        index,
-        samples,
-        training.micro_batch_size,
-        SEED,
-        training.tokens_per_micro_batch,
-        training.packing,
-    )
-    rounds = -(-samples // (training.micro_batch_size * world_size))
-    settings = encoder.collate_settings(
-        attention_rows=distillation.attention_rows,
-        logit_positions=distillation.logit_positions,
-        packing=training.packing,
-        top_k=distillation.top_k,
-    )
-    reader = ExampleReader(held_out_data(config), index, encoder)
-    dataset = MicroBatchDataset(reader, settings, config.data.on_bad_sample == "skip")
+    sampler = build_sampler(config, index, samples, SEED)
+    rounds = -(-samples // (config.training.micro_batch_size * world_size))
     order = Windows(sampler.micro_batches(0, rank, world_size, rounds), accumulation)
-    workers = config.data.workers
-    return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
+    reader = ExampleReader(held_out_data(config), index, encoder)
+    return loader_of(config, reader, encoder, order, accumulation, pin_memory)

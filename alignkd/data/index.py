@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,11 +124,7 @@ def build_index(
         PartSettings(source, number, data.max_length, data.on_bad_sample == "skip")
         for number, source in enumerate(data.sources)
     ]
-
-    def work(task: Task) -> tuple[Task, IndexPart]:
-        number = task.source
-        return task, index_part(files[number], task.first, task.ranges_E2, settings[number], encoder)
-
+    work = partial(_index_task, files, settings, encoder)
     columns: list[IntArray] = []
     entries, removed = [0] * len(files), [Counter[str]() for _ in files]
     processes = len(os.sched_getaffinity(0)) if sum(sizes) > PARALLEL_BYTES else 1
@@ -157,6 +154,13 @@ def build_index(
     if len(index) == 0:
         raise UserError(f"no sample is left to train on:\n{index.summary()}")
     return index
+
+
+def _index_task(
+    files: Sequence[JsonListFile], settings: Sequence[PartSettings], encoder: SampleEncoder, task: Task
+) -> tuple[Task, IndexPart]:
+    number = task.source
+    return task, index_part(files[number], task.first, task.ranges_E2, settings[number], encoder)
 
 
 def _tasks(files: Sequence[JsonListFile]) -> Iterator[Task]:

@@ -35,14 +35,16 @@ log = logging.getLogger(__name__)
 WINDOWS_AHEAD = 1.5
 
 
-def build_sampler(config: Config, index: Index) -> GlobalBatchSampler:
-    """The sampler; it computes the number of steps from ``config.training.epochs`` and ``max_steps``."""
+def build_sampler(
+    config: Config, index: Index, samples: int | None = None, seed: int | None = None
+) -> GlobalBatchSampler:
+    """``samples`` of a step and ``seed`` of the order: by default those of the training."""
     training = config.training
     return GlobalBatchSampler(
         index,
-        training.global_batch_size,
+        training.global_batch_size if samples is None else samples,
         training.micro_batch_size,
-        training.seed,
+        training.seed if seed is None else seed,
         training.tokens_per_micro_batch,
         training.packing,
     )
@@ -64,6 +66,21 @@ def build_loader(
     to an accelerator; ``read_hidden`` reads a cache of the teacher."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
+    order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
+    reader = ExampleReader(config.data, index, encoder)
+    return loader_of(config, reader, encoder, order, accumulation, pin_memory, read_hidden)
+
+
+def loader_of(
+    config: Config,
+    reader: ExampleReader,
+    encoder: SampleEncoder,
+    order: MicroBatchOrder,
+    accumulation: int,
+    pin_memory: bool,
+    read_hidden: HiddenReader | None = None,
+) -> WindowLoader:
+    """The micro-batches of ``order``, collated for the losses of ``config``."""
     distillation = config.distillation
     settings = encoder.collate_settings(
         attention_rows=distillation.attention_rows,
@@ -71,10 +88,8 @@ def build_loader(
         packing=config.training.packing,
         top_k=distillation.top_k,
     )
-    reader = ExampleReader(config.data, index, encoder)
     skip_bad = config.data.on_bad_sample == "skip"
     dataset = MicroBatchDataset(reader, settings, skip_bad, read_hidden)
-    order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
     workers = config.data.workers
     return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from alignkd.data.worker_server import CONTEXT, start_worker, start_worker_server
 from alignkd.errors import TrainingError
 
 Task = TypeVar("Task")
@@ -28,15 +26,16 @@ def map_in_order(
 ) -> Generator[Result, None, None]:
     """``map(function, tasks)`` in this many worker processes; in this process if it is 1.
 
-    Tasks are consumed as they are needed. Tasks, results and exceptions must be picklable. An exception of
+    Tasks are consumed as they are needed. The function, tasks, results and exceptions must be picklable: no
+    worker is forked from this process, which may have threads (``worker_server``). An exception of
     ``function`` is raised here, after the results before it; TrainingError if a worker is killed.
     """
     if processes == 1:
         yield from map(function, tasks)
         return
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("fork")  # workers inherit the function and everything it refers to
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (function,))
+    start_worker_server()
+    pool = ProcessPoolExecutor(processes, CONTEXT, _start_worker, (function,))
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
@@ -47,7 +46,7 @@ def map_in_order(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()  # the pool sends SIGTERM, which they ignore, and waits for them
+            worker.kill()  # the pool sends SIGTERM, which they have blocked, and waits for them
         raise TrainingError(
             "a process that was indexing the data ended before its work was done; if it was killed, memory "
             "has most likely run out: request more (slurm.memory), or fewer CPUs, since each runs such a "
@@ -60,19 +59,8 @@ def map_in_order(
 def _start_worker(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    gc.disable()  # collections would traverse all inherited objects and find nothing to free
-    # A signal that tells the rank to save or stop reaches its workers, too; the rank ends them.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-
-
-def exit_with_parent() -> None:
-    """For a thread. Otherwise an idle worker would wait forever for a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    start_worker(0)
+    gc.disable()  # collections would traverse all that the server has imported and find nothing to free
 
 
 def _call(task: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The process from which the loader's workers are forked.
+"""The process from which the workers of the loader and of the index are forked.
 
 A rank has threads from its first second on: its heartbeat, gloo's or NCCL's, CUDA's. A fork copies every lock
 that one of them holds, and nobody in the copy ever releases it: a worker forked from a rank was seen that
@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import os
 import signal
 import threading
 from multiprocessing import forkserver, resource_tracker
-
-from alignkd.data.processes import exit_with_parent
 
 # Seconds of imports, here once for all workers: what reads samples, and transformers' image processors.
 PRELOADED = ["alignkd.data.loader", "transformers.models.clip.image_processing_pil_clip"]
@@ -44,6 +43,14 @@ def start_worker(number: int) -> None:
     torch's own watch looks at the process that forked the worker, which lives as long as the worker does.
     Torch has already limited the worker to one thread.
     """
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     faulthandler.register(signal.SIGUSR2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2,))
+
+
+def _exit_with_parent() -> None:
+    """Otherwise an idle worker would wait forever for a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

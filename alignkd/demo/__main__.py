@@ -20,13 +20,13 @@ import typer
 from rich.console import Console
 from rich.rule import Rule
 
-from alignkd.demo.report import TrainedModel, print_report
+from alignkd.demo.report import TrainedModel, print_agreement, print_report
 from alignkd.errors import AlignkdError, TrainingError, report_error
 from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.tasks import sample
 from alignkd.run_folder.paths import RunPaths
 
-SAMPLES, VLM_SAMPLES = 16000, 8000
+SAMPLES, VLM_SAMPLES, PHONE_SAMPLES = 16000, 8000, 3000
 SEED = 0
 NODES = 2
 
@@ -38,6 +38,12 @@ VLM_STAGES = {
         "student": "distilled from the teacher",
     },
 }
+
+PHONE_STAGES = {
+    "teacher": "teacher: trained from scratch, on top of a trained vision tower",
+    "student": "student: distilled from the teacher",
+}
+QUANTIZED = ("f16", "q8_0")
 
 CONSOLE = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
 
@@ -96,6 +102,36 @@ def run_vlm_demo(out: Path) -> None:
     print_report(models, CONSOLE)
 
 
+def run_phone_demo(out: Path) -> None:
+    """A pair whose student llama.cpp runs: distilled, exported, and compared with its exports."""
+    out.mkdir(parents=True, exist_ok=True)
+    configuration, data = out / "alignkd.yaml", out / "sample"
+    _run(_sample_data(data, PHONE_SAMPLES))
+    command = [sys.executable, "-m", "alignkd.demo.phone_models", "--out", str(out)]
+    title = "configuration, the shapes of both models, and a tower of 24 x 24 patches that learns to see"
+    _run(Part(title, command, out / "models" / "tower" / "config.json"))
+    folders = {}
+    for stage, title in PHONE_STAGES.items():
+        _train(title, configuration, stage, out / "runs" / stage)
+        folders[stage] = RunPaths(out / "runs" / stage).student
+    for quantize in QUANTIZED:
+        folders[quantize] = out / f"phone-{quantize}"
+        command = ["alignkd", "export", str(out / "runs" / "student"), "--format", "gguf"]
+        command += ["--quantize", quantize, "--out", str(folders[quantize])]
+        _run(Part(f"student for llama.cpp, in {quantize}", command, folders[quantize] / "text.gguf"))
+    answers = {name: out / "eval" / name / f"{sample.TASK.name}.jsonl" for name in folders}
+    command = ["alignkd", "eval", *(f"{name}={folder}" for name, folder in folders.items())]
+    command += ["--task", sample.TASK.name, "--data", str(data), "--out", str(out / "eval")]
+    command += ["--device", "cpu"]
+    title = f"answers to the test questions; llama.cpp's for {' and '.join(QUANTIZED)}"
+    _run(Part(title, command, answers[QUANTIZED[-1]]))
+    scores = {name: score_file(sample.TASK, file, data) for name, file in answers.items()}
+    trained = [TrainedModel.of_run(stage, out / "runs" / stage, scores[stage]) for stage in PHONE_STAGES]
+    print_report(trained, CONSOLE, {name: scores[name] for name in QUANTIZED})
+    for name in QUANTIZED:
+        print_agreement(name, answers["student"], answers[name], CONSOLE)
+
+
 def _sample_data(data: Path, samples: int) -> Part:
     command = ["alignkd", "sample-data", "--out", str(data), "--samples", str(samples), "--seed", str(SEED)]
     return Part("data: real handwritten digits, and questions about them", command, data / "test.json")
@@ -151,11 +187,16 @@ def main(
         bool, typer.Option("--baseline", help="Also train the same student without a teacher.")
     ] = False,
     vlm: Annotated[bool, typer.Option("--vlm", help="Distil a tiny SmolVLM instead of a MobileVLM.")] = False,
+    phone: Annotated[
+        bool, typer.Option("--phone", help="Distil a student for llama.cpp, export it as GGUF and ask that.")
+    ] = False,
 ) -> None:
     """Train a tiny teacher, distil it into a student, and compare them."""
     try:
         if vlm:
             run_vlm_demo(out or Path("demo-vlm"))
+        elif phone:
+            run_phone_demo(out or Path("demo-phone"))
         else:
             run_demo(out or Path("demo"), baseline=baseline)
     except AlignkdError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,18 +39,16 @@ class TrainedModel:
         return cls(name, score, rows, float(result["seconds"]), result["peak_memory_bytes_per_rank"])
 
 
-def accuracy_table(models: Sequence[TrainedModel]) -> Table:
+def accuracy_table(scores: Mapping[str, TaskScore]) -> Table:
     """One row per kind of question, with the accuracy of each model and of the majority baseline."""
     table = Table(title="exact answers to unseen digits, by greedy generation")
     table.add_column("kind of question")
-    for model in models:
-        table.add_column(model.name, justify="right")
+    for name in scores:
+        table.add_column(name, justify="right")
     table.add_column("most frequent answer", justify="right")
     table.add_column("questions", justify="right")
-    for kind in (*models[0].score.categories[KIND], None):
-        cells = [
-            model.score.overall if kind is None else model.score.categories[KIND][kind] for model in models
-        ]
+    for kind in (*next(iter(scores.values())).categories[KIND], None):
+        cells = [score.overall if kind is None else score.categories[KIND][kind] for score in scores.values()]
         shown = [_share(cell, SCORE) for cell in cells]
         table.add_row(kind or "all", *shown, _share(cells[0], BASELINE), str(cells[0].questions))
     return table
@@ -88,10 +86,24 @@ def cost_table(models: Sequence[TrainedModel]) -> Table:
     return table
 
 
-def print_report(models: Sequence[TrainedModel], console: Console) -> None:
-    for table in (loss_table(models), cost_table(models), accuracy_table(models)):
+def print_report(
+    models: Sequence[TrainedModel], console: Console, exported: Mapping[str, TaskScore] | None = None
+) -> None:
+    """``exported``: scores of further models, which no run of their own has made."""
+    scores = {model.name: model.score for model in models} | dict(exported or {})
+    for table in (loss_table(models), cost_table(models), accuracy_table(scores)):
         console.print()
         console.print(table)
+
+
+def print_agreement(name: str, student: Path, exported: Path, console: Console) -> None:
+    """How often two files of answers to the same questions agree."""
+    first, second = (
+        [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+        for file in (student, exported)
+    )
+    equal = sum(one == other for one, other in zip(first, second, strict=True))
+    console.print(f"{name} answers {equal} of {len(first)} questions as the student does")
 
 
 def _first_and_last(rows: Sequence[dict[str, Any]], term: str) -> str:

@@ -71,15 +71,16 @@ class GgufModel(AnsweringModel):
             self.close()
 
     def _reason(self) -> str | None:
-        """Why llama.cpp has ended, if it has: the first error among its messages, else its exit code."""
+        """Why llama.cpp has ended, if it has: the first error among its messages, else its exit code
+        and the last message."""
         try:
             code = self._server.wait(_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             return None
         self._messages.seek(0)
-        lines = self._messages.read().decode(errors="replace").splitlines()
+        lines = [line for line in self._messages.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line.partition(" E ")[2] for line in lines if " E " in line]
-        return errors[0] if errors else f"it ended with exit code {code}"
+        return errors[0] if errors else ": ".join([f"it ended with exit code {code}", *lines[-1:]])
 
     def answers(self, requests: Sequence[Request], decoding: Decoding = Decoding()) -> list[str]:  # noqa: B008
         return [self._answer(request, decoding) for request in requests]

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from alignkd.export.gguf_names import MMPROJ, TEXT
@@ -31,10 +32,7 @@ def main(folder: Path, threads: int) -> None:
     parameters.cpuparams.n_threads = threads
     parameters.warmup = False
     parameters.port, parameters.verbosity = 0, 1  # errors only
-    try:
-        server = xllamacpp.Server(parameters)
-    except RuntimeError:  # llama.cpp has said why
-        os._exit(1)
+    server = xllamacpp.Server(parameters)
     os.write(answers, f"{server.listening_address}\n".encode())
     watcher.join()
 
@@ -46,4 +44,8 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # the watcher would keep it alive, and the program that asks would wait for an address

@@ -13,6 +13,7 @@ from alignkd.models.json_file import read_json
 from alignkd.models.other_grids import differing_grid_keys, grid_problem, with_pixel_budget
 
 TOKENIZER = "tokenizer.json"
+SETTINGS = ("preprocessor_config.json", "processor_config.json")
 NAMES = ("processor_class", "image_processor_type", "_processor_class")  # newer and older ones differ
 
 
@@ -65,14 +66,18 @@ def _described(folder: Path) -> dict[str, Any]:
     }
 
 
+def has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in SETTINGS)
+
+
 def processor_settings(folder: Path, family: Family) -> dict[str, Any]:
     """Of the processor and its image half, by name. Raises CheckpointError when there are none."""
     settings: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    if not has_processor(folder):
+        raise CheckpointError(f"{folder}: has neither {' nor '.join(SETTINGS)}")
+    for name in SETTINGS:
         if (folder / name).is_file():
             settings |= _flat(read_json(folder / name))
-    if not settings:
-        raise CheckpointError(f"{folder}: has neither preprocessor_config.json nor processor_config.json")
     return with_pixel_budget(settings) if family.has_pixel_budget else settings
 
 

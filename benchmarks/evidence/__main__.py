@@ -131,7 +131,7 @@ def wanted(run: Run, bench: Bench) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "steps": round(settings.steps * CONDITIONS[name].steps),
         "batch": settings.batch,
-        "teacher": bench.teacher,
+        "teacher": bench.teacher_of(distilled=CONDITIONS[name].section().enabled),
         "data": bench.data,
         **({"better_teacher": bench.better_teacher} if better else {}),
     }

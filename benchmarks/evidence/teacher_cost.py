@@ -109,14 +109,17 @@ def body(seconds: dict[str, list[float]], once: float) -> str:
         ["a run", "CPU ms/step", f"CPU s, {steps} steps"],
         [[name, f"{1000 * step:.1f}", f"{steps * step:.0f}"] for name, step in per_step.items()],
     )
-    taught = [
-        record["steps"] for record in records.read_all(records.RECORDS) if record["condition"]["distillation"]
+    with_teacher = [
+        record for record in records.read_all(records.RECORDS) if record["condition"]["distillation"]
     ]
+    taught = [record["steps"] for record in with_teacher]
+    # The targets depend on the teacher and on the kind of attention map.
+    stores = {(record.get("better_teacher"), record["condition"]["attention"]) for record in with_teacher}
     kept, asked = (sum(taught) * per_step[name] / 3600 for name in (KEPT, ASKED))
     return (
         f"{table}\n\nThe targets of all training samples, computed once: {once:.0f} CPU s. At these rates\n"
         f"the {len(taught)} runs with a teacher on record ({sum(taught):,} steps) cost "
-        f"{kept + once / 3600:.2f} CPU hours with the targets kept,\n"
+        f"{kept + len(stores) * once / 3600:.2f} CPU hours with the targets kept,\n"
         f"and {asked:.2f} with the teacher in every step."
     )
 

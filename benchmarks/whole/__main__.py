@@ -25,7 +25,8 @@ from benchmarks.whole.inputs import write_configuration, write_models
 from benchmarks.whole.parts import FloorRun, Measured, ProductRun, part_table, read_run, whole_table
 from launcher.backends.ranks import free_port, rank_environments, start_ranks
 
-TOKENS = 8_000  # of a run and rank, by default: what start and saves slow down stays below its median step
+# What start and saves slow down stays below the median step, of runs that take about as long.
+TOKENS = 8_000  # of a run and rank, by default, but at least
 FEWEST_STEPS = 10
 TOLERANCE = 1e-4  # relative, of the cross-entropy: sums of thousands of positions in another order
 
@@ -70,7 +71,9 @@ def body(results: Sequence[Measured]) -> str:
 
 def _measure(result: Measured, folder: Path, options: argparse.Namespace) -> None:
     place = folder / f"{result.length}-{result.samples}-{result.ranks}"
-    steps = options.steps or max(TOKENS // (result.length * result.samples), FEWEST_STEPS)
+    steps = options.steps
+    if steps is None:
+        steps = max(TOKENS // (result.length * result.samples), FEWEST_STEPS)
     config = write_configuration(place, folder / "models", result.length, result.samples, result.ranks, steps)
     for number in range(options.repeats):
         run, whole = launch(config, f"run{number}", result.ranks, options.set)

@@ -106,7 +106,7 @@ def cache_lines(plan: Plan, chip: Chip) -> Iterator[str]:
     if found is None:
         return
     most = "" if found.is_exact else "at most "
-    why = "" if found.is_exact else "; the bound counts all text"
+    why = "" if found.is_exact else "; the bound counts all tokens but the fewest that an image can have"
     yield (
         f"Cache of the teacher: {most}{found.bytes / 1e9:,.2f} GB for {found.samples:,} samples "
         f"({most}{found.bytes / found.samples / 1e6:,.2f} MB each{why})."

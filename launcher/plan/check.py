@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from alignkd.config import Config
 from alignkd.errors import UserError
-from launcher.plan.plan import GIB, make_plan
+from launcher.plan.plan import GIB, Plan, make_plan
 from launcher.plan.show import verdict
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster
@@ -28,7 +28,19 @@ def check_memory(
         return [], [f"memory was not checked: {error}"]
     if plan.fits(gpu_memory):
         return [], []
-    return [f"{verdict(plan, gpu_memory)}; see `alignkd plan`, or launch with --skip-memory-check"], []
+    reason = f"{verdict(plan, gpu_memory)}{_assumption(plan)}"
+    return [f"{reason}; see `alignkd plan`, or launch with --skip-memory-check"], []
+
+
+def _assumption(plan: Plan) -> str:
+    """Of what the verdict may depend on: pictures as large as the teacher's processor takes them."""
+    student, teacher = plan.sizes.student, plan.sizes.teacher
+    if teacher is None or teacher.images is None or teacher.images.is_fixed:
+        return ""
+    tokens = teacher.shapes.vision_tokens
+    if tokens <= student.shapes.vision_tokens:
+        return ""
+    return f", if an image has {tokens} vision tokens for the teacher, whose processor allows so many"
 
 
 def configured_memory(config: Config) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignkd.config.schema import DataSection
 from alignkd.models.families.table import FAMILIES
-from alignkd.models.processor_files import processor_settings
+from alignkd.models.processor_files import has_processor, processor_settings
 from launcher.plan.family_config import FamilyConfig, read_family_config
 from launcher.plan.family_towers import TOWERS, grid, is_qwen, side
 from launcher.plan.image_tokens import image_tokens
@@ -43,7 +43,8 @@ def family_sizes(
         tensors["image_newline"] = config.text["hidden_size"]
     tensors |= _language_model(config)
     blocks = "vision_tower.blocks." if is_qwen(config.vision) else "vision_tower.encoder."
-    images = image_tokens(config, processor_settings(folder, FAMILIES[family]), data.max_image_pixels)
+    settings = processor_settings(folder, FAMILIES[family]) if has_processor(folder) else None
+    images = image_tokens(config, settings, data.max_image_pixels)
     if student is None or student.images is None:
         tokens = images.nearest(data.max_length // 2)
     else:
@@ -59,6 +60,11 @@ def _image_notes(family: str, images: ImageTokens, tokens: int, student: ModelSi
         yield (
             f"{family}: an image of {student.shapes.vision_tokens} vision tokens for the student has at most "
             f"{tokens} for the teacher, by the budgets of pixels of their processors"
+        )
+    elif tokens == images.least:
+        yield (
+            f"{family}: an image becomes as many tokens as it is large; {tokens} are assumed, the fewest "
+            "that the processor's budget of pixels makes"
         )
     elif tokens == images.most:
         yield (

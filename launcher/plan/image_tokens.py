@@ -16,16 +16,16 @@ FIXED = {
 }
 
 
-def image_tokens(config: FamilyConfig, settings: Settings, max_image_pixels: int) -> ImageTokens:
-    """``settings``: of the processor, with its budget of pixels under ``size``."""
+def image_tokens(config: FamilyConfig, settings: Settings | None, max_image_pixels: int) -> ImageTokens:
+    """``settings``: of the processor, with its budget of pixels under ``size``; None without its files."""
     family = FAMILIES[config.family]
     fixed = _tokens_of_tower(config)
-    if fixed is None and config.family in FIXED and _is_whole(config.family, settings):
+    if fixed is None and settings is not None and config.family in FIXED:
         key, default = FIXED[config.family]
-        fixed = int(settings.get(key, default))
+        fixed = int(settings.get(key, default)) if _is_whole(config.family, settings) else None
     if fixed is not None:
         return ImageTokens(fixed, fixed)
-    if not family.has_pixel_budget:
+    if settings is None or not family.has_pixel_budget:
         return ImageTokens(1, None)
     pixels = (side(config.vision["patch_size"]) * int(config.vision["spatial_merge_size"])) ** 2
     budget = {**QWEN_SIZE, **settings["size"]}

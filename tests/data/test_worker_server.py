@@ -7,12 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 from alignkd.data.worker_server import CONTEXT, PRELOADED, SIGNALS, start_worker, start_worker_server
-from tests.data.test_processes import alive
+from tests.data.test_processes import alive, server_pid
 
 LOCK = threading.Lock()
 
@@ -20,13 +19,6 @@ LOCK = threading.Lock()
 def status(pid: int, key: str) -> str:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line.split(":")[1].strip() for line in lines if line.startswith(f"{key}:"))
-
-
-def server_pid() -> int:
-    start_worker_server()
-    pid = vars(forkserver._forkserver)["_forkserver_pid"]
-    assert isinstance(pid, int)
-    return pid
 
 
 def answer_of(worker: Callable[[Any], None]) -> Any:

@@ -24,6 +24,12 @@ class Recorder:
             return subprocess.CompletedProcess(command, 3)
         if "init" in words:
             Path(words[-1]).write_text("run: {}")
+        elif "alignkd.demo.phone_models" in words:
+            (folder := Path(words[-1]) / "models" / "tower").mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+        elif "export" in words:
+            (out := Path(words[-1])).mkdir()
+            (out / "text.gguf").write_bytes(b"")
         elif "alignkd.demo.vlm_pair" in words:
             (folder := Path(words[-1]) / "models" / words[3]).mkdir(parents=True)
             (folder / "config.json").write_text("{}")
@@ -36,9 +42,11 @@ class Recorder:
         elif "resume" in words:
             finish(Path(words[-1]))
         else:
-            answers = Path(words[words.index("--out") + 1]) / Path(words[2]).parent.name / "sample.jsonl"
-            answers.parent.mkdir(parents=True)
-            answers.write_text('{"question_id": "0", "text": "5"}')
+            for model in words[2 : words.index("--task")]:
+                name = model.partition("=")[0] if "=" in model else Path(model).parent.name
+                answers = Path(words[words.index("--out") + 1]) / name / "sample.jsonl"
+                answers.parent.mkdir(parents=True)
+                answers.write_text('{"question_id": "0", "text": "5"}')
         return subprocess.CompletedProcess(command, 0)
 
     def names(self):
@@ -56,14 +64,20 @@ def finish(run):
 def start(monkeypatch):
     """Runs the demo with a recorder and returns it."""
     reports = []
-    monkeypatch.setattr(demo, "print_report", lambda models, console: reports.append(models))
 
-    def run(out, *, baseline=False, failing=None, vlm=False):
+    def report(models, console, exported=()):
+        reports.append([*(model.name for model in models), *exported])
+
+    monkeypatch.setattr(demo, "print_report", report)
+
+    def run(out, *, baseline=False, failing=None, vlm=False, phone=False):
         recorder = Recorder(failing)
         recorder.reports = reports
         monkeypatch.setattr(demo.subprocess, "run", recorder)
         if vlm:
             demo.run_vlm_demo(out)
+        elif phone:
+            demo.run_phone_demo(out)
         else:
             demo.run_demo(out, baseline=baseline)
         return recorder
@@ -74,7 +88,7 @@ def start(monkeypatch):
 def test_a_new_demo_runs_every_part_in_order(tmp_path, start):
     done = start(tmp_path / "demo")
     assert done.names() == ["init", "sample-data", "launch", "eval", "launch", "eval"]
-    assert [model.name for model in done.reports[-1]] == ["teacher", "student"]
+    assert done.reports[-1] == ["teacher", "student"]
 
 
 def test_a_second_demo_only_reports(tmp_path, start):
@@ -96,7 +110,7 @@ def test_baseline_is_added_to_a_finished_demo(tmp_path, start):
     start(tmp_path / "demo")
     done = start(tmp_path / "demo", baseline=True)
     assert done.names() == ["launch", "eval"]
-    assert [model.name for model in done.reports[-1]] == ["teacher", "student", "baseline"]
+    assert done.reports[-1] == ["teacher", "student", "baseline"]
 
 
 def test_training_uses_two_local_nodes_and_says_that_they_have_no_gpu(tmp_path, start):
@@ -113,5 +127,14 @@ def test_the_second_form_makes_its_student_from_the_trained_teacher(tmp_path, st
     ]
     stages = [words[words.index("--stage") + 1] for words in done.commands if "launch" in words]
     assert stages == ["teacher", "alone", "student"]
-    assert [model.name for model in done.reports[-1]] == stages
+    assert done.reports[-1] == stages
     assert start(tmp_path / "demo", vlm=True).commands == []
+
+
+def test_the_third_form_exports_its_student_and_asks_the_exports_too(tmp_path, start, capsys):
+    done = start(tmp_path / "demo", phone=True)
+    parts = ["phone_models" if "-m" in words else words[1] for words in done.commands]
+    assert parts == ["sample-data", "phone_models", "launch", "launch", "export", "export", "eval"]
+    assert done.reports[-1] == ["teacher", "student", "f16", "q8_0"]
+    assert "q8_0 answers 1 of 1 questions as the student does" in capsys.readouterr().out
+    assert start(tmp_path / "demo", phone=True).commands == []

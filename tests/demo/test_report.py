@@ -53,7 +53,7 @@ def cells(table):
 
 
 def test_accuracy_is_shown_beside_the_baseline(tmp_path):
-    assert cells(accuracy_table(models(tmp_path))) == [
+    assert cells(accuracy_table({model.name: model.score for model in models(tmp_path)})) == [
         ["position", "1.000", "0.875", "0.125", "8"],
         ["row", "0.500", "0.000", "0.500", "2"],
         ["all", "0.700", "0.700", "0.200", "10"],

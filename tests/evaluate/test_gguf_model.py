@@ -19,6 +19,7 @@ from alignkd.data.records import Turn
 from alignkd.errors import UserError
 from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.generation import Decoding
+from alignkd.evaluate.gguf_model import GgufModel
 from alignkd.evaluate.options import EvalOptions, ModelChoice, OwnQuestions
 from alignkd.evaluate.program import answer_all
 from alignkd.export.gguf import export_gguf
@@ -104,6 +105,29 @@ def test_a_damaged_file_is_one_error(
     with pytest.raises(UserError, match=r"llama\.cpp does not load it \(.{10}"):
         alignkd.load(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+RAISING_SERVER = """
+from unittest.mock import MagicMock as CommonParams
+def Server(parameters): raise MemoryError("no room")
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise ImportError('undefined symbol')", "ImportError: undefined symbol"),
+        (RAISING_SERVER, "MemoryError: no room"),
+    ],
+)
+def test_an_exception_in_the_process_of_llama_cpp_is_one_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, reason: str
+) -> None:
+    (tmp_path / "xllamacpp.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    with pytest.raises(UserError, match=rf"does not load it \(it ended with exit code 1: {reason}\)"):
+        GgufModel(tmp_path)
 
 
 def server_of(model: AnsweringModel) -> subprocess.Popen[str]:

@@ -65,8 +65,8 @@ def model_of_tensors(
 
 
 def model_around(model: MobileVLM, tensors: Mapping[str, torch.Tensor]) -> MobileVLM:
-    """Modules of their own like those of ``model`` around ``tensors``, which have our names. Nothing is
-    copied. Raises CheckpointError when the names are not those of the parameters."""
+    """A second set of modules like ``model``, around ``tensors`` (our names), which are not copied. Raises
+    CheckpointError when the names are not those of the parameters."""
     with torch.device("meta"), no_init_weights():
         around = MobileVLM(model.config)
     found = around.load_state_dict(tensors, strict=False, assign=True)  # without buffers

@@ -19,6 +19,7 @@ from alignkd.data.pair_encoder import with_grids
 from alignkd.data.records import Sample, Turn
 from alignkd.errors import CheckpointError
 from alignkd.models.encoding import chat_encoder
+from alignkd.models.processor_files import SETTINGS
 from launcher.plan.family_config import FAMILIES, TEXT, VISION
 from launcher.plan.family_sizes import family_sizes
 from launcher.plan.image_tokens import FIXED
@@ -157,6 +158,27 @@ def test_budgets_of_pixels_bound_the_tokens_of_an_image(
         made.append(family_sizes(folder, "qwen3_vl", data, made[0] if made else None))
     assert tuple(sizes.shapes.vision_tokens for sizes in made) == tokens
     assert made[0].least_vision_tokens == student[0]
+
+
+def test_the_note_says_why_so_many_tokens_are_assumed(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path / "model", "Qwen3-VL-2B-Instruct")
+    for least, most, why in (
+        (4, 256, "256 are assumed, the most"),
+        (1500, 1600, "1500 are assumed, the fewest"),
+        (4, 16384, "half of data.max_length is assumed (1024)"),
+    ):
+        settings = {"image_processor": {"min_pixels": least * 1024, "max_pixels": most * 1024}}
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+        assert why in family_sizes(folder, "qwen3_vl", DATA).notes[1]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b-hf", "gemma-3-4b-it", "Qwen3-VL-2B-Instruct"])
+def test_a_config_json_alone_can_be_planned(name: str, tmp_path: Path) -> None:
+    folder, family = write_model_folder(tmp_path / name, name), CONFIGS[name]["model_type"]
+    with_processor = family_sizes(folder, family, DATA)
+    for file in SETTINGS:
+        (folder / file).unlink(missing_ok=True)
+    assert family_sizes(folder, family, DATA).tensors == with_processor.tensors
 
 
 @pytest.mark.parametrize("family", FIXED)
