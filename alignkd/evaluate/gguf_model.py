@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -41,6 +41,7 @@ class GgufModel(AnsweringModel):
     """Images of a request are PNG files in base64."""
 
     precision = "gguf"  # that of the file
+    in_batches: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError without the wheel, and for files that llama.cpp does not load."""
@@ -61,7 +62,7 @@ class GgufModel(AnsweringModel):
         self._marker = str(self._ask("props")["media_marker"])  # a random one
 
     def close(self) -> None:
-        """End llama.cpp: no more answers."""
+        """End llama.cpp: a later question is a UserError."""
         with self._server:  # waits for it, and closes the pipes
             self._server.kill()
         self._messages.close()
@@ -108,6 +109,8 @@ class GgufModel(AnsweringModel):
         return part.prompt + part.answer
 
     def _ask(self, path: str, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+        if self._messages.closed:  # its port may be another program's by now
+            raise UserError(f"{self._folder}: the model has been closed")
         data = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(f"{self._address}/{path}", data)
         try:

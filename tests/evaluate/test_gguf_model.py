@@ -61,6 +61,7 @@ def test_answers_are_those_of_the_folder(
     expected = folder.answers(requests(folder, pictures), Decoding(1))
     assert model.answers(requests(model, pictures), Decoding(1)) == expected
     assert len(set(expected)) > 1
+    assert not model.in_batches
 
 
 def test_sampling_takes_a_seed_and_stop_strings_end_an_answer(model: AnsweringModel) -> None:
@@ -149,6 +150,14 @@ def test_llama_cpp_ends_with_the_model(export: Path) -> None:
     del model
     gc.collect()
     assert server.poll() is not None
+
+
+def test_a_closed_model_does_not_answer(export: Path) -> None:
+    model = GgufModel(export)
+    model.close()
+    model.close()
+    with pytest.raises(UserError, match="the model has been closed"):
+        model.answer(None, "why?")
 
 
 def test_llama_cpp_ignores_ctrl_c_and_ends_with_the_program_that_asks(export: Path) -> None:
