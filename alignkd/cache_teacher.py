@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignkd.config import load_run_config
-from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.folder_program import run_on_folder
 from alignkd.teacher_cache.check import check_family
 from alignkd.teacher_cache.folder import SHARD_SAMPLES, CachePaths, Manifest
 
@@ -26,17 +26,8 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m alignkd.cache_teacher FOLDER", file=sys.stderr)
-        return EXIT_USER_ERROR
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    try:
-        return _run(Path(arguments[0]))
-    except AlignkdError as error:
-        return report_error(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        return 130
+    return run_on_folder("alignkd.cache_teacher FOLDER", arguments, _run)
 
 
 def _run(folder: Path) -> int:

@@ -24,9 +24,9 @@ from tests.models.families import reference
 from tests.ranks import RankPool
 from tests.test_end_to_end import alignkd, finish
 
-# A linear attention magnifies what the order of sums changes: the first steps agree to a millionth, the last
-# to a thousandth.
-COMPARED_STEPS = {"qwen3_5": 2}
+# The gradient of a linear attention magnifies what the order of sums changes: in the third step of qwen3_5
+# its norm differs by a thousandth (and by four between the kernels of two processors). The terms do not.
+NORM_ERRORS = {"qwen3_5": 1e-2}
 STAGE_2 = {"student__zero_stage": 2, "training__precision": "fp32"}
 STAGE_3 = {"student__zero_stage": 3, "training__precision": "fp32"}
 LAUNCH = (
@@ -198,13 +198,11 @@ def test_sharding_does_not_change_what_is_learnt(
     )
     assert two_ranks.run(train_run, str(copies)) == [0, 0]
     loads_alike(sharded)
-    rows = list(zip(tiny.metrics_rows(sharded), tiny.metrics_rows(copies), strict=True))
-    steps = COMPARED_STEPS.get(family, len(rows))
-    for ours, theirs in rows[:steps]:
-        for term in ("loss", "attention", "vision_all", "vision_focus", "reverse_kl", "gradient_norm"):
+    for ours, theirs in zip(tiny.metrics_rows(sharded), tiny.metrics_rows(copies), strict=True):
+        for term in ("loss", "attention", "vision_all", "vision_focus", "reverse_kl"):
             assert ours[term] == pytest.approx(theirs[term], rel=1e-4), term
-    if steps < len(rows):
-        return
+        norm = pytest.approx(theirs["gradient_norm"], rel=NORM_ERRORS.get(family, 1e-4))
+        assert ours["gradient_norm"] == norm, ours["step"]
     for ours, theirs in zip(
         exported_logits(sharded, sharded),
         exported_logits(copies, copies),

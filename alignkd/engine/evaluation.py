@@ -1,4 +1,4 @@
-"""When evaluations are due, what they said, and which checkpoint is the best by it."""
+"""When evaluations are due, what they said, and which checkpoint is the best by them."""
 
 from __future__ import annotations
 

@@ -13,21 +13,12 @@ from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
-from alignkd.errors import EXIT_USER_ERROR, AlignkdError, report_error
+from alignkd.folder_program import run_on_folder
 from alignkd.garbage import paused_collector
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m alignkd.evaluate OUT", file=sys.stderr)
-        return EXIT_USER_ERROR
-    try:
-        return _run(Path(arguments[0]))
-    except AlignkdError as error:
-        return report_error(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command resumes", file=sys.stderr)
-        return 130
+    return run_on_folder("alignkd.evaluate OUT", arguments, _run)
 
 
 def _run(out: Path) -> int:

@@ -8,7 +8,7 @@ all weights for each token, and ranks whose answers end early would have to keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +36,8 @@ LiveStudent = Callable[[VisionLanguageModel], AnsweringModel]
 
 
 def live_student(config: Config) -> LiveStudent:
-    """Reads the tokenizer or processor of the run's student; the function that it returns reads no file.
+    """Reads the tokenizer or processor and the settings of the run's student; the function that it returns
+    reads no file, since one that a single rank cannot read would leave the others in a collective.
     Raises UserError."""
     folder, precision = student_folder(config.model), config.training.precision
     if family_of(folder) is None:
@@ -53,11 +54,12 @@ def live_student(config: Config) -> LiveStudent:
 
 def _chat_student(folder: Path, config: Config) -> LiveStudent:
     encoder = chat_encoder(folder, DEFAULT_MAX_IMAGE_PIXELS)
+    settings = transformers_loading.read_settings(folder)
     options = image_options(config.data.sources) or {}
 
     def chat(student: VisionLanguageModel) -> AnsweringModel:
         assert isinstance(student, TransformersModel)
-        whole = transformers_loading.whole_around(student, folder, _weights(student, config))
+        whole = transformers_loading.whole_around(student, settings, _weights(student, config))
         return ChatModel(whole, student.family, encoder, config.training.precision, options)
 
     return chat
@@ -78,5 +80,23 @@ def own_linear() -> Iterator[None]:
 def _weights(student: VisionLanguageModel, config: Config) -> dict[str, torch.Tensor]:
     """Whole, with LoRA adapters merged: the student's own tensors wherever they are whole already."""
     sharded = any(hasattr(parameter, "ds_id") for parameter in student.parameters())
-    tensors = {name: value.clone() if sharded else value for name, value in full_tensors(student)}
+    tensors = _clones(full_tensors(student)) if sharded else dict(full_tensors(student))
     return tensors if config.student.lora is None else merged(tensors, config.student.lora)
+
+
+def _clones(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Goes through all of them even where there is no room: the other ranks take part in the gather of each.
+    Raises what the first clone that failed raised."""
+    clones: dict[str, torch.Tensor] = {}
+    failure: RuntimeError | None = None
+    for name, value in tensors:
+        if failure is not None:
+            continue
+        try:
+            clones[name] = value.clone()
+        except RuntimeError as error:  # out of memory, be it the device's or the host's
+            failure = error
+            clones.clear()  # the gathers to come need room
+    if failure is not None:
+        raise failure
+    return clones

@@ -38,6 +38,11 @@ class Bench:
     data: str  # of the task's
     task: Splits
     patches: torch.Tensor
+    tower_of_teacher: bool = True  # whether the students' tower is in the teacher's file
+
+    def teacher_of(self, *, distilled: bool) -> str | None:
+        """What a record names as its teacher: None when the run used nothing of it."""
+        return self.teacher if distilled or self.tower_of_teacher else None
 
     def examples(self, split: str, top_k: int = 16) -> Examples:
         return Examples(getattr(self.task, split), self.patches, top_k)

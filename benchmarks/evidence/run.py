@@ -141,7 +141,7 @@ def train_once(
         "steps": steps,
         "learning_rate": settings.learning_rate,
         "batch": settings.batch,
-        "teacher": bench.teacher,
+        "teacher": bench.teacher_of(distilled=section.enabled),
         "data": bench.data,
         **({"better_teacher": bench.better_teacher} if condition.better_teacher else {}),
         "clipped": round(clipped, 4),

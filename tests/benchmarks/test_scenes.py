@@ -19,7 +19,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from benchmarks.evidence import __main__ as program
 from benchmarks.evidence import table
 from benchmarks.evidence.bench import Bench
-from benchmarks.evidence.conditions import CONDITIONS
+from benchmarks.evidence.conditions import BASELINE, CONDITIONS
 from benchmarks.evidence.run import Settings, train_once
 from benchmarks.evidence.scenes import bench as scene_bench
 from benchmarks.evidence.scenes import network as lite0
@@ -329,6 +329,8 @@ def test_a_run_about_scenes_has_every_kind_and_every_term(bench: Bench) -> None:
     assert set(norms) == {"ce", "divergence", "attention", "vision_all", "vision_focus"}
     assert norms["vision_all"]["projector"] > 0
     assert (record["teacher"], record["data"]) == (bench.teacher, bench.data)
+    alone, taught = (program.wanted((name, 0, Settings()), bench)["teacher"] for name in (BASELINE, "all"))
+    assert (alone, taught) == (None, bench.teacher)  # the student alone uses nothing of the teacher's file
     assert "| condition | " + " | ".join(KINDS) in table.tables(table.by_condition([record]), [])
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from alignkd.distributed.failures import describe_failure, error_elsewhere
 from alignkd.errors import CheckpointError
-from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
+from alignkd.models.building import BuildOptions, check_filled, gathered, reads_weights, sharded_construction
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL, read_config
 from alignkd.models.families.table import Family
@@ -128,11 +129,32 @@ def load_whole(folder: Path, options: BuildOptions, tensors: Mapping[str, torch.
     return whole.to(options.device)
 
 
-def whole_around(model: TransformersModel, folder: Path, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """The same around ``tensors`` (our names), which are not copied; buffers are copies of ``model``'s.
-    ``folder`` has its config.json."""
+@dataclass(frozen=True)
+class FolderSettings:
+    """What a model without weights is built from: a folder's config.json and generation_config.json."""
+
+    config: Any
+    generation: GenerationConfig
+
+
+def read_settings(folder: Path) -> FolderSettings:
+    """As transformers does when it loads the folder. Raises CheckpointError."""
     config = read_config(folder)
-    with no_init_weights():
+    name = GENERATION if (folder / GENERATION).is_file() else "config.json"
+    try:
+        generation = GenerationConfig.from_pretrained(folder, config_file_name=name, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot read its {name}: {error}") from error
+    return FolderSettings(config, generation)
+
+
+def whole_around(
+    model: TransformersModel, settings: FolderSettings, tensors: Mapping[str, torch.Tensor]
+) -> Any:
+    """The same with ``settings``, around ``tensors`` (our names), which are not copied; buffers are copies of
+    ``model``'s. Reads no file. Raises CheckpointError when the names are not those of the parameters."""
+    config = settings.config
+    with torch.device("meta"), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(
             config,
             dtype=next(iter(tensors.values())).dtype,
@@ -140,11 +162,13 @@ def whole_around(model: TransformersModel, folder: Path, tensors: Mapping[str, t
         )
     named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     buffers = {name: value.clone() for name, value in model.whole.named_buffers()}
-    whole.load_state_dict(named, strict=False, assign=True)
+    found = whole.load_state_dict(named, strict=False, assign=True)  # without tied ones and buffers
     whole.tie_weights()
     for name, value in buffers.items():
         module, _, buffer = name.rpartition(".")
         whole.get_submodule(module)._buffers[buffer] = value
+    check_filled(whole, found.unexpected_keys)
+    whole.generation_config = settings.generation
     return whole.requires_grad_(False)
 
 

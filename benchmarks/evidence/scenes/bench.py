@@ -49,7 +49,7 @@ def open_scenes(root: Path, sizes: SceneSizes = SIZES, teacher_file: Path = TEAC
     patches = kept(
         cache / "patches.pt", lambda: scene_patches(task.scenes, sources, _patches(root), root / "packages")
     )
-    return Bench(cache, teacher_file, digest, None, data, task, patches)
+    return Bench(cache, teacher_file, digest, None, data, task, patches, tower_of_teacher=False)
 
 
 def train_scene_teacher(
