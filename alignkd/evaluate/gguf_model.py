@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import http.client
-import importlib.util
 import io
 import json
 import subprocess
@@ -30,6 +29,7 @@ from alignkd.errors import UserError
 from alignkd.evaluate import gguf_server
 from alignkd.evaluate.answering_model import AnsweringModel, Padding, Request
 from alignkd.evaluate.generation import Decoding
+from alignkd.evaluate.gguf_limits import refuse_choices, require_llama_cpp
 from alignkd.export.gguf_names import MMPROJ, TEXT
 
 _ANSWER_SECONDS = 3600.0  # a 3B model on an old CPU takes minutes
@@ -45,8 +45,7 @@ class GgufModel(AnsweringModel):
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError without the wheel, and for files that llama.cpp does not load."""
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise UserError(f"{folder}: a GGUF answers through llama.cpp: pip install 'alignkd[gguf]'")
+        require_llama_cpp(folder)
         self._folder = folder
         program = [sys.executable, "-m", gguf_server.__name__, str(folder), str(torch.get_num_threads())]
         # A pipe that nobody reads would fill up.
@@ -129,8 +128,7 @@ class GgufModel(AnsweringModel):
         return base64.b64encode(file.getvalue()).decode()
 
     def padding_for(self, wanted: Literal["pad", "crop"] | None, pads: bool) -> Padding:
-        if wanted is not None:
-            raise UserError(f"--image-padding {wanted}: llama.cpp decides by itself what a GGUF sees")
+        refuse_choices(self._folder, image_padding=wanted)
         return "processor"
 
     def fingerprint(self) -> str:
