@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,16 @@ from PIL import Image
 from torch.nn import functional
 
 from alignkd.config.schema import EvaluationSection
+from alignkd.data.records import Turn
 from alignkd.engine.accuracy import TaskAtEdges, task_accuracy
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import CheckpointError, UserError
 from alignkd.evaluate.answering_model import AnsweringModel, Request
-from alignkd.evaluate.asked_task import AskedTask, asked_task
+from alignkd.evaluate.asked_task import AskedTask, asked_task, fingerprint_of
 from alignkd.evaluate.options import EvalOptions, named_models
 from alignkd.evaluate.program import answer_all
+from alignkd.evaluate.tasks.pictures import PictureFile
+from alignkd.evaluate.tasks.registry import task_named
 from alignkd.run_folder.paths import RunPaths
 from tests import tiny, vlm
 from tests.engine.test_training_run import train_run
@@ -190,6 +194,24 @@ def test_a_run_that_has_been_told_to_stop_builds_no_student(
     caplog.set_level("INFO")
     assert task_accuracy(tmp_path, 7, SimpleNamespace(), task, alone, stop, [].append) is None  # type: ignore[arg-type]
     assert "the questions are given up: the run has been told to stop" in caplog.text
+
+
+def test_an_accuracy_is_compared_with_those_on_the_same_questions_pictures_and_labels_wherever_they_lie(
+    tmp_path: Path,
+) -> None:
+    for name, label in (("a", "1"), ("b", "1"), ("c", "2")):
+        write_questions(tmp_path / name, [label])
+    asked = [asked_of(tmp_path / name) for name in "abc"]
+    assert asked[0].fingerprint == asked[1].fingerprint != asked[2].fingerprint
+    (question,) = asked[0].questions
+    changed = [
+        replace(question, pictures=(PictureFile(tmp_path, "1.png"),)),
+        replace(question, earlier=(Turn("human", "before"),)),
+    ]
+    layout = task_named("sample").layout
+    found = {fingerprint_of([one], layout, asked[0].data) for one in (question, *changed)}
+    assert len(found) == 3
+    assert asked[0].fingerprint in found
 
 
 def test_questions_of_an_unknown_task_and_without_files_are_errors(tmp_path: Path) -> None:
