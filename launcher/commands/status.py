@@ -121,7 +121,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
     step = max(step, rows[-1].get("step", 0)) if rows else step
     running = state == "running"
     attempts = [*files.history, *([files.current] if files.current else [])]
-    best, accuracy = _best(run), _newest_accuracy(run)
+    best, (kept, accuracy) = _best(run), _of_all_rows(run)
     return RunState(
         run=str(run),
         state=State(state),
@@ -141,7 +141,7 @@ def inspect_run(run: Path, jobs: Sequence[QueuedJob] | None, now: float | None =
         attempts=len(attempts),
         reasons=tuple(reason_with_nodes(attempt) for attempt in files.history),
         lost_steps=sum(attempt.lost_steps or 0 for attempt in attempts),
-        goodput=_goodput(files, now if running else None),
+        goodput=_goodput(files, kept, now if running else None),
         best_step=None if best is None else best.step,
         best_value=None if best is None else best.value,
         best_by=None if best is None else best.by,
@@ -164,15 +164,15 @@ def _best(run: Path) -> Best | None:
         return None
 
 
-def _newest_accuracy(run: Path) -> tuple[int, float] | None:
-    """Step and value."""
-    if not RunPaths(run).answers.exists():
-        return None
-    found = None
+def _of_all_rows(run: Path) -> tuple[float, tuple[int, float] | None]:
+    """Seconds of the steps that were kept, and step and value of the newest accuracy. In one pass: a long run
+    has many rows."""
+    seconds, accuracy, asked = 0.0, None, RunPaths(run).answers.exists()
     for row in iter_rows(RunPaths(run).metrics):
-        if row.get(ACCURACY_COLUMN) is not None:
-            found = row["step"], row[ACCURACY_COLUMN]
-    return found
+        seconds += row.get("step_seconds") or 0.0
+        if asked and row.get(ACCURACY_COLUMN) is not None:
+            accuracy = row["step"], row[ACCURACY_COLUMN]
+    return seconds, accuracy
 
 
 def _last_job(files: RunFiles, attempts: list[Attempt]) -> str | None:
@@ -205,14 +205,14 @@ def _seconds_left(rows: list[Row], step: int, total: int | None) -> float | None
     return statistics.fmean(seconds) * (total - step) if seconds and total is not None else None
 
 
-def _goodput(files: RunFiles, now: float | None) -> float | None:
-    """``now`` is None for a run that is not running: its open attempt lasted until the last sign of life."""
+def _goodput(files: RunFiles, kept: float, now: float | None) -> float | None:
+    """``kept``: seconds of the steps that were kept. ``now`` is None for a run that is not running: its open
+    attempt lasted until the last sign of life."""
     spent = sum(attempt.end - attempt.start for attempt in files.history if attempt.end is not None)
     if files.current is not None:
         spent += (last_sign(files.run, files.current) if now is None else now) - files.current.start
     if spent <= 0:
         return None
-    kept = sum(row.get("step_seconds") or 0.0 for row in iter_rows(RunPaths(files.run).metrics))
     return min(1.0, kept / spent)
 
 

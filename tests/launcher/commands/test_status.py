@@ -11,10 +11,12 @@ from alignkd.run_folder.atomic_files import write_json
 from alignkd.run_folder.best import Best
 from alignkd.run_folder.checkpoints import MANIFEST, MARKER, step_folder
 from alignkd.run_folder.heartbeat import Beat
+from alignkd.run_folder.metrics import iter_rows
 from alignkd.run_folder.paths import RunPaths
 from launcher.backends.base import QueuedJob
 from launcher.backends.slurm import backend
 from launcher.cli.tables import show_state
+from launcher.commands import status
 from launcher.commands.launch import write_run
 from launcher.commands.status import _next, all_states, inspect_run
 from launcher.plan.workload import Cluster
@@ -102,6 +104,16 @@ def test_the_newest_accuracy_and_the_best_checkpoint_by_it_are_told(run) -> None
     assert (state.accuracy_step, state.accuracy) == (3, 50.0)
     assert state.best == Best(1, 75.0, "accuracy")
     assert state.as_dict()["best_by"] == "accuracy"
+
+
+def test_all_rows_of_a_long_run_are_read_in_one_pass(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    past(run, "crashed")
+    train(run)
+    RunPaths(run).answers.touch()
+    passes: list[Path] = []
+    monkeypatch.setattr(status, "iter_rows", lambda path: passes.append(path) or iter_rows(path))
+    assert inspect_run(run, job("RUNNING"), NOW).goodput == pytest.approx(60 / (100 + 100))
+    assert passes == [RunPaths(run).metrics]
 
 
 def test_weights_that_move_are_those_of_the_last_step(run) -> None:
