@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def load(
     folder: str | Path, *, step: int | None = None, device: str | None = None, precision: str | None = None
 ) -> AnsweringModel:
-    """A model that answers questions about images, from a model folder or a run:
+    """A model that answers questions about images, from a model folder, a GGUF export or a run:
     ``alignkd.load("my-student").answer("photo.jpg", "What is this?")``. See
     :func:`alignkd.evaluate.model.load`."""
     from alignkd.evaluate.model import load as load_answering  # torch takes seconds to import

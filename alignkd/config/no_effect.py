@@ -69,18 +69,16 @@ def warnings_of(config: Config) -> list[str]:
 
 def _evaluation_warnings(evaluation: EvaluationSection) -> list[str]:
     changed = _changed(evaluation)
-    if evaluation.every is None:
-        return [
-            f"evaluation.{name} has no effect: evaluation.every is null"
-            for name in ("sources", "task", "task_data")
-            if name in changed
-        ]
-    if evaluation.task is not None:
-        return []
+    names = ("sources", "samples", "task", "task_data", "questions", "best")
+    reasons = dict.fromkeys(names, "evaluation.every is null")
+    if evaluation.every is not None:
+        reasons = {}
+        if not evaluation.sources:
+            reasons["samples"] = "evaluation.sources is empty"
+        if evaluation.task is None:
+            reasons |= dict.fromkeys(("task_data", "questions"), "evaluation.task is null")
     return [
-        f"evaluation.{name} has no effect: evaluation.task is null"
-        for name in ("task_data", "questions")
-        if name in changed
+        f"evaluation.{name} has no effect: {reason}" for name, reason in reasons.items() if name in changed
     ]
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -28,6 +29,7 @@ from alignkd.run_folder.best import ACCURACY
 from alignkd.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -50,18 +52,19 @@ def task_accuracy(
     """``accuracy``, on the scale of `alignkd eval`, and its standard error if there is one, by the names of
     metrics rows, on all ranks alike. Answers go to ``answers.jsonl`` of ``run``.
 
-    None, with a line in the log, when a rank cannot answer or is told to stop. ``alive`` is called with the
-    number of each round, in which a rank answers one batch or, where none is left, waits. Collective.
+    None, with a line in the log, when a rank cannot answer, whatever it raises, or is told to stop. ``alive``
+    is called with the number of rounds done; in each, a rank answers one batch or, where none is left, waits.
+    Collective.
     """
+    if not _go_on(None, ranks, stop):
+        return None
     devices = [] if ranks.device.type == "cpu" else [ranks.device]
     with torch.random.fork_rng(devices), own_linear():
-        model = task.student(student)
-        work = task.asked.work(model, RunPaths(run).answers, f"{run.name}, step {step}", ranks)
-        answers = _all_answers(answers_by_batch(model, work, work.batches()), work, ranks, stop, alive)
-        del model
+        answered = _answered(run, step, student, task, ranks, stop, alive)
     get_accelerator().empty_cache()  # or the blocks of the cache would lie between those of the training
-    if answers is None:
+    if answered is None:
         return None
+    work, answers = answered
     found: list[Estimate] = []
     try:
         ranks.run_on_rank0(lambda: found.append(task.asked.score(work, answers)))
@@ -75,37 +78,52 @@ def task_accuracy(
     return values
 
 
-def _all_answers(
-    batches: Generator[dict[int, str]],
-    work: Work,
+def _answered(
+    run: Path,
+    step: int,
+    student: VisionLanguageModel,
+    task: TaskAtEdges,
     ranks: Ranks,
     stop: StopRequest,
     alive: Callable[[int], None],
-) -> dict[int, str] | None:
-    """Of all ranks. They agree before each round whether to continue."""
+) -> tuple[Work, dict[int, str]] | None:
+    """The answers of all ranks. They agree before each round whether to go on."""
+    model, problem = _attempt(lambda: task.student(student))
+    alive(0)
+    if not _go_on(problem, ranks, stop):
+        return None
+    assert model is not None
+    work = task.asked.work(model, RunPaths(run).answers, f"{run.name}, step {step}", ranks)
     answers: dict[int, str] = {}
-    problem: AlignkdError | None = None
-    with contextlib.closing(batches):
-        for number in range(work.rounds + 1):
+    with contextlib.closing(answers_by_batch(model, work, work.batches())) as batches:
+        for number in range(1, work.rounds + 1):
+            batch, problem = _attempt(lambda: next(batches, None))
+            answers |= batch or {}
             alive(number)
-            told = stop.usr1 or stop.term
-            stopped, failed = ranks.sum_on_host([int(told), int(problem is not None)])
-            if stopped:
-                log.info("the questions are given up: the run has been told to stop")
+            if not _go_on(problem, ranks, stop):
                 return None
-            if failed:
-                log.warning("warning: no accuracy at this step: %s", ranks.shared_error(problem))
-                return None
-            problem = _answer_next(batches, answers)
-    return {key: text for part in ranks.gather_objects(answers) for key, text in part.items()}
+    return work, {key: text for part in ranks.gather_objects(answers) for key, text in part.items()}
 
 
-def _answer_next(batches: Iterator[dict[int, str]], answers: dict[int, str]) -> AlignkdError | None:
-    """Why this rank cannot answer its next batch, if it has one."""
+def _go_on(problem: AlignkdError | None, ranks: Ranks, stop: StopRequest) -> bool:
+    """Whether all ranks can and may; the log says why not. Collective."""
+    told = stop.usr1 or stop.term
+    stopped, failed = ranks.sum_on_host([int(told), int(problem is not None)])
+    if stopped:
+        log.info("the questions are given up: the run has been told to stop")
+    elif failed:
+        log.warning("warning: no accuracy at this step: %s", ranks.shared_error(problem))
+    return not stopped and not failed
+
+
+def _attempt(work: Callable[[], _Result]) -> tuple[_Result | None, AlignkdError | None]:
+    """What ``work`` returns, or why this rank has none. To raise here would deadlock the other ranks."""
     try:
-        answers.update(next(batches, {}))
-    except AlignkdError as error:  # to raise here would deadlock the other ranks
-        return error
+        return work(), None
+    except AlignkdError as error:
+        return None, error
     except OutOfMemoryError:
-        return TrainingError("out of memory while the student answered")
-    return None
+        return None, TrainingError("out of memory while the student answered")
+    except Exception as error:  # of a processor that does not take a picture, for instance
+        log.exception("the student cannot answer")
+        return None, TrainingError(f"the student cannot answer: {type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ from typing import Any
 from alignkd.config.schema import DistillationSection
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.state import TrainingState
-from alignkd.losses.balance import LearnedWeights, balanced_weights
+from alignkd.losses.balance import LearnedWeights, balanced_weights, with_focus
 from alignkd.losses.total import TERMS
 from alignkd.run_folder.checkpoints import read_manifest, step_folder
 from alignkd.run_folder.metrics import WEIGHT_OF
@@ -76,7 +76,7 @@ class Balance:
         """For the manifest of a checkpoint; nothing of fixed weights. ``row``: the metrics of its step."""
         if self._kind == "fixed":
             return {}
-        found: dict[str, Any] = {"kind": self._kind, "weights": self.weights}
+        found: dict[str, Any] = {"kind": self._kind, "base": self._base, "weights": self.weights}
         if self._learned is not None:
             found |= {
                 "learned": self._learned.state(),
@@ -94,13 +94,20 @@ class Balance:
 
 def weights_in_use(distillation: DistillationSection, manifest: Mapping[str, Any]) -> dict[str, float]:
     """The weight of each term after the step of the checkpoint with this ``manifest``."""
-    saved = _saved(distillation, manifest)
-    return {term: float(saved["weights"][term]) for term in TERMS} if saved else term_weights(distillation)
+    base = term_weights(distillation)
+    return with_focus(base | _saved(distillation, manifest).get("weights", {}), base)
 
 
 def _saved(distillation: DistillationSection, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint knows of the balance. Empty where it had another kind, or none: then the weights
-    begin as they are configured."""
+    """What the checkpoint knows of the balance, without the terms that had another configured weight: they
+    begin anew, and so do all where the checkpoint had another kind of balance, or none."""
     saved: dict[str, Any] = manifest.get(BALANCE, {})
     is_same = distillation.enabled and saved.get("kind") == distillation.balance
-    return saved if is_same else {}
+    if not is_same:
+        return {}
+    same = {term for term, weight in term_weights(distillation).items() if saved["base"][term] == weight}
+    by_term = {part: saved[part] for part in ("weights", "learned") if part in saved}
+    return saved | {
+        part: {term: value for term, value in values.items() if term in same}
+        for part, values in by_term.items()
+    }

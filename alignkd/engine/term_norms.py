@@ -28,8 +28,9 @@ class TermNorms:
         the weights, they follow. Waits for the device. Collective.
 
         Each is the norm of the student's gradient of a weighted term on the first micro-batch of a rank: the
-        root mean square over the ranks. What differs between micro-batches averages out in the step itself,
-        so its gradient is smaller.
+        root mean square over the ranks whose micro-batch has the term, so that few images make it noisier and
+        not smaller; 0 where none has. What differs between micro-batches averages out in the step itself, so
+        its gradient is smaller.
         """
         follows = self._balance.is_due(step)
         if not follows and (self._every is None or step % self._every != 0):
@@ -42,8 +43,10 @@ class TermNorms:
         with torch.random.fork_rng(devices):  # dropout draws numbers, which the step shall not miss
             head, targets = teacher_side(state.teacher, [batch], contextlib.nullcontext(), None)
             squares = term_gradient_norms(module, batch, scales, next(targets), head).square().sum(dim=1)
-        dist.all_reduce(squares)
-        norms = dict(zip(TERMS, (squares / state.ranks.world_size).sqrt().tolist(), strict=True))
+        has_term = squares.new_tensor([counts[term] > 0 for term in TERMS])
+        summed = torch.stack((squares, has_term))
+        dist.all_reduce(summed)
+        norms = dict(zip(TERMS, (summed[0] / summed[1].clamp(min=1)).sqrt().tolist(), strict=True))
         if follows:
             self._balance.follow(norms)
         rename = {"divergence": distillation.divergence}

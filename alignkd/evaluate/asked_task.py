@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from alignkd.config.schema import EvaluationSection
@@ -17,7 +17,7 @@ from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.options import BATCH_SIZE
 from alignkd.evaluate.scoring import score_file
 from alignkd.evaluate.statistics import Estimate
-from alignkd.evaluate.tasks.layout import require
+from alignkd.evaluate.tasks.layout import Layout, require
 from alignkd.evaluate.tasks.registry import task_named
 from alignkd.evaluate.tasks.task import Question
 from alignkd.run_folder.atomic_files import write_text_atomic
@@ -29,7 +29,7 @@ class AskedTask:
     data: Path
     questions: list[Question]
     is_partial: bool  # only the first questions of the task
-    fingerprint: str  # of the questions
+    fingerprint: str  # of the questions and the labels
 
     def identity(self) -> dict[str, object]:
         """What the accuracy depends on beside the weights."""
@@ -70,7 +70,21 @@ def asked_task(section: EvaluationSection) -> AskedTask:
     require([task.layout], data, scoring_only=False)
     every = task.questions(data)
     questions = every[: section.questions]
+    fingerprint = fingerprint_of(questions, task.layout, data)
+    return AskedTask(task.name, data, questions, len(questions) < len(every), fingerprint)
+
+
+def fingerprint_of(questions: Sequence[Question], layout: Layout, data: Path) -> str:
+    """Of all that the questions ask and of the files that score them (not folders, such as MME's), wherever
+    ``data`` lies."""
     digest = hashlib.sha256()
     for question in questions:
-        digest.update(json.dumps([question.question_id, question.prompt]).encode())
-    return AskedTask(task.name, data, questions, len(questions) < len(every), digest.hexdigest())
+        fields = asdict(question)
+        for picture in fields["pictures"]:
+            picture.pop("folder", None)
+            picture.pop("where", None)
+        digest.update(json.dumps(fields).encode())
+    for needed in layout.needed:
+        if needed.for_scoring and not needed.is_folder:
+            digest.update(layout.path(data, needed.name).read_bytes())
+    return digest.hexdigest()

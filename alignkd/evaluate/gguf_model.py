@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import http.client
-import importlib.util
 import io
 import json
 import subprocess
@@ -20,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -30,6 +29,7 @@ from alignkd.errors import UserError
 from alignkd.evaluate import gguf_server
 from alignkd.evaluate.answering_model import AnsweringModel, Padding, Request
 from alignkd.evaluate.generation import Decoding
+from alignkd.evaluate.gguf_limits import refuse_choices, require_llama_cpp
 from alignkd.export.gguf_names import MMPROJ, TEXT
 
 _ANSWER_SECONDS = 3600.0  # a 3B model on an old CPU takes minutes
@@ -41,11 +41,11 @@ class GgufModel(AnsweringModel):
     """Images of a request are PNG files in base64."""
 
     precision = "gguf"  # that of the file
+    in_batches: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError without the wheel, and for files that llama.cpp does not load."""
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise UserError(f"{folder}: a GGUF answers through llama.cpp: pip install 'alignkd[gguf]'")
+        require_llama_cpp(folder)
         self._folder = folder
         program = [sys.executable, "-m", gguf_server.__name__, str(folder), str(torch.get_num_threads())]
         # A pipe that nobody reads would fill up.
@@ -61,7 +61,7 @@ class GgufModel(AnsweringModel):
         self._marker = str(self._ask("props")["media_marker"])  # a random one
 
     def close(self) -> None:
-        """End llama.cpp: no more answers."""
+        """End llama.cpp: a later question is a UserError."""
         with self._server:  # waits for it, and closes the pipes
             self._server.kill()
         self._messages.close()
@@ -108,6 +108,8 @@ class GgufModel(AnsweringModel):
         return part.prompt + part.answer
 
     def _ask(self, path: str, asked: dict[str, Any] | None = None) -> dict[str, Any]:
+        if self._messages.closed:  # its port may be another program's by now
+            raise UserError(f"{self._folder}: the model has been closed")
         data = None if asked is None else json.dumps(asked).encode()
         request = urllib.request.Request(f"{self._address}/{path}", data)
         try:
@@ -126,8 +128,7 @@ class GgufModel(AnsweringModel):
         return base64.b64encode(file.getvalue()).decode()
 
     def padding_for(self, wanted: Literal["pad", "crop"] | None, pads: bool) -> Padding:
-        if wanted is not None:
-            raise UserError(f"--image-padding {wanted}: llama.cpp decides by itself what a GGUF sees")
+        refuse_choices(self._folder, image_padding=wanted)
         return "processor"
 
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ all weights for each token, and ranks whose answers end early would have to keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,5 +80,23 @@ def own_linear() -> Iterator[None]:
 def _weights(student: VisionLanguageModel, config: Config) -> dict[str, torch.Tensor]:
     """Whole, with LoRA adapters merged: the student's own tensors wherever they are whole already."""
     sharded = any(hasattr(parameter, "ds_id") for parameter in student.parameters())
-    tensors = {name: value.clone() if sharded else value for name, value in full_tensors(student)}
+    tensors = _clones(full_tensors(student)) if sharded else dict(full_tensors(student))
     return tensors if config.student.lora is None else merged(tensors, config.student.lora)
+
+
+def _clones(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Goes through all of them even where there is no room: the other ranks take part in the gather of each.
+    Raises what the first clone that failed raised."""
+    clones: dict[str, torch.Tensor] = {}
+    failure: RuntimeError | None = None
+    for name, value in tensors:
+        if failure is not None:
+            continue
+        try:
+            clones[name] = value.clone()
+        except RuntimeError as error:  # out of memory, be it the device's or the host's
+            failure = error
+            clones.clear()  # the gathers to come need room
+    if failure is not None:
+        raise failure
+    return clones

@@ -19,6 +19,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.errors import UserError
 from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.chat_model import ChatModel
+from alignkd.evaluate.gguf_limits import refuse_choices
 from alignkd.evaluate.gguf_model import GgufModel
 from alignkd.evaluate.mobilevlm_model import MobileVLMAnswers
 from alignkd.evaluate.model_folders import FolderKind, folder_kind
@@ -38,13 +39,12 @@ def load(
 ) -> AnsweringModel:
     """Load an export, a folder of MobileVLM V2 or of a family of docs/models.md, or the student in a run's
     checkpoint (the newest, or that of ``step``). ``device``: default a GPU if there is one; ``precision``
-    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. A GGUF export has its own precision, and runs on
-    the CPU. Raises UserError."""
+    bf16, fp16 or fp32: default bf16 on a GPU, fp32 on a CPU. A GGUF export has its own precision and
+    answers on the CPU; another choice is refused. Raises UserError."""
     folder = Path(folder)
     kind = folder_kind(folder, step)
     if kind is FolderKind.GGUF:
-        if precision is not None:
-            raise UserError(f"{folder}: precision {precision!r:.80}: a GGUF has the one it was exported with")
+        refuse_choices(folder, precision=precision, device=device)
         return GgufModel(folder)
     where = _device(device)
     precision = precision or ("fp32" if where.type == "cpu" else "bf16")

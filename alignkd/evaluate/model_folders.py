@@ -38,7 +38,7 @@ def folder_kind(folder: Path, step: int | None = None) -> FolderKind:
                 raise UserError(f"{folder}: {MMPROJ} is missing beside {TEXT}")
             return kind
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a model is a model folder or a run folder")
+        raise UserError(f"{folder}: no such folder; a model is a model folder, a GGUF export or a run folder")
     raise UserError(
         f"{folder}: neither a model folder (config.json, or {TEXT}) nor a run folder (config.yaml)"
     )

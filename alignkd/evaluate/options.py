@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from alignkd.errors import UserError, raise_if_passing
 from alignkd.evaluate.files import read_json
-from alignkd.evaluate.model_folders import folder_kind
+from alignkd.evaluate.gguf_limits import refuse_choices, require_llama_cpp
+from alignkd.evaluate.model_folders import FolderKind, folder_kind
 from alignkd.evaluate.tasks.own import own_task
 from alignkd.evaluate.tasks.registry import OWN, tasks_named
 from alignkd.evaluate.tasks.task import Task
@@ -58,10 +59,15 @@ class EvalOptions:
     def chosen_tasks(self) -> list[Task]:
         return chosen_tasks(self.tasks, Path(self.data), self.own)
 
-    def check(self) -> None:
-        """Raises UserError for what can be known to be wrong before a model is loaded."""
+    def check(self, *, in_this_python: bool = True) -> None:
+        """Raises UserError for what can be known to be wrong before a model is loaded. ``in_this_python``: do
+        the ranks run in it, so that what it lacks they lack?"""
         for model in self.models:
-            folder_kind(Path(model.folder), self.step)
+            folder = Path(model.folder)
+            if folder_kind(folder, self.step) is FolderKind.GGUF:
+                refuse_choices(folder, precision=self.precision, image_padding=self.image_padding)
+                if in_this_python:
+                    require_llama_cpp(folder)
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise UserError("--batch-size and --limit must be at least 1")
         if self.precision not in (None, *PRECISIONS):

@@ -34,12 +34,7 @@ def answer_all(options: EvalOptions, ranks: Ranks | None) -> None:
     place = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     tasks = [(task, task.questions(Path(options.data))) for task in options.chosen_tasks()]
     for choice in options.models:
-        model = load(
-            choice.folder,
-            step=options.step,
-            device=None if ranks is None else str(ranks.device),
-            precision=options.precision,
-        )
+        model = load(choice.folder, step=options.step, precision=options.precision)  # on this rank's device
         digest = model.fingerprint()[:_DIGEST]
         for task, questions in tasks:
             work = work_of(options, choice, model, digest, task, questions, *place)

@@ -31,7 +31,7 @@ def balanced_weights(
         if weights[term] > 0 and 0 < norms[term] < math.inf and 0 < norms["ce"] < math.inf:
             wanted = base[term] * norms["ce"] / norms[term]  # times the weight it has
             found[term] = min(weights[term] * wanted**0.5, LARGEST)
-    return _with_focus(found, base)
+    return with_focus(found, base)
 
 
 class LearnedWeights:
@@ -56,7 +56,7 @@ class LearnedWeights:
         found = dict(self._base)
         for term, log_variance in self._log_variances.items():
             found[term] *= math.exp(-log_variance.item())
-        return _with_focus(found, self._base)
+        return with_focus(found, self._base)
 
     def learn(self, means: Mapping[str, float]) -> None:
         """One step of Adam, by the mean of each term over an optimizer step. A term with the mean 0, which
@@ -92,7 +92,8 @@ class LearnedWeights:
             }
 
 
-def _with_focus(weights: dict[str, float], base: Mapping[str, float]) -> dict[str, float]:
+def with_focus(weights: dict[str, float], base: Mapping[str, float]) -> dict[str, float]:
+    """L_V with lambda as in ``base``, exactly ``base`` where that is the weight of L_V."""
     if base["vision_all"] > 0:
-        weights["vision_focus"] = weights["vision_all"] * base["vision_focus"] / base["vision_all"]
+        weights["vision_focus"] = base["vision_focus"] * (weights["vision_all"] / base["vision_all"])
     return weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import deepspeed
 import torch
 from torch import nn
+
+from alignkd.errors import CheckpointError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -57,6 +59,18 @@ def full_tensors(model: nn.Module, *, only_frozen: bool = False) -> Iterator[tup
             continue
         with gathered(parameter):
             yield name, parameter.data
+
+
+def check_filled(model: nn.Module, unexpected: Sequence[str]) -> None:
+    """Raises CheckpointError when a tensor of ``model``, which was built without memory, was left so, or was
+    given one of another name."""
+    values = (*model.named_parameters(), *model.named_buffers())
+    problems = [f"missing: {name}" for name, value in values if value.is_meta]
+    problems += [f"unexpected: {name}" for name in unexpected]
+    if problems:
+        raise CheckpointError(
+            f"{len(problems)} tensors of the student do not fit\n  " + "\n  ".join(problems)
+        )
 
 
 def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]], hashing: bool) -> str:

@@ -95,6 +95,11 @@ def _scenes(options: argparse.Namespace) -> Experiment:
         sizes = replace(scene_bench.SIZES, train=scene_bench.TEACHER_SCENES)
         scene_bench.train_scene_teacher(cache, sizes, scene_bench.TEACHER_STEPS, scene_bench.TEACHER_FILE)
     names = options.conditions or scene_settings.CONDITIONS
+    if unknown := [name for name in names if name not in scene_settings.CONDITIONS]:
+        raise SystemExit(
+            f"--conditions {unknown[0]}: of the digits only; valid for the scenes: "
+            + ", ".join(scene_settings.CONDITIONS)
+        )
     # Few runs, which may stop early: every seed is compared before the next one begins.
     runs = tuple((name, seed, scene_settings.SETTINGS) for seed in options.seeds for name in names)
     opened = partial(scene_bench.open_scenes, cache)

@@ -64,12 +64,18 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch and the factors of its terms. ``elements``: of the whole step, by term."""
+    """A micro-batch. ``elements``: of the whole step, by term. ``weights``: those of the labels, or those of
+    the run, which may change until the micro-batch is run."""
 
     batch: Batch
-    scales: tuple[float, ...]
+    weights: Mapping[str, float]
     targets: TeacherTargets | None
     elements: dict[str, int]
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors of its terms."""
+        return term_scales(self.elements, self.weights, 1.0)
 
 
 def order_of_steps(samples: int, batch: int, steps: int, seed: int) -> list[list[int]]:
@@ -92,13 +98,14 @@ def train(
     before_step: Callable[[int, list[Part]], None] = lambda step, parts: None,
     learn: Callable[[Mapping[str, float]], None] = lambda means: None,
 ) -> float:
-    """``after_step`` and ``before_step`` get the number of steps done, ``learn`` the mean of each term over a
-    step. Returns the share of steps whose gradient was clipped."""
+    """``after_step`` and ``before_step`` get the number of steps done; weights that ``before_step`` changes
+    count in the coming step. ``learn`` gets the mean of each term over the last step but one, because the
+    product's means are known a step late. Returns the share of steps whose gradient was clipped."""
     module.train()
     optimizer = build_optimizer(parameter_groups(module, training), torch.device("cpu"))
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     order = order_of_steps(len(examples.samples), training.global_batch_size, steps, training.seed)
-    clipped = 0
+    clipped, late = 0, None
     for step, numbers in enumerate(order):
         parts = split_step(module, examples, numbers, distillation)
         before_step(step, parts)
@@ -114,7 +121,9 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(trained, training.max_gradient_norm)
             clipped += int(norm > training.max_gradient_norm)
         optimizer.step()
-        learn(means(dict(zip(TERMS, sums.tolist(), strict=True)), parts[0].elements))
+        if late is not None:
+            learn(late)
+        late = means(dict(zip(TERMS, sums.tolist(), strict=True)), parts[0].elements)
         after_step(step + 1)
     return clipped / len(order)
 
@@ -127,7 +136,7 @@ def split_step(
     if distillation is None:
         batch = examples.batch(numbers)
         elements = element_counts(batch.counts, module.sizes())
-        return [Part(batch, term_scales(elements, LABELS_ONLY, 1.0), None, elements)]
+        return [Part(batch, LABELS_ONLY, None, elements)]
     kinds = [examples.samples[number].kind for number in numbers]
     taught = [
         number for number, kind in zip(numbers, kinds, strict=True) if kind not in distillation.labels_only
@@ -144,7 +153,7 @@ def split_step(
     return [
         Part(
             batch,
-            term_scales(elements, distillation.weights if with_teacher else LABELS_ONLY, 1.0),
+            distillation.weights if with_teacher else LABELS_ONLY,
             distillation.source.of(some) if with_teacher else None,
             elements,
         )

@@ -43,7 +43,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="Models to evaluate: model folders or run folders; NAME=FOLDER gives one a name.",
+            help="Models to evaluate: model folders, GGUF exports or run folders; NAME=FOLDER gives one a "
+            "name.",
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for answers and scores.")] = Path("eval"),
@@ -181,7 +182,7 @@ def _show_job(out: Path, job: str, as_json: bool) -> None:
 
 @evaluations.command()
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder or run folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, GGUF export or run folder.")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
     step: Checkpoint = None,
     precision: Annotated[

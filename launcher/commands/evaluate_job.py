@@ -43,9 +43,9 @@ def submit_evaluation(
     Raises UserError for a wrong request, before anything is written, and while a job for the same folder is
     queued or running.
     """
-    options.check()
-    check_data(options.chosen_tasks(), Path(options.data))
     slurm = _settings((Path(model.folder) for model in options.models), partition, time_limit, cpu)
+    options.check(in_this_python=slurm.python is None and slurm.container.kind == "none")
+    check_data(options.chosen_tasks(), Path(options.data))
     options = absolute(options)
     out = Path(options.out)
     scripts = checked_scripts(slurm, options, size)

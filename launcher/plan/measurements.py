@@ -30,7 +30,8 @@ def measurement_line(config: Config, compute: Compute) -> str | None:
     if not follows_gradients(config):
         return None
     flops, every = measured_flops(config, compute), config.distillation.balance_every
+    interval = "step" if every == 1 else f"{every} steps"
     return (
-        f"distillation.balance = gradient measures before every {every}th step: {flops / 1e12:,.1f} TFLOP "
+        f"distillation.balance = gradient measures every {interval}: {flops / 1e12:,.1f} TFLOP "
         f"per rank, on average {flops / (every * compute.flops):.1%} of a step."
     )

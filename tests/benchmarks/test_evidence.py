@@ -22,6 +22,7 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.evaluate.generation import Decoding, Prompt, generate
+from alignkd.losses.total import TERMS
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel
@@ -422,7 +423,7 @@ def test_only_gradients_longer_than_the_limit_are_clipped(bench: Bench) -> None:
     assert shares == {0.0: 0.0, 1e-3: 1.0, 1e6: 0.0}
 
 
-def test_balance_changes_the_weights_of_the_following_steps(bench: Bench) -> None:
+def test_balance_changes_the_weights_with_every_measurement(bench: Bench) -> None:
     condition = replace(CONDITIONS["balanced"], balance_every=1)
     (first, second) = train_once(bench, condition, 0, SHORT, with_test=False)["weights"]
     assert first["weights"]["attention"] > 2 < second["weights"]["attention"]
@@ -430,9 +431,32 @@ def test_balance_changes_the_weights_of_the_following_steps(bench: Bench) -> Non
     assert first["weights"]["ce"] == second["weights"]["ce"] == 1.0
 
 
-def test_learned_weights_change_with_every_step(bench: Bench) -> None:
-    found = train_once(bench, CONDITIONS["learned weights"], 0, SHORT, with_test=False)
-    (first, second) = (look["weights"] for look in found["weights"])
+@pytest.mark.parametrize("labels_only", [(), (CAPTION,)])
+def test_weights_that_are_set_before_a_step_count_in_it(bench: Bench, labels_only: tuple[str, ...]) -> None:
+    module, *_ = parts_of(bench, "all")
+    base = term_weights(CONDITIONS["all"].section())
+    distillation = Distillation(bench.targets(None).with_top_k(TOP_K), dict(base), labels_only)
+    found: list[list[float]] = []
+    wanted: list[list[float]] = []
+
+    def before_step(step: int, parts: list[Part]) -> None:
+        distillation.weights["attention"] = 5.0 + step
+        for part in parts:
+            used = loop.LABELS_ONLY if part.targets is None else base | {"attention": 5.0 + step}
+            wanted.append([used[term] / part.elements[term] for term in TERMS])
+
+    module.register_forward_pre_hook(lambda _, arguments: found.append(list(arguments[1])))
+    examples = bench.examples("train", TOP_K)
+    train(module, examples, SHORT.training(0), 2, distillation, before_step=before_step)
+    assert found == wanted
+    assert len(found) == (4 if labels_only else 2)
+
+
+def test_learned_weights_follow_every_step_one_step_late(bench: Bench) -> None:
+    three = replace(SHORT, steps=3)
+    found = train_once(bench, CONDITIONS["learned weights"], 0, three, with_test=False)
+    (start, first, second) = (look["weights"] for look in found["weights"])
+    assert start == term_weights(CONDITIONS["learned weights"].section())
     # The attention term is small and its weight rises, by Adam's rate in each of its first steps.
     assert first["attention"] == pytest.approx(math.exp(0.01), rel=1e-6)
     assert second["attention"] == pytest.approx(math.exp(0.02), rel=1e-3)

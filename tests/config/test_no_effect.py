@@ -46,6 +46,22 @@ from .conftest import BASE
         (["evaluation.sources=[{file: b.json}]"], "evaluation.sources has no effect"),
         (["evaluation={task: sample, task_data: d}"], "evaluation.task has no effect: evaluation.every"),
         (
+            ["evaluation={task: sample, task_data: d, questions: 3}"],
+            "evaluation.questions has no effect: evaluation.every",
+        ),
+        (
+            ["evaluation={sources: [{file: b.json}], samples: 3}"],
+            "evaluation.samples has no effect: evaluation.every",
+        ),
+        (
+            ["evaluation={task: sample, task_data: d, best: accuracy}"],
+            "evaluation.best has no effect: evaluation.every",
+        ),
+        (
+            ["evaluation={every: 1, task: sample, task_data: d, best: accuracy, samples: 3}"],
+            "evaluation.samples has no effect: evaluation.sources is empty",
+        ),
+        (
             ["evaluation={every: 1, sources: [{file: b.json}], questions: 3}"],
             "evaluation.questions has no effect: evaluation.task is null",
         ),

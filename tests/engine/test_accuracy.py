@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,16 @@ from PIL import Image
 from torch.nn import functional
 
 from alignkd.config.schema import EvaluationSection
+from alignkd.data.records import Turn
 from alignkd.engine.accuracy import TaskAtEdges, task_accuracy
 from alignkd.engine.signals import StopRequest
-from alignkd.errors import UserError
+from alignkd.errors import CheckpointError, UserError
 from alignkd.evaluate.answering_model import AnsweringModel, Request
-from alignkd.evaluate.asked_task import AskedTask, asked_task
+from alignkd.evaluate.asked_task import AskedTask, asked_task, fingerprint_of
 from alignkd.evaluate.options import EvalOptions, named_models
 from alignkd.evaluate.program import answer_all
+from alignkd.evaluate.tasks.pictures import PictureFile
+from alignkd.evaluate.tasks.registry import task_named
 from alignkd.run_folder.paths import RunPaths
 from tests import tiny, vlm
 from tests.engine.test_training_run import train_run
@@ -136,24 +140,78 @@ def test_a_stop_ends_the_questions_after_the_one_under_way(alone: SimpleNamespac
         ("images/1.png", "images/1.png: the picture is missing"),
         ("test.json", "a file or folder is missing"),
         ("memory", "out of memory while the student answered"),
+        ("processor", "the student cannot answer: ValueError: absolute aspect ratio must be smaller"),
     ],
 )
 def test_what_cannot_be_answered_or_scored_costs_the_accuracy_and_not_the_run(
     alone: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str, message: str
 ) -> None:
-    def without_memory(*_: object) -> list[str]:
-        raise torch.OutOfMemoryError
+    def failing(*_: object) -> list[str]:
+        if broken == "memory":
+            raise torch.OutOfMemoryError
+        raise ValueError("absolute aspect ratio must be smaller than 200")
 
     data, model = tmp_path / "data", Counting()
     write_questions(data, ["1", "2"])
     asked = asked_of(data)
-    if broken == "memory":
-        model.answers = without_memory  # type: ignore[method-assign]
+    if broken in ("memory", "processor"):
+        model.answers = failing  # type: ignore[method-assign]
     else:
         (data / broken).unlink()
     assert accuracy_of(tmp_path, asked, model, alone, StopRequest(), []) is None
     assert "warning: no accuracy at this step" in caplog.text
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (torch.OutOfMemoryError(), "out of memory while the student answered"),
+        (RuntimeError("no room"), "the student cannot answer: RuntimeError: no room"),
+        (CheckpointError("2 tensors do not fit"), "2 tensors do not fit"),
+    ],
+)
+def test_a_student_that_cannot_be_built_costs_the_accuracy_and_not_the_run(
+    alone: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: Exception, message: str
+) -> None:
+    def cannot(_: object) -> AnsweringModel:
+        raise raised
+
+    write_questions(tmp_path, ["1"])
+    task = TaskAtEdges(asked_of(tmp_path), cannot)
+    found = task_accuracy(tmp_path, 7, SimpleNamespace(), task, alone, StopRequest(), [].append)  # type: ignore[arg-type]
+    assert found is None
+    assert "warning: no accuracy at this step" in caplog.text
+    assert message in caplog.text
+
+
+def test_a_run_that_has_been_told_to_stop_builds_no_student(
+    alone: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_questions(tmp_path, ["1"])
+    task, stop = TaskAtEdges(asked_of(tmp_path), lambda _: pytest.fail("built")), StopRequest()
+    stop.usr1 = True
+    caplog.set_level("INFO")
+    assert task_accuracy(tmp_path, 7, SimpleNamespace(), task, alone, stop, [].append) is None  # type: ignore[arg-type]
+    assert "the questions are given up: the run has been told to stop" in caplog.text
+
+
+def test_an_accuracy_is_compared_with_those_on_the_same_questions_pictures_and_labels_wherever_they_lie(
+    tmp_path: Path,
+) -> None:
+    for name, label in (("a", "1"), ("b", "1"), ("c", "2")):
+        write_questions(tmp_path / name, [label])
+    asked = [asked_of(tmp_path / name) for name in "abc"]
+    assert asked[0].fingerprint == asked[1].fingerprint != asked[2].fingerprint
+    (question,) = asked[0].questions
+    changed = [
+        replace(question, pictures=(PictureFile(tmp_path, "1.png"),)),
+        replace(question, earlier=(Turn("human", "before"),)),
+    ]
+    layout = task_named("sample").layout
+    found = {fingerprint_of([one], layout, asked[0].data) for one in (question, *changed)}
+    assert len(found) == 3
+    assert asked[0].fingerprint in found
 
 
 def test_questions_of_an_unknown_task_and_without_files_are_errors(tmp_path: Path) -> None:
@@ -186,3 +244,21 @@ def test_ranks_without_a_question_wait_for_the_others_and_the_answers_are_those_
     assert any(texts[0])
     assert [row.get("evaluation_accuracy") for row in tiny.metrics_rows(run)] == [None, 0.0]
     assert not RunPaths(run).held_out_index.exists()
+
+
+def test_a_picture_that_the_processor_of_one_rank_does_not_take_costs_all_ranks_the_accuracy_and_not_the_run(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    """The second rank gets the second question; Qwen's processor raises a ValueError for its picture."""
+    data = tmp_path / "data"
+    write_questions(data, ["x", "y"])
+    Image.new("RGB", (2100, 10)).save(data / "images" / "1.png")
+    task = {"every": 1, "task": "sample", "task_data": str(data), "best": "accuracy"}
+    changes = {f"evaluation__{name}": value for name, value in task.items()}
+    run = vlm.write_run(tmp_path / "run", 2, "qwen2_5_vl", training__max_steps=2, **changes)
+    assert two_ranks.run(train_run, str(run)) == [0, 0]
+    rows = tiny.metrics_rows(run)
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all("evaluation_seconds" in row and "evaluation_accuracy" not in row for row in rows)
+    assert "rank 1: the student cannot answer: ValueError: absolute aspect ratio" in two_ranks.log(0)
+    assert not RunPaths(run).answers.exists()

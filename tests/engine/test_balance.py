@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,13 +117,24 @@ def section(kind: str, **changes: Any) -> DistillationSection:
     return DistillationSection.model_validate({"balance": kind, "balance_every": 3, **changes})
 
 
+OTHERS = ("ce", "divergence", "vision_all", "vision_focus")
 ROW = {"ce": 1.0, "js": 2.0, "attention": 1e-4, "vision_all": 0.1, "vision_focus": 0.2}
+FULL_ROW = {"reverse_kl": 2.0, **ROW}
+
+
+def move(balance: Balance) -> None:
+    """By one measurement, or by one row; whichever it follows."""
+    if balance.is_due(3):
+        balance.follow(
+            {"ce": 1.0, "divergence": 2.0, "attention": 1e-4, "vision_all": 0.1, "vision_focus": 0.2}
+        )
+    balance.learn(FULL_ROW)
 
 
 def test_fixed_weights_leave_no_trace() -> None:
     for distillation in (section("fixed"), section("learned", enabled=False)):
         balance = Balance(distillation, {})
-        balance.learn({"reverse_kl": 1.0, **ROW})
+        balance.learn(FULL_ROW)
         assert balance.weights == term_weights(distillation)
         assert balance.columns() == balance.facts(ROW) == {}
         assert not any(balance.is_due(step) for step in range(1, 7))
@@ -164,3 +176,36 @@ def test_weights_of_another_balance_are_not_taken_over() -> None:
     for other in (section("gradient"), section("fixed"), section("learned", enabled=False)):
         assert weights_in_use(other, manifest) == term_weights(other) != learned.weights
     assert weights_in_use(section("learned"), {}) == term_weights(section("learned"))
+
+
+@pytest.mark.parametrize("kind", ["gradient", "learned"])
+@pytest.mark.parametrize(("before", "after"), [(0.0, 1.0), (1.0, 0.0), (1.0, 100.0)])
+def test_a_term_whose_configured_weight_changed_begins_anew_before_the_first_step(
+    kind: str, before: float, after: float
+) -> None:
+    whole = Balance(section(kind, weights={"attention": before}), {})
+    for _ in range(3):
+        move(whole)
+    manifest = json.loads(json.dumps(whole.facts(FULL_ROW)))
+    changed = section(kind, weights={"attention": after})
+    again = Balance(changed, manifest)
+    assert again.weights == {**whole.weights, "attention": after} == weights_in_use(changed, manifest)
+    assert (WEIGHT_OF + "attention" in again.columns()) == (after > 0)
+    fresh = Balance(changed, {})
+    for balance in (whole, again, fresh):
+        move(balance)
+    assert again.weights["attention"] == fresh.weights["attention"]
+    assert (again.weights["attention"] != after) == (after > 0)
+    assert [again.weights[term] for term in OTHERS] == [whole.weights[term] for term in OTHERS]
+
+
+@pytest.mark.parametrize("kind", ["gradient", "learned"])
+def test_another_lambda_changes_the_share_of_the_focus_alone(kind: str) -> None:
+    whole = Balance(section(kind), {})
+    assert Balance(section(kind), whole.facts(FULL_ROW)).weights == whole.weights  # before any measurement
+    move(whole)
+    assert Balance(section(kind), whole.facts(FULL_ROW)).weights == whole.weights
+    again = Balance(section(kind, vision_focus_weight=0.3), whole.facts(FULL_ROW))
+    focus = pytest.approx(0.3 * whole.weights["vision_all"])
+    assert again.weights == {**whole.weights, "vision_focus": focus}
+    assert whole.weights["vision_all"] != 1.0

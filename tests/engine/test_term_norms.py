@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from alignkd.data.batch import Batch
+from alignkd.distributed.ranks import Ranks
+from alignkd.engine.balance import Balance
+from alignkd.engine.setup import prepare
+from alignkd.engine.term_norms import TermNorms
+from alignkd.run_folder.progress import Progress
 from tests import tiny
 from tests.engine.test_training_run import same_but_for_times, train_run
 from tests.ranks import RankPool
@@ -45,3 +51,28 @@ def test_the_norm_of_the_only_term_is_that_of_the_step(one_rank: RankPool, tmp_p
     for row in tiny.metrics_rows(run):
         assert row["gradient_norm_of_ce"] == pytest.approx(row["gradient_norm"], rel=1e-4)
         assert sum(row[name] for name in NAMES) == row["gradient_norm_of_ce"]
+
+
+def measured(ranks: Ranks, run: str, windows: list[list[Batch]]) -> list[dict[str, float]]:
+    """By window: the columns, where rank 0 has the first micro-batch and rank 1 the second."""
+    state = prepare(Path(run), ranks, Progress(Path(run), writes=ranks.is_first))
+    norms = TermNorms(state, Balance(state.config.distillation, {}))
+    columns = [norms.columns(1, [window[ranks.rank]]) for window in windows]
+    state.loader.close()
+    return columns
+
+
+def test_a_norm_is_the_mean_over_the_ranks_that_have_the_term(two_ranks: RankPool, tmp_path: Path) -> None:
+    run = tiny.write_run(tmp_path / "run", 2, logging__gradient_norms_every=1)
+    image, text = tiny.batch_of("v1"), tiny.batch_of("text")
+    windows = [[image, image], [image, text], [text, text]]
+    first, second = two_ranks.run(measured, str(run), windows)
+    assert first == second
+    images, mixed, texts = first
+    of_images = {f"gradient_norm_of_{term}" for term in ("attention", "vision_all", "vision_focus")}
+    for name in of_images:
+        assert mixed[name] == pytest.approx(images[name], rel=1e-6)
+        assert images[name] > 0 == texts[name]
+    for name in NAMES - of_images:
+        squares = (images[name] ** 2, texts[name] ** 2)
+        assert mixed[name] == pytest.approx((sum(squares) / 2) ** 0.5, rel=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import shutil
@@ -11,12 +10,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+import torch
 
 import alignkd
 from alignkd.data.records import Turn
+from alignkd.distributed.ranks import Ranks
 from alignkd.errors import UserError
+from alignkd.evaluate import gguf_limits
 from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.gguf_model import GgufModel
@@ -61,6 +64,7 @@ def test_answers_are_those_of_the_folder(
     expected = folder.answers(requests(folder, pictures), Decoding(1))
     assert model.answers(requests(model, pictures), Decoding(1)) == expected
     assert len(set(expected)) > 1
+    assert not model.in_batches
 
 
 def test_sampling_takes_a_seed_and_stop_strings_end_an_answer(model: AnsweringModel) -> None:
@@ -75,6 +79,8 @@ def test_sampling_takes_a_seed_and_stop_strings_end_an_answer(model: AnsweringMo
 def test_what_a_gguf_cannot_do_is_refused(model: AnsweringModel, export: Path) -> None:
     with pytest.raises(UserError, match="precision 'fp32': a GGUF has the one it was exported with"):
         alignkd.load(export, precision="fp32")
+    with pytest.raises(UserError, match="device 'cuda': a GGUF answers on the CPU"):
+        alignkd.load(export, device="cuda")
     with pytest.raises(UserError, match=r"--step 3 is for a run folder; this is an export for llama\.cpp"):
         alignkd.load(export, step=3)
     with pytest.raises(UserError, match=r"--image-padding crop: llama\.cpp decides by itself"):
@@ -89,7 +95,7 @@ def test_an_incomplete_export_and_a_missing_wheel_are_errors(
     shutil.copy(export / "text.gguf", tmp_path)
     with pytest.raises(UserError, match=r"mmproj\.gguf is missing beside text\.gguf"):
         alignkd.load(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(gguf_limits, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'alignkd\[gguf\]'"):
         alignkd.load(export)
 
@@ -151,6 +157,15 @@ def test_llama_cpp_ends_with_the_model(export: Path) -> None:
     assert server.poll() is not None
 
 
+def test_a_closed_model_does_not_answer(export: Path) -> None:
+    model = alignkd.load(export, device="cpu")
+    assert isinstance(model, GgufModel)
+    model.close()
+    model.close()
+    with pytest.raises(UserError, match="the model has been closed"):
+        model.answer(None, "why?")
+
+
 def test_llama_cpp_ignores_ctrl_c_and_ends_with_the_program_that_asks(export: Path) -> None:
     """Ctrl-C reaches both, and a program that is killed closes its pipes."""
     model = alignkd.load(export)
@@ -162,14 +177,27 @@ def test_llama_cpp_ignores_ctrl_c_and_ends_with_the_program_that_asks(export: Pa
     assert server.wait(timeout=60) == 0
 
 
-def test_eval_asks_a_gguf_its_questions(export: Path, pictures: list[Path], tmp_path: Path) -> None:
+class OnGpu:
+    """In place of ``Ranks``: one, which has a GPU."""
+
+    rank, world_size, device = 0, 1, torch.device("cuda")
+
+    def broadcast_object(self, value: bool) -> bool:
+        return value
+
+    def barrier(self) -> None: ...
+
+
+def test_eval_asks_a_gguf_its_questions_on_ranks_with_gpus_too(
+    export: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     turns = [{"from": "human", "value": "<image>\nwhy?"}, {"from": "gpt", "value": "so"}]
     asked = [{"id": path.stem, "image": path.name, "conversations": turns} for path in pictures]
     (tmp_path / "own.json").write_text(json.dumps(asked))
     own = OwnQuestions("own.json", str(pictures[0].parent))
     out = tmp_path / "eval"
     options = EvalOptions((ModelChoice("phone", str(export)),), "own", str(tmp_path), str(out), own)
-    answer_all(options, None)
+    answer_all(options, cast(Ranks, OnGpu()))
     rows = [json.loads(line) for line in (out / "phone" / "own.jsonl").read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [path.stem for path in pictures]
     assert all(row["text"] for row in rows)

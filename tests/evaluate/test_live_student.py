@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ import torch
 import alignkd
 from alignkd.config import load_config
 from alignkd.config.schema import Config, DataSection, DataSource, LoraSection, ModelSection, StudentSection
+from alignkd.errors import CheckpointError
 from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.generation import Decoding
 from alignkd.evaluate.live_student import live_student
-from alignkd.models.building import BuildOptions
+from alignkd.models.building import BuildOptions, full_tensors
 from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.families.mobilevlm import public_name
 from alignkd.models.families.mobilevlm_loading import model_of_tensors
@@ -84,6 +86,50 @@ def test_a_live_student_ends_where_the_settings_of_its_folder_say_and_reads_them
     assert first._ends >= {7, 8, 9}  # type: ignore[attr-defined]
     request = first.request(None, "the answer is")
     assert first.answers([request], SHORT) == exported.answers([request], SHORT)
+
+
+@pytest.mark.parametrize("family", ["mobilevlm", "smolvlm"])
+def test_a_student_with_a_tensor_of_another_name_is_an_error_and_does_not_answer(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.STUDENT if family == "mobilevlm" else vlm.folder(family)
+    student, around = in_training(folder), live_student(config_of(folder))
+
+    def renamed(*_: object) -> Iterator[tuple[str, torch.Tensor]]:
+        (first, value), *others = full_tensors(student)
+        yield from ((f"{first}s", value), *others)
+
+    monkeypatch.setattr("alignkd.evaluate.live_student.full_tensors", renamed)
+    with pytest.raises(CheckpointError, match=r"2 tensors of the student do not fit\n  missing: .*\n  unexp"):
+        around(student)
+
+
+def test_a_rank_without_room_for_a_clone_still_takes_part_in_the_gather_of_every_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a student that ZeRO-3 shards."""
+
+    class TooLarge:
+        def clone(self) -> torch.Tensor:
+            raise torch.OutOfMemoryError("the first one")
+
+    class Small:
+        def clone(self) -> torch.Tensor:
+            pytest.fail("a clone after the failure")
+
+    gathers: list[str] = []
+
+    def gathered(*_: object) -> Iterator[tuple[str, Any]]:
+        for name, value in (("a", torch.ones(1)), ("b", TooLarge()), ("c", Small()), ("d", Small())):
+            gathers.append(name)
+            yield name, value
+
+    student = in_training(tiny.STUDENT)
+    student.head.weight.ds_id = 0
+    monkeypatch.setattr("alignkd.evaluate.live_student.full_tensors", gathered)
+    with pytest.raises(torch.OutOfMemoryError, match="the first one"):
+        live_student(config_of(tiny.STUDENT))(student)
+    assert gathers == ["a", "b", "c", "d"]
 
 
 def test_answering_leaves_the_forward_of_training_as_it_was() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from alignkd.errors import UserError
+from alignkd.evaluate import gguf_limits
 from alignkd.evaluate.options import (
     EvalOptions,
     ModelChoice,
@@ -67,6 +69,24 @@ def test_wrong_options_are_errors_before_a_model_is_loaded(tmp_path: Path) -> No
         values = {"models": (ModelChoice("x", str(tiny.STUDENT)),)} | changes
         with pytest.raises(UserError, match=message):
             EvalOptions(tasks="gqa", data="data", out="out", **values).check()
+
+
+def test_a_gguf_among_the_models_is_checked_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("text.gguf", "mmproj.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    models = (ModelChoice("x", str(tiny.STUDENT)), ModelChoice("phone", str(tmp_path)))
+    options = EvalOptions(models, "gqa", "data", "out")
+    options.check()
+    with pytest.raises(UserError, match="precision 'bf16': a GGUF has the one it was exported with"):
+        replace(options, precision="bf16").check()
+    with pytest.raises(UserError, match=r"--image-padding crop: llama\.cpp decides by itself"):
+        replace(options, image_padding="crop").check()
+    monkeypatch.setattr(gguf_limits, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'alignkd\[gguf\]'"):
+        options.check()
+    options.check(in_this_python=False)
 
 
 def test_own_questions_and_their_task_go_together() -> None:

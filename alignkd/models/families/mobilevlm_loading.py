@@ -21,6 +21,7 @@ from alignkd.errors import CheckpointError
 from alignkd.models.agreement import student_folder, student_model_config
 from alignkd.models.building import (
     BuildOptions,
+    check_filled,
     full_tensors,
     gathered,
     hash_tensors,
@@ -64,11 +65,13 @@ def model_of_tensors(
 
 
 def model_around(model: MobileVLM, tensors: Mapping[str, torch.Tensor]) -> MobileVLM:
-    """A second set of modules like ``model``, around ``tensors`` (our names), which are not copied."""
+    """A second set of modules like ``model``, around ``tensors`` (our names), which are not copied. Raises
+    CheckpointError when the names are not those of the parameters."""
     with torch.device("meta"), no_init_weights():
         around = MobileVLM(model.config)
-    around.load_state_dict(tensors, strict=False, assign=True)  # without buffers
+    found = around.load_state_dict(tensors, strict=False, assign=True)  # without buffers
     around.restore_buffers(next(iter(tensors.values())).device)
+    check_filled(around, found.unexpected_keys)
     return around.requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 
 from alignkd.distributed.failures import describe_failure, error_elsewhere
 from alignkd.errors import CheckpointError
-from alignkd.models.building import BuildOptions, gathered, reads_weights, sharded_construction
+from alignkd.models.building import BuildOptions, check_filled, gathered, reads_weights, sharded_construction
 from alignkd.models.families.interface import ModelFacts
 from alignkd.models.families.processors import LOCAL, read_config
 from alignkd.models.families.table import Family
@@ -152,9 +152,9 @@ def whole_around(
     model: TransformersModel, settings: FolderSettings, tensors: Mapping[str, torch.Tensor]
 ) -> Any:
     """The same with ``settings``, around ``tensors`` (our names), which are not copied; buffers are copies of
-    ``model``'s. Reads no file."""
+    ``model``'s. Reads no file. Raises CheckpointError when the names are not those of the parameters."""
     config = settings.config
-    with no_init_weights():
+    with torch.device("meta"), no_init_weights():
         whole = AutoModelForImageTextToText.from_config(
             config,
             dtype=next(iter(tensors.values())).dtype,
@@ -162,13 +162,12 @@ def whole_around(
         )
     named = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
     buffers = {name: value.clone() for name, value in model.whole.named_buffers()}
-    whole.load_state_dict(named, strict=False, assign=True)
+    found = whole.load_state_dict(named, strict=False, assign=True)  # without tied ones and buffers
     whole.tie_weights()
-    given = {value.data_ptr() for value in tensors.values()}
-    assert all(value.data_ptr() in given for value in whole.parameters()), "no parameter is left as it was"
     for name, value in buffers.items():
         module, _, buffer = name.rpartition(".")
         whole.get_submodule(module)._buffers[buffer] = value
+    check_filled(whole, found.unexpected_keys)
     whole.generation_config = settings.generation
     return whole.requires_grad_(False)
 

@@ -41,7 +41,6 @@ class Category:
     folders: tuple[str, ...]  # with everything below them
 
 
-_COINS = ("symbols/money/us", "symbols/money/euro", "symbols/money/canadian")
 # In each group the most popular category comes first.
 CATEGORIES = (
     Category("bird", "birds", "animals", ("animals/birds",)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkd.errors import AlignkdError, UserError
+from alignkd.evaluate import gguf_limits
 from alignkd.evaluate.options import EvalOptions, ModelChoice, read_options
 from launcher.backends.base import QueuedJob
 from launcher.commands import evaluate_job
@@ -118,6 +119,25 @@ def test_nothing_is_written_for_a_job_that_is_refused(
         submitted(asked, **given)
     assert not Path(asked.out).exists()
     assert queue.submitted == []
+
+
+def test_llama_cpp_is_looked_for_only_where_the_ranks_run_in_this_python(
+    queue: Queue, asked: EvalOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_limits, "find_spec", lambda _: None)
+    for name in ("text.gguf", "mmproj.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    phone = options(
+        Path(asked.data), Path(asked.out), models=(ModelChoice("phone", str(tmp_path)),), precision=None
+    )
+    with pytest.raises(UserError, match=r"pip install 'alignkd\[gguf\]'"):
+        submitted(phone)
+    assert queue.submitted == []
+    profile = tmp_path / "site" / "alignkd" / "site.yaml"
+    profile.parent.mkdir(parents=True)
+    for elsewhere in ("python: /other/bin/python", "container: {kind: pyxis, image: x}"):
+        profile.write_text(f"slurm: {{{elsewhere}}}\n")
+        submitted(phone)
 
 
 def test_a_container_must_show_all_that_the_evaluation_reads(

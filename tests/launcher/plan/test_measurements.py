@@ -31,7 +31,11 @@ def test_a_measurement_takes_a_teacher_forward_and_a_pass_of_the_student_for_eac
     expected = (compute.teacher_flops + 5 * compute.student_flops) / 8
     assert measured_flops(plan.config, compute) == pytest.approx(expected)
     share = expected / 50 / compute.flops
-    assert f"on average {share:.1%} of a step" in str(measurement_line(plan.config, compute))
+    line = str(measurement_line(plan.config, compute))
+    assert f"on average {share:.1%} of a step" in line
+    assert "gradient measures every 50 steps: " in line
+    each = plan_with(config, "distillation", balance="gradient", balance_every=1)
+    assert "gradient measures every step: " in str(measurement_line(each.config, each.compute))
     weights = config.distillation.weights.model_copy(update={"vision": 0.0})
     fewer = plan_with(config, "distillation", balance="gradient", weights=weights)
     expected = (compute.teacher_flops + 3 * compute.student_flops) / 8
