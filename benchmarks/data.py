@@ -120,10 +120,9 @@ def index_times(folder: Path, tokenizer: SentencePieceTokenizer, file: Path) -> 
         "build_cpu_seconds": cpu,
         "open_seconds": again,
         "other_run_seconds": other,
-        # Resident, the mapped pages of code and files included: of this process, and of the largest of those
-        # that worked for it. Most of it is what torch and numpy are.
+        # Resident, of this process, the mapped pages of code and files included. Most of it is what torch and
+        # numpy are.
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "worker_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         "index_bytes": (folder / "index.bin").stat().st_size,
     }
 
@@ -167,7 +166,6 @@ def main(arguments: list[str]) -> None:
             ["second start of the run, seconds", f"{index['open_seconds']:.2f}"],
             ["first start of another run, seconds", f"{index['other_run_seconds']:.2f}"],
             ["peak resident memory, MB", f"{index['peak_bytes'] / 1e6:,.0f}"],
-            ["that of the largest worker, MB", f"{index['worker_peak_bytes'] / 1e6:,.0f}"],
             ["index file, MB", f"{index['index_bytes'] / 1e6:,.0f}"],
         ],
     )
