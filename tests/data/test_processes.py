@@ -40,7 +40,7 @@ def server_pid() -> int:
 
 def doubled(all_take_one: Any, processes: int, number: int) -> tuple[int, int]:
     if number < processes:
-        all_take_one.wait(60)
+        all_take_one.wait(240)
     return 2 * number, os.getpid()
 
 
@@ -120,7 +120,7 @@ def test_a_process_that_ends_early_is_one_error_with_the_likely_reason(
 
 
 def own_id(both_have_one: Any, number: int) -> int:
-    both_have_one.wait(60)
+    both_have_one.wait(240)
     time.sleep(1.0 if number else 0)
     return os.getpid()
 
@@ -182,7 +182,7 @@ def test_workers_end_with_a_parent_that_is_killed_or_interrupted(end: str, tmp_p
     script = tmp_path / "abandoned.py"
     script.write_text(ABANDONED.replace("{end}", end))
     command = [sys.executable, str(script)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert finished.returncode == (-signal.SIGKILL if "SIGKILL" in end else -signal.SIGINT)
     workers = [int(pid) for pid in finished.stdout.split()]
     assert len(workers) == 3
