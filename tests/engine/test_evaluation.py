@@ -92,8 +92,8 @@ def texts_of(answers: Path) -> list[str]:
     ("stage", "precision", "looks", "saved", "evaluated", "answered"),
     [
         (0, "fp32", 3, [2], [4], [4]),  # told to stop within the loss terms after step 2
-        (2, "fp32", 7, [3, 2], [2, 4], [2, 4]),  # told to stop before step 4
-        (3, "bf16", 5, [2], [2, 4], [4]),  # told to stop while the student answers after step 2
+        (2, "fp32", 8, [3, 2], [2, 4], [2, 4]),  # told to stop before step 4
+        (3, "bf16", 6, [2], [2, 4], [4]),  # told to stop while the student answers after step 2
     ],
 )
 def test_evaluations_with_a_stop_and_a_resume_change_no_bit_of_the_training(
