@@ -41,7 +41,7 @@ def start_worker(number: int) -> None:
     """In each worker: it ends with its rank, and SIGUSR2 writes its stack into the rank's log.
 
     torch's own watch looks at the process that forked the worker, which lives as long as the worker does.
-    Torch has already limited the worker to one thread.
+    Torch has already limited a loader's worker to one thread.
     """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     faulthandler.register(signal.SIGUSR2)

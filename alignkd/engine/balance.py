@@ -105,7 +105,11 @@ def _saved(distillation: DistillationSection, manifest: Mapping[str, Any]) -> di
     is_same = distillation.enabled and saved.get("kind") == distillation.balance
     if not is_same:
         return {}
-    same = {term for term, weight in term_weights(distillation).items() if saved["base"][term] == weight}
+    same = {
+        term
+        for term, weight in term_weights(distillation).items()
+        if saved.get("base", {}).get(term) == weight
+    }
     by_term = {part: saved[part] for part in ("weights", "learned") if part in saved}
     return saved | {
         part: {term: value for term, value in values.items() if term in same}

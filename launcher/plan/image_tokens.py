@@ -25,9 +25,11 @@ def image_tokens(config: FamilyConfig, settings: Settings | None, max_image_pixe
         fixed = int(settings.get(key, default)) if _is_whole(config.family, settings) else None
     if fixed is not None:
         return ImageTokens(fixed, fixed)
-    if settings is None or not family.has_pixel_budget:
+    if not family.has_pixel_budget:
         return ImageTokens(1, None)
     pixels = (side(config.vision["patch_size"]) * int(config.vision["spatial_merge_size"])) ** 2
+    if settings is None:
+        return ImageTokens(1, None, pixels)
     budget = {**QWEN_SIZE, **settings["size"]}
     least = max(-(-budget["shortest_edge"] // pixels), 1)
     largest = min(budget["longest_edge"], max_image_pixels)

@@ -69,15 +69,22 @@ def test_a_live_student_answers_as_its_export_with_its_own_weights(family: str, 
     assert all(module.training for module in student.modules())
 
 
-@pytest.mark.parametrize("in_file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json", "text_config"])
 def test_a_live_student_ends_where_the_settings_of_its_folder_say_and_reads_them_once(
-    in_file: str, tmp_path: Path
+    place: str, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(vlm.folder("smolvlm"), tmp_path / "folder")
-    settings = json.loads((folder / in_file).read_text()) | {"eos_token_id": [7, 8, 9]}
-    if in_file == "config.json":
+    file = folder / ("config.json" if place == "text_config" else place)
+    settings = json.loads(file.read_text())
+    ends = {"eos_token_id": [7, 8, 9]}
+    if place == "text_config":
+        settings.pop("eos_token_id", None)
+        settings[place] |= ends
+    else:
+        settings |= ends
+    if place != "generation_config.json":
         (folder / "generation_config.json").unlink()
-    (folder / in_file).write_text(json.dumps(settings))
+    file.write_text(json.dumps(settings))
     student, exported = in_training(folder), alignkd.load(folder)
     around = live_student(config_of(folder))
     shutil.rmtree(folder)

@@ -140,11 +140,12 @@ class FolderSettings:
 def read_settings(folder: Path) -> FolderSettings:
     """As transformers does when it loads the folder. Raises CheckpointError."""
     config = read_config(folder)
-    name = GENERATION if (folder / GENERATION).is_file() else "config.json"
+    if not (folder / GENERATION).is_file():
+        return FolderSettings(config, GenerationConfig.from_model_config(config))
     try:
-        generation = GenerationConfig.from_pretrained(folder, config_file_name=name, local_files_only=True)
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot read its {name}: {error}") from error
+        raise CheckpointError(f"{folder}: transformers cannot read its {GENERATION}: {error}") from error
     return FolderSettings(config, generation)
 
 

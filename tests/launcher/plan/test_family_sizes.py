@@ -178,7 +178,12 @@ def test_a_config_json_alone_can_be_planned(name: str, tmp_path: Path) -> None:
     with_processor = family_sizes(folder, family, DATA)
     for file in SETTINGS:
         (folder / file).unlink(missing_ok=True)
-    assert family_sizes(folder, family, DATA).tensors == with_processor.tensors
+    alone = family_sizes(folder, family, DATA)
+    assert alone.tensors == with_processor.tensors
+    for teacher, student in ((alone, with_processor), (with_processor, alone)):
+        if not with_processor.images.is_fixed:  # the same image has as many tokens for both
+            beside = teacher.images.beside(student.shapes.vision_tokens, student.images)
+            assert beside == student.shapes.vision_tokens
 
 
 @pytest.mark.parametrize("family", FIXED)
