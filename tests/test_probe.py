@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from alignkd.config import load_run_config
+from alignkd.engine.optimizer_step import term_weights
 from alignkd.errors import UserError
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.configuration import read_model_config
@@ -265,7 +267,9 @@ def test_weights_that_a_run_has_moved_are_those_of_its_newest_checkpoint(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     manifest = step_folder(run, 2) / "manifest.json"
     moved = {"ce": 1.0, "divergence": 8.0, "attention": 60.0, "vision_all": 0.25, "vision_focus": 0.025}
-    facts = {**json.loads(manifest.read_text()), "balance": {"kind": "learned", "weights": moved}}
+    base = term_weights(load_run_config(RunPaths(run).config).distillation)
+    balance = {"kind": "learned", "base": base, "weights": moved}
+    facts = {**json.loads(manifest.read_text()), "balance": balance}
     manifest.write_text(json.dumps(facts))
     manifest.with_name("COMMITTED").write_text("")  # its marker would not fit the manifest any more
     fixed = run_probe_of_run(run, 2)
