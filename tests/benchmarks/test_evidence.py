@@ -465,6 +465,32 @@ def test_learned_weights_follow_every_step_one_step_late(bench: Bench) -> None:
     assert plain["weights"] == []
 
 
+def test_what_is_learned_from_are_the_means_of_the_last_step_but_one(bench: Bench) -> None:
+    module, _, head = parts_of(bench, "all")
+    targets = bench.targets(None).with_top_k(TOP_K)
+    distillation = Distillation(targets, term_weights(CONDITIONS["all"].section()))
+    values: list[float] = []
+    learned: list[float] = []
+
+    def before_step(step: int, parts: list[Part]) -> None:
+        (part,) = parts
+        with torch.no_grad():
+            sums = module(part.batch, part.scales, part.targets, head).sums
+        values.append(float(sums[TERMS.index("ce")]) / part.elements["ce"])
+
+    train(
+        module,
+        bench.examples("train", TOP_K),
+        SHORT.training(0),
+        3,
+        distillation,
+        before_step=before_step,
+        learn=lambda means: learned.append(means["ce"]),
+    )
+    assert learned == pytest.approx(values[:2])
+    assert learned != pytest.approx(values[1:])
+
+
 def test_the_weights_in_use_are_no_part_of_the_records_of_conditions_without_them() -> None:
     assert CONDITIONS["balanced"].as_dict()["distillation"] == CONDITIONS["all"].as_dict()["distillation"]
     assert CONDITIONS["balanced"].as_dict()["balance_every"] == 50
