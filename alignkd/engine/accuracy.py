@@ -21,6 +21,7 @@ from alignkd.distributed.ranks import Ranks
 from alignkd.engine.signals import StopRequest
 from alignkd.errors import AlignkdError, FileSystemError, TrainingError, UserError
 from alignkd.evaluate.answering import Work, answers_by_batch
+from alignkd.evaluate.answering_model import AnsweringModel
 from alignkd.evaluate.asked_task import AskedTask
 from alignkd.evaluate.live_student import LiveStudent, own_linear
 from alignkd.evaluate.statistics import Estimate
@@ -58,9 +59,13 @@ def task_accuracy(
     """
     if not _go_on(None, ranks, stop):
         return None
+
+    def work_of(model: AnsweringModel) -> Work:
+        return task.asked.work(model, RunPaths(run).answers, f"{run.name}, step {step}", ranks)
+
     devices = [] if ranks.device.type == "cpu" else [ranks.device]
     with torch.random.fork_rng(devices), own_linear():
-        answered = _answered(run, step, student, task, ranks, stop, alive)
+        answered = _answered(lambda: task.student(student), work_of, ranks, stop, alive)
     get_accelerator().empty_cache()  # or the blocks of the cache would lie between those of the training
     if answered is None:
         return None
@@ -79,21 +84,19 @@ def task_accuracy(
 
 
 def _answered(
-    run: Path,
-    step: int,
-    student: VisionLanguageModel,
-    task: TaskAtEdges,
+    build: Callable[[], AnsweringModel],
+    work_of: Callable[[AnsweringModel], Work],
     ranks: Ranks,
     stop: StopRequest,
     alive: Callable[[int], None],
 ) -> tuple[Work, dict[int, str]] | None:
     """The answers of all ranks. They agree before each round whether to go on."""
-    model, problem = _attempt(lambda: task.student(student))
+    model, problem = _attempt(build)
     alive(0)
     if not _go_on(problem, ranks, stop):
         return None
     assert model is not None
-    work = task.asked.work(model, RunPaths(run).answers, f"{run.name}, step {step}", ranks)
+    work = work_of(model)
     answers: dict[int, str] = {}
     with contextlib.closing(answers_by_batch(model, work, work.batches())) as batches:
         for number in range(1, work.rounds + 1):
