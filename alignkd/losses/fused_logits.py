@@ -96,7 +96,7 @@ def sums_and_gradient(
     the student's logits. ``log_student_CW``: its log-probabilities at temperature 1."""
     ce = cross_entropy_sum(log_student_CW, targets.labels_N)
     is_label_C1 = (targets.labels_N != IGNORE_INDEX).to(log_student_CW)[:, None]
-    log_teacher = targets.log_teacher_NW()
+    log_teacher = targets.log_teacher_NW(log_student_CW)
     temperature = targets.temperature
     if log_teacher is None:
         divergence = ce.new_zeros(())

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from alignkd.losses.precision import at_least_fp32
+from alignkd.losses.top_words import TopWords, completed
 
 IGNORE_INDEX = -100  # label of a position without supervision
 Divergence = Literal["reverse_kl", "forward_kl", "js"]
@@ -23,7 +24,8 @@ Scales = tuple[float, float]  # factors of the cross-entropy sum and of the dive
 
 @dataclass(frozen=True)
 class LogitTargets:
-    """What the student's logits are compared with. Without a teacher the divergence is zero."""
+    """What the student's logits are compared with: the teacher's hidden states and head, or its likeliest
+    words, for the forward KL only. Without a teacher the divergence is zero."""
 
     labels_N: torch.Tensor  # int64, IGNORE_INDEX where only the divergence applies
     teacher_hidden_ND: torch.Tensor | None = None
@@ -31,14 +33,23 @@ class LogitTargets:
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
     softcap: float | None = None  # of both models' logits x: softcap * tanh(x / softcap)
+    teacher_top: TopWords | None = None  # at ``temperature``
+
+    def __post_init__(self) -> None:
+        assert self.teacher_top is None or self.divergence == "forward_kl", "others need all words"
 
     def at(self, positions: slice) -> LogitTargets:
         """The targets of some of the positions."""
         teacher_hidden = None if self.teacher_hidden_ND is None else self.teacher_hidden_ND[positions]
-        return replace(self, labels_N=self.labels_N[positions], teacher_hidden_ND=teacher_hidden)
+        top = None if self.teacher_top is None else self.teacher_top.at(positions)
+        labels = self.labels_N[positions]
+        return replace(self, labels_N=labels, teacher_hidden_ND=teacher_hidden, teacher_top=top)
 
-    def log_teacher_NW(self) -> torch.Tensor | None:
-        """The teacher's log-probabilities at ``temperature``, in fp32 (or wider)."""
+    def log_teacher_NW(self, log_student_NW: torch.Tensor) -> torch.Tensor | None:
+        """The teacher's log-probabilities at ``temperature``, in fp32 (or wider), a constant to autograd.
+        ``log_student_NW``: the student's at temperature 1, for what ``losses.top_words`` needs of them."""
+        if self.teacher_top is not None:
+            return completed(self.teacher_top, log_student_NW.detach(), self.temperature)
         if self.teacher_hidden_ND is None or self.teacher_weight_WD is None:
             return None
         logits = head_logits(self.teacher_hidden_ND, self.teacher_weight_WD, self.softcap)
@@ -65,7 +76,7 @@ def logit_loss_sums(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, targets: L
     """
     log_student = log_probabilities(head_logits(hidden_ND, weight_WD, targets.softcap))
     ce = cross_entropy_sum(log_student, targets.labels_N)
-    log_teacher = targets.log_teacher_NW()
+    log_teacher = targets.log_teacher_NW(log_student)
     if log_teacher is None:
         return torch.stack([ce, ce.new_zeros(())])
     temperature = targets.temperature
