@@ -24,6 +24,8 @@ def warnings_of(config: Config) -> list[str]:
         found += _weight_warnings(config)
         if config.teacher.cache is not None and config.teacher.placement != "cached":
             found.append("teacher.cache has no effect: only teacher.placement = cached reads it")
+        if config.teacher.cache_states != "exact" and config.teacher.placement != "cached":
+            found.append("teacher.cache_states has no effect: only teacher.placement = cached reads a cache")
         if not config.teacher.keep_head and config.teacher.placement in ("replicated", "cached"):
             found.append("teacher.keep_head has no effect: the teacher is not sharded")
     if model.student != "scratch" and model.student_config is not None:

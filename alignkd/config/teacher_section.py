@@ -19,6 +19,11 @@ class TeacherSection(Section):
     cache: PathText | None = Field(
         None, description="folder of the teacher's cache, which `alignkd cache` writes"
     )
+    cache_states: Literal["exact", "fp8"] = Field(
+        "exact",
+        description="how the cache stores hidden states: as they are, or rounded to 8 bits, which halves a "
+        "bf16 cache and changes the losses a little (docs/cache.md)",
+    )
     lookahead: PositiveInt | None = Field(
         None,
         description="micro-batches served by one teacher forward pass; default: all of an optimizer step",

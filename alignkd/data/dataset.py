@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch.utils.data import Dataset
 
 from alignkd.data.batch import Batch
@@ -24,11 +23,11 @@ class Failure:
     passing: bool  # the file system failed, not the sample; a retry may succeed
 
 
-class HiddenReader(Protocol):
+class CacheReader(Protocol):
     """A cache of the teacher, as far as the loader knows it; can be sent to its workers."""
 
-    def __call__(self, samples: Sequence[int], positions: int) -> torch.Tensor:
-        """[positions, D] of these samples, one after the other. Raises AlignkdError."""
+    def __call__(self, batch: Batch, samples: Sequence[int]) -> Batch:
+        """``batch``, which consists of ``samples``, with the teacher's answers. Raises AlignkdError."""
         ...
 
 
@@ -40,12 +39,12 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
         read_example: Callable[[int], Example | ExpandedExample],
         settings: CollateSettings,
         skip_bad: bool,
-        read_hidden: HiddenReader | None = None,
+        read_cache: CacheReader | None = None,
     ) -> None:
         self._read_example = read_example
         self._settings = settings
         self._skip_bad = skip_bad
-        self._read_hidden = read_hidden
+        self._read_cache = read_cache
 
     def __getitem__(self, samples: list[int]) -> Batch | Failure:
         try:
@@ -63,9 +62,7 @@ class MicroBatchDataset(Dataset[Batch | Failure]):
                 if not self._skip_bad:
                     raise
         batch = collate(examples, self._settings, skipped=len(samples) - len(examples))
-        if self._read_hidden is None:
-            return batch
-        return replace(batch, teacher_hidden_ND=self._read_hidden(kept, batch.counts.logits))
+        return batch if self._read_cache is None else self._read_cache(batch, kept)
 
 
 class MicroBatchOrder(Protocol):

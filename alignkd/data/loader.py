@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from alignkd.config.schema import Config
 from alignkd.data.batch import Batch
 from alignkd.data.dataset import (
+    CacheReader,
     Failure,
-    HiddenReader,
     MicroBatchDataset,
     MicroBatchOrder,
     RankMicroBatches,
@@ -60,15 +60,15 @@ def build_loader(
     start_step: int = 0,
     *,
     pin_memory: bool = False,
-    read_hidden: HiddenReader | None = None,
+    read_cache: CacheReader | None = None,
 ) -> WindowLoader:
     """This rank's windows from ``start_step`` to the last step of the run. ``pin_memory`` speeds up copies
-    to an accelerator; ``read_hidden`` reads a cache of the teacher."""
+    to an accelerator; ``read_cache`` reads a cache of the teacher."""
     sampler = build_sampler(config, index)
     stop_step = sampler.total_steps(config.training.epochs, config.training.max_steps)
     order = RankMicroBatches(sampler, rank, world_size, accumulation, start_step, stop_step)
     reader = ExampleReader(config.data, index, encoder)
-    return loader_of(config, reader, encoder, order, accumulation, pin_memory, read_hidden)
+    return loader_of(config, reader, encoder, order, accumulation, pin_memory, read_cache)
 
 
 def loader_of(
@@ -78,7 +78,7 @@ def loader_of(
     order: MicroBatchOrder,
     accumulation: int,
     pin_memory: bool,
-    read_hidden: HiddenReader | None = None,
+    read_cache: CacheReader | None = None,
 ) -> WindowLoader:
     """The micro-batches of ``order``, collated for the losses of ``config``."""
     distillation = config.distillation
@@ -89,7 +89,7 @@ def loader_of(
         top_k=distillation.top_k,
     )
     skip_bad = config.data.on_bad_sample == "skip"
-    dataset = MicroBatchDataset(reader, settings, skip_bad, read_hidden)
+    dataset = MicroBatchDataset(reader, settings, skip_bad, read_cache)
     workers = config.data.workers
     return WindowLoader(dataset, order, workers, batches_ahead(accumulation, workers), pin_memory=pin_memory)
 

@@ -42,7 +42,11 @@ IMAGES = "data.images"  # no key of the configuration: accepts images of other s
 PATHS = ("file", "image_folder")
 ANY: Any = object()
 # What runs did whose checkpoints do not have these keys.
-ADDED: dict[str, Any] = {"distillation.balance": "fixed", "distillation.balance_every": 100}
+ADDED: dict[str, Any] = {
+    "distillation.balance": "fixed",
+    "distillation.balance_every": 100,
+    "teacher.cache_states": "exact",
+}
 NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
 
 
@@ -95,10 +99,15 @@ def config_drift(
         f"{key}: the checkpoint has {before.get(key)!r}, the run has {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-        and not key.startswith(MAY_CHANGE)
+        and not _may_change(key)
         and not (key in allowed and (allowed[key] is ANY or allowed[key] == after.get(key)))
         and not (key == STAGE and {before.get(key), after.get(key)} == {1, 2})
     ]
+
+
+def _may_change(key: str) -> bool:
+    section = key.split(".")[0]
+    return key in MAY_CHANGE or f"{section}." in MAY_CHANGE
 
 
 def must_convert(manifest: Mapping[str, Any], world_size: int, zero_stage: int) -> bool:

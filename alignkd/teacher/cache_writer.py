@@ -32,6 +32,7 @@ from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.atomic_files import TEMPORARY, write_json
 from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.teacher.cache_shards import write_shard
+from alignkd.teacher.cache_states import FORMS, Form, Tensors
 from alignkd.teacher.targets import logit_hidden
 from alignkd.teacher_cache.folder import (
     SHARD_SAMPLES,
@@ -157,17 +158,19 @@ def _loader(
 def _write_shards(
     folder: Path, model: VisionLanguageModel, loader: WindowLoader, order: ShardOrder, report: Report
 ) -> None:
+    form = FORMS[order.identity.key["states"]]
     with loader:
         for done, (shard, batches) in enumerate(zip(order.steps, loader, strict=True), start=1):
-            hidden = [_hidden(model, batch) for batch in batches]
-            write_shard(folder, shard, order.identity.samples_of(shard).start, hidden)
+            samples = [_answers(model, batch, form) for batch in batches]
+            write_shard(folder, shard, order.identity.samples_of(shard).start, samples)
             report(done, len(order.steps))
 
 
-def _hidden(model: VisionLanguageModel, batch: Batch) -> torch.Tensor:
-    """[n, D] on the host; none of a sample that was skipped because it is bad."""
+def _answers(model: VisionLanguageModel, batch: Batch, form: Form) -> Tensors:
+    """On the host; without a row for a sample that was skipped because it is bad."""
     moved = batch.to(next(model.parameters()).device)
-    return logit_hidden(moved, model(moved)).cpu()
+    encoded = form.encode(logit_hidden(moved, model(moved)))
+    return {name: tensor.cpu() for name, tensor in encoded.items()}
 
 
 def _finish(folder: Path, identity: Identity, patience: Patience) -> Manifest:

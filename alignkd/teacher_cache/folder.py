@@ -28,7 +28,7 @@ from alignkd.errors import UserError
 from alignkd.run_folder.atomic_files import read_json
 from alignkd.run_folder.paths import RunPaths
 
-FORMAT = 2
+FORMAT = 3
 SHARD_SAMPLES = 128  # of a 7B teacher: about half a gigabyte, which its rank holds in host memory
 
 

@@ -29,10 +29,9 @@ MEANINGS = {  # what a user calls the parts of the key
     "tokenizer": "the tokenizer",
     "positions": "the positions (distillation.logit_positions)",
     "precision": "the precision (teacher.precision, or training.precision)",
+    "states": "the form of the hidden states (teacher.cache_states)",
 }
-
-
-PLAIN = ("positions", "precision")  # no hashes: the values are shown
+PLAIN = ("positions", "precision", "states")  # no hashes: the values are shown
 
 
 def precision_of(config: Config) -> str:
@@ -62,6 +61,7 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bo
         "template": _hash(template),
         "positions": config.distillation.logit_positions,
         "precision": precision_of(config),
+        "states": config.teacher.cache_states,
     }
     return key | ({"tokenizer": tokenizer_hash(student_folder(config.model))} if has_student else {})
 

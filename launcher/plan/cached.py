@@ -17,6 +17,7 @@ from launcher.plan.roofline import Chip, roofline
 from launcher.plan.sharding import teacher_size
 
 COMPARED = "zero3"
+SCALE_BYTES = 4  # of a row in fp8
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,14 @@ class CacheSize:
 
     def bytes(self, plan: Plan) -> int:
         assert plan.sizes.teacher is not None
-        return self.positions * plan.sizes.teacher.shapes.hidden_size * teacher_size(plan.config)
+        return self.positions * position_bytes(plan.config, plan.sizes.teacher.shapes.hidden_size)
+
+
+def position_bytes(config: Config, width: int) -> int:
+    """What ``alignkd.teacher.cache_states`` stores for a position of a teacher of this width."""
+    if config.teacher.cache_states == "fp8":
+        return width + SCALE_BYTES
+    return width * teacher_size(config)
 
 
 def cache_size(config: Config, vision_tokens: int) -> CacheSize:
@@ -54,6 +62,7 @@ class CacheFigures:
     samples: int
     positions: int
     is_exact: bool
+    states: str  # teacher.cache_states
     bytes: int
     step_bytes: float  # read by all ranks together in an optimizer step
     read_rate: float  # bytes per second, of all ranks, in steps without any waiting
@@ -76,6 +85,7 @@ def cache_figures(plan: Plan, chip: Chip) -> CacheFigures | None:
         size.samples,
         size.positions,
         size.is_exact,
+        plan.config.teacher.cache_states,
         size.bytes(plan),
         step_bytes,
         step_bytes / roofline(plan.config, plan.held, plan.work, plan.compute, chip).seconds,
@@ -107,8 +117,9 @@ def cache_lines(plan: Plan, chip: Chip) -> Iterator[str]:
         return
     most = "" if found.is_exact else "at most "
     why = "" if found.is_exact else "; the bound counts all tokens but the fewest that an image can have"
+    form = "" if found.states == "exact" else f" in {found.states}"
     yield (
-        f"Cache of the teacher: {most}{found.bytes / 1e9:,.2f} GB for {found.samples:,} samples "
+        f"Cache of the teacher{form}: {most}{found.bytes / 1e9:,.2f} GB for {found.samples:,} samples "
         f"({most}{found.bytes / found.samples / 1e6:,.2f} MB each{why})."
     )
     yield (

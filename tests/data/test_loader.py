@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data._utils import signal_handling
 
 from alignkd.config.schema import Config, DataSection, DataSource, ModelSection, TrainingSection
+from alignkd.data.batch import Batch
 from alignkd.data.encoder import MobileVLMEncoder
 from alignkd.data.images import ImageProcessor
 from alignkd.data.index import build_index
@@ -67,11 +68,11 @@ def configure(write_json, tmp_path, entries, workers=0, **data) -> Config:
     )
 
 
-def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0, read_hidden=None):
+def windows(config, tokenizer, facts, rank=0, world_size=1, accumulation=4, start_step=0, read_cache=None):
     index = build_index(config.data, MobileVLMEncoder(tokenizer, facts.vision_tokens))
     encoder = encoder_of(tokenizer, facts)
     with build_loader(
-        config, index, encoder, rank, world_size, accumulation, start_step, read_hidden=read_hidden
+        config, index, encoder, rank, world_size, accumulation, start_step, read_cache=read_cache
     ) as loader:
         found = list(loader)
         assert len(found) == len(loader)
@@ -187,11 +188,11 @@ def test_bad_images_can_be_skipped_and_are_counted(data_set, write_json, tmp_pat
     assert sum(c.samples for c in counts) == 30 - bad
 
 
-def numbers_of_samples(samples: list[int], positions: int) -> torch.Tensor:
+def numbers_of_samples(batch: Batch, samples: list[int]) -> Batch:
     """In place of a cache: as many rows as positions, the first ones with the samples that were asked for."""
-    rows = torch.full((positions, 1), -1)
+    rows = torch.full((batch.counts.logits, 1), -1)
     rows[: len(samples), 0] = torch.tensor(samples, dtype=torch.int64)
-    return rows
+    return replace(batch, teacher_hidden_ND=rows)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -200,7 +201,7 @@ def test_cached_hidden_states_are_those_of_the_samples_that_are_left(
 ):
     (tmp_path / "3.png").write_bytes(b"\x89PNG")
     config = configure(write_json, tmp_path, data_set, workers, on_bad_sample="skip")
-    found = windows(config, tokenizer, facts, read_hidden=numbers_of_samples)
+    found = windows(config, tokenizer, facts, read_cache=numbers_of_samples)
     skipped = 0
     for batch in (batch for window in found for batch in window):
         text = tokenizer.decode(batch.input_ids_BL.clamp(min=0).flatten())
@@ -214,11 +215,11 @@ def test_cached_hidden_states_are_those_of_the_samples_that_are_left(
 def test_a_cache_that_cannot_be_read_stops_the_run_with_its_error(
     data_set, write_json, tmp_path, tokenizer, facts
 ):
-    def damaged(samples: list[int], positions: int) -> torch.Tensor:
+    def damaged(batch: Batch, samples: list[int]) -> Batch:
         raise CheckpointError("00003.safetensors: damaged")
 
     with pytest.raises(UserError, match=r"00003\.safetensors: damaged"):
-        windows(configure(write_json, tmp_path, data_set), tokenizer, facts, read_hidden=damaged)
+        windows(configure(write_json, tmp_path, data_set), tokenizer, facts, read_cache=damaged)
 
 
 class OnAStaleMount(ImageProcessor):

@@ -52,6 +52,15 @@ def test_a_checkpoint_without_a_balance_has_fixed_weights() -> None:
     assert config_drift(CONFIG, now, {"distillation.balance": "learned"}) == []
 
 
+def test_where_the_cache_is_may_change_but_not_how_it_stores_hidden_states() -> None:
+    now = CONFIG | {"teacher": {"placement": "cached", "cache": "/c", "cache_states": "exact"}}
+    assert config_drift(CONFIG, now, {}) == []  # a checkpoint of an older version
+    now["teacher"]["cache_states"] = "fp8"
+    assert config_drift(CONFIG, now, {}) == [
+        "teacher.cache_states: the checkpoint has 'exact', the run has 'fp8'"
+    ]
+
+
 def test_an_accepted_key_passes_and_another_does_not() -> None:
     current = changed("training", "learning_rate", value=2e-4)
     current["distillation"]["weights"]["logits"] = 0.5

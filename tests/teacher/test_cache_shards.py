@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from alignkd.data.batch import TermCounts
 from alignkd.errors import CheckpointError
-from alignkd.teacher.cache_shards import CachedHidden, write_shard
+from alignkd.teacher.cache_shards import CachedStates, write_shard
+from alignkd.teacher.cache_states import FORMS, from_fp8, to_fp8
 from alignkd.teacher_cache.folder import CachePaths, Identity, hash_problem, read_record
+from tests import tiny
 
 POSITIONS = (3, 0, 2, 4)  # of samples 0 to 3; the second was a bad one
 WIDTH = 8
@@ -22,23 +26,37 @@ def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(POSITIONS[sample], WIDTH, generator=torch.Generator().manual_seed(sample)).to(dtype)
 
 
-def new_cache(folder: Path, precision: str = "bf16") -> CachedHidden:
+def new_cache(folder: Path, precision: str = "bf16", states: str = "exact") -> CachedStates:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    encode = FORMS[states].encode
     CachePaths(folder).shards.mkdir(parents=True)
     for shard in (0, 1):
         samples = (2 * shard, 2 * shard + 1)
-        write_shard(folder, shard, samples[0], [hidden_of(sample, dtype) for sample in samples])
-    return CachedHidden(folder, Identity({"precision": precision}, (), "", WIDTH, 4, 2, ""))
+        write_shard(folder, shard, samples[0], [encode(hidden_of(sample, dtype)) for sample in samples])
+    return CachedStates(folder, Identity({"precision": precision, "states": states}, (), "", WIDTH, 4, 2, ""))
 
 
+def read(cache: CachedStates, samples: Sequence[int], positions: int) -> torch.Tensor:
+    """What a batch of ``samples`` with so many logit positions gets."""
+    batch = replace(tiny.batch_of(), counts=TermCounts(logits=positions))
+    hidden_ND = cache(batch, samples).teacher_hidden_ND
+    assert hidden_ND is not None
+    return hidden_ND
+
+
+@pytest.mark.parametrize("states", ["exact", "fp8"])
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_samples_come_in_the_order_asked_for_and_in_the_teachers_precision(
-    tmp_path: Path, precision: str, dtype: torch.dtype
+    tmp_path: Path, precision: str, dtype: torch.dtype, states: str
 ) -> None:
-    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", precision)))  # as a worker gets it
+    cache = pickle.loads(
+        pickle.dumps(new_cache(tmp_path / "cache", precision, states))
+    )  # as a worker gets it
     for samples in ([3, 0], [1], [], [2, 3, 0, 1]):
-        found = cache(samples, sum(POSITIONS[sample] for sample in samples))
+        found = read(cache, samples, sum(POSITIONS[sample] for sample in samples))
         expected = [hidden_of(sample, dtype) for sample in samples]
+        if states == "fp8":
+            expected = [from_fp8(to_fp8(hidden), dtype) for hidden in expected]
         assert found.dtype == dtype
         assert found.shape == (sum(map(len, expected)), WIDTH)
         assert found.equal(torch.cat([found[:0], *expected]))
@@ -63,21 +81,22 @@ def swap(folder: Path) -> None:
     (folder / "first").rename(second)
 
 
-def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("states", "row_bytes"), [("exact", 2 * WIDTH), ("fp8", WIDTH + 4)])
+def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, states: str, row_bytes: int) -> None:
     cache = tmp_path / "cache"
-    read = new_cache(cache)
+    identity = new_cache(cache, states=states)._identity
     size = CachePaths(cache).shard(1).stat().st_size
     header = 8 + int.from_bytes(CachePaths(cache).shard(1).read_bytes()[:8], "little")
     record = read_record(cache, 1)
     assert record is not None
     assert hash_problem(cache, 1, record) is None
-    assert size > header + 2 * WIDTH * sum(POSITIONS[2:])
+    assert size == header + row_bytes * sum(POSITIONS[2:]) + 8 * (3 + 2)  # and offsets and checksums
     for place in range(header, size):
         damaged = tmp_path / "damaged"
         shutil.copytree(cache, damaged)
         flip(place)(damaged)
         with pytest.raises(CheckpointError):  # offsets and checksums are data, too
-            CachedHidden(damaged, read._identity)([2, 3], 6)
+            read(CachedStates(damaged, identity), [2, 3], 6)
         assert "has another sha256" in str(hash_problem(damaged, 1, record))
         shutil.rmtree(damaged)
 
@@ -96,10 +115,10 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[Path], None]
     cache = new_cache(tmp_path / "cache")
     damage(tmp_path / "cache")
     with pytest.raises(CheckpointError, match=message):
-        cache([2, 3], 6)
+        read(cache, [2, 3], 6)
 
 
 def test_samples_with_another_number_of_positions_are_refused(tmp_path: Path) -> None:
     cache = new_cache(tmp_path / "cache")
     with pytest.raises(CheckpointError, match=r"samples \[0, 1\] have 4 positions, in the teacher's cache 3"):
-        cache([0, 1], 4)
+        read(cache, [0, 1], 4)

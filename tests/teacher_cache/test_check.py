@@ -95,6 +95,7 @@ CHANGES: list[tuple[str, Callable[[Path], None] | None, list[str]]] = [
     ("positions", None, ["distillation.logit_positions=all_text"]),
     ("precision", None, ["training.precision=fp32"]),
     ("precision", None, ["teacher.precision=fp16"]),
+    ("states", None, ["teacher.cache_states=fp8"]),
 ]
 
 
@@ -197,7 +198,7 @@ def change_manifest(**values: Any) -> Callable[[Path], None]:
         (change_manifest(shards=[]), "manifest.json: damaged (0 shards instead of 3)"),
         (change_manifest(shards=3), "manifest.json: damaged"),
         (change_manifest(images=3), "manifest.json: damaged"),
-        (change_manifest(format=1), "manifest.json: format 1, this version reads 2"),
+        (change_manifest(format=1), "manifest.json: format 1, this version reads 3"),
         (lambda cache: CachePaths(cache).shard(1).unlink(), "00001.safetensors is missing"),
         (
             lambda cache: CachePaths(cache).shard(2).write_bytes(b""),

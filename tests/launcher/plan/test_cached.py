@@ -15,6 +15,7 @@ from alignkd.models.configuration import read_model_config
 from alignkd.models.encoding import student_encoder
 from alignkd.models.families.mobilevlm_parts import MobileVLMParts
 from alignkd.run_folder.atomic_files import write_json
+from alignkd.teacher.cache_states import to_fp8
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from launcher.plan.advice import advise
 from launcher.plan.as_dict import plan_as_dict
@@ -75,7 +76,23 @@ def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config,
     assert found["saved_share"] == pytest.approx(share, abs=0.006)
     assert found["saved_memory"] == other.needed - plan.needed
     assert found["saved_received"] == other.received - plan.received
+    assert found["states"] == "exact"
     assert plan_as_dict(other, None, None, CHIPS["h100"])["cache"] is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
+    make_config, tmp_path: Path, precision: str
+) -> None:
+    identity = Identity({}, (), "", 4096, samples=10, shard_samples=10, entries="")
+    write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
+    run = cached(make_config(f"teacher.precision={precision}", "teacher.cache_states=fp8"), tmp_path)
+    plan = make_plan(run, Cluster(1, 1))
+    found = plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]
+    stored = to_fp8(torch.randn(300, read_model_config(TEACHER).hidden_size))
+    assert found["bytes"] == sum(tensor.nbytes for tensor in stored.values())
+    assert found["states"] == "fp8"
+    assert lines_of(plan)[0].startswith("Cache of the teacher in fp8: ")
 
 
 @pytest.mark.parametrize(("lookahead", "joined"), [(1, 0), (2, 2), (None, 4)])
