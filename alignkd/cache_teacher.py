@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from alignkd.config import load_run_config
 from alignkd.folder_program import run_on_folder
-from alignkd.teacher_cache.check import check_family
+from alignkd.teacher_cache.check import check_teacher
 from alignkd.teacher_cache.folder import SHARD_SAMPLES, CachePaths, Manifest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(folder: Path) -> int:
-    check_family(load_run_config(CachePaths(folder).config))  # before torch is imported, which takes seconds
+    check_teacher(load_run_config(CachePaths(folder).config))  # before torch is imported, which takes seconds
     import torch.distributed as dist
 
     from alignkd.distributed.ranks import start_ranks

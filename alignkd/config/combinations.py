@@ -15,25 +15,9 @@ from alignkd.config.schema import (
 )
 from alignkd.config.section import Section
 from alignkd.config.slurm_section import SlurmSection, time_limit_seconds
+from alignkd.config.teacher_combinations import cache_problems, teacher_problems, top_k_problems
 from alignkd.config.teacher_section import TeacherSection
 from alignkd.text import listed
-
-
-def _teacher(distillation: DistillationSection, model: ModelSection) -> list[str]:
-    if distillation.enabled and model.teacher is None:
-        return [
-            "model.teacher is missing: distillation.enabled = true needs it; valid: the teacher's folder, "
-            "or `distillation.enabled: false` to train on the labels only"
-        ]
-    return []
-
-
-def _cache(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
-    if distillation.enabled and teacher.placement == "cached" and teacher.cache is None:
-        return [
-            "teacher.cache is missing: teacher.placement = cached needs it; valid: what `alignkd cache` wrote"
-        ]
-    return []
 
 
 def _weights(distillation: DistillationSection) -> list[str]:
@@ -212,8 +196,9 @@ def _signal_lead(slurm: SlurmSection) -> list[str]:
 
 
 _CHECKS: list[tuple[Callable[..., list[str]], tuple[str, ...]]] = [
-    (_teacher, ("distillation", "model")),
-    (_cache, ("distillation", "teacher")),
+    (teacher_problems, ("distillation", "model")),
+    (cache_problems, ("distillation", "teacher")),
+    (top_k_problems, ("distillation", "teacher")),
     (_weights, ("distillation",)),
     (_scratch, ("model",)),
     (_attention_rows, ("distillation", "data", "evaluation")),

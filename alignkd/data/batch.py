@@ -87,7 +87,11 @@ class Batch:
     columns_IV: torch.Tensor | None = None  # int64, within the sample; NO_COLUMN fills up images with fewer
     image_spans: tuple[ImageSpan, ...] = ()  # one per real image
     image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of the tower, beside pixel_values
-    teacher_hidden_ND: torch.Tensor | None = None  # from a cache of the teacher, in the teacher's dtype
+    # From a cache of the teacher: hidden states in its dtype, or instead of them its likeliest words, int32,
+    # and their log-probabilities, fp16, the last of which is that of all other words together (R = K + 1).
+    teacher_hidden_ND: torch.Tensor | None = None
+    teacher_words_NK: torch.Tensor | None = None
+    teacher_log_probs_NR: torch.Tensor | None = None
     # Of a teacher that sees images on other grids: the same samples, images and text, with its own numbers of
     # vision tokens and its own pixels. Both batches then have the (rows, columns) of each real image.
     of_teacher: Batch | None = None

@@ -63,7 +63,9 @@ def join(batches: Sequence[Batch]) -> Batch:
             ]
         ),
         logit_labels_N=torch.cat([batch.logit_labels_N for batch in batches]),
-        teacher_hidden_ND=_joined_hidden(batches),
+        teacher_hidden_ND=_joined_cached([batch.teacher_hidden_ND for batch in batches]),
+        teacher_words_NK=_joined_cached([batch.teacher_words_NK for batch in batches]),
+        teacher_log_probs_NR=_joined_cached([batch.teacher_log_probs_NR for batch in batches]),
         counts=sum((batch.counts for batch in batches), start=TermCounts()),
         image_places=tuple(
             place._replace(sample=place.sample + before)
@@ -80,9 +82,9 @@ def join(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def _joined_hidden(batches: Sequence[Batch]) -> torch.Tensor | None:
-    cached = [batch.teacher_hidden_ND for batch in batches if batch.teacher_hidden_ND is not None]
-    assert len(cached) in (0, len(batches)), "one loader made all of them"
+def _joined_cached(of_batches: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    cached = [tensor for tensor in of_batches if tensor is not None]
+    assert len(cached) in (0, len(of_batches)), "one loader made all of them"
     return torch.cat(cached) if cached else None
 
 

@@ -35,7 +35,8 @@ def build_teacher(
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
     if cache is not None:
-        return CachedTeacher(folder, top_k, BuildOptions(dtype, ranks.device), cache.weights)
+        has_head = not config.teacher.words_are_cached
+        return CachedTeacher(folder, top_k, BuildOptions(dtype, ranks.device), cache.weights, has_head)
     if config.teacher.placement == "replicated":
         teacher = ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))
         if config.training.compile_layers:

@@ -134,8 +134,8 @@ def run_optimizer_step(
 def teacher_side(
     teacher: Teacher | None, window: list[Batch], watch: AbstractContextManager[None], lookahead: int | None
 ) -> tuple[torch.Tensor | None, Iterator[TeacherTargets | None]]:
-    """The teacher's head [vocab, D_T], and its targets for each micro-batch; all None without a teacher.
-    Collective when it is sharded."""
+    """The teacher's head [vocab, D_T], None where a cache has its results, and its targets for each
+    micro-batch; all None without a teacher. Collective when it is sharded."""
     if teacher is None:
         return None, iter([None] * len(window))
     with watch:

@@ -113,6 +113,7 @@ class StudentStep(nn.Module):
             divergence=self.divergence,
             temperature=self.temperature,
             softcap=self.student.facts.softcap,
+            teacher_top=None if targets is None else targets.top,
         )
         hidden_ND = outputs.hidden_BLD.flatten(0, 1)[batch.logit_positions_N]
         losses: LogitLosses = self.student.head(

@@ -33,7 +33,7 @@ class LogitTargets:
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
     softcap: float | None = None  # of both models' logits x: softcap * tanh(x / softcap)
-    teacher_top: TopWords | None = None  # at ``temperature``
+    teacher_top: TopWords | None = None  # at ``temperature``; hidden states and head are then not looked at
 
     def __post_init__(self) -> None:
         assert self.teacher_top is None or self.divergence == "forward_kl", "others need all words"

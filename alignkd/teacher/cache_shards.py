@@ -66,7 +66,7 @@ class CachedStates:
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self._folder, self._identity = folder, identity
-        self._form, self._dtype = FORMS[identity.key["states"]], DTYPES[identity.key["precision"]]
+        self._form, self._dtype = FORMS[identity.form], DTYPES[identity.key["precision"]]
         self._open: dict[int, _OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The forms in which a cache stores the teacher's answers (``teacher.cache_states``): which tensors a shard
 has, what is written into them, and what a batch gets from them.
 
-Shapes: n positions of one sample, N of a batch, D the teacher's width.
+Shapes: n positions of one sample, N of a batch, D the teacher's width, K the words that ``top_k`` stores.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from alignkd.data.batch import Batch
+from alignkd.teacher.cache_top_k import TeacherHead, empty_top_k, fill_top_k, to_top_k
 
 Tensors = dict[str, torch.Tensor]  # by name, with a row for each position
 FP8 = torch.float8_e4m3fn  # 4 bits of exponent and 3 of mantissa
@@ -23,8 +24,10 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # below it fp32 loses precisio
 class Form:
     """Plain functions of a module: a reader is sent to the loader's workers."""
 
-    empty: Callable[[int, torch.dtype], Tensors]  # all tensors without a row, given D and the teacher's dtype
-    encode: Callable[[torch.Tensor], Tensors]  # from the hidden states [n, D] of a sample, on their device
+    # All tensors without a row, given the identity's width (D, or K for ``top_k``) and the teacher's dtype.
+    empty: Callable[[int, torch.dtype], Tensors]
+    # From the hidden states [n, D] of a sample, on their device, and the head for the forms that apply it.
+    encode: Callable[[torch.Tensor, TeacherHead], Tensors]
     fill: Callable[[Batch, Tensors, torch.dtype], Batch]  # the batch with what was stored for its N positions
 
 
@@ -51,7 +54,7 @@ def _empty_exact(width: int, dtype: torch.dtype) -> Tensors:
     return {"hidden": torch.empty(0, width, dtype=dtype)}
 
 
-def _encode_exact(hidden_nD: torch.Tensor) -> Tensors:
+def _encode_exact(hidden_nD: torch.Tensor, _head: TeacherHead) -> Tensors:
     return {"hidden": hidden_nD}
 
 
@@ -63,11 +66,24 @@ def _empty_fp8(width: int, dtype: torch.dtype) -> Tensors:
     return to_fp8(torch.empty(0, width, dtype=dtype))
 
 
+def _encode_fp8(hidden_nD: torch.Tensor, _head: TeacherHead) -> Tensors:
+    return to_fp8(hidden_nD)
+
+
 def _fill_fp8(batch: Batch, stored: Tensors, dtype: torch.dtype) -> Batch:
     return replace(batch, teacher_hidden_ND=from_fp8(stored, dtype))
 
 
+def _empty_top_k(words: int, _dtype: torch.dtype) -> Tensors:
+    return empty_top_k(words)
+
+
+def _fill_top_k(batch: Batch, stored: Tensors, _dtype: torch.dtype) -> Batch:
+    return fill_top_k(batch, stored)
+
+
 FORMS = {
     "exact": Form(_empty_exact, _encode_exact, _fill_exact),
-    "fp8": Form(_empty_fp8, to_fp8, _fill_fp8),
+    "fp8": Form(_empty_fp8, _encode_fp8, _fill_fp8),
+    "top_k": Form(_empty_top_k, to_top_k, _fill_top_k),
 }

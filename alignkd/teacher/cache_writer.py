@@ -33,6 +33,7 @@ from alignkd.run_folder.atomic_files import TEMPORARY, write_json
 from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
 from alignkd.teacher.cache_shards import write_shard
 from alignkd.teacher.cache_states import FORMS, Form, Tensors
+from alignkd.teacher.cache_top_k import TeacherHead
 from alignkd.teacher.targets import logit_hidden
 from alignkd.teacher_cache.folder import (
     SHARD_SAMPLES,
@@ -43,7 +44,7 @@ from alignkd.teacher_cache.folder import (
     read_identity,
     read_record,
 )
-from alignkd.teacher_cache.key import cache_key, differences, precision_of
+from alignkd.teacher_cache.key import cache_key, differences, precision_of, top_k_of
 
 log = logging.getLogger(__name__)
 Report = Callable[[int, int], None]  # shards of this rank that are written, and all of them
@@ -94,7 +95,8 @@ def write_cache(
     order = ShardOrder(identity, missing[ranks.rank :: ranks.world_size])
     failure: AlignkdError | None = None
     try:
-        _write_shards(folder, model, _loader(config, index, encoder, order, ranks), order, report)
+        loader, head = _loader(config, index, encoder, order, ranks), _head(config, model)
+        _write_shards(folder, model, head, loader, order, report)
     except OSError as error:
         failure = FileSystemError(f"{folder}: cannot be written ({error})")
     except AlignkdError as error:
@@ -115,7 +117,7 @@ def _identity(config: Config, index: Index, model: VisionLanguageModel, shard_sa
         key=cache_key(config, images),
         images=images,
         weights=fingerprint(model),
-        width=model.facts.hidden_size,
+        width=top_k_of(config) or model.facts.hidden_size,
         samples=len(index),
         shard_samples=shard_samples,
         entries=index.entries_hash(),
@@ -156,20 +158,30 @@ def _loader(
 
 @torch.no_grad()
 def _write_shards(
-    folder: Path, model: VisionLanguageModel, loader: WindowLoader, order: ShardOrder, report: Report
+    folder: Path,
+    model: VisionLanguageModel,
+    head: TeacherHead,
+    loader: WindowLoader,
+    order: ShardOrder,
+    report: Report,
 ) -> None:
-    form = FORMS[order.identity.key["states"]]
+    form = FORMS[order.identity.form]
     with loader:
         for done, (shard, batches) in enumerate(zip(order.steps, loader, strict=True), start=1):
-            samples = [_answers(model, batch, form) for batch in batches]
+            samples = [_answers(model, head, batch, form) for batch in batches]
             write_shard(folder, shard, order.identity.samples_of(shard).start, samples)
             report(done, len(order.steps))
 
 
-def _answers(model: VisionLanguageModel, batch: Batch, form: Form) -> Tensors:
+def _head(config: Config, model: VisionLanguageModel) -> TeacherHead:
+    weight_WD = model.head.cut(model.head.weight)
+    return TeacherHead(weight_WD, config.teacher.cache_top_k, config.distillation.temperature)
+
+
+def _answers(model: VisionLanguageModel, head: TeacherHead, batch: Batch, form: Form) -> Tensors:
     """On the host; without a row for a sample that was skipped because it is bad."""
     moved = batch.to(next(model.parameters()).device)
-    encoded = form.encode(logit_hidden(moved, model(moved)))
+    encoded = form.encode(logit_hidden(moved, model(moved)), head)
     return {name: tensor.cpu() for name, tensor in encoded.items()}
 
 

@@ -1,4 +1,4 @@
-"""A teacher whose hidden states are in a cache: the loader brings them along with each micro-batch."""
+"""A teacher whose answers are in a cache: the loader brings them along with each micro-batch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from alignkd.teacher.targets import TeacherModel, TeacherTargets
 class CachedTeacher:
     """Whole on every rank, but without its layers: see :mod:`alignkd.models.families.mobilevlm_parts`.
 
-    ``weights`` is the fingerprint of the whole teacher.
+    ``weights`` is the fingerprint of the whole teacher. Without ``has_head`` the cache holds what the head
+    says, not the hidden states that it is applied to.
     """
 
-    def __init__(self, folder: str, top_k: int, options: BuildOptions, weights: str) -> None:
-        self.model = TeacherModel(load_parts(folder, options), top_k)
-        self.weights = weights
+    def __init__(
+        self, folder: str, top_k: int, options: BuildOptions, weights: str, has_head: bool = True
+    ) -> None:
+        self.model = TeacherModel(load_parts(folder, options, has_head), top_k)
+        self.weights, self.has_head = weights, has_head
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        assert batch.teacher_hidden_ND is not None, "the loader reads the cache"
+        cached = batch.teacher_hidden_ND if self.has_head else batch.teacher_words_NK
+        assert cached is not None, "the loader reads the cache"
         targets: TeacherTargets = self.model(batch)
         return targets
 
-    def head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> torch.Tensor | None:
+        if not self.has_head:
+            return None
         head = self.model.model.head
         return head.cut(head.weight).detach()

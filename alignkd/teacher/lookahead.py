@@ -53,6 +53,7 @@ def split_targets(targets: TeacherTargets, batches: Sequence[Batch]) -> list[Tea
                 vision_tokens_IVD=targets.vision_tokens_IVD[images, :V],
                 focus_indices_IK=focus_IK if V is None else focus_IK.clamp(max=V - 1),
                 patches_IPC=patches,
+                top=None if targets.top is None else targets.top.at(positions),
             )
         )
     return parts

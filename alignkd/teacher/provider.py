@@ -21,8 +21,9 @@ class Teacher(Protocol):
         """One forward of the frozen model. Collective when sharded, whatever the batch holds."""
         ...
 
-    def head_weight(self) -> torch.Tensor:
-        """The whole head [vocab, D_T], for one optimizer step. Collective when sharded."""
+    def head_weight(self) -> torch.Tensor | None:
+        """The whole head [vocab, D_T], for one optimizer step; None where its results are cached. Collective
+        when sharded."""
         ...
 
 
@@ -30,9 +31,9 @@ def held_bytes(teacher: Teacher) -> dict[str, int]:
     """Bytes of the teacher on this rank: between steps on the device (``shard``) and, with CPU offload, in
     host memory (``host``); and what its whole head adds on the device (``head``)."""
     parameters: list[Any] = list(teacher.model.parameters())
-    head: Any = teacher.model.model.head.weight
     if not isinstance(teacher, ShardedTeacher):
         return {"shard": sum(p.numel() * p.element_size() for p in parameters), "host": 0, "head": 0}
+    head: Any = teacher.model.model.head.weight
     size = head.element_size()
     # Small parameters, which ZeRO-3 keeps whole on top of their shards; all others are empty between steps.
     resident = sum(p.numel() for p in parameters) * size

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import BlockLayout, text_vision_block
 from alignkd.losses.grids import Grid, resample_attention, resample_images, resample_tokens
+from alignkd.losses.top_words import TopWords
 from alignkd.losses.vision import focus_indices
 from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLanguageModel
 
@@ -23,11 +24,13 @@ from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLa
 class TeacherTargets(NamedTuple):
     """On the student's grids, where the teacher has others."""
 
-    hidden_ND: torch.Tensor  # at the batch's logit positions; the losses apply the head in chunks
+    # At the batch's logit positions; the losses apply the head in chunks. No row where there is ``top``.
+    hidden_ND: torch.Tensor
     block_IHMV: torch.Tensor  # first-layer attention of equation 1, in the model's dtype
     vision_tokens_IVD: torch.Tensor
     focus_indices_IK: torch.Tensor  # int64, IdxK of equation 3
     patches_IPC: torch.Tensor | None = None  # of a tower that the student shares; at least one image
+    top: TopWords | None = None  # in place of hidden states, at distillation.temperature
 
 
 class TeacherModel(nn.Module):
@@ -51,7 +54,7 @@ class TeacherModel(nn.Module):
         tokens_IVD = outputs.vision_tokens_IVD[: own.image_count]
         if own is not batch:
             block_IHMV, tokens_IVD = on_students_grids(block_IHMV, tokens_IVD, own, batch)
-        hidden_ND = logit_hidden(own, outputs) if own.teacher_hidden_ND is None else own.teacher_hidden_ND
+        hidden_ND, top = _logit_answers(own, outputs)
         return TeacherTargets(
             hidden_ND=hidden_ND,
             # The focus is chosen from the fp32 block. Kept is the precision of the queries and keys.
@@ -59,7 +62,17 @@ class TeacherModel(nn.Module):
             vision_tokens_IVD=tokens_IVD,
             focus_indices_IK=focus_indices(block_IHMV, self.top_k, layout.filled_IV()),
             patches_IPC=outputs.patches_IPC if self.shares_tower else None,
+            top=top,
         )
+
+
+def _logit_answers(own: Batch, outputs: ModelOutputs) -> tuple[torch.Tensor, TopWords | None]:
+    """``hidden_ND`` and ``top`` of the targets, from the cache where the batch brings what was read there."""
+    if own.teacher_words_NK is not None and own.teacher_log_probs_NR is not None:
+        no_row_0D = outputs.hidden_BLD.flatten(0, 1)[:0]
+        return no_row_0D, TopWords(own.teacher_log_probs_NR, own.teacher_words_NK)
+    cached = own.teacher_hidden_ND
+    return (logit_hidden(own, outputs) if cached is None else cached), None
 
 
 def on_students_grids(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from alignkd.config.schema import Config
 from alignkd.errors import CheckpointError, UserError
+from alignkd.models.configuration import read_model_config
 from alignkd.models.families.table import MOBILEVLM, family_name
 from alignkd.teacher_cache.folder import Identity, Manifest, read_manifest, size_problems
-from alignkd.teacher_cache.key import cache_key, differences
+from alignkd.teacher_cache.key import cache_key, differences, top_k_of
 
 SHOWN = 3
 
@@ -18,7 +19,7 @@ def checked_manifest(config: Config, has_student: bool = True) -> Manifest:
     is of another teacher or other data, naming which part of its key differs. Without ``has_student``, what
     the student's folder says is not compared."""
     folder = cache_folder(config)
-    check_family(config)
+    check_teacher(config)
     manifest = read_manifest(folder)
     problems = differences(manifest.identity.key, cache_key(config, manifest.identity.images, has_student))
     if problems:
@@ -51,8 +52,8 @@ def cache_folder(config: Config) -> Path:
     return Path(config.teacher.cache)
 
 
-def check_family(config: Config) -> None:
-    """Raises UserError for a teacher whose hidden states cannot be cached."""
+def check_teacher(config: Config) -> None:
+    """Raises UserError for a teacher whose answers cannot be cached in the form that is configured."""
     if not config.distillation.enabled or config.model.teacher is None:
         raise UserError("there is no teacher to cache; valid: model.teacher with distillation.enabled = true")
     try:
@@ -63,6 +64,15 @@ def check_family(config: Config) -> None:
         raise UserError(
             f"model.teacher = {config.model.teacher}: hidden states of the family {family} cannot be cached; "
             f"valid: a {MOBILEVLM[0]} teacher, or another teacher.placement"
+        )
+    words = top_k_of(config)
+    if words is None:
+        return
+    vocabulary = read_model_config(config.model.teacher).vocab_size
+    if words >= vocabulary:
+        raise UserError(
+            f"teacher.cache_top_k = {words}: the teacher's vocabulary has {vocabulary:,} words; valid: fewer "
+            "than that, 16 to 128 as a rule"
         )
 
 

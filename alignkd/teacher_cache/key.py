@@ -29,7 +29,8 @@ MEANINGS = {  # what a user calls the parts of the key
     "tokenizer": "the tokenizer",
     "positions": "the positions (distillation.logit_positions)",
     "precision": "the precision (teacher.precision, or training.precision)",
-    "states": "the form of the hidden states (teacher.cache_states)",
+    "states": "the form of the teacher's answers (teacher.cache_states; for top_k also teacher.cache_top_k "
+    "and distillation.temperature)",
 }
 PLAIN = ("positions", "precision", "states")  # no hashes: the values are shown
 
@@ -37,6 +38,17 @@ PLAIN = ("positions", "precision", "states")  # no hashes: the values are shown
 def precision_of(config: Config) -> str:
     """The teacher's, which is that of its hidden states."""
     return config.teacher.precision or config.training.precision
+
+
+def top_k_of(config: Config) -> int | None:
+    """How many words the cache stores of a position, if it stores words."""
+    return config.teacher.cache_top_k if config.teacher.cache_states == "top_k" else None
+
+
+def _states(config: Config) -> str:
+    """The form, and after a comma what its contents depend on."""
+    form, words = config.teacher.cache_states, top_k_of(config)
+    return form if words is None else f"{form}, {words} at temperature {config.distillation.temperature}"
 
 
 def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bool = True) -> dict[str, str]:
@@ -61,7 +73,7 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bo
         "template": _hash(template),
         "positions": config.distillation.logit_positions,
         "precision": precision_of(config),
-        "states": config.teacher.cache_states,
+        "states": _states(config),
     }
     return key | ({"tokenizer": tokenizer_hash(student_folder(config.model))} if has_student else {})
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from alignkd.config import Config
 from alignkd.errors import EXIT_FAILED, ConfigError, UserError
-from alignkd.teacher_cache.check import cache_folder, check_family
+from alignkd.teacher_cache.check import cache_folder, check_teacher
 from alignkd.teacher_cache.folder import (
     CachePaths,
     Manifest,
@@ -38,7 +38,7 @@ def checked_folder(config: Config) -> Path:
     """The absolute folder of the cache to write. Raises UserError for whatever can be known to be wrong, and
     when the folder holds the cache of something else."""
     folder = Path(os.path.abspath(cache_folder(config)))
-    check_family(config)
+    check_teacher(config)
     problems = data_problems(config) + model_problems(config)
     if problems:
         raise ConfigError("cache of the teacher", problems)

@@ -115,10 +115,11 @@ def resampled_bytes(teacher: ModelShapes, work: Workload) -> int:
 
 
 def teacher_workspace(
-    shapes: ModelShapes, work: Workload, size: int, *, shares_tower: bool, resampled: int = 0
+    shapes: ModelShapes, work: Workload, size: int, answer: int, *, shares_tower: bool, resampled: int = 0
 ) -> int:
-    """The peak of a forward without gradients over a whole window, including the targets. ``resampled``: see
-    ``resampled_bytes``, if the student's grid is another."""
+    """The peak of a forward without gradients over a whole window, including the targets. ``answer``: bytes
+    of what the logit term compares with, for each position. ``resampled``: see ``resampled_bytes``, if the
+    student's grid is another."""
     D, F, tower = shapes.hidden_size, shapes.intermediate_size, shapes.vision
     half, tokens, images = size < FP32, work.window * work.tokens, work.window * work.images
     widths = 3 * tower.mlp + 4 * tower.width
@@ -130,16 +131,15 @@ def teacher_workspace(
     block = block_bytes(shapes, work)
     in_the_block = vision + first_layer + tokens * D * size + block
     in_the_block += max(block_workspace(shapes, work, size), resampled)  # one after the other
-    at_the_end = (block if half else 0) + target_bytes(shapes, work, size, shares_tower=shares_tower)
+    at_the_end = (block if half else 0) + target_bytes(shapes, work, size, answer, shares_tower=shares_tower)
     side_by_side = pixel_bytes(shapes, images, FP32) if work.window > 1 else 0
     return side_by_side + int(max(in_tower, in_a_layer, in_the_block, at_the_end))
 
 
-def target_bytes(teacher: ModelShapes, work: Workload, size: int, *, shares_tower: bool) -> int:
-    """What is kept of one teacher forward over a window: hidden states, attention block, vision tokens and,
-    for a student that shares the tower, patches."""
+def target_bytes(teacher: ModelShapes, work: Workload, size: int, answer: int, *, shares_tower: bool) -> int:
+    """What is kept of one teacher forward over a window: hidden states, or cached words, of ``answer`` bytes
+    for each position, attention block, vision tokens and, for a student that shares the tower, patches."""
     block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens
-    hidden = work.supervised * teacher.hidden_size
     vision = work.images * work.vision_tokens * teacher.hidden_size
     patches = patch_bytes(teacher, work.images, size) if shares_tower else 0
-    return work.window * ((block + hidden + vision) * size + patches)
+    return work.window * ((block + vision) * size + work.supervised * answer + patches)

@@ -14,7 +14,7 @@ from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from launcher.plan.advice import with_placement
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
-from launcher.plan.sharding import teacher_size
+from launcher.plan.sharding import teacher_size, words_bytes
 
 COMPARED = "zero3"
 SCALE_BYTES = 4  # of a row in fp8
@@ -35,6 +35,8 @@ def position_bytes(config: Config, width: int) -> int:
     """What ``alignkd.teacher.cache_states`` stores for a position of a teacher of this width."""
     if config.teacher.cache_states == "fp8":
         return width + SCALE_BYTES
+    if config.teacher.cache_states == "top_k":
+        return words_bytes(config)
     return width * teacher_size(config)
 
 

@@ -11,6 +11,7 @@ from launcher.plan.measurements import measures_gradients
 from launcher.plan.sharding import (
     Rendered,
     alive_at_most,
+    answer_bytes,
     gathered,
     resident,
     sharded,
@@ -83,11 +84,12 @@ def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part
     targets later."""
     if sizes.teacher is None or config.teacher.placement != "cached":
         return []
-    of_batch = work.supervised * sizes.teacher.shapes.hidden_size * teacher_size(config)
+    of_batch = work.supervised * answer_bytes(config, sizes.teacher.shapes.hidden_size)
     joined = of_batch * work.window if work.window > 1 else 0
+    what = "words" if config.teacher.words_are_cached else "hidden states"
     return [
-        Part("cached hidden states of a step", of_batch * work.accumulation),
-        Part("cached hidden states, joined", joined, "teacher"),
+        Part(f"cached {what} of a step", of_batch * work.accumulation),
+        Part(f"cached {what}, joined", joined, "teacher"),
     ]
 
 
@@ -131,14 +133,15 @@ def _teacher_work(
     size = teacher_size(config)
     shares = shares_tower(config, sizes)
     layers = 0 if zero is None else gathered(teacher, zero, teacher_ranks(config, cluster))
-    targets = activations.target_bytes(teacher.shapes, work, size, shares_tower=shares)
+    answer = answer_bytes(config, teacher.shapes.hidden_size)
+    targets = activations.target_bytes(teacher.shapes, work, size, answer, shares_tower=shares)
     # The targets are on the student's grid of vision tokens, the forward on the teacher's.
     larger = work.with_images_of(max(teacher.shapes.vision_tokens, work.vision_tokens))
     resampled = 0
     if teacher.shapes.vision_tokens != work.vision_tokens:
         resampled = activations.resampled_bytes(teacher.shapes, work)
     forward = activations.teacher_workspace(
-        teacher.shapes, larger, size, shares_tower=shares, resampled=resampled
+        teacher.shapes, larger, size, answer, shares_tower=shares, resampled=resampled
     )
     return [
         Part("teacher's targets", targets, "student"),

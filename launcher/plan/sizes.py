@@ -70,7 +70,12 @@ def held_sizes(config: Config, sizes: RunSizes) -> RunSizes:
     replace."""
     if config.teacher.placement != "cached" or sizes.teacher is None:
         return sizes
-    held = {name: size for name, size in sizes.teacher.tensors.items() if _is_held_beside_a_cache(name)}
+    not_held = ("head.",) if config.teacher.words_are_cached else ()
+    held = {
+        name: size
+        for name, size in sizes.teacher.tensors.items()
+        if _is_held_beside_a_cache(name) and not name.startswith(not_held)
+    }
     shapes = replace(sizes.teacher.shapes, num_hidden_layers=0)
     parts = replace(sizes.teacher, shapes=shapes, tensors=held)
     return replace(sizes, teacher=parts)

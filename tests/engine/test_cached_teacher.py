@@ -1,4 +1,5 @@
-"""An optimizer step with a cached teacher equals the step that runs the teacher, bit for bit."""
+"""An optimizer step with a cached teacher equals the step that runs the teacher, bit for bit, unless only its
+likeliest words are cached."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignkd.losses.total import TERMS
+from alignkd.models.configuration import read_model_config
 from tests import cached, tiny
 from tests.engine.spy import first_step
+from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
 
 # A sample's hidden states are cached from a forward of its own. Other forwards round differently, as they do
@@ -45,3 +49,56 @@ def test_every_term_and_gradient_is_that_of_the_uncached_step(
         assert ours["gradients"].keys() == theirs["gradients"].keys()
         for key, gradient in theirs["gradients"].items():
             assert torch.equal(ours["gradients"][key], gradient), key
+
+
+WORDS = {
+    "distillation__divergence": "forward_kl",
+    "distillation__temperature": 2.0,
+    "training__precision": "fp32",
+    "teacher__cache_states": "top_k",
+}
+
+
+def test_a_run_that_reads_words_is_near_the_one_that_runs_the_teacher(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    """All words but one: then the rest is that word, and what differs is how log-probabilities are rounded.
+    The teacher's forward serves two micro-batches, whose words are joined and split."""
+    vocabulary = read_model_config(tiny.TEACHER).vocab_size
+    settings: dict[str, Any] = {
+        **WORDS,
+        "teacher__cache_top_k": vocabulary - 1,
+        "training__max_steps": 3,
+        "training__micro_batch_size": 1,
+        "teacher__lookahead": 2,
+    }
+    online = tiny.write_run(tmp_path / "online", 2, teacher__placement="replicated", **settings)
+    cache = cached.begin(online, tmp_path / "cache")
+    two_ranks.run(cached.write_on, str(cache))
+    run = cached.cached_run(tmp_path / "cached", cache, 2, **settings)
+    assert two_ranks.run(train_run, str(run)) == two_ranks.run(train_run, str(online)) == [0, 0]
+    ours, theirs = tiny.metrics_rows(run), tiny.metrics_rows(online)
+    assert len(ours) == len(theirs) == 3
+    for mine, expected in zip(ours, theirs, strict=True):
+        for term in ("ce", "forward_kl", "attention", "vision_all", "vision_focus", "gradient_norm", "loss"):
+            assert mine[term] == pytest.approx(expected[term], rel=2e-4), term
+    assert theirs[0]["forward_kl"] > 0.01
+
+
+def test_with_fewer_words_the_divergence_is_smaller_and_nothing_else_differs(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    online = tiny.write_run(
+        tmp_path / "online", 2, teacher__placement="replicated", teacher__cache_top_k=16, **ALONE, **WORDS
+    )
+    cache = cached.begin(online, tmp_path / "cache")
+    two_ranks.run(cached.write_on, str(cache))
+    run = cached.cached_run(tmp_path / "cached", cache, 2, teacher__cache_top_k=16, **ALONE, **WORDS)
+    for ours, theirs in zip(*(two_ranks.run(first_step, str(of)) for of in (run, online)), strict=True):
+        divergence = TERMS.index("divergence")
+        for term, (mine, expected) in enumerate(zip(ours["sums"], theirs["sums"], strict=True)):
+            assert 0 < mine < expected if term == divergence else mine == expected
+        adapters = [name for name in theirs["gradients"] if name.startswith("adapters.")]
+        assert len(adapters) == 4
+        for name in adapters:  # the divergence does not reach them
+            assert ours["gradients"][name].equal(theirs["gradients"][name])

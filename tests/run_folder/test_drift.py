@@ -59,6 +59,10 @@ def test_where_the_cache_is_may_change_but_not_how_it_stores_hidden_states() -> 
     assert config_drift(CONFIG, now, {}) == [
         "teacher.cache_states: the checkpoint has 'exact', the run has 'fp8'"
     ]
+    now["teacher"] |= {"cache_states": "exact", "cache_top_k": 64}
+    assert config_drift(CONFIG, now, {}) == []
+    now["teacher"]["cache_top_k"] = 16
+    assert config_drift(CONFIG, now, {}) == ["teacher.cache_top_k: the checkpoint has 64, the run has 16"]
 
 
 def test_an_accepted_key_passes_and_another_does_not() -> None:

@@ -1,8 +1,8 @@
-"""``python -m tests.teacher.killed_cache FOLDER KILLS``: write a cache that is killed again and again.
+"""``python -m tests.teacher.killed_cache FOLDER KILLS ...``: write caches that are killed again and again.
 
 KILLS are numbers of file operations, separated by commas. Each start runs on one rank or on two, by turns;
 every rank is killed before that operation of its own. A last start is left alone. The ranks are forked from
-this process, which has imported what takes seconds. Prints how each start ended.
+this process, which has imported what takes seconds. Prints how each start ended, a line per cache.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,16 @@ def run_rank(folder: str, kill: int | None) -> None:
     dist.barrier()
 
 
-if __name__ == "__main__":
-    folder, kills = sys.argv[1], [int(kill) for kill in sys.argv[2].split(",")]
+def write_killed(folder: str, kills: Sequence[int]) -> dict[str, Any]:
     ends = [start(folder, 1 + number % 2, kill) for number, kill in enumerate(kills)]
-    told = {
+    return {
         "ends": ends,
         "records": len(list(CachePaths(Path(folder)).shards.glob("*.json"))),
         "finished": CachePaths(Path(folder)).manifest.exists(),
         "last": start(folder, 2, None),
     }
-    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    for folder, kills in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        print(json.dumps(write_killed(folder, [int(kill) for kill in kills.split(",")])), flush=True)

@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignkd.data.batch import TermCounts
+from alignkd.data.batch import Batch, TermCounts
 from alignkd.errors import CheckpointError
 from alignkd.teacher.cache_shards import CachedStates, write_shard
 from alignkd.teacher.cache_states import FORMS, from_fp8, to_fp8
+from alignkd.teacher.cache_top_k import TeacherHead
 from alignkd.teacher_cache.folder import CachePaths, Identity, hash_problem, read_record
 from tests import tiny
 
 POSITIONS = (3, 0, 2, 4)  # of samples 0 to 3; the second was a bad one
 WIDTH = 8
+HEAD = TeacherHead(
+    torch.randn(11, WIDTH, generator=torch.Generator().manual_seed(9)).to(torch.bfloat16), 3, 2.0
+)
 
 
 def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
@@ -28,18 +32,22 @@ def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
 
 def new_cache(folder: Path, precision: str = "bf16", states: str = "exact") -> CachedStates:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    encode = FORMS[states].encode
     CachePaths(folder).shards.mkdir(parents=True)
     for shard in (0, 1):
         samples = (2 * shard, 2 * shard + 1)
-        write_shard(folder, shard, samples[0], [encode(hidden_of(sample, dtype)) for sample in samples])
-    return CachedStates(folder, Identity({"precision": precision, "states": states}, (), "", WIDTH, 4, 2, ""))
+        answers = [FORMS[states].encode(hidden_of(sample, dtype), HEAD) for sample in samples]
+        write_shard(folder, shard, samples[0], answers)
+    width = HEAD.words if states == "top_k" else WIDTH
+    return CachedStates(folder, Identity({"precision": precision, "states": states}, (), "", width, 4, 2, ""))
+
+
+def filled(cache: CachedStates, samples: Sequence[int], positions: int) -> Batch:
+    """A batch of ``samples`` with so many logit positions."""
+    return cache(replace(tiny.batch_of(), counts=TermCounts(logits=positions)), samples)
 
 
 def read(cache: CachedStates, samples: Sequence[int], positions: int) -> torch.Tensor:
-    """What a batch of ``samples`` with so many logit positions gets."""
-    batch = replace(tiny.batch_of(), counts=TermCounts(logits=positions))
-    hidden_ND = cache(batch, samples).teacher_hidden_ND
+    hidden_ND = filled(cache, samples, positions).teacher_hidden_ND
     assert hidden_ND is not None
     return hidden_ND
 
@@ -62,6 +70,25 @@ def test_samples_come_in_the_order_asked_for_and_in_the_teachers_precision(
         assert found.equal(torch.cat([found[:0], *expected]))
 
 
+def test_the_likeliest_words_come_in_the_order_of_the_samples_asked_for(tmp_path: Path) -> None:
+    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", states="top_k")))
+    for samples in ([3, 0], [1], [2, 3, 0, 1]):
+        batch = filled(cache, samples, sum(POSITIONS[sample] for sample in samples))
+        hidden_ND = torch.cat([hidden_of(sample, torch.bfloat16) for sample in samples])
+        logits_NW = (hidden_ND @ HEAD.weight_WD.to(torch.bfloat16).T).float() / HEAD.temperature
+        p_NW = logits_NW.softmax(-1)
+        assert batch.teacher_hidden_ND is None
+        assert batch.teacher_words_NK is not None
+        assert batch.teacher_log_probs_NR is not None
+        assert batch.teacher_words_NK.dtype == torch.int32
+        assert batch.teacher_words_NK.shape == (len(hidden_ND), 3)
+        kept_NK = p_NW.gather(1, batch.teacher_words_NK.long())
+        assert kept_NK.equal(p_NW.sort(dim=-1, descending=True).values[:, :3])
+        expected_NR = torch.cat([kept_NK, 1 - kept_NK.sum(dim=-1, keepdim=True)], dim=-1).log()
+        assert batch.teacher_log_probs_NR.dtype == torch.float16
+        torch.testing.assert_close(batch.teacher_log_probs_NR.float(), expected_NR, rtol=2**-11, atol=1e-5)
+
+
 def flip(place: int) -> Callable[[Path], None]:
     """One bit of the byte at a share of the file's data."""
 
@@ -81,7 +108,9 @@ def swap(folder: Path) -> None:
     (folder / "first").rename(second)
 
 
-@pytest.mark.parametrize(("states", "row_bytes"), [("exact", 2 * WIDTH), ("fp8", WIDTH + 4)])
+@pytest.mark.parametrize(
+    ("states", "row_bytes"), [("exact", 2 * WIDTH), ("fp8", WIDTH + 4), ("top_k", 3 * 4 + 4 * 2)]
+)
 def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, states: str, row_bytes: int) -> None:
     cache = tmp_path / "cache"
     identity = new_cache(cache, states=states)._identity
@@ -96,7 +125,7 @@ def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, states: str, row
         shutil.copytree(cache, damaged)
         flip(place)(damaged)
         with pytest.raises(CheckpointError):  # offsets and checksums are data, too
-            read(CachedStates(damaged, identity), [2, 3], 6)
+            filled(CachedStates(damaged, identity), [2, 3], 6)
         assert "has another sha256" in str(hash_problem(damaged, 1, record))
         shutil.rmtree(damaged)
 

@@ -59,28 +59,83 @@ def test_two_ranks_write_the_same_bytes_as_one(run: Path, cache: Path, two_ranks
     assert len(cached.contents(cache)) == 2 * 16 + 1  # 32 samples, two to a shard
 
 
-def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(run: Path, cache: Path) -> None:
-    """Killed before file operations, some of which come before the first shard, some between a shard and its
-    record."""
-    folder = cached.begin(run, run.parent / "killed")
-    # At least five shards are written before the last start. How many more depends on how far rank 1
-    # gets before it is killed because rank 0 is dead.
+@pytest.fixture(scope="module")
+def killed(run: Path) -> dict[str, tuple[Path, int]]:
+    """Caches whose writing was killed again and again and then not, and the shards that there were before the
+    last start. One program writes them, since its imports take most of the time."""
     draw = random.Random(3)
-    kills = ",".join(str(draw.randint(1, 11)) for _ in range(KILLS))
+    kills = {"exact": [draw.randint(1, 11) for _ in range(KILLS)], "words": [9, 11]}
+    folders = {"exact": cached.begin(run, run.parent / "killed"), "words": begin_words(run, "words-killed")}
+    arguments = [text for name in kills for text in (str(folders[name]), ",".join(map(str, kills[name])))]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.teacher.killed_cache", str(folder), kills],
+        [sys.executable, "-m", "tests.teacher.killed_cache", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["ends"] == [-signal.SIGKILL] * KILLS, done.stderr
-    assert 5 <= told["records"] < 16
-    assert not told["finished"]
-    assert told["last"] == 0, done.stderr
+    found = {}
+    for name, line in zip(kills, done.stdout.splitlines()[-2:], strict=True):
+        told = json.loads(line)
+        assert told["ends"] == [-signal.SIGKILL] * len(kills[name]), done.stderr
+        assert not told["finished"]
+        assert told["last"] == 0, done.stderr
+        found[name] = (folders[name], told["records"])
+    return found
+
+
+def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(
+    cache: Path, killed: dict[str, tuple[Path, int]]
+) -> None:
+    """Killed before file operations, some of which come before the first shard, some between a shard and its
+    record."""
+    folder, records = killed["exact"]
+    # At least five shards are written before the last start. How many more depends on how far rank 1
+    # gets before it is killed because rank 0 is dead.
+    assert 5 <= records < 16
     assert cached.contents(folder) == cached.contents(cache)
+
+
+@pytest.fixture(scope="module")
+def words(run: Path, one_rank: RankPool) -> Path:
+    """A cache of the 16 likeliest words at temperature 2."""
+    folder = begin_words(run, "words")
+    one_rank.run(cached.write_on, str(folder))
+    return folder
+
+
+def begin_words(run: Path, name: str) -> Path:
+    folder = cached.begin(run, run.parent / name)
+    distillation = {"divergence": "forward_kl", "temperature": 2.0}
+    cached.change_config(
+        folder, teacher={"cache_states": "top_k", "cache_top_k": 16}, distillation=distillation
+    )
+    return folder
+
+
+def test_a_cache_of_words_that_was_killed_is_the_one_that_nobody_killed(
+    words: Path, killed: dict[str, tuple[Path, int]]
+) -> None:
+    folder, records = killed["words"]
+    assert 0 < records < 16
+    assert cached.contents(folder) == cached.contents(words)
+
+
+def test_a_cache_of_words_holds_those_of_the_hidden_states(cache: Path, words: Path) -> None:
+    head = load_model(tiny.TEACHER, BuildOptions(torch.float32)).head.weight.detach()
+    for number in range(16):
+        of_hidden, of_words = (load_file(CachePaths(folder).shard(number)) for folder in (cache, words))
+        assert of_words["offsets"].equal(of_hidden["offsets"])
+        p = (of_hidden["hidden"] @ head.T / 2.0).softmax(-1)
+        likeliest = p.sort(dim=-1, descending=True).values[:, :16]
+        torch.testing.assert_close(p.gather(1, of_words["words"].long()), likeliest)
+        rest = 1 - likeliest.sum(dim=-1, keepdim=True)
+        expected = torch.cat([likeliest, rest], dim=-1).log()
+        torch.testing.assert_close(of_words["log_probs"].float(), expected, rtol=2**-11, atol=1e-4)
+    identity = read_manifest(words).identity
+    assert (identity.form, identity.width) == ("top_k", 16)
+    assert of_words["words"].shape == (read_manifest(words).shards[15].positions, 16)
 
 
 def test_shards_hold_the_normed_hidden_states_in_the_order_of_the_samples(run: Path, cache: Path) -> None:

@@ -2,7 +2,8 @@
 
 Vision tokens and the queries and keys of the first layer are computed anew: they are cheap, and would take
 more room than the hidden states. So a rank holds the vision tower, the projector, the embeddings, the norm,
-query and key projections of layer 0, and the head; all other weights are never read.
+query and key projections of layer 0, and the head, unless its results are cached; all other weights are never
+read.
 
 Shapes as in :mod:`alignkd.models.families.mobilevlm`.
 """
@@ -28,13 +29,16 @@ from alignkd.models.weight_files import WeightFiles
 
 
 class MobileVLMParts(MobileVLM):
-    """``config`` is the whole model's; its forward gives no hidden states."""
+    """``config`` is the whole model's; its forward gives no hidden states. Without a head unless
+    ``has_head``."""
 
-    def __init__(self, config: MobileVLMConfig) -> None:
+    def __init__(self, config: MobileVLMConfig, has_head: bool = True) -> None:
         super().__init__(replace(config, num_hidden_layers=1))
         layer = self.first_layer
         del layer.mlp, layer.post_attention_layernorm, layer.self_attn.v_proj, layer.self_attn.o_proj
         del self.language_model.norm
+        if not has_head:
+            del self.head
 
     @property
     def first_layer(self) -> LlamaDecoderLayer:
@@ -66,13 +70,13 @@ class MobileVLMParts(MobileVLM):
         return FirstLayerAttention(query_BHLE, key_BGLE, float(attention.scaling))
 
 
-def load_parts(folder: Path | str, options: BuildOptions) -> MobileVLMParts:
+def load_parts(folder: Path | str, options: BuildOptions, has_head: bool = True) -> MobileVLMParts:
     """The parts from a complete MobileVLM folder. Raises CheckpointError listing every tensor that is missing
     or has another shape."""
     config = read_model_config(folder)
     files = WeightFiles(Path(folder))
     with torch.device("meta"), no_init_weights():
-        model = MobileVLMParts(config).to(options.dtype)
+        model = MobileVLMParts(config, has_head).to(options.dtype)
     model.to_empty(device=options.device)
     held = {model.public_name(name) for name, _ in model.named_parameters()}
     sources = {name: files.read for name in files.names() if name in held}

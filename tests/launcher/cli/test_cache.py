@@ -65,6 +65,9 @@ def alignkd(config_file: Path, *words: object, folder: Path | None = None) -> Re
     return CliRunner().invoke(app, ["cache", str(config_file), *where, *map(str, words)])
 
 
+WORDS = ("--set", "teacher.cache_states=top_k", "--set", "distillation.divergence=forward_kl")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -77,6 +80,11 @@ def alignkd(config_file: Path, *words: object, folder: Path | None = None) -> Re
         (("--verify",), "this cache of the teacher does not exist"),
         (("--set", "distillation.enabled=false"), "there is no teacher to cache"),
         (("--set", "data.sources.0.file=none.json"), "none.json"),
+        (("--set", "teacher.cache_states=top_k"), "does not work with distillation.divergence = reverse_kl"),
+        (
+            (*WORDS, "--set", "teacher.cache_top_k=1000"),
+            "the teacher's vocabulary has 600 words; valid: fewer",
+        ),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_written(

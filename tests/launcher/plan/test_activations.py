@@ -98,10 +98,12 @@ def test_kept_activations_and_peaks_agree_with_real_modules(
 
     with LiveBytes() as in_teacher:
         targets = teacher(batch)
-    held = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in targets}
-    predicted = activations.target_bytes(theirs, work, size, shares_tower=True)
+    tensors = [value for value in targets if isinstance(value, torch.Tensor)]
+    held = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in tensors}
+    answer = theirs.hidden_size * size
+    predicted = activations.target_bytes(theirs, work, size, answer, shares_tower=True)
     assert sum(held.values()) == pytest.approx(predicted, rel=0.01)
-    predicted = activations.teacher_workspace(theirs, work, size, shares_tower=True)
+    predicted = activations.teacher_workspace(theirs, work, size, answer, shares_tower=True)
     assert in_teacher.peak == pytest.approx(predicted, rel=0.1)
 
     known = storages(targets) | storages(vars(batch).values())

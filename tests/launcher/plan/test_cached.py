@@ -16,12 +16,14 @@ from alignkd.models.encoding import student_encoder
 from alignkd.models.families.mobilevlm_parts import MobileVLMParts
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher.cache_states import to_fp8
+from alignkd.teacher.cache_top_k import TeacherHead, to_top_k
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from launcher.plan.advice import advise
 from launcher.plan.as_dict import plan_as_dict
 from launcher.plan.cached import cache_figures, cache_lines
 from launcher.plan.plan import Plan, make_plan
 from launcher.plan.roofline import CHIPS
+from launcher.plan.sharding import teacher_size
 from launcher.plan.sizes import held_sizes, run_sizes
 from launcher.plan.workload import Cluster
 from tests import vlm
@@ -93,6 +95,36 @@ def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
     assert found["bytes"] == sum(tensor.nbytes for tensor in stored.values())
     assert found["states"] == "fp8"
     assert lines_of(plan)[0].startswith("Cache of the teacher in fp8: ")
+
+
+def test_cached_words_take_six_bytes_each_and_two_for_the_rest_and_spare_the_head(
+    make_config, tmp_path: Path
+) -> None:
+    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
+    write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
+    words = ("teacher.cache_states=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
+    exact, run = (
+        make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)) for settings in ((), words)
+    )
+    found = plan_as_dict(run, None, None, CHIPS["h100"])["cache"]
+    shapes = read_model_config(TEACHER)
+    head = TeacherHead(torch.randn(shapes.vocab_size, 8), 16, 1.0)
+    stored = sum(tensor.nbytes for tensor in to_top_k(torch.randn(300, 8), head).values())
+    assert found["bytes"] == stored == 300 * (16 * 6 + 2)
+    assert lines_of(run)[0].startswith("Cache of the teacher in top_k: ")
+    with torch.device("meta"):
+        parts = MobileVLMParts(shapes, has_head=False)
+    assert run.held.teacher is not None
+    assert run.held.teacher.tensors == {name: value.numel() for name, value in parts.named_parameters()}
+    less = 2.0 * run.work.supervised * shapes.vocab_size * shapes.hidden_size * run.compute.micro_batches
+    assert exact.compute.teacher_flops - run.compute.teacher_flops == pytest.approx(less)
+    of_step = {part.name: part.bytes for part in run.memory.parts}["cached words of a step"]
+    assert of_step == run.work.accumulation * run.work.supervised * (16 * 6 + 2)
+    of_targets = (
+        {part.name: part.bytes for part in plan.memory.parts}["teacher's targets"] for plan in (exact, run)
+    )
+    fewer = shapes.hidden_size * teacher_size(run.config) - (16 * 6 + 2)
+    assert next(of_targets) - next(of_targets) == run.work.window * run.work.supervised * fewer
 
 
 @pytest.mark.parametrize(("lookahead", "joined"), [(1, 0), (2, 2), (None, 4)])

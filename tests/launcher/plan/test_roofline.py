@@ -292,7 +292,7 @@ def test_the_memory_of_a_teacher_on_other_grids_has_its_block_on_both() -> None:
     theirs = work.with_images_of(576)
     parts = run_memory(config, sizes, work, cluster, rendered(config, cluster)).parts
     (forward,) = (part.bytes for part in parts if part.name == "teacher's forward")
-    alone = activations.teacher_workspace(shapes, theirs, 4, shares_tower=True)
+    alone = activations.teacher_workspace(shapes, theirs, 4, 4 * shapes.hidden_size, shares_tower=True)
     # 24 x 24 tokens become 24 x 12, then 12 x 12. The scores of a chunk of rows are gone by then.
     blocks = 3 * activations.block_bytes(shapes, work)
     more = blocks - activations.block_workspace(shapes, theirs, 4)
