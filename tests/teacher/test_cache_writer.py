@@ -32,6 +32,7 @@ from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.patience import Patience
 from alignkd.teacher import cache_writer
+from alignkd.teacher.cache_states import to_fp8
 from alignkd.teacher.cache_writer import _finish
 from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from tests import cached, tiny
@@ -66,9 +67,16 @@ def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(run: Pa
     # At least five shards are written before the last start. How many more depends on how far rank 1
     # gets before it is killed because rank 0 is dead.
     draw = random.Random(3)
-    kills = ",".join(str(draw.randint(1, 11)) for _ in range(KILLS))
+    records = write_killed(folder, [draw.randint(1, 11) for _ in range(KILLS)])
+    assert 5 <= records < 16
+    assert cached.contents(folder) == cached.contents(cache)
+
+
+def write_killed(folder: Path, kills: Sequence[int]) -> int:
+    """Write the cache in starts that are killed before these file operations, and a last one that is not.
+    Returns how many shards counted before the last start."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.teacher.killed_cache", str(folder), kills],
+        [sys.executable, "-m", "tests.teacher.killed_cache", str(folder), ",".join(map(str, kills))],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
@@ -76,11 +84,29 @@ def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(run: Pa
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["ends"] == [-signal.SIGKILL] * KILLS, done.stderr
-    assert 5 <= told["records"] < 16
+    assert told["ends"] == [-signal.SIGKILL] * len(kills), done.stderr
     assert not told["finished"]
     assert told["last"] == 0, done.stderr
-    assert cached.contents(folder) == cached.contents(cache)
+    return int(told["records"])
+
+
+def test_a_cache_in_fp8_has_the_rounded_states_of_the_exact_one_whether_it_was_killed_or_not(
+    run: Path, cache: Path, one_rank: RankPool
+) -> None:
+    whole, killed = (cached.begin(run, run.parent / f"fp8-{name}") for name in ("whole", "killed"))
+    for folder in (whole, killed):
+        cached.change_config(folder, teacher={"cache_states": "fp8"})
+    one_rank.run(cached.write_on, str(whole))
+    for shard in range(16):
+        exact, found = (load_file(CachePaths(folder).shard(shard)) for folder in (cache, whole))
+        stored = to_fp8(exact["hidden"])
+        assert found.keys() == {*stored, "offsets", "crc32"}
+        assert found["offsets"].equal(exact["offsets"])
+        for name, tensor in stored.items():
+            assert found[name].view(torch.uint8).equal(tensor.view(torch.uint8))
+    assert read_manifest(whole).positions == read_manifest(cache).positions
+    assert 2 <= write_killed(killed, [17, 6, 10]) < 16
+    assert cached.contents(killed) == cached.contents(whole)
 
 
 def test_shards_hold_the_normed_hidden_states_in_the_order_of_the_samples(run: Path, cache: Path) -> None:
