@@ -36,8 +36,9 @@ def to_fp8(hidden_ND: torch.Tensor) -> Tensors:
 
     Each row is divided by a scale that moves its largest magnitude m to the largest number of fp8. A number x
     of it comes back within max(|x| / 16, m / 458,752), hence within m / 28, before it is rounded to the
-    teacher's precision. A row of zeros has the scale 1. A row with a number that is not finite comes back as
-    NaN: its logits, and the loss, are not finite either way.
+    teacher's precision. A row of zeros has the scale 1, and so has one below 5e-36, which becomes zeros. A
+    row with a number that is not finite comes back as NaN: its logits, and the loss, are not finite either
+    way.
     """
     rows_ND = hidden_ND.float()
     scales_N = rows_ND.abs().amax(dim=1) / FP8_LARGEST

@@ -3,6 +3,7 @@ likeliest words are cached."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,7 @@ SETTINGS = {
 def test_every_term_and_gradient_is_that_of_the_uncached_step(
     two_ranks: RankPool, tmp_path: Path, name: str
 ) -> None:
-    settings: dict[str, Any] = {**ALONE, **SETTINGS[name]}
-    online = tiny.write_run(tmp_path / "online", 2, teacher__placement="replicated", **settings)
-    cache = cached.begin(online, tmp_path / "cache")
-    two_ranks.run(cached.write_on, str(cache))
-    run = cached.cached_run(tmp_path / "cached", cache, 2, **settings)
-    for ours, theirs in zip(*(two_ranks.run(first_step, str(of)) for of in (run, online)), strict=True):
+    for ours, theirs in steps_with_and_without(two_ranks, tmp_path, SETTINGS[name], "exact"):
         assert ours["sums"].equal(theirs["sums"])
         assert (theirs["sums"] > 0).all()
         assert theirs["counts"].vision_tokens < 144 * theirs["counts"].samples, "some samples have no image"
@@ -49,6 +45,37 @@ def test_every_term_and_gradient_is_that_of_the_uncached_step(
         assert ours["gradients"].keys() == theirs["gradients"].keys()
         for key, gradient in theirs["gradients"].items():
             assert torch.equal(ours["gradients"][key], gradient), key
+
+
+def steps_with_and_without(
+    ranks: RankPool, folder: Path, settings: dict[str, Any], states: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The first step of each rank with a cache, and the one that runs the teacher."""
+    settings = {**ALONE, **settings, "teacher__cache_states": states}
+    online = tiny.write_run(folder / "online", 2, teacher__placement="replicated", **settings)
+    cache = cached.begin(online, folder / "cache")
+    ranks.run(cached.write_on, str(cache))
+    run = cached.cached_run(folder / "cached", cache, 2, **settings)
+    return zip(*(ranks.run(first_step, str(of)) for of in (run, online)), strict=True)
+
+
+def test_a_cache_in_fp8_changes_the_divergence_a_little_and_no_other_term(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    for ours, theirs in steps_with_and_without(two_ranks, tmp_path, SETTINGS["bf16, packed"], "fp8"):
+        assert ours["counts"] == theirs["counts"]
+        for term, our, their in zip(TERMS, ours["sums"].tolist(), theirs["sums"].tolist(), strict=True):
+            if term != "divergence":
+                assert our == their
+                continue
+            assert our != their
+            assert our == pytest.approx(their, rel=0.002)
+        our, their = (
+            torch.cat([gradient.flatten().double() for gradient in step["gradients"].values()])
+            for step in (ours, theirs)
+        )
+        assert not our.equal(their)
+        assert torch.cosine_similarity(our, their, dim=0) > 0.9999
 
 
 WORDS = {
@@ -88,13 +115,8 @@ def test_a_run_that_reads_words_is_near_the_one_that_runs_the_teacher(
 def test_with_fewer_words_the_divergence_is_smaller_and_nothing_else_differs(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
-    online = tiny.write_run(
-        tmp_path / "online", 2, teacher__placement="replicated", teacher__cache_top_k=16, **ALONE, **WORDS
-    )
-    cache = cached.begin(online, tmp_path / "cache")
-    two_ranks.run(cached.write_on, str(cache))
-    run = cached.cached_run(tmp_path / "cached", cache, 2, teacher__cache_top_k=16, **ALONE, **WORDS)
-    for ours, theirs in zip(*(two_ranks.run(first_step, str(of)) for of in (run, online)), strict=True):
+    settings = WORDS | {"teacher__cache_top_k": 16}
+    for ours, theirs in steps_with_and_without(two_ranks, tmp_path, settings, "top_k"):
         divergence = TERMS.index("divergence")
         for term, (mine, expected) in enumerate(zip(ours["sums"], theirs["sums"], strict=True)):
             assert 0 < mine < expected if term == divergence else mine == expected

@@ -32,6 +32,7 @@ from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.patience import Patience
 from alignkd.teacher import cache_writer
+from alignkd.teacher.cache_states import to_fp8
 from alignkd.teacher.cache_writer import _finish
 from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from tests import cached, tiny
@@ -64,19 +65,23 @@ def killed(run: Path) -> dict[str, tuple[Path, int]]:
     """Caches whose writing was killed again and again and then not, and the shards that there were before the
     last start. One program writes them, since its imports take most of the time."""
     draw = random.Random(3)
-    kills = {"exact": [draw.randint(1, 11) for _ in range(KILLS)], "words": [9, 11]}
-    folders = {"exact": cached.begin(run, run.parent / "killed"), "words": begin_words(run, "words-killed")}
+    kills = {"exact": [draw.randint(1, 11) for _ in range(KILLS)], "fp8": [17, 6, 10], "words": [9, 11]}
+    folders = {
+        "exact": cached.begin(run, run.parent / "killed"),
+        "fp8": begin_fp8(run, "fp8-killed"),
+        "words": begin_words(run, "words-killed"),
+    }
     arguments = [text for name in kills for text in (str(folders[name]), ",".join(map(str, kills[name])))]
     done = subprocess.run(
         [sys.executable, "-m", "tests.teacher.killed_cache", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     found = {}
-    for name, line in zip(kills, done.stdout.splitlines()[-2:], strict=True):
+    for name, line in zip(kills, done.stdout.splitlines()[-len(kills) :], strict=True):
         told = json.loads(line)
         assert told["ends"] == [-signal.SIGKILL] * len(kills[name]), done.stderr
         assert not told["finished"]
@@ -95,6 +100,30 @@ def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(
     # gets before it is killed because rank 0 is dead.
     assert 5 <= records < 16
     assert cached.contents(folder) == cached.contents(cache)
+
+
+def begin_fp8(run: Path, name: str) -> Path:
+    folder = cached.begin(run, run.parent / name)
+    cached.change_config(folder, teacher={"cache_states": "fp8"})
+    return folder
+
+
+def test_a_cache_in_fp8_has_the_rounded_states_of_the_exact_one_whether_it_was_killed_or_not(
+    run: Path, cache: Path, killed: dict[str, tuple[Path, int]], one_rank: RankPool
+) -> None:
+    whole = begin_fp8(run, "fp8-whole")
+    one_rank.run(cached.write_on, str(whole))
+    for shard in range(16):
+        exact, found = (load_file(CachePaths(folder).shard(shard)) for folder in (cache, whole))
+        stored = to_fp8(exact["hidden"])
+        assert found.keys() == {*stored, "offsets", "crc32"}
+        assert found["offsets"].equal(exact["offsets"])
+        for name, tensor in stored.items():
+            assert found[name].view(torch.uint8).equal(tensor.view(torch.uint8))
+    assert read_manifest(whole).positions == read_manifest(cache).positions
+    folder, records = killed["fp8"]
+    assert 2 <= records < 16
+    assert cached.contents(folder) == cached.contents(whole)
 
 
 @pytest.fixture(scope="module")

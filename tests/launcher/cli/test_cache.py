@@ -79,6 +79,10 @@ WORDS = ("--set", "teacher.cache_states=top_k", "--set", "distillation.divergenc
         (("--nodes", 1), "sbatch is not on PATH"),
         (("--verify",), "this cache of the teacher does not exist"),
         (("--set", "distillation.enabled=false"), "there is no teacher to cache"),
+        (
+            ("--set", "teacher.cache_states=fp4"),
+            "teacher.cache_states = fp4: not valid; valid: one of exact, fp8, top_k",
+        ),
         (("--set", "data.sources.0.file=none.json"), "none.json"),
         (("--set", "teacher.cache_states=top_k"), "does not work with distillation.divergence = reverse_kl"),
         (
@@ -152,6 +156,17 @@ def test_a_cache_of_something_else_is_refused(config_file: Path, finished: Path,
     assert done.exit_code == 2
     assert "holds the cache of something else; what differs:" in done.stderr
     assert "Give another folder (teacher.cache), or remove this one." in done.stderr
+    assert started == []
+
+
+def test_a_cache_in_another_form_is_refused_with_both_forms(
+    config_file: Path, finished: Path, started: list[int]
+) -> None:
+    done = alignkd(config_file, "--set", "teacher.cache_states=fp8", folder=finished)
+    assert done.exit_code == 2
+    told = " ".join(done.stderr.split())
+    assert "the form of the teacher's answers (teacher.cache_states; for top_k also" in told
+    assert "exact in the cache, fp8 in the run" in told
     assert started == []
 
 

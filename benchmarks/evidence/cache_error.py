@@ -1,0 +1,218 @@
+"""How far rounded hidden states change the logit term: ``python -m benchmarks.evidence.cache_error``.
+
+The evidence's trained teachers run in fp32 on the questions of the validation split. The divergence of a
+student from a teacher, and its gradient with respect to all of the student's weights, are computed from the
+teacher's hidden states as they are, in fp8 as a cache stores them, and in bf16 to compare with; the forward
+KL also from the likeliest words. Students are untrained, or have been trained for ``--steps`` steps with all
+terms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from alignkd.data.batch import Batch
+from alignkd.engine.optimizer_step import term_weights
+from alignkd.engine.student_step import StudentStep
+from alignkd.losses.logits import (
+    Divergence,
+    LogitTargets,
+    head_logits,
+    log_probabilities,
+    logit_loss_sums,
+)
+from alignkd.losses.top_words import TopWords, top_words
+from alignkd.models.adapters import seeded_adapters
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.teacher.cache_states import from_fp8, to_fp8
+from alignkd.teacher.targets import logit_hidden
+from benchmarks import report
+from benchmarks.evidence.bench import Bench, open_bench
+from benchmarks.evidence.conditions import CONDITIONS
+from benchmarks.evidence.loop import Distillation, train
+from benchmarks.evidence.models import load_teacher, new_student, takes_patches
+from benchmarks.evidence.run import Settings
+from benchmarks.evidence.task import Sizes
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+ROUNDINGS: dict[str, Rounding] = {
+    "bf16": lambda hidden_ND: hidden_ND.bfloat16().to(hidden_ND.dtype),
+    "fp8": lambda hidden_ND: from_fp8(to_fp8(hidden_ND), hidden_ND.dtype),
+}
+WORDS = {  # how many, and in which precision their log-probabilities are kept: a cache takes fp16
+    "16 words": (16, torch.float16),
+    "64 words": (64, torch.float16),
+    "64 words, bf16": (64, torch.bfloat16),
+    "64 words, fp32": (64, torch.float32),
+}
+DIVERGENCES: tuple[Divergence, ...] = ("reverse_kl", "forward_kl")
+SIZES = Sizes(train=4000, validation=80, test=1)
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Term:
+    """The divergence of one student: of all positions together, and its gradient."""
+
+    positions: int
+    sum: float
+    gradient: torch.Tensor  # float64, of all weights in one row
+
+
+@dataclass(frozen=True)
+class Row:
+    teacher: str
+    student: str
+    divergence: str
+    per_position: float  # nats
+    errors: dict[str, float]  # relative, signed, by rounding
+    cosines: dict[str, float]  # of the gradients
+
+
+def measured_term(
+    student: MobileVLM,
+    teacher: MobileVLM,
+    batches: Sequence[Batch],
+    divergence: Divergence,
+    rounding: Rounding = lambda hidden_ND: hidden_ND,
+    words: str | None = None,
+) -> Term:
+    """With the teacher's hidden states after ``rounding``, or these of :data:`WORDS`."""
+    weights = [value for value in student.parameters() if value.requires_grad]
+    gradient = torch.zeros(sum(value.numel() for value in weights), dtype=torch.float64)
+    positions, whole = 0, 0.0
+    for batch in batches:
+        with torch.no_grad():
+            hidden_ND = rounding(logit_hidden(batch, teacher(batch)))
+        targets = LogitTargets(batch.logit_labels_N, hidden_ND, teacher.head.weight, divergence)
+        if words is not None:
+            top = _top_words(hidden_ND, teacher.head.weight, *WORDS[words])
+            targets = LogitTargets(batch.logit_labels_N, divergence=divergence, teacher_top=top)
+        ours_ND = logit_hidden(batch, student(batch))
+        term = logit_loss_sums(ours_ND, student.head.weight, targets)[1]
+        parts = torch.autograd.grad(term, weights, allow_unused=True, materialize_grads=True)
+        gradient += torch.cat([part.flatten().double() for part in parts])
+        positions += len(hidden_ND)
+        whole += term.item()
+    return Term(positions, whole, gradient)
+
+
+@torch.no_grad()
+def _top_words(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, count: int, dtype: torch.dtype) -> TopWords:
+    top = top_words(log_probabilities(head_logits(hidden_ND, weight_WD)), count)
+    return top._replace(log_probs_NR=top.log_probs_NR.to(dtype))
+
+
+def compared(
+    names: tuple[str, str],
+    student: MobileVLM,
+    teacher: MobileVLM,
+    batches: Sequence[Batch],
+    divergence: Divergence,
+) -> Row:
+    """``names``: of teacher and student."""
+    exact = measured_term(student, teacher, batches, divergence)
+    rounded = {
+        name: measured_term(student, teacher, batches, divergence, rounding)
+        for name, rounding in ROUNDINGS.items()
+    }
+    if divergence == "forward_kl":
+        rounded |= {name: measured_term(student, teacher, batches, divergence, words=name) for name in WORDS}
+    return Row(
+        *names,
+        divergence,
+        exact.sum / exact.positions,
+        {name: term.sum / exact.sum - 1 for name, term in rounded.items()},
+        {
+            name: float(torch.cosine_similarity(term.gradient, exact.gradient, dim=0))
+            for name, term in rounded.items()
+        },
+    )
+
+
+def of_itself(teacher: MobileVLM, batches: Sequence[Batch], divergence: Divergence) -> float:
+    """Nats per position between the teacher and itself in fp8, the loss of a student that equals it."""
+    term = measured_term(teacher.requires_grad_(True), teacher, batches, divergence, ROUNDINGS["fp8"])
+    return term.sum / term.positions
+
+
+def trained_student(bench: Bench, steps: int, better_teacher: bool) -> MobileVLM:
+    """With all terms of the teacher, on the training samples."""
+    section = CONDITIONS["all"].section()
+    student = new_student(bench.cache, 0)
+    teacher = load_teacher(bench.cache, bench.teacher_file)
+    module = StudentStep(student, seeded_adapters(teacher.facts, student.facts, 0), section)
+    targets = bench.targets(None, better_teacher).with_top_k(section.top_k)
+    distillation = Distillation(targets, term_weights(section))
+    train(module, bench.examples("train", section.top_k), Settings().training(0), steps, distillation)
+    return student
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.cache_error", description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000, help="of the trained students")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    facts = report.facts(arguments)
+    with tempfile.TemporaryDirectory(prefix="alignkd-evidence-") as folder:
+        bench = open_bench(Path(folder), SIZES)
+        questions = bench.examples("validation")
+        numbers = range(len(questions.samples))
+        batches = [questions.batch(numbers[start : start + BATCH]) for start in numbers[::BATCH]]
+        rows: list[Row] = []
+        floors: dict[str, dict[str, float]] = {}
+        for name, better_teacher, file in (
+            ("teacher", False, bench.teacher_file),
+            ("better teacher", True, bench.better_file),
+        ):
+            assert file is not None
+            teacher = takes_patches(load_teacher(bench.cache, file))
+            students = {
+                "untrained": new_student(bench.cache, 0),
+                f"{options.steps:,} steps": trained_student(bench, options.steps, better_teacher),
+            }
+            for divergence in DIVERGENCES:
+                rows += [
+                    compared((name, label), student.eval(), teacher, batches, divergence)
+                    for label, student in students.items()
+                ]
+            floors[name] = {kind: of_itself(teacher, batches, kind) for kind in DIVERGENCES}
+    print(report.section("cache-error", facts, body(rows, floors)))
+
+
+def body(rows: Sequence[Row], floors: dict[str, dict[str, float]]) -> str:
+    head = ["teacher", "student", "divergence", "nats/position"]
+    head += [f"error, {name}" for name in ROUNDINGS] + [f"1 - cosine, {name}" for name in ROUNDINGS]
+    lines = [
+        [row.teacher, row.student, row.divergence, f"{row.per_position:.4f}"]
+        + [f"{row.errors[name]:+.3%}" for name in ROUNDINGS]
+        + [f"{1 - row.cosines[name]:.1e}" for name in ROUNDINGS]
+        for row in rows
+    ]
+    of_words = [row for row in rows if row.errors.keys() >= WORDS.keys()]
+    words_head = ["teacher", "student", "nats/position", *(f"error, {name}" for name in WORDS)]
+    words_head += [f"1 - cosine, {name}" for name in WORDS]
+    words_lines = [
+        [row.teacher, row.student, f"{row.per_position:.4f}"]
+        + [f"{row.errors[name]:+.4%}" for name in WORDS]
+        + [f"{1 - row.cosines[name]:.1e}" for name in WORDS]
+        for row in of_words
+    ]
+    told = [
+        f"The {teacher} differs from itself in fp8 by {by_kind['reverse_kl']:.1e} (reverse KL) and "
+        f"{by_kind['forward_kl']:.1e} (forward KL) nats per position."
+        for teacher, by_kind in floors.items()
+    ]
+    words_table = ["", "Forward KL from the likeliest words:", "", report.table(words_head, words_lines)]
+    return "\n".join([report.table(head, lines), "", *told, *(words_table if of_words else [])])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

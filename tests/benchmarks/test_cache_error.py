@@ -1,0 +1,66 @@
+"""The measurement of rounded hidden states: nothing rounded is no error, and more rounding is more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alignkd.models.building import BuildOptions
+from alignkd.models.families.mobilevlm import MobileVLM
+from alignkd.models.loading import load_model
+from benchmarks.evidence.cache_error import DIVERGENCES, WORDS, Row, body, compared, measured_term, of_itself
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[MobileVLM, MobileVLM]:
+    student, teacher = (
+        load_model(folder, BuildOptions(torch.float32)) for folder in (tiny.STUDENT, tiny.TEACHER)
+    )
+    assert isinstance(student, MobileVLM)
+    assert isinstance(teacher, MobileVLM)
+    return student.eval(), teacher.eval().requires_grad_(False)
+
+
+def test_errors_are_relative_to_the_term_without_rounding(models: tuple[MobileVLM, MobileVLM]) -> None:
+    student, teacher = models
+    batches = [tiny.batch_of("text"), tiny.batch_of("text", "text")]
+    rows = []
+    for divergence in DIVERGENCES:
+        row = compared(("teacher", "student"), student, teacher, batches, divergence)
+        rows.append(row)
+        exact = measured_term(student, teacher, batches, divergence)
+        assert exact.positions == sum(batch.counts.logits for batch in batches)
+        assert row.per_position == exact.sum / exact.positions
+        assert exact.gradient.norm() > 0
+        assert 0 < abs(row.errors["bf16"]) < abs(row.errors["fp8"]) < 0.02
+        assert 1 > row.cosines["bf16"] > row.cosines["fp8"] > 0.99
+        doubled = measured_term(student, teacher, batches, divergence, lambda hidden_ND: 2 * hidden_ND)
+        assert doubled.sum != pytest.approx(exact.sum, rel=0.02)
+    assert rows[0].per_position != rows[1].per_position
+    assert WORDS.keys().isdisjoint(rows[0].errors)
+    for values in (rows[1].errors, rows[1].cosines):  # words that are left out take from the divergence
+        assert values["16 words"] < values["64 words"] < max(values["bf16"], 1.0)
+    assert -1 < rows[1].errors["64 words"] < 0
+    assert abs(rows[1].errors["64 words"] - rows[1].errors["64 words, fp32"]) < 1e-3
+    floors = {"teacher": {kind: of_itself(teacher, batches, kind) for kind in DIVERGENCES}}
+    assert all(0 < floor < rows[0].per_position / 10 for floor in floors["teacher"].values())
+
+
+def test_the_table_has_a_line_for_each_student_and_divergence() -> None:
+    row = Row(
+        "teacher", "untrained", "reverse_kl", 1.5, {"bf16": 1e-5, "fp8": -2e-3}, {"bf16": 1.0, "fp8": 0.99}
+    )
+    text = body([row], {"teacher": {"reverse_kl": 1e-4, "forward_kl": 2e-4}})
+    assert "| teacher | untrained | reverse_kl | 1.5000 | +0.001% | -0.200% | 0.0e+00 | 1.0e-02 |" in text
+    assert "likeliest words" not in text
+    assert "itself in fp8 by 1.0e-04 (reverse KL) and 2.0e-04 (forward KL) nats per position" in text
+
+
+def test_forms_of_words_have_a_table_of_their_own() -> None:
+    values = {"bf16": 1e-5, "fp8": -2e-3} | dict(zip(WORDS, (-0.25, -0.125, -0.126, -0.125), strict=True))
+    row = Row("teacher", "untrained", "forward_kl", 1.5, values, dict.fromkeys(values, 0.75))
+    text = body([row], {})
+    assert (
+        "| teacher | untrained | 1.5000 | -25.0000% | -12.5000% | -12.6000% | -12.5000% | 2.5e-01 |" in text
+    )
