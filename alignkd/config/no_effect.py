@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from alignkd.config.schema import Config, EvaluationSection
 from alignkd.config.section import Section
-from alignkd.config.teacher_section import TeacherSection
 
 
 def warnings_of(config: Config) -> list[str]:
@@ -27,7 +26,7 @@ def warnings_of(config: Config) -> list[str]:
             found.append("teacher.cache has no effect: only teacher.placement = cached reads it")
         if config.teacher.cache_states != "exact" and config.teacher.placement != "cached":
             found.append("teacher.cache_states has no effect: only teacher.placement = cached reads a cache")
-        if config.teacher.cache_top_k != TeacherSection().cache_top_k and not config.teacher.words_are_cached:
+        if "cache_top_k" in _changed(config.teacher) and not config.teacher.words_are_cached:
             found.append(
                 "teacher.cache_top_k has no effect: only teacher.cache_states = top_k with "
                 "teacher.placement = cached reads it"

@@ -1,8 +1,9 @@
 """What a cache stores in the form ``top_k``: the teacher's likeliest words and their log-probabilities.
 
 Log-probabilities are stored in fp16: it rounds them by at most 1 / 2,048 of themselves, an eighth of bf16's
-error in the same two bytes, and what it adds to the error of leaving words out is less than a tenth of that
-(docs/cache.md). Shapes: N positions, D the teacher's width, W words of the vocabulary, K words stored.
+error in the same two bytes, and far less than what leaving words out costs (docs/cache.md).
+
+Shapes: N positions, D the teacher's width, W words of the vocabulary, K words stored.
 """
 
 from __future__ import annotations
