@@ -30,7 +30,7 @@ from benchmarks.evidence.task import DATA_SEED
 
 TEACHER_FILE = Path(__file__).parent / "teacher.safetensors"  # in half precision, without the tower
 TEACHER_SCENES = 3072  # the first of them are the students'
-TEACHER_STEPS = 3000
+TEACHER_STEPS = 2000
 BATCH = 16
 SIZES = SceneSizes()
 
