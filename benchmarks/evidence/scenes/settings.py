@@ -13,7 +13,7 @@ CACHE = Path("build/scenes")
 CONDITIONS = (BASELINE, "all", "logits", "attention", "vision", "alone, twice the steps")
 TUNING_SEED = 100
 TUNING_RATES = (5e-4, 1e-3, 2e-3)
-STEPS = 1000
+STEPS = 2000
 TUNING: tuple[Run, ...] = tuple(
     (BASELINE, TUNING_SEED, Settings(rate, STEPS, BATCH)) for rate in TUNING_RATES
 )

@@ -35,7 +35,7 @@ POSITION = 3.0  # of the channels that say where a patch is
 
 @dataclass(frozen=True)
 class SceneSizes:
-    train: int = 2560  # scenes, with a caption and three questions each
+    train: int = 10_240  # scenes, with a caption and three questions each
     validation: int = 40  # questions of each kind, each about a scene of its own
     test: int = 150
 
