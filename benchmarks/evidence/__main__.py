@@ -9,7 +9,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,9 @@ def _scenes(options: argparse.Namespace) -> Experiment:
     cache = options.cache or scene_settings.CACHE
     if not scene_bench.TEACHER_FILE.exists():
         print("training the teacher of the scenes", flush=True)
-        sizes = replace(scene_bench.SIZES, train=scene_bench.TEACHER_SCENES)
-        scene_bench.train_scene_teacher(cache, sizes, scene_bench.TEACHER_STEPS, scene_bench.TEACHER_FILE)
+        scene_bench.train_scene_teacher(
+            cache, scene_bench.SIZES, scene_bench.TEACHER_STEPS, scene_bench.TEACHER_FILE
+        )
     names = options.conditions or scene_settings.CONDITIONS
     if unknown := [name for name in names if name not in scene_settings.CONDITIONS]:
         raise SystemExit(

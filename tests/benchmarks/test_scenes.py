@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from alignkd.data.sample_task.questions import Question
 from alignkd.data.templates import SYSTEM_SENTENCE
 from alignkd.data.tokenizer import SentencePieceTokenizer
 from benchmarks.evidence import __main__ as program
@@ -217,7 +218,11 @@ def test_what_a_scene_lacks_is_not_asked() -> None:
     random = np.random.default_rng(3)
     assert ask("position", scene_of(("bird", 0), ("bird", 1)), random) is None
     assert ask("relation", scene_of(("bird", 0)), random) is None
-    assert {ask("count", scene_of(("bird", 0)), random) is None for _ in range(40)} == {True, False}
+
+
+def test_counts_are_of_the_category_that_is_there_most_often() -> None:
+    scene = scene_of(("bird", 0), ("fish", 1), ("fish", 2), ("coin", 4))
+    assert ask("count", scene, np.random.default_rng(3)) == Question("count", "How many fish are there?", "2")
 
 
 def test_a_caption_names_every_cutout_in_reading_order() -> None:
@@ -309,9 +314,9 @@ def test_the_network_is_convolutions_and_norms_with_same_padding(tmp_path: Path)
 def test_patches_are_the_network_of_every_scene_and_computed_once(bench: Bench, sources: Sources) -> None:
     task = bench.task
     assert isinstance(task, scene_task.SceneTask)
-    assert bench.patches.shape == (len(task.scenes), 1, 64, lite0.CHANNELS)
+    assert bench.patches.shape == (len(task.scenes), 1, 64, scene_task.WIDTH)
     picture = torch.from_numpy(np.array(render(task.scenes[3], sources))).permute(2, 0, 1)[None]
-    expected = means(None, picture).flatten(2).transpose(1, 2)
+    expected = scene_task.located(means(None, picture).flatten(2).transpose(1, 2)[:, None])[0].float()
     torch.testing.assert_close(bench.patches[3].float(), expected, atol=1e-3, rtol=0)
     folder = bench.cache.parent / "patches"
     with pytest.MonkeyPatch.context() as patch:
@@ -319,6 +324,17 @@ def test_patches_are_the_network_of_every_scene_and_computed_once(bench: Bench, 
         patch.setattr(scene_task, "feature_map", None)  # would fail
         again = scene_task.scene_patches(task.scenes, sources, folder, folder)
     assert torch.equal(again, bench.patches)
+
+
+def test_patches_are_of_one_scale_and_say_where_they_are() -> None:
+    maps = torch.randn(2, 1, 64, lite0.CHANNELS) * torch.tensor([1.0, 50.0])[:, None, None, None]
+    found = scene_task.located(maps).float()
+    normed, row, column = torch.split(found, [lite0.CHANNELS, 8, 8], dim=-1)
+    scales = normed.std(dim=-1, correction=0)
+    torch.testing.assert_close(scales, torch.ones_like(scales), atol=5e-3, rtol=0)
+    assert (8 * row.argmax(dim=-1) + column.argmax(dim=-1)).tolist() == [[list(range(64))]] * 2
+    assert (row.sum(dim=-1) == scene_task.POSITION).all()
+    assert (column.sum(dim=-1) == scene_task.POSITION).all()
 
 
 def test_a_run_about_scenes_has_every_kind_and_every_term(bench: Bench) -> None:

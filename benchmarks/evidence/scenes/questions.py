@@ -87,10 +87,9 @@ def _position(scene: Scene, random: np.random.Generator) -> Asked:
 
 
 def _count(scene: Scene, random: np.random.Generator) -> Asked:
-    """Every number is wanted equally often."""
-    wanted = int(random.integers(1, LARGEST_COUNT + 1))
-    names = [name for name, count in scene.counts().items() if count == wanted]
-    return (COUNT_QUESTION.format(plural=PLURAL[_one_of(names, random)]), str(wanted)) if names else None
+    """About the category that is there most often: of any other, 1 would nearly always be right."""
+    name, count = max(scene.counts().items(), key=lambda pair: pair[1])
+    return COUNT_QUESTION.format(plural=PLURAL[name]), str(count)
 
 
 def _category(scene: Scene, random: np.random.Generator) -> Asked:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from alignkd.data.records import IMAGE_MARKER
@@ -27,11 +28,14 @@ from benchmarks.evidence.task import CAPTION, DATA_SEED, Sample, Splits, encoded
 
 QUESTIONS = 3  # of each training scene, beside its caption
 CHUNK = 256  # scenes in a file of patches
+PATCHES = SIDE // STRIDE  # per side
+WIDTH = CHANNELS + 2 * PATCHES  # of a patch
+POSITION = 3.0  # of the channels that say where a patch is
 
 
 @dataclass(frozen=True)
 class SceneSizes:
-    train: int = 2560  # scenes, with a caption and three questions each
+    train: int = 10_240  # scenes, with a caption and three questions each
     validation: int = 40  # questions of each kind, each about a scene of its own
     test: int = 150
 
@@ -51,9 +55,9 @@ def build_scenes(tokenizer: SentencePieceTokenizer, sources: Sources, sizes: Sce
 
 
 def scenes_digest(task: SceneTask, sources: Sources) -> str:
-    """First digits of the sha256 of all samples and scenes."""
+    """First digits of the sha256 of all samples and scenes, and of how patches are made of them."""
     digests = [_chunk_digest(chunk, sources) for chunk in _chunks(task.scenes)]
-    return splits_digest(task, "".join(digests).encode())
+    return splits_digest(task, "".join([*digests, f"{WIDTH} {POSITION}"]).encode())
 
 
 def _training_samples(
@@ -118,34 +122,42 @@ def write_scene_folders(cache: Path) -> SentencePieceTokenizer:
         phrases = [*POSITIONS, *(name for one in CATEGORIES for name in (one.plural, one.name))]
         tokenizer = train_on_texts(list(all_texts()), phrases)
         for name, config in (("teacher", folders.TEACHER_CONFIG), ("student", folders.STUDENT_CONFIG)):
-            adapted = {**config, "mm_hidden_size": CHANNELS}
+            adapted = {**config, "mm_hidden_size": WIDTH}
             folders.write_model_folder(cache / name, adapted, tokenizer)
-        side = SIDE // STRIDE
         clip = CLIPVisionModel(
             CLIPVisionConfig(
-                hidden_size=CHANNELS,
+                hidden_size=WIDTH,
                 intermediate_size=1,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                image_size=side,
+                image_size=PATCHES,
                 patch_size=1,
             )
         )
         for parameter in clip.parameters():
             torch.nn.init.zeros_(parameter)
         clip.save_pretrained(tower)
-        folders.write_json(tower / "preprocessor_config.json", default_preprocessor(side))
+        folders.write_json(tower / "preprocessor_config.json", default_preprocessor(PATCHES))
     return SentencePieceTokenizer.from_folder(cache / "student")
 
 
 def scene_patches(scenes: Sequence[Scene], sources: Sources, folder: Path, packages: Path) -> torch.Tensor:
-    """float16 [scenes, 1, 64, 320] of the pretrained network, kept in ``folder`` so that it runs once."""
+    """float16 [scenes, 1, 64, 336]: of the pretrained network, which runs once, and is kept in ``folder``."""
     network = load_network(packages)
     parts = []
     for chunk in _chunks(scenes):
         path = folder / f"patches-{_chunk_digest(chunk, sources)}.pt"
         parts.append(kept(path, partial(_computed, network, chunk, sources)))
-    return torch.cat(parts)
+    return located(torch.cat(parts))
+
+
+def located(maps_I1PC: torch.Tensor) -> torch.Tensor:
+    """What a CLIP tower gives its patches and a convolution does not: one scale, and where each is."""
+    normed = F.layer_norm(maps_I1PC.float(), (CHANNELS,))
+    places = torch.eye(PATCHES) * POSITION
+    rows, columns = places.repeat_interleave(PATCHES, 0), places.repeat(PATCHES, 1)
+    where = torch.cat([rows, columns], dim=1).expand(*normed.shape[:3], -1)
+    return torch.cat([normed, where], dim=-1).half()
 
 
 def _computed(network: Network, chunk: Sequence[Scene], sources: Sources) -> torch.Tensor:
