@@ -61,7 +61,7 @@ def tables(groups: Groups, tuning: Sequence[Record]) -> str:
         return "No run has been recorded yet.\n"
     parts = [_settings(tuning)] if tuning else []
     if groups:
-        parts += [_accuracy(groups), _kinds(groups), _gradients(groups)]
+        parts += [_accuracy(groups), changes(groups), _kinds(groups), _gradients(groups)]
     return "\n".join(part for part in parts if part)
 
 
@@ -101,6 +101,18 @@ def _accuracy(groups: Groups) -> str:
     return "Test accuracy, mean over kinds of question ± standard error over seeds:\n\n" + _markdown(
         head, rows
     )
+
+
+def changes(groups: Groups) -> str:
+    """Of the conditions that are another one with one thing changed."""
+    rows = []
+    for name, runs in groups.items():
+        other = CONDITIONS[name].varies
+        difference = paired_difference(runs, groups.get(other, [])) if other is not None else None
+        if other is not None and difference is not None:
+            rows.append([name, other, _difference(difference), str(difference.seeds)])
+    head = ["condition", "minus", "difference [95 % interval]", "pairs"]
+    return "What one change does, points of test accuracy:\n\n" + _markdown(head, rows) if rows else ""
 
 
 def _kinds(groups: Groups) -> str:

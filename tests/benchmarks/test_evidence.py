@@ -415,6 +415,16 @@ def test_every_condition_has_a_record_name_of_its_own() -> None:
     )
 
 
+def test_a_change_of_another_condition_is_one_change() -> None:
+    changes = {one.name: one.varies for one in CONDITIONS.values() if one.varies is not None}
+    assert {changes["frozen adapters"], changes["K 8"], changes["forward KL"]} == {"all"}
+    assert changes["attention x 100"] == "attention"
+    for name, other in changes.items():
+        ours, theirs = CONDITIONS[name].as_dict(), CONDITIONS[other].as_dict()
+        differing = {key for key in ours | theirs if ours.get(key) != theirs.get(key)} - {"name"}
+        assert len(differing) == 1, name
+
+
 def test_only_gradients_longer_than_the_limit_are_clipped(bench: Bench) -> None:
     shares = {}
     for clip in (0.0, 1e-3, 1e6):
@@ -567,3 +577,17 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     assert f"| 2 | {SHORT.learning_rate:g} | 1 |" in text
     table.plot(groups, tmp_path / "accuracy.svg")
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
+
+
+def test_a_change_is_compared_with_what_it_changes() -> None:
+    found = [
+        {**made_up(seed, position, "1"), "condition": CONDITIONS[name].as_dict()}
+        for name, position in ((BASELINE, "00"), ("all", "10"), ("frozen adapters", "11"))
+        for seed in (0, 1)
+    ]
+    rows = [
+        line for line in table.changes(table.by_condition(found)).splitlines() if line.startswith("| frozen")
+    ]
+    assert len(rows) == 1
+    assert rows[0].startswith("| frozen adapters | all | +25.0 [")
+    assert rows[0].endswith("| 2 |")
