@@ -14,6 +14,7 @@ import torch
 
 from alignkd.data.batch import Batch
 from alignkd.teacher.cache_top_k import TeacherHead, empty_top_k, fill_top_k, to_top_k
+from alignkd.teacher_cache.folder import Identity
 
 Tensors = dict[str, torch.Tensor]  # by name, with a row for each position
 FP8 = torch.float8_e4m3fn  # 4 bits of exponent and 3 of mantissa
@@ -25,8 +26,7 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # below it fp32 loses precisio
 class Form:
     """Plain functions of a module: a reader is sent to the loader's workers."""
 
-    # All tensors without a row, given the identity's width (D, or K for ``top_k``) and the teacher's dtype.
-    empty: Callable[[int, torch.dtype], Tensors]
+    empty: Callable[[Identity, torch.dtype], Tensors]  # all tensors without a row, given the teacher's dtype
     # From the hidden states [n, D] of a sample, on their device, and the head for the forms that apply it.
     encode: Callable[[torch.Tensor, TeacherHead], Tensors]
     fill: Callable[[Batch, Tensors, torch.dtype], Batch]  # the batch with what was stored for its N positions
@@ -52,8 +52,8 @@ def from_fp8(stored: Tensors, dtype: torch.dtype) -> torch.Tensor:
     return (stored["hidden"].float() * stored["scales"][:, None]).to(dtype)
 
 
-def _empty_exact(width: int, dtype: torch.dtype) -> Tensors:
-    return {"hidden": torch.empty(0, width, dtype=dtype)}
+def _empty_exact(identity: Identity, dtype: torch.dtype) -> Tensors:
+    return {"hidden": torch.empty(0, identity.width, dtype=dtype)}
 
 
 def _encode_exact(hidden_nD: torch.Tensor, _head: TeacherHead) -> Tensors:
@@ -64,8 +64,8 @@ def _fill_exact(batch: Batch, stored: Tensors, _dtype: torch.dtype) -> Batch:
     return replace(batch, teacher_hidden_ND=stored["hidden"])
 
 
-def _empty_fp8(width: int, dtype: torch.dtype) -> Tensors:
-    return to_fp8(torch.empty(0, width, dtype=dtype))
+def _empty_fp8(identity: Identity, dtype: torch.dtype) -> Tensors:
+    return to_fp8(torch.empty(0, identity.width, dtype=dtype))
 
 
 def _encode_fp8(hidden_nD: torch.Tensor, _head: TeacherHead) -> Tensors:
@@ -76,16 +76,8 @@ def _fill_fp8(batch: Batch, stored: Tensors, dtype: torch.dtype) -> Batch:
     return replace(batch, teacher_hidden_ND=from_fp8(stored, dtype))
 
 
-def _empty_top_k(top_k: int, _dtype: torch.dtype) -> Tensors:
-    return empty_top_k(top_k)
-
-
-def _fill_top_k(batch: Batch, stored: Tensors, _dtype: torch.dtype) -> Batch:
-    return fill_top_k(batch, stored)
-
-
 FORMS = {
     "exact": Form(_empty_exact, _encode_exact, _fill_exact),
     "fp8": Form(_empty_fp8, _encode_fp8, _fill_fp8),
-    "top_k": Form(_empty_top_k, to_top_k, _fill_top_k),
+    "top_k": Form(empty_top_k, to_top_k, fill_top_k),
 }

@@ -3,7 +3,8 @@
 A shard is one safetensors file: the tensors of its form (:mod:`alignkd.teacher.cache_forms`), with a row
 for each position, ``offsets`` int64 [samples + 1], where each sample's positions begin, and the end, and
 ``crc32`` int64 [samples]. The checksum of a sample is of its rows of all these tensors. It begins with the
-sample's number, so it also tells a file that has another one's name.
+cache's digest and the sample's number, so it also tells a file of another cache, or one that has another
+one's name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +28,14 @@ from alignkd.teacher.cache_forms import FORMS, Tensors
 from alignkd.teacher_cache.folder import CachePaths, Identity, Shard
 
 
-def write_shard(folder: Path, number: int, first: int, samples: Sequence[Tensors]) -> None:
+def write_shard(folder: Path, identity: Identity, number: int, samples: Sequence[Tensors]) -> None:
     """Write a shard, and then its record, which makes it count. ``samples``: the tensors of each, on the
-    host; ``first`` is the number of the first one. Raises OSError."""
+    host. Raises OSError."""
+    first, digest = identity.samples_of(number).start, identity.digest
     positions = [len(next(iter(tensors.values()))) for tensors in samples]
     places = {
         "offsets": torch.tensor(list(itertools.accumulate(positions, initial=0))),
-        "crc32": torch.tensor([checksum(of.values(), sample) for sample, of in enumerate(samples, first)]),
+        "crc32": torch.tensor([checksum(of, sample, digest) for sample, of in enumerate(samples, first)]),
     }
     content = save(joined(samples) | places)
     paths = CachePaths(folder)
@@ -47,9 +49,10 @@ def joined(samples: Sequence[Tensors]) -> Tensors:
     return {name: torch.cat([tensors[name] for tensors in samples]) for name in samples[0]}
 
 
-def checksum(tensors: Iterable[torch.Tensor], sample: int) -> int:
-    found = sample
-    for tensor in tensors:
+def checksum(tensors: Tensors, sample: int, digest: str) -> int:
+    """Of a sample of the cache with this digest."""
+    found = zlib.crc32(f"{digest} {sample}".encode())
+    for tensor in tensors.values():
         content: Any = tensor.contiguous().view(torch.uint8).numpy()
         found = zlib.crc32(content, found)
     return found
@@ -67,6 +70,7 @@ class CachedAnswers:
     def __init__(self, folder: Path, identity: Identity) -> None:
         self._folder, self._identity = folder, identity
         self._form, self._dtype = FORMS[identity.form], DTYPES[identity.key["precision"]]
+        self._digest = identity.digest
         self._open: dict[int, _OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class CachedAnswers:
         return self._form.fill(batch, stored, self._dtype)
 
     def _empty(self) -> Tensors:
-        return self._form.empty(self._identity.width, self._dtype)
+        return self._form.empty(self._identity, self._dtype)
 
     def _sample(self, sample: int) -> Tensors:
         number, place = divmod(sample, self._identity.shard_samples)
@@ -96,7 +100,7 @@ class CachedAnswers:
             shard = self._open[number]
             rows = slice(shard.offsets[place], shard.offsets[place + 1])
             tensors: Tensors = {name: of_shard[rows] for name, of_shard in shard.slices.items()}
-            is_sound = checksum(tensors.values(), sample) == shard.checksums[place]
+            is_sound = checksum(tensors, sample, self._digest) == shard.checksums[place]
         except (OSError, SafetensorError, IndexError) as error:
             raise_if_passing(error, path)
             raise self._damaged(path, f"sample {sample} cannot be read ({error})") from None
@@ -108,11 +112,20 @@ class CachedAnswers:
         return CheckpointError(f"{path}: {what}; remove the file, and `alignkd cache` writes it again")
 
 
-def _opened(path: Path, names: Iterable[str]) -> _OpenShard:
+def _opened(path: Path, like: Tensors) -> _OpenShard:
+    """Raises IndexError unless the tensors have the dtypes and, but for the number of rows, the shapes of
+    ``like``."""
     file: Any = safe_open(path, framework="pt")
     offsets, checksums = (file.get_tensor(name).tolist() for name in ("offsets", "crc32"))
-    slices = {name: file.get_slice(name) for name in names}
+    slices = {name: file.get_slice(name) for name in like}
     for name, of_shard in slices.items():
         if of_shard.get_shape()[0] != offsets[-1]:  # a slice that is too long would be cut without a word
             raise IndexError(f"{of_shard.get_shape()[0]} positions in {name} instead of {offsets[-1]}")
+        found, wanted = of_shard[:0], like[name]
+        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+            raise IndexError(f"{name}: rows are {_row(found)} instead of {_row(wanted)}")
     return _OpenShard(slices, offsets, checksums)
+
+
+def _row(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape[1:])}"

@@ -18,6 +18,7 @@ from alignkd.data.batch import Batch
 from alignkd.losses.fused_logits import POSITIONS_PER_CHUNK
 from alignkd.losses.logits import head_logits, log_probabilities
 from alignkd.losses.top_tokens import top_tokens
+from alignkd.teacher_cache.folder import Identity
 
 LOG_PROBS = torch.float16
 
@@ -43,12 +44,12 @@ def to_top_k(hidden_ND: torch.Tensor, head: TeacherHead) -> dict[str, torch.Tens
     }
 
 
-def empty_top_k(top_k: int) -> dict[str, torch.Tensor]:
+def empty_top_k(identity: Identity, _dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {
-        "tokens": torch.empty(0, top_k, dtype=torch.int32),
-        "log_probs": torch.empty(0, top_k + 1, dtype=LOG_PROBS),
+        "tokens": torch.empty(0, identity.top_k, dtype=torch.int32),
+        "log_probs": torch.empty(0, identity.top_k + 1, dtype=LOG_PROBS),
     }
 
 
-def fill_top_k(batch: Batch, stored: dict[str, torch.Tensor]) -> Batch:
+def fill_top_k(batch: Batch, stored: dict[str, torch.Tensor], _dtype: torch.dtype) -> Batch:
     return replace(batch, teacher_tokens_NK=stored["tokens"], teacher_log_probs_NR=stored["log_probs"])

@@ -117,10 +117,12 @@ def _identity(config: Config, index: Index, model: VisionLanguageModel, shard_sa
         key=cache_key(config, images),
         images=images,
         weights=fingerprint(model),
-        width=top_k_of(config) or model.facts.hidden_size,
+        width=model.facts.hidden_size,
         samples=len(index),
         shard_samples=shard_samples,
         entries=index.entries_hash(),
+        form=config.teacher.cache_form,
+        top_k=top_k_of(config) or 0,
     )
 
 
@@ -169,7 +171,7 @@ def _write_shards(
     with loader:
         for done, (shard, batches) in enumerate(zip(order.steps, loader, strict=True), start=1):
             samples = [_answers(model, head, batch, form) for batch in batches]
-            write_shard(folder, shard, order.identity.samples_of(shard).start, samples)
+            write_shard(folder, order.identity, shard, samples)
             report(done, len(order.steps))
 
 

@@ -5,7 +5,7 @@
 | config.yaml | ``alignkd cache`` | the configuration that the ranks read |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
 | identity.json | rank 0, before any shard | what the cache is of: :class:`Identity` |
-| shards/N.safetensors | one rank | hidden states of consecutive samples: ``alignkd.teacher.cache_shards`` |
+| shards/N.safetensors | one rank | answers to consecutive samples: ``alignkd.teacher.cache_shards`` |
 | shards/N.json | the same rank, after it | size and sha256 of that file: :class:`Shard` |
 | manifest.json | rank 0, last | the identity and all shards: only a cache that has it is read |
 | logs/ | ranks | one log per rank |
@@ -19,6 +19,7 @@ moment leaves shards that count, and leftovers that the next start writes again.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,15 +83,17 @@ class Identity:
     key: dict[str, str]  # ``teacher_cache.key``
     images: tuple[tuple[int, str], ...]  # (source, path) of the images whose contents are part of the key
     weights: str  # ``models.loading.fingerprint`` of the teacher
-    width: int  # D, of a hidden state, or the number of tokens that ``top_k`` stores of a position
+    width: int  # D, of a hidden state
     samples: int  # of the index
     shard_samples: int
     entries: str  # ``Index.entries_hash``: which entry each sample number means
+    form: str = "exact"  # ``teacher.cache_form``
+    top_k: int = 0  # tokens stored of a position; 0 in the other forms
 
     @property
-    def form(self) -> str:
-        """``teacher.cache_form``."""
-        return self.key["form"].partition(",")[0]
+    def digest(self) -> str:
+        """16 hex digits that tell this cache from those of another teacher, other data or other settings."""
+        return hashlib.sha256(json.dumps([self.key, self.weights], sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def shard_count(self) -> int:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,15 +31,17 @@ def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(POSITIONS[sample], WIDTH, generator=torch.Generator().manual_seed(sample)).to(dtype)
 
 
-def new_cache(folder: Path, precision: str = "bf16", form: str = "exact") -> CachedAnswers:
+def new_cache(folder: Path, precision: str = "bf16", form: str = "exact", weights: str = "") -> CachedAnswers:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    top_k = HEAD.top_k if form == "top_k" else 0
+    key = {"precision": precision, "form": form}
+    identity = Identity(key, (), weights, WIDTH, 4, 2, "", form, top_k)
     CachePaths(folder).shards.mkdir(parents=True)
     for shard in (0, 1):
         samples = (2 * shard, 2 * shard + 1)
         answers = [FORMS[form].encode(hidden_of(sample, dtype), HEAD) for sample in samples]
-        write_shard(folder, shard, samples[0], answers)
-    width = HEAD.top_k if form == "top_k" else WIDTH
-    return CachedAnswers(folder, Identity({"precision": precision, "form": form}, (), "", width, 4, 2, ""))
+        write_shard(folder, identity, shard, answers)
+    return CachedAnswers(folder, identity)
 
 
 def filled(cache: CachedAnswers, samples: Sequence[int], positions: int) -> Batch:
@@ -143,6 +146,63 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: Callable[[Path], None]
     damage(tmp_path / "cache")
     with pytest.raises(CheckpointError, match=message):
         read(cache, [2, 3], 6)
+
+
+@pytest.mark.parametrize(
+    ("form", "foreign", "why"),
+    [
+        ("exact", {"precision": "fp32"}, r"hidden: rows are float32 \[8\] instead of bfloat16 \[8\]"),
+        ("exact", {"form": "fp8"}, r"hidden: rows are float8_e4m3fn \[8\] instead of bfloat16 \[8\]"),
+        ("fp8", {"form": "exact"}, "does not contain tensor scales"),
+        ("top_k", {"form": "exact"}, "does not contain tensor tokens"),
+    ],
+)
+def test_a_shard_of_another_form_or_precision_is_named(
+    tmp_path: Path, form: str, foreign: dict[str, str], why: str
+) -> None:
+    cache = new_cache(tmp_path / "cache", form=form)
+    put_shard_of(tmp_path / "foreign", tmp_path / "cache", **foreign)
+    with pytest.raises(CheckpointError, match=f"00001.safetensors: sample 2 cannot be read.*{why}"):
+        filled(cache, [2, 3], 6)
+
+
+def put_shard_of(foreign: Path, cache: Path, **settings: str) -> None:
+    new_cache(foreign, **settings)
+    shutil.copy(CachePaths(foreign).shard(1), CachePaths(cache).shard(1))
+
+
+@pytest.mark.parametrize("changes", [{"width": WIDTH + 1}, {"top_k": 2, "form": "top_k"}])
+def test_a_shard_of_another_width_or_number_of_tokens_is_named(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    cache = new_cache(tmp_path / "cache", form=changes.get("form", "exact"))
+    with pytest.raises(CheckpointError, match=r"00001.safetensors: sample 2 cannot be read \(.*: rows are"):
+        filled(CachedAnswers(tmp_path / "cache", replace(cache._identity, **changes)), [2, 3], 6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_shard_of_the_same_sizes_from_another_teacher_is_found_at_every_sample(
+    tmp_path: Path, form: str
+) -> None:
+    cache = new_cache(tmp_path / "cache", form=form)
+    put_shard_of(tmp_path / "same", tmp_path / "cache", form=form)
+    filled(cache, [2, 3], 6)
+    foreign = new_cache(tmp_path / "foreign", form=form, weights="another")
+    for sample, positions in enumerate(POSITIONS):
+        filled(foreign, [sample], positions)
+        with pytest.raises(CheckpointError, match=f"sample {sample} is not what was written"):
+            filled(CachedAnswers(tmp_path / "foreign", cache._identity), [sample], positions)
+
+
+def test_a_digest_depends_on_key_and_weights_and_not_on_the_order_of_the_key(tmp_path: Path) -> None:
+    identity = new_cache(tmp_path / "cache")._identity
+    reordered = dict(reversed(identity.key.items()))
+    assert replace(identity, key=reordered).digest == identity.digest
+    others = [
+        replace(identity, weights="another"),
+        replace(identity, key=identity.key | {"form": "top_k, 3"}),
+    ]
+    assert len({identity.digest, *(other.digest for other in others)}) == 3
 
 
 def test_samples_with_another_number_of_positions_are_refused(tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def test_a_cache_of_tokens_holds_those_of_the_hidden_states(cache: Path, tokens:
         expected = torch.cat([most_likely, rest], dim=-1).log()
         torch.testing.assert_close(of_tokens["log_probs"].float(), expected, rtol=2**-11, atol=1e-4)
     identity = read_manifest(tokens).identity
-    assert (identity.form, identity.width) == ("top_k", 16)
+    assert (identity.form, identity.top_k) == ("top_k", 16)
+    assert identity.width == read_manifest(cache).identity.width == of_hidden["hidden"].shape[1]
     assert of_tokens["tokens"].shape == (read_manifest(tokens).shards[15].positions, 16)
 
 

@@ -18,7 +18,7 @@ from alignkd.errors import FileSystemError, UserError
 from alignkd.run_folder.atomic_files import write_json
 from alignkd.teacher_cache.check import checked_manifest
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
-from alignkd.teacher_cache.key import MEANINGS, cache_key
+from alignkd.teacher_cache.key import MEANINGS, cache_key, top_k_of
 from tests import tiny
 
 SECTIONS = {
@@ -35,7 +35,8 @@ def write_cache(config: Config) -> Manifest:
     CachePaths(folder).shards.mkdir(parents=True)
     for number in range(3):
         CachePaths(folder).shard(number).write_bytes(b"x" * (10 + number))
-    identity = Identity(cache_key(config, IMAGES), IMAGES, "weights", 8, 5, 2, "entries")
+    form, top_k = config.teacher.cache_form, top_k_of(config) or 0
+    identity = Identity(cache_key(config, IMAGES), IMAGES, "weights", 8, 5, 2, "entries", form, top_k)
     manifest = Manifest(identity, tuple(Shard(4, 10 + number, "") for number in range(3)))
     write_json(CachePaths(folder).identity, identity.as_json())
     write_json(CachePaths(folder).manifest, manifest.as_json())
@@ -131,7 +132,7 @@ def test_a_cache_of_tokens_is_stale_with_another_temperature_or_number_of_tokens
     ]
     identity = write_cache(load_config(config_file, of_tokens)).identity
     assert checked_manifest(load_config(config_file, of_tokens)).identity == identity
-    assert identity.form == "top_k"
+    assert (identity.form, identity.top_k) == ("top_k", 64)
     with pytest.raises(UserError) as caught:
         checked_manifest(load_config(config_file, of_tokens + overrides))
     line = str(caught.value).splitlines()[1]
