@@ -24,11 +24,11 @@ def warnings_of(config: Config) -> list[str]:
         found += _weight_warnings(config)
         if config.teacher.cache is not None and config.teacher.placement != "cached":
             found.append("teacher.cache has no effect: only teacher.placement = cached reads it")
-        if config.teacher.cache_states != "exact" and config.teacher.placement != "cached":
-            found.append("teacher.cache_states has no effect: only teacher.placement = cached reads a cache")
-        if "cache_top_k" in _changed(config.teacher) and not config.teacher.words_are_cached:
+        if config.teacher.cache_form != "exact" and config.teacher.placement != "cached":
+            found.append("teacher.cache_form has no effect: only teacher.placement = cached reads a cache")
+        if "cache_top_k" in _changed(config.teacher) and not config.teacher.caches_top_k:
             found.append(
-                "teacher.cache_top_k has no effect: only teacher.cache_states = top_k with "
+                "teacher.cache_top_k has no effect: only teacher.cache_form = top_k with "
                 "teacher.placement = cached reads it"
             )
         if not config.teacher.keep_head and config.teacher.placement in ("replicated", "cached"):

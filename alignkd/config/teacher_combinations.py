@@ -26,11 +26,10 @@ def cache_problems(distillation: DistillationSection, teacher: TeacherSection) -
 def top_k_problems(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
     """Wherever the teacher is: `alignkd cache` must write no cache that its training would refuse."""
     divergence = distillation.divergence
-    if not distillation.enabled or teacher.cache_states != "top_k" or divergence == "forward_kl":
+    if not distillation.enabled or teacher.cache_form != "top_k" or divergence == "forward_kl":
         return []
     return [
-        f"teacher.cache_states = top_k does not work with distillation.divergence = {divergence}, which "
-        "weighs all words by what the student gives them, also those that such a cache lacks, so it would be "
-        "biased (0.72 to 0.82 of reverse_kl was left with 16 words); valid: distillation.divergence = "
-        "forward_kl, or teacher.cache_states = exact or fp8"
+        f"teacher.cache_form = top_k does not work with distillation.divergence = {divergence}, which "
+        "weights tokens by the student's probabilities, also those that such a cache lacks, and would come "
+        "out too small; valid: distillation.divergence = forward_kl, or teacher.cache_form = exact or fp8"
     ]

@@ -19,14 +19,14 @@ class TeacherSection(Section):
     cache: PathText | None = Field(
         None, description="folder of the teacher's cache, which `alignkd cache` writes"
     )
-    cache_states: Literal["exact", "fp8", "top_k"] = Field(
+    cache_form: Literal["exact", "fp8", "top_k"] = Field(
         "exact",
-        description="how the cache stores hidden states: as they are, or rounded to 8 bits, which halves a "
-        "bf16 cache and changes the losses a little; or instead of them the teacher's likeliest words, which "
-        "takes little room and works with distillation.divergence = forward_kl only (docs/cache.md)",
+        description="what the cache stores: hidden states as they are, or rounded to 8 bits, which halves a "
+        "bf16 cache and changes the losses a little; or, instead, the teacher's most likely tokens, a small "
+        "fraction of the size, for distillation.divergence = forward_kl only (docs/cache.md)",
     )
     cache_top_k: int = Field(
-        64, ge=1, le=1024, description="how many words of a position `top_k` stores; 16 to 128 as a rule"
+        64, ge=1, le=1024, description="how many tokens `top_k` stores for a position; 16 to 128 as a rule"
     )
     lookahead: PositiveInt | None = Field(
         None,
@@ -40,6 +40,6 @@ class TeacherSection(Section):
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(None, description="default: training.precision")
 
     @property
-    def words_are_cached(self) -> bool:
-        """Whether a run reads the teacher's likeliest words, so that it needs neither its head nor states."""
-        return self.placement == "cached" and self.cache_states == "top_k"
+    def caches_top_k(self) -> bool:
+        """Whether a run reads the teacher's top-k tokens, so that it needs neither head nor hidden states."""
+        return self.placement == "cached" and self.cache_form == "top_k"

@@ -87,10 +87,10 @@ class Batch:
     columns_IV: torch.Tensor | None = None  # int64, within the sample; NO_COLUMN fills up images with fewer
     image_spans: tuple[ImageSpan, ...] = ()  # one per real image
     image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)  # of the tower, beside pixel_values
-    # From a cache of the teacher: hidden states in its dtype, or instead of them its likeliest words, int32,
-    # and their log-probabilities, fp16, the last of which is that of all other words together (R = K + 1).
+    # From a cache of the teacher: hidden states in its dtype, or instead its K most likely tokens, int32, and
+    # their log-probabilities, fp16, the last of which is that of all other tokens together (R = K + 1).
     teacher_hidden_ND: torch.Tensor | None = None
-    teacher_words_NK: torch.Tensor | None = None
+    teacher_tokens_NK: torch.Tensor | None = None
     teacher_log_probs_NR: torch.Tensor | None = None
     # Of a teacher that sees images on other grids: the same samples, images and text, with its own numbers of
     # vision tokens and its own pixels. Both batches then have the (rows, columns) of each real image.

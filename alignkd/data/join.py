@@ -64,7 +64,7 @@ def join(batches: Sequence[Batch]) -> Batch:
         ),
         logit_labels_N=torch.cat([batch.logit_labels_N for batch in batches]),
         teacher_hidden_ND=_joined_cached([batch.teacher_hidden_ND for batch in batches]),
-        teacher_words_NK=_joined_cached([batch.teacher_words_NK for batch in batches]),
+        teacher_tokens_NK=_joined_cached([batch.teacher_tokens_NK for batch in batches]),
         teacher_log_probs_NR=_joined_cached([batch.teacher_log_probs_NR for batch in batches]),
         counts=sum((batch.counts for batch in batches), start=TermCounts()),
         image_places=tuple(

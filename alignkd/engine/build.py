@@ -35,7 +35,7 @@ def build_teacher(
     dtype = DTYPES[config.teacher.precision or config.training.precision]
     top_k = config.distillation.top_k
     if cache is not None:
-        has_head = not config.teacher.words_are_cached
+        has_head = not config.teacher.caches_top_k
         return CachedTeacher(folder, top_k, BuildOptions(dtype, ranks.device), cache.weights, has_head)
     if config.teacher.placement == "replicated":
         teacher = ReplicatedTeacher(folder, top_k, BuildOptions(dtype, ranks.device))

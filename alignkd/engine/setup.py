@@ -37,7 +37,7 @@ from alignkd.run_folder.layout import layout_facts
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.progress import Progress
 from alignkd.run_folder.save_times import lead_warning, measured_stop_seconds
-from alignkd.teacher.cache_shards import CachedStates
+from alignkd.teacher.cache_shards import CachedAnswers
 from alignkd.teacher.cached import CachedTeacher
 from alignkd.teacher.provider import Teacher, held_bytes
 from alignkd.teacher_cache.check import check_samples, checked_manifest
@@ -88,7 +88,7 @@ def prepare(run: Path, ranks: Ranks, progress: Progress, storage: Storage | None
         files.accumulation,
         found.step or 0,
         pin_memory=ranks.device.type != "cpu",
-        read_cache=None if cache is None else CachedStates(Path(str(config.teacher.cache)), cache),
+        read_cache=None if cache is None else CachedAnswers(Path(str(config.teacher.cache)), cache),
     )
     _warn_of_a_late_signal(run, config, ranks)
     return TrainingState(

@@ -14,7 +14,7 @@ from alignkd.losses.attention import (
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.grids import resample_attention, resample_tokens
 from alignkd.losses.logits import IGNORE_INDEX, LogitLosses, LogitTargets, plain_logit_losses
-from alignkd.losses.top_words import TopWords, top_words
+from alignkd.losses.top_tokens import TopTokens, top_tokens
 from alignkd.losses.vision import focus_indices, vision_loss_sums
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "BlockLayout",
     "LogitLosses",
     "LogitTargets",
-    "TopWords",
+    "TopTokens",
     "attention_loss_sum",
     "focus_indices",
     "fused_attention_loss",
@@ -31,6 +31,6 @@ __all__ = [
     "resample_attention",
     "resample_tokens",
     "text_vision_block",
-    "top_words",
+    "top_tokens",
     "vision_loss_sums",
 ]

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from alignkd.losses.precision import at_least_fp32
-from alignkd.losses.top_words import TopWords, completed
+from alignkd.losses.top_tokens import TopTokens, completed
 
 IGNORE_INDEX = -100  # label of a position without supervision
 Divergence = Literal["reverse_kl", "forward_kl", "js"]
@@ -24,8 +24,8 @@ Scales = tuple[float, float]  # factors of the cross-entropy sum and of the dive
 
 @dataclass(frozen=True)
 class LogitTargets:
-    """What the student's logits are compared with: the teacher's hidden states and head, or its likeliest
-    words, for the forward KL only. Without a teacher the divergence is zero."""
+    """What the student's logits are compared with: the teacher's hidden states and head, or its most
+    likely tokens, for the forward KL only. Without a teacher the divergence is zero."""
 
     labels_N: torch.Tensor  # int64, IGNORE_INDEX where only the divergence applies
     teacher_hidden_ND: torch.Tensor | None = None
@@ -33,10 +33,10 @@ class LogitTargets:
     divergence: Divergence = "reverse_kl"
     temperature: float = 1.0
     softcap: float | None = None  # of both models' logits x: softcap * tanh(x / softcap)
-    teacher_top: TopWords | None = None  # at ``temperature``; hidden states and head are then not looked at
+    teacher_top: TopTokens | None = None  # at ``temperature``; hidden states and head are then not looked at
 
     def __post_init__(self) -> None:
-        assert self.teacher_top is None or self.divergence == "forward_kl", "others need all words"
+        assert self.teacher_top is None or self.divergence == "forward_kl", "others need all tokens"
 
     def at(self, positions: slice) -> LogitTargets:
         """The targets of some of the positions."""
@@ -47,7 +47,7 @@ class LogitTargets:
 
     def log_teacher_NW(self, log_student_NW: torch.Tensor) -> torch.Tensor | None:
         """The teacher's log-probabilities at ``temperature``, in fp32 (or wider), a constant to autograd.
-        ``log_student_NW``: the student's at temperature 1, for what ``losses.top_words`` needs of them."""
+        ``log_student_NW``: the student's at temperature 1, for what ``losses.top_tokens`` needs of them."""
         if self.teacher_top is not None:
             return completed(self.teacher_top, log_student_NW.detach(), self.temperature)
         if self.teacher_hidden_ND is None or self.teacher_weight_WD is None:

@@ -45,7 +45,7 @@ ANY: Any = object()
 ADDED: dict[str, Any] = {
     "distillation.balance": "fixed",
     "distillation.balance_every": 100,
-    "teacher.cache_states": "exact",
+    "teacher.cache_form": "exact",
     "teacher.cache_top_k": 64,
 }
 NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says

@@ -1,6 +1,6 @@
 """The files of a teacher's cache: answers to consecutive samples, written whole and read by sample.
 
-A shard is one safetensors file: the tensors of its form (:mod:`alignkd.teacher.cache_states`), with a row
+A shard is one safetensors file: the tensors of its form (:mod:`alignkd.teacher.cache_forms`), with a row
 for each position, ``offsets`` int64 [samples + 1], where each sample's positions begin, and the end, and
 ``crc32`` int64 [samples]. The checksum of a sample is of its rows of all these tensors. It begins with the
 sample's number, so it also tells a file that has another one's name.
@@ -23,7 +23,7 @@ from alignkd.data.batch import Batch
 from alignkd.errors import CheckpointError, raise_if_passing
 from alignkd.models.building import DTYPES
 from alignkd.run_folder.atomic_files import write_bytes_atomic, write_json
-from alignkd.teacher.cache_states import FORMS, Tensors
+from alignkd.teacher.cache_forms import FORMS, Tensors
 from alignkd.teacher_cache.folder import CachePaths, Identity, Shard
 
 
@@ -61,7 +61,7 @@ class _OpenShard(NamedTuple):
     checksums: list[int]
 
 
-class CachedStates:
+class CachedAnswers:
     """Reads samples from memory-mapped shards, and checks each. A process maps a shard at its first use."""
 
     def __init__(self, folder: Path, identity: Identity) -> None:

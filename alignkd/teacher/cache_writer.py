@@ -31,8 +31,8 @@ from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.atomic_files import TEMPORARY, write_json
 from alignkd.run_folder.patience import PATIENCE_SECONDS, Patience
+from alignkd.teacher.cache_forms import FORMS, Form, Tensors
 from alignkd.teacher.cache_shards import write_shard
-from alignkd.teacher.cache_states import FORMS, Form, Tensors
 from alignkd.teacher.cache_top_k import TeacherHead
 from alignkd.teacher.targets import logit_hidden
 from alignkd.teacher_cache.folder import (

@@ -13,8 +13,8 @@ from alignkd.teacher.targets import TeacherModel, TeacherTargets
 class CachedTeacher:
     """Whole on every rank, but without its layers: see :mod:`alignkd.models.families.mobilevlm_parts`.
 
-    ``weights`` is the fingerprint of the whole teacher. Without ``has_head`` the cache holds what the head
-    says, not the hidden states that it is applied to.
+    ``weights`` is the fingerprint of the whole teacher. Without ``has_head`` the cache holds the head's
+    top-k tokens instead of the hidden states that the head is applied to.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class CachedTeacher:
         self.weights, self.has_head = weights, has_head
 
     def targets(self, batch: Batch) -> TeacherTargets:
-        cached = batch.teacher_hidden_ND if self.has_head else batch.teacher_words_NK
+        cached = batch.teacher_hidden_ND if self.has_head else batch.teacher_tokens_NK
         assert cached is not None, "the loader reads the cache"
         targets: TeacherTargets = self.model(batch)
         return targets

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from alignkd.data.batch import Batch
 from alignkd.losses.attention import BlockLayout, text_vision_block
 from alignkd.losses.grids import Grid, resample_attention, resample_images, resample_tokens
-from alignkd.losses.top_words import TopWords
+from alignkd.losses.top_tokens import TopTokens
 from alignkd.losses.vision import focus_indices
 from alignkd.models.families.interface import ModelFacts, ModelOutputs, VisionLanguageModel
 
@@ -30,7 +30,7 @@ class TeacherTargets(NamedTuple):
     vision_tokens_IVD: torch.Tensor
     focus_indices_IK: torch.Tensor  # int64, IdxK of equation 3
     patches_IPC: torch.Tensor | None = None  # of a tower that the student shares; at least one image
-    top: TopWords | None = None  # in place of hidden states, at distillation.temperature
+    top: TopTokens | None = None  # in place of hidden states, at distillation.temperature
 
 
 class TeacherModel(nn.Module):
@@ -66,11 +66,11 @@ class TeacherModel(nn.Module):
         )
 
 
-def _logit_answers(own: Batch, outputs: ModelOutputs) -> tuple[torch.Tensor, TopWords | None]:
+def _logit_answers(own: Batch, outputs: ModelOutputs) -> tuple[torch.Tensor, TopTokens | None]:
     """``hidden_ND`` and ``top`` of the targets, from the cache where the batch brings what was read there."""
-    if own.teacher_words_NK is not None and own.teacher_log_probs_NR is not None:
+    if own.teacher_tokens_NK is not None and own.teacher_log_probs_NR is not None:
         no_row_0D = outputs.hidden_BLD.flatten(0, 1)[:0]
-        return no_row_0D, TopWords(own.teacher_log_probs_NR, own.teacher_words_NK)
+        return no_row_0D, TopTokens(own.teacher_log_probs_NR, own.teacher_tokens_NK)
     cached = own.teacher_hidden_ND
     return (logit_hidden(own, outputs) if cached is None else cached), None
 

@@ -65,14 +65,14 @@ def check_teacher(config: Config) -> None:
             f"model.teacher = {config.model.teacher}: hidden states of the family {family} cannot be cached; "
             f"valid: a {MOBILEVLM[0]} teacher, or another teacher.placement"
         )
-    words = top_k_of(config)
-    if words is None:
+    top_k = top_k_of(config)
+    if top_k is None:
         return
     vocabulary = read_model_config(config.model.teacher).vocab_size
-    if words >= vocabulary:
+    if top_k >= vocabulary:
         raise UserError(
-            f"teacher.cache_top_k = {words}: the teacher's vocabulary has {vocabulary:,} words; valid: fewer "
-            "than that, 16 to 128 as a rule"
+            f"teacher.cache_top_k = {top_k}: the teacher's vocabulary has {vocabulary:,} tokens; valid: "
+            "fewer than that, 16 to 128 as a rule"
         )
 
 

@@ -82,15 +82,15 @@ class Identity:
     key: dict[str, str]  # ``teacher_cache.key``
     images: tuple[tuple[int, str], ...]  # (source, path) of the images whose contents are part of the key
     weights: str  # ``models.loading.fingerprint`` of the teacher
-    width: int  # D, of a hidden state, or the number of words that ``top_k`` stores of a position
+    width: int  # D, of a hidden state, or the number of tokens that ``top_k`` stores of a position
     samples: int  # of the index
     shard_samples: int
     entries: str  # ``Index.entries_hash``: which entry each sample number means
 
     @property
     def form(self) -> str:
-        """``teacher.cache_states``."""
-        return self.key["states"].partition(",")[0]
+        """``teacher.cache_form``."""
+        return self.key["form"].partition(",")[0]
 
     @property
     def shard_count(self) -> int:

@@ -29,10 +29,10 @@ MEANINGS = {  # what a user calls the parts of the key
     "tokenizer": "the tokenizer",
     "positions": "the positions (distillation.logit_positions)",
     "precision": "the precision (teacher.precision, or training.precision)",
-    "states": "the form of the teacher's answers (teacher.cache_states; for top_k also teacher.cache_top_k "
+    "form": "the form of the teacher's answers (teacher.cache_form; for top_k also teacher.cache_top_k "
     "and distillation.temperature)",
 }
-PLAIN = ("positions", "precision", "states")  # no hashes: the values are shown
+PLAIN = ("positions", "precision", "form")  # no hashes: the values are shown
 
 
 def precision_of(config: Config) -> str:
@@ -41,14 +41,14 @@ def precision_of(config: Config) -> str:
 
 
 def top_k_of(config: Config) -> int | None:
-    """How many words the cache stores of a position, if it stores words."""
-    return config.teacher.cache_top_k if config.teacher.cache_states == "top_k" else None
+    """How many tokens the cache stores of a position, where it stores tokens."""
+    return config.teacher.cache_top_k if config.teacher.cache_form == "top_k" else None
 
 
-def _states(config: Config) -> str:
+def _form(config: Config) -> str:
     """The form, and after a comma what its contents depend on."""
-    form, words = config.teacher.cache_states, top_k_of(config)
-    return form if words is None else f"{form}, {words} at temperature {config.distillation.temperature}"
+    form, top_k = config.teacher.cache_form, top_k_of(config)
+    return form if top_k is None else f"{form}, {top_k} at temperature {config.distillation.temperature}"
 
 
 def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bool = True) -> dict[str, str]:
@@ -73,7 +73,7 @@ def cache_key(config: Config, images: Sequence[tuple[int, str]], has_student: bo
         "template": _hash(template),
         "positions": config.distillation.logit_positions,
         "precision": precision_of(config),
-        "states": _states(config),
+        "form": _form(config),
     }
     return key | ({"tokenizer": tokenizer_hash(student_folder(config.model))} if has_student else {})
 

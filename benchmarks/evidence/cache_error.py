@@ -3,8 +3,8 @@
 The evidence's trained teachers run in fp32 on the questions of the validation split. The divergence of a
 student from a teacher, and its gradient with respect to all of the student's weights, are computed from the
 teacher's hidden states as they are, in fp8 as a cache stores them, and in bf16 to compare with; the forward
-KL also from the likeliest words. Students are untrained, or have been trained for ``--steps`` steps with all
-terms.
+KL also from the most likely tokens. Students are untrained, or have been trained for ``--steps`` steps with
+all terms.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from alignkd.losses.logits import (
     log_probabilities,
     logit_loss_sums,
 )
-from alignkd.losses.top_words import TopWords, top_words
+from alignkd.losses.top_tokens import TopTokens, top_tokens
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.families.mobilevlm import MobileVLM
-from alignkd.teacher.cache_states import from_fp8, to_fp8
+from alignkd.teacher.cache_forms import from_fp8, to_fp8
 from alignkd.teacher.targets import logit_hidden
 from benchmarks import report
 from benchmarks.evidence.bench import Bench, open_bench
@@ -46,11 +46,11 @@ ROUNDINGS: dict[str, Rounding] = {
     "bf16": lambda hidden_ND: hidden_ND.bfloat16().to(hidden_ND.dtype),
     "fp8": lambda hidden_ND: from_fp8(to_fp8(hidden_ND), hidden_ND.dtype),
 }
-WORDS = {  # how many, and in which precision their log-probabilities are kept: a cache takes fp16
-    "16 words": (16, torch.float16),
-    "64 words": (64, torch.float16),
-    "64 words, bf16": (64, torch.bfloat16),
-    "64 words, fp32": (64, torch.float32),
+TOKENS = {  # how many, and in which precision their log-probabilities are kept: a cache takes fp16
+    "16 tokens": (16, torch.float16),
+    "64 tokens": (64, torch.float16),
+    "64 tokens, bf16": (64, torch.bfloat16),
+    "64 tokens, fp32": (64, torch.float32),
 }
 DIVERGENCES: tuple[Divergence, ...] = ("reverse_kl", "forward_kl")
 SIZES = Sizes(train=4000, validation=80, test=1)
@@ -82,9 +82,9 @@ def measured_term(
     batches: Sequence[Batch],
     divergence: Divergence,
     rounding: Rounding = lambda hidden_ND: hidden_ND,
-    words: str | None = None,
+    tokens: str | None = None,
 ) -> Term:
-    """With the teacher's hidden states after ``rounding``, or these of :data:`WORDS`."""
+    """With the teacher's hidden states after ``rounding``, or these of :data:`TOKENS`."""
     weights = [value for value in student.parameters() if value.requires_grad]
     gradient = torch.zeros(sum(value.numel() for value in weights), dtype=torch.float64)
     positions, whole = 0, 0.0
@@ -92,8 +92,8 @@ def measured_term(
         with torch.no_grad():
             hidden_ND = rounding(logit_hidden(batch, teacher(batch)))
         targets = LogitTargets(batch.logit_labels_N, hidden_ND, teacher.head.weight, divergence)
-        if words is not None:
-            top = _top_words(hidden_ND, teacher.head.weight, *WORDS[words])
+        if tokens is not None:
+            top = _top_tokens(hidden_ND, teacher.head.weight, *TOKENS[tokens])
             targets = LogitTargets(batch.logit_labels_N, divergence=divergence, teacher_top=top)
         ours_ND = logit_hidden(batch, student(batch))
         term = logit_loss_sums(ours_ND, student.head.weight, targets)[1]
@@ -105,8 +105,10 @@ def measured_term(
 
 
 @torch.no_grad()
-def _top_words(hidden_ND: torch.Tensor, weight_WD: torch.Tensor, count: int, dtype: torch.dtype) -> TopWords:
-    top = top_words(log_probabilities(head_logits(hidden_ND, weight_WD)), count)
+def _top_tokens(
+    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, count: int, dtype: torch.dtype
+) -> TopTokens:
+    top = top_tokens(log_probabilities(head_logits(hidden_ND, weight_WD)), count)
     return top._replace(log_probs_NR=top.log_probs_NR.to(dtype))
 
 
@@ -124,7 +126,9 @@ def compared(
         for name, rounding in ROUNDINGS.items()
     }
     if divergence == "forward_kl":
-        rounded |= {name: measured_term(student, teacher, batches, divergence, words=name) for name in WORDS}
+        rounded |= {
+            name: measured_term(student, teacher, batches, divergence, tokens=name) for name in TOKENS
+        }
     return Row(
         *names,
         divergence,
@@ -196,22 +200,27 @@ def body(rows: Sequence[Row], floors: dict[str, dict[str, float]]) -> str:
         + [f"{1 - row.cosines[name]:.1e}" for name in ROUNDINGS]
         for row in rows
     ]
-    of_words = [row for row in rows if row.errors.keys() >= WORDS.keys()]
-    words_head = ["teacher", "student", "nats/position", *(f"error, {name}" for name in WORDS)]
-    words_head += [f"1 - cosine, {name}" for name in WORDS]
-    words_lines = [
+    of_tokens = [row for row in rows if row.errors.keys() >= TOKENS.keys()]
+    tokens_head = ["teacher", "student", "nats/position", *(f"error, {name}" for name in TOKENS)]
+    tokens_head += [f"1 - cosine, {name}" for name in TOKENS]
+    tokens_lines = [
         [row.teacher, row.student, f"{row.per_position:.4f}"]
-        + [f"{row.errors[name]:+.4%}" for name in WORDS]
-        + [f"{1 - row.cosines[name]:.1e}" for name in WORDS]
-        for row in of_words
+        + [f"{row.errors[name]:+.4%}" for name in TOKENS]
+        + [f"{1 - row.cosines[name]:.1e}" for name in TOKENS]
+        for row in of_tokens
     ]
     told = [
         f"The {teacher} differs from itself in fp8 by {by_kind['reverse_kl']:.1e} (reverse KL) and "
         f"{by_kind['forward_kl']:.1e} (forward KL) nats per position."
         for teacher, by_kind in floors.items()
     ]
-    words_table = ["", "Forward KL from the likeliest words:", "", report.table(words_head, words_lines)]
-    return "\n".join([report.table(head, lines), "", *told, *(words_table if of_words else [])])
+    tokens_table = [
+        "",
+        "Forward KL from the most likely tokens:",
+        "",
+        report.table(tokens_head, tokens_lines),
+    ]
+    return "\n".join([report.table(head, lines), "", *told, *(tokens_table if of_tokens else [])])
 
 
 if __name__ == "__main__":

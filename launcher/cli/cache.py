@@ -46,9 +46,9 @@ def cache(
 ) -> None:
     """Run the teacher once and keep its hidden states on disk.
 
-    They go to teacher.cache; a run with teacher.placement = cached reads them. With teacher.cache_states =
-    fp8 a bf16 cache takes half the space, and losses differ a little; with top_k it has the teacher's
-    likeliest words instead, for forward KL. The same command resumes where it stopped.
+    They go to teacher.cache; a run with teacher.placement = cached reads them. With teacher.cache_form =
+    fp8 a bf16 cache takes half the space, and losses differ a little; with top_k it holds the teacher's
+    most likely tokens instead, for forward KL. The same command resumes where it stopped.
     """
     from alignkd.config import load_config
     from launcher.commands.cache import verify as verify_cache

@@ -137,7 +137,7 @@ def teacher_workspace(
 
 
 def target_bytes(teacher: ModelShapes, work: Workload, size: int, answer: int, *, shares_tower: bool) -> int:
-    """What is kept of one teacher forward over a window: hidden states, or cached words, of ``answer`` bytes
+    """What is kept of one teacher forward over a window: hidden states, or top-k tokens, of ``answer`` bytes
     for each position, attention block, vision tokens and, for a student that shares the tower, patches."""
     block = work.images * teacher.num_attention_heads * work.text_rows * work.vision_tokens
     vision = work.images * work.vision_tokens * teacher.hidden_size

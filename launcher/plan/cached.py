@@ -14,7 +14,7 @@ from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from launcher.plan.advice import with_placement
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
-from launcher.plan.sharding import teacher_size, words_bytes
+from launcher.plan.sharding import teacher_size, top_k_bytes
 
 COMPARED = "zero3"
 SCALE_BYTES = 4  # of a row in fp8
@@ -32,11 +32,11 @@ class CacheSize:
 
 
 def position_bytes(config: Config, width: int) -> int:
-    """What ``alignkd.teacher.cache_states`` stores for a position of a teacher of this width."""
-    if config.teacher.cache_states == "fp8":
+    """What ``alignkd.teacher.cache_forms`` stores for a position of a teacher of this width."""
+    if config.teacher.cache_form == "fp8":
         return width + SCALE_BYTES
-    if config.teacher.cache_states == "top_k":
-        return words_bytes(config)
+    if config.teacher.cache_form == "top_k":
+        return top_k_bytes(config)
     return width * teacher_size(config)
 
 
@@ -64,7 +64,7 @@ class CacheFigures:
     samples: int
     positions: int
     is_exact: bool
-    states: str  # teacher.cache_states
+    form: str  # teacher.cache_form
     bytes: int
     step_bytes: float  # read by all ranks together in an optimizer step
     read_rate: float  # bytes per second, of all ranks, in steps without any waiting
@@ -87,7 +87,7 @@ def cache_figures(plan: Plan, chip: Chip) -> CacheFigures | None:
         size.samples,
         size.positions,
         size.is_exact,
-        plan.config.teacher.cache_states,
+        plan.config.teacher.cache_form,
         size.bytes(plan),
         step_bytes,
         step_bytes / roofline(plan.config, plan.held, plan.work, plan.compute, chip).seconds,
@@ -119,7 +119,7 @@ def cache_lines(plan: Plan, chip: Chip) -> Iterator[str]:
         return
     most = "" if found.is_exact else "at most "
     why = "" if found.is_exact else "; the bound counts all tokens but the fewest that an image can have"
-    form = "" if found.states == "exact" else f" in {found.states}"
+    form = "" if found.form == "exact" else f", {found.form}"
     yield (
         f"Cache of the teacher{form}: {most}{found.bytes / 1e9:,.2f} GB for {found.samples:,} samples "
         f"({most}{found.bytes / found.samples / 1e6:,.2f} MB each{why})."

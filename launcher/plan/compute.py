@@ -50,7 +50,7 @@ def run_compute(config: Config, sizes: RunSizes, work: Workload, cluster: Cluste
         model = sizes.teacher
         theirs = work.with_images_of(model.shapes.vision_tokens)
         teacher = layer_flops(model, theirs) + projector_flops(model, theirs) + tower_flops(model, theirs)
-        teacher += 0.0 if config.teacher.words_are_cached else head_flops(model, theirs)
+        teacher += 0.0 if config.teacher.caches_top_k else head_flops(model, theirs)
     # From a rank's share of the global batch, since micro-batches of a token budget need not be full.
     times = training.global_batch_size / (cluster.ranks * work.samples)
     return Compute(teacher * times, own * times, work.tokens * times, times)

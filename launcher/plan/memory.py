@@ -86,7 +86,7 @@ def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part
         return []
     of_batch = work.supervised * answer_bytes(config, sizes.teacher.shapes.hidden_size)
     joined = of_batch * work.window if work.window > 1 else 0
-    what = "words" if config.teacher.words_are_cached else "hidden states"
+    what = "top-k tokens" if config.teacher.caches_top_k else "hidden states"
     return [
         Part(f"cached {what} of a step", of_batch * work.accumulation),
         Part(f"cached {what}, joined", joined, "teacher"),

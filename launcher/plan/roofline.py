@@ -111,7 +111,7 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
         costs += _layers("teacher's", model.shapes, theirs, bytes_each, Passes(1, 0), compiled=compiled)
         costs += _vision("teacher's", model, theirs, bytes_each, 1, 1)
         costs.append(_attention_term(model.shapes, student.shapes, theirs, work))
-    costs.append(_heads(sizes, work, trained, has_top_k=config.teacher.words_are_cached))
+    costs.append(_heads(sizes, work, trained, has_top_k=config.teacher.caches_top_k))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
 
 

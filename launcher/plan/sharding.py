@@ -40,16 +40,16 @@ def teacher_size(config: Config) -> int:
     return BYTES[config.teacher.precision or config.training.precision]
 
 
-def words_bytes(config: Config) -> int:
-    """Of a position whose likeliest words are cached: int32 numbers of words, and fp16 log-probabilities of
-    these and of all others together."""
-    words = config.teacher.cache_top_k
-    return 4 * words + 2 * (words + 1)
+def top_k_bytes(config: Config) -> int:
+    """Of a position whose top-k tokens are cached: their numbers in int32, and log-probabilities of each and
+    of all other tokens together in fp16."""
+    top_k = config.teacher.cache_top_k
+    return 4 * top_k + 2 * (top_k + 1)
 
 
 def answer_bytes(config: Config, width: int) -> int:
     """Of a position, on the device: what the logit term compares with, of a teacher of this width."""
-    return words_bytes(config) if config.teacher.words_are_cached else width * teacher_size(config)
+    return top_k_bytes(config) if config.teacher.caches_top_k else width * teacher_size(config)
 
 
 def shares_tower(config: Config, sizes: RunSizes) -> bool:

@@ -70,7 +70,7 @@ def held_sizes(config: Config, sizes: RunSizes) -> RunSizes:
     replace."""
     if config.teacher.placement != "cached" or sizes.teacher is None:
         return sizes
-    not_held = ("head.",) if config.teacher.words_are_cached else ()
+    not_held = ("head.",) if config.teacher.caches_top_k else ()
     held = {
         name: size
         for name, size in sizes.teacher.tensors.items()

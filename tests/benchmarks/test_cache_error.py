@@ -8,7 +8,7 @@ import torch
 from alignkd.models.building import BuildOptions
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.loading import load_model
-from benchmarks.evidence.cache_error import DIVERGENCES, WORDS, Row, body, compared, measured_term, of_itself
+from benchmarks.evidence.cache_error import DIVERGENCES, TOKENS, Row, body, compared, measured_term, of_itself
 from tests import tiny
 
 
@@ -38,11 +38,11 @@ def test_errors_are_relative_to_the_term_without_rounding(models: tuple[MobileVL
         doubled = measured_term(student, teacher, batches, divergence, lambda hidden_ND: 2 * hidden_ND)
         assert doubled.sum != pytest.approx(exact.sum, rel=0.02)
     assert rows[0].per_position != rows[1].per_position
-    assert WORDS.keys().isdisjoint(rows[0].errors)
-    for values in (rows[1].errors, rows[1].cosines):  # words that are left out take from the divergence
-        assert values["16 words"] < values["64 words"] < max(values["bf16"], 1.0)
-    assert -1 < rows[1].errors["64 words"] < 0
-    assert abs(rows[1].errors["64 words"] - rows[1].errors["64 words, fp32"]) < 1e-3
+    assert TOKENS.keys().isdisjoint(rows[0].errors)
+    for values in (rows[1].errors, rows[1].cosines):  # tokens that are left out take from the divergence
+        assert values["16 tokens"] < values["64 tokens"] < max(values["bf16"], 1.0)
+    assert -1 < rows[1].errors["64 tokens"] < 0
+    assert abs(rows[1].errors["64 tokens"] - rows[1].errors["64 tokens, fp32"]) < 1e-3
     floors = {"teacher": {kind: of_itself(teacher, batches, kind) for kind in DIVERGENCES}}
     assert all(0 < floor < rows[0].per_position / 10 for floor in floors["teacher"].values())
 
@@ -53,12 +53,12 @@ def test_the_table_has_a_line_for_each_student_and_divergence() -> None:
     )
     text = body([row], {"teacher": {"reverse_kl": 1e-4, "forward_kl": 2e-4}})
     assert "| teacher | untrained | reverse_kl | 1.5000 | +0.001% | -0.200% | 0.0e+00 | 1.0e-02 |" in text
-    assert "likeliest words" not in text
+    assert "most likely tokens" not in text
     assert "itself in fp8 by 1.0e-04 (reverse KL) and 2.0e-04 (forward KL) nats per position" in text
 
 
-def test_forms_of_words_have_a_table_of_their_own() -> None:
-    values = {"bf16": 1e-5, "fp8": -2e-3} | dict(zip(WORDS, (-0.25, -0.125, -0.126, -0.125), strict=True))
+def test_forms_of_tokens_have_a_table_of_their_own() -> None:
+    values = {"bf16": 1e-5, "fp8": -2e-3} | dict(zip(TOKENS, (-0.25, -0.125, -0.126, -0.125), strict=True))
     row = Row("teacher", "untrained", "forward_kl", 1.5, values, dict.fromkeys(values, 0.75))
     text = body([row], {})
     assert (

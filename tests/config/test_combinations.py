@@ -31,12 +31,12 @@ from .conftest import BASE
         ),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (
-            ["teacher.cache_states=top_k"],
-            "teacher.cache_states = top_k does not work with distillation.divergence = reverse_kl, which",
+            ["teacher.cache_form=top_k"],
+            "teacher.cache_form = top_k does not work with distillation.divergence = reverse_kl, which",
         ),
         (
-            ["teacher.cache_states=top_k", "distillation.divergence=js"],
-            "valid: distillation.divergence = forward_kl, or teacher.cache_states = exact or fp8",
+            ["teacher.cache_form=top_k", "distillation.divergence=js"],
+            "valid: distillation.divergence = forward_kl, or teacher.cache_form = exact or fp8",
         ),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
     ],
@@ -103,16 +103,16 @@ def test_an_evaluation_needs_the_data_of_what_it_measures(write, evaluation: str
     assert caught.value.problems[0].startswith(problem)
 
 
-def test_a_cache_of_words_is_for_the_forward_kl_and_nobody_asks_without_a_teacher(write) -> None:
+def test_a_cache_of_tokens_is_for_the_forward_kl_and_nobody_asks_without_a_teacher(write) -> None:
     for others in ("divergence=forward_kl", "enabled=false"):
-        overrides = ["teacher.cache_states=top_k", f"distillation.{others}"]
+        overrides = ["teacher.cache_form=top_k", f"distillation.{others}"]
         assert load_config(write(BASE), overrides).teacher.cache_top_k == 64
 
 
-@pytest.mark.parametrize("words", ["0", "-3", "1025", "16.5", "all"])
-def test_numbers_of_cached_words_that_make_no_sense_are_refused(write, words: str) -> None:
+@pytest.mark.parametrize("tokens", ["0", "-3", "1025", "16.5", "all"])
+def test_numbers_of_cached_tokens_that_make_no_sense_are_refused(write, tokens: str) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.cache_top_k"):
-        load_config(write(BASE), [f"teacher.cache_top_k={words}"])
+        load_config(write(BASE), [f"teacher.cache_top_k={tokens}"])
 
 
 def test_held_out_data_need_a_teacher_that_runs_and_a_task_does_not(write) -> None:

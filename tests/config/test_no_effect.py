@@ -20,9 +20,9 @@ from .conftest import BASE
         ),
         (["distillation.enabled=false", "distillation.top_k=3"], "distillation.top_k has no effect"),
         (["distillation.enabled=false", "teacher.placement=replicated"], "teacher.placement has no effect"),
-        (["teacher.cache_top_k=16"], "teacher.cache_top_k has no effect: only teacher.cache_states = top_k"),
+        (["teacher.cache_top_k=16"], "teacher.cache_top_k has no effect: only teacher.cache_form = top_k"),
         (["teacher.placement=replicated", "teacher.keep_head=false"], "teacher.keep_head has no effect"),
-        (["teacher.cache_states=fp8"], "teacher.cache_states has no effect"),
+        (["teacher.cache_form=fp8"], "teacher.cache_form has no effect"),
         (
             ["distillation.enabled=false", "training.adapter_learning_rate=1e-3"],
             "adapter_learning_rate has no effect",

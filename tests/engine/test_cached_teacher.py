@@ -1,5 +1,5 @@
 """An optimizer step with a cached teacher equals the step that runs the teacher, bit for bit, unless only its
-likeliest words are cached."""
+most likely tokens are cached."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def steps_with_and_without(
     ranks: RankPool, folder: Path, settings: dict[str, Any], states: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The first step of each rank with a cache, and the one that runs the teacher."""
-    settings = {**ALONE, **settings, "teacher__cache_states": states}
+    settings = {**ALONE, **settings, "teacher__cache_form": states}
     online = tiny.write_run(folder / "online", 2, teacher__placement="replicated", **settings)
     cache = cached.begin(online, folder / "cache")
     ranks.run(cached.write_on, str(cache))
@@ -78,22 +78,22 @@ def test_a_cache_in_fp8_changes_the_divergence_a_little_and_no_other_term(
         assert torch.cosine_similarity(our, their, dim=0) > 0.9999
 
 
-WORDS = {
+TOKENS = {
     "distillation__divergence": "forward_kl",
     "distillation__temperature": 2.0,
     "training__precision": "fp32",
-    "teacher__cache_states": "top_k",
+    "teacher__cache_form": "top_k",
 }
 
 
-def test_a_run_that_reads_words_is_near_the_one_that_runs_the_teacher(
+def test_a_run_that_reads_tokens_is_near_the_one_that_runs_the_teacher(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
-    """All words but one: then the rest is that word, and what differs is how log-probabilities are rounded.
-    The teacher's forward serves two micro-batches, whose words are joined and split."""
+    """All tokens but one: then the rest is that token, and what differs is how log-probabilities are rounded.
+    The teacher's forward serves two micro-batches, whose tokens are joined and split."""
     vocabulary = read_model_config(tiny.TEACHER).vocab_size
     settings: dict[str, Any] = {
-        **WORDS,
+        **TOKENS,
         "teacher__cache_top_k": vocabulary - 1,
         "training__max_steps": 3,
         "training__micro_batch_size": 1,
@@ -112,10 +112,10 @@ def test_a_run_that_reads_words_is_near_the_one_that_runs_the_teacher(
     assert theirs[0]["forward_kl"] > 0.01
 
 
-def test_with_fewer_words_the_divergence_is_smaller_and_nothing_else_differs(
+def test_with_fewer_tokens_the_divergence_is_smaller_and_nothing_else_differs(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
-    settings = WORDS | {"teacher__cache_top_k": 16}
+    settings = TOKENS | {"teacher__cache_top_k": 16}
     for ours, theirs in steps_with_and_without(two_ranks, tmp_path, settings, "top_k"):
         divergence = TERMS.index("divergence")
         for term, (mine, expected) in enumerate(zip(ours["sums"], theirs["sums"], strict=True)):

@@ -52,14 +52,14 @@ def test_a_checkpoint_without_a_balance_has_fixed_weights() -> None:
     assert config_drift(CONFIG, now, {"distillation.balance": "learned"}) == []
 
 
-def test_where_the_cache_is_may_change_but_not_how_it_stores_hidden_states() -> None:
-    now = CONFIG | {"teacher": {"placement": "cached", "cache": "/c", "cache_states": "exact"}}
+def test_where_the_cache_is_may_change_but_not_its_form() -> None:
+    now = CONFIG | {"teacher": {"placement": "cached", "cache": "/c", "cache_form": "exact"}}
     assert config_drift(CONFIG, now, {}) == []  # a checkpoint of an older version
-    now["teacher"]["cache_states"] = "fp8"
+    now["teacher"]["cache_form"] = "fp8"
     assert config_drift(CONFIG, now, {}) == [
-        "teacher.cache_states: the checkpoint has 'exact', the run has 'fp8'"
+        "teacher.cache_form: the checkpoint has 'exact', the run has 'fp8'"
     ]
-    now["teacher"] |= {"cache_states": "exact", "cache_top_k": 64}
+    now["teacher"] |= {"cache_form": "exact", "cache_top_k": 64}
     assert config_drift(CONFIG, now, {}) == []
     now["teacher"]["cache_top_k"] = 16
     assert config_drift(CONFIG, now, {}) == ["teacher.cache_top_k: the checkpoint has 64, the run has 16"]

@@ -13,8 +13,8 @@ import torch
 
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.errors import CheckpointError
-from alignkd.teacher.cache_shards import CachedStates, write_shard
-from alignkd.teacher.cache_states import FORMS, from_fp8, to_fp8
+from alignkd.teacher.cache_forms import FORMS, from_fp8, to_fp8
+from alignkd.teacher.cache_shards import CachedAnswers, write_shard
 from alignkd.teacher.cache_top_k import TeacherHead
 from alignkd.teacher_cache.folder import CachePaths, Identity, hash_problem, read_record
 from tests import tiny
@@ -30,59 +30,57 @@ def hidden_of(sample: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(POSITIONS[sample], WIDTH, generator=torch.Generator().manual_seed(sample)).to(dtype)
 
 
-def new_cache(folder: Path, precision: str = "bf16", states: str = "exact") -> CachedStates:
+def new_cache(folder: Path, precision: str = "bf16", form: str = "exact") -> CachedAnswers:
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     CachePaths(folder).shards.mkdir(parents=True)
     for shard in (0, 1):
         samples = (2 * shard, 2 * shard + 1)
-        answers = [FORMS[states].encode(hidden_of(sample, dtype), HEAD) for sample in samples]
+        answers = [FORMS[form].encode(hidden_of(sample, dtype), HEAD) for sample in samples]
         write_shard(folder, shard, samples[0], answers)
-    width = HEAD.words if states == "top_k" else WIDTH
-    return CachedStates(folder, Identity({"precision": precision, "states": states}, (), "", width, 4, 2, ""))
+    width = HEAD.top_k if form == "top_k" else WIDTH
+    return CachedAnswers(folder, Identity({"precision": precision, "form": form}, (), "", width, 4, 2, ""))
 
 
-def filled(cache: CachedStates, samples: Sequence[int], positions: int) -> Batch:
+def filled(cache: CachedAnswers, samples: Sequence[int], positions: int) -> Batch:
     """A batch of ``samples`` with so many logit positions."""
     return cache(replace(tiny.batch_of(), counts=TermCounts(logits=positions)), samples)
 
 
-def read(cache: CachedStates, samples: Sequence[int], positions: int) -> torch.Tensor:
+def read(cache: CachedAnswers, samples: Sequence[int], positions: int) -> torch.Tensor:
     hidden_ND = filled(cache, samples, positions).teacher_hidden_ND
     assert hidden_ND is not None
     return hidden_ND
 
 
-@pytest.mark.parametrize("states", ["exact", "fp8"])
+@pytest.mark.parametrize("form", ["exact", "fp8"])
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_samples_come_in_the_order_asked_for_and_in_the_teachers_precision(
-    tmp_path: Path, precision: str, dtype: torch.dtype, states: str
+    tmp_path: Path, precision: str, dtype: torch.dtype, form: str
 ) -> None:
-    cache = pickle.loads(
-        pickle.dumps(new_cache(tmp_path / "cache", precision, states))
-    )  # as a worker gets it
+    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", precision, form)))  # as a worker gets it
     for samples in ([3, 0], [1], [], [2, 3, 0, 1]):
         found = read(cache, samples, sum(POSITIONS[sample] for sample in samples))
         expected = [hidden_of(sample, dtype) for sample in samples]
-        if states == "fp8":
+        if form == "fp8":
             expected = [from_fp8(to_fp8(hidden), dtype) for hidden in expected]
         assert found.dtype == dtype
         assert found.shape == (sum(map(len, expected)), WIDTH)
         assert found.equal(torch.cat([found[:0], *expected]))
 
 
-def test_the_likeliest_words_come_in_the_order_of_the_samples_asked_for(tmp_path: Path) -> None:
-    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", states="top_k")))
+def test_the_most_likely_tokens_come_in_the_order_of_the_samples_asked_for(tmp_path: Path) -> None:
+    cache = pickle.loads(pickle.dumps(new_cache(tmp_path / "cache", form="top_k")))
     for samples in ([3, 0], [1], [2, 3, 0, 1]):
         batch = filled(cache, samples, sum(POSITIONS[sample] for sample in samples))
         hidden_ND = torch.cat([hidden_of(sample, torch.bfloat16) for sample in samples])
         logits_NW = (hidden_ND @ HEAD.weight_WD.to(torch.bfloat16).T).float() / HEAD.temperature
         p_NW = logits_NW.softmax(-1)
         assert batch.teacher_hidden_ND is None
-        assert batch.teacher_words_NK is not None
+        assert batch.teacher_tokens_NK is not None
         assert batch.teacher_log_probs_NR is not None
-        assert batch.teacher_words_NK.dtype == torch.int32
-        assert batch.teacher_words_NK.shape == (len(hidden_ND), 3)
-        kept_NK = p_NW.gather(1, batch.teacher_words_NK.long())
+        assert batch.teacher_tokens_NK.dtype == torch.int32
+        assert batch.teacher_tokens_NK.shape == (len(hidden_ND), 3)
+        kept_NK = p_NW.gather(1, batch.teacher_tokens_NK.long())
         assert kept_NK.equal(p_NW.sort(dim=-1, descending=True).values[:, :3])
         expected_NR = torch.cat([kept_NK, 1 - kept_NK.sum(dim=-1, keepdim=True)], dim=-1).log()
         assert batch.teacher_log_probs_NR.dtype == torch.float16
@@ -109,11 +107,11 @@ def swap(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "row_bytes"), [("exact", 2 * WIDTH), ("fp8", WIDTH + 4), ("top_k", 3 * 4 + 4 * 2)]
+    ("form", "row_bytes"), [("exact", 2 * WIDTH), ("fp8", WIDTH + 4), ("top_k", 3 * 4 + 4 * 2)]
 )
-def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, states: str, row_bytes: int) -> None:
+def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, form: str, row_bytes: int) -> None:
     cache = tmp_path / "cache"
-    identity = new_cache(cache, states=states)._identity
+    identity = new_cache(cache, form=form)._identity
     size = CachePaths(cache).shard(1).stat().st_size
     header = 8 + int.from_bytes(CachePaths(cache).shard(1).read_bytes()[:8], "little")
     record = read_record(cache, 1)
@@ -125,7 +123,7 @@ def test_every_flipped_bit_of_the_data_is_found(tmp_path: Path, states: str, row
         shutil.copytree(cache, damaged)
         flip(place)(damaged)
         with pytest.raises(CheckpointError):  # offsets and checksums are data, too
-            filled(CachedStates(damaged, identity), [2, 3], 6)
+            filled(CachedAnswers(damaged, identity), [2, 3], 6)
         assert "has another sha256" in str(hash_problem(damaged, 1, record))
         shutil.rmtree(damaged)
 

@@ -32,7 +32,7 @@ from alignkd.models.loading import fingerprint, load_model
 from alignkd.run_folder.paths import RunPaths
 from alignkd.run_folder.patience import Patience
 from alignkd.teacher import cache_writer
-from alignkd.teacher.cache_states import to_fp8
+from alignkd.teacher.cache_forms import to_fp8
 from alignkd.teacher.cache_writer import _finish
 from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from tests import cached, tiny
@@ -65,11 +65,11 @@ def killed(run: Path) -> dict[str, tuple[Path, int]]:
     """Caches whose writing was killed again and again and then not, and the shards that there were before the
     last start. One program writes them, since its imports take most of the time."""
     draw = random.Random(3)
-    kills = {"exact": [draw.randint(1, 11) for _ in range(KILLS)], "fp8": [17, 6, 10], "words": [9, 11]}
+    kills = {"exact": [draw.randint(1, 11) for _ in range(KILLS)], "fp8": [17, 6, 10], "tokens": [9, 11]}
     folders = {
         "exact": cached.begin(run, run.parent / "killed"),
         "fp8": begin_fp8(run, "fp8-killed"),
-        "words": begin_words(run, "words-killed"),
+        "tokens": begin_tokens(run, "tokens-killed"),
     }
     arguments = [text for name in kills for text in (str(folders[name]), ",".join(map(str, kills[name])))]
     done = subprocess.run(
@@ -104,7 +104,7 @@ def test_a_cache_that_was_killed_ten_times_is_the_one_that_nobody_killed(
 
 def begin_fp8(run: Path, name: str) -> Path:
     folder = cached.begin(run, run.parent / name)
-    cached.change_config(folder, teacher={"cache_states": "fp8"})
+    cached.change_config(folder, teacher={"cache_form": "fp8"})
     return folder
 
 
@@ -127,44 +127,44 @@ def test_a_cache_in_fp8_has_the_rounded_states_of_the_exact_one_whether_it_was_k
 
 
 @pytest.fixture(scope="module")
-def words(run: Path, one_rank: RankPool) -> Path:
-    """A cache of the 16 likeliest words at temperature 2."""
-    folder = begin_words(run, "words")
+def tokens(run: Path, one_rank: RankPool) -> Path:
+    """A cache of the 16 most likely tokens at temperature 2."""
+    folder = begin_tokens(run, "tokens")
     one_rank.run(cached.write_on, str(folder))
     return folder
 
 
-def begin_words(run: Path, name: str) -> Path:
+def begin_tokens(run: Path, name: str) -> Path:
     folder = cached.begin(run, run.parent / name)
     distillation = {"divergence": "forward_kl", "temperature": 2.0}
     cached.change_config(
-        folder, teacher={"cache_states": "top_k", "cache_top_k": 16}, distillation=distillation
+        folder, teacher={"cache_form": "top_k", "cache_top_k": 16}, distillation=distillation
     )
     return folder
 
 
-def test_a_cache_of_words_that_was_killed_is_the_one_that_nobody_killed(
-    words: Path, killed: dict[str, tuple[Path, int]]
+def test_a_cache_of_tokens_that_was_killed_is_the_one_that_nobody_killed(
+    tokens: Path, killed: dict[str, tuple[Path, int]]
 ) -> None:
-    folder, records = killed["words"]
+    folder, records = killed["tokens"]
     assert 0 < records < 16
-    assert cached.contents(folder) == cached.contents(words)
+    assert cached.contents(folder) == cached.contents(tokens)
 
 
-def test_a_cache_of_words_holds_those_of_the_hidden_states(cache: Path, words: Path) -> None:
+def test_a_cache_of_tokens_holds_those_of_the_hidden_states(cache: Path, tokens: Path) -> None:
     head = load_model(tiny.TEACHER, BuildOptions(torch.float32)).head.weight.detach()
     for number in range(16):
-        of_hidden, of_words = (load_file(CachePaths(folder).shard(number)) for folder in (cache, words))
-        assert of_words["offsets"].equal(of_hidden["offsets"])
+        of_hidden, of_tokens = (load_file(CachePaths(folder).shard(number)) for folder in (cache, tokens))
+        assert of_tokens["offsets"].equal(of_hidden["offsets"])
         p = (of_hidden["hidden"] @ head.T / 2.0).softmax(-1)
-        likeliest = p.sort(dim=-1, descending=True).values[:, :16]
-        torch.testing.assert_close(p.gather(1, of_words["words"].long()), likeliest)
-        rest = 1 - likeliest.sum(dim=-1, keepdim=True)
-        expected = torch.cat([likeliest, rest], dim=-1).log()
-        torch.testing.assert_close(of_words["log_probs"].float(), expected, rtol=2**-11, atol=1e-4)
-    identity = read_manifest(words).identity
+        most_likely = p.sort(dim=-1, descending=True).values[:, :16]
+        torch.testing.assert_close(p.gather(1, of_tokens["tokens"].long()), most_likely)
+        rest = 1 - most_likely.sum(dim=-1, keepdim=True)
+        expected = torch.cat([most_likely, rest], dim=-1).log()
+        torch.testing.assert_close(of_tokens["log_probs"].float(), expected, rtol=2**-11, atol=1e-4)
+    identity = read_manifest(tokens).identity
     assert (identity.form, identity.width) == ("top_k", 16)
-    assert of_words["words"].shape == (read_manifest(words).shards[15].positions, 16)
+    assert of_tokens["tokens"].shape == (read_manifest(tokens).shards[15].positions, 16)
 
 
 def test_shards_hold_the_normed_hidden_states_in_the_order_of_the_samples(run: Path, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""A teacher whose likeliest words are cached has no head, and its targets are what the batch brings."""
+"""A teacher whose most likely tokens are cached has no head, and its targets are what the batch brings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests import tiny
 FP32 = BuildOptions(torch.float32)
 
 
-def test_targets_are_the_words_of_each_micro_batch_and_the_other_terms_of_the_whole_teacher() -> None:
+def test_targets_are_the_tokens_of_each_micro_batch_and_the_other_terms_of_the_whole_teacher() -> None:
     batches = []
     for number, name in enumerate(("v1", "text", "rounds")):
         batch = tiny.batch_of(name)
-        words_NK = torch.arange(3 * batch.counts.logits, dtype=torch.int32).reshape(-1, 3) + 100 * number
+        tokens_NK = torch.arange(3 * batch.counts.logits, dtype=torch.int32).reshape(-1, 3) + 100 * number
         batches.append(
             replace(
-                batch, teacher_words_NK=words_NK, teacher_log_probs_NR=torch.randn(len(words_NK), 4).half()
+                batch, teacher_tokens_NK=tokens_NK, teacher_log_probs_NR=torch.randn(len(tokens_NK), 4).half()
             )
         )
     teacher = CachedTeacher(str(tiny.TEACHER), 16, FP32, "weights", has_head=False)
@@ -35,7 +35,7 @@ def test_targets_are_the_words_of_each_micro_batch_and_the_other_terms_of_the_wh
     for batch, targets in zip(batches, targets_ahead(teacher, batches, None, nullcontext()), strict=True):
         expected = whole(batch)
         assert targets.top is not None
-        assert targets.top.words_NK.equal(batch.teacher_words_NK)
+        assert targets.top.tokens_NK.equal(batch.teacher_tokens_NK)
         assert targets.top.log_probs_NR.equal(batch.teacher_log_probs_NR)
         assert len(targets.hidden_ND) == 0
         torch.testing.assert_close(targets.block_IHMV, expected.block_IHMV)

@@ -95,7 +95,7 @@ CHANGES: list[tuple[str, Callable[[Path], None] | None, list[str]]] = [
     ("positions", None, ["distillation.logit_positions=all_text"]),
     ("precision", None, ["training.precision=fp32"]),
     ("precision", None, ["teacher.precision=fp16"]),
-    ("states", None, ["teacher.cache_states=fp8"]),
+    ("form", None, ["teacher.cache_form=fp8"]),
 ]
 
 
@@ -118,25 +118,25 @@ def test_a_stale_cache_is_refused_naming_what_has_changed(
     [
         (["distillation.temperature=2"], "top_k, 64 at temperature 2.0"),
         (["teacher.cache_top_k=16"], "top_k, 16 at temperature 1.0"),
-        (["teacher.cache_states=exact"], "exact"),
+        (["teacher.cache_form=exact"], "exact"),
     ],
 )
-def test_a_cache_of_words_is_stale_with_another_temperature_or_number_of_words(
+def test_a_cache_of_tokens_is_stale_with_another_temperature_or_number_of_tokens(
     config_file: Path, tmp_path: Path, overrides: list[str], wanted: str
 ) -> None:
-    of_words = [
-        "teacher.cache_states=top_k",
+    of_tokens = [
+        "teacher.cache_form=top_k",
         "distillation.divergence=forward_kl",
-        f"teacher.cache={tmp_path / 'words'}",
+        f"teacher.cache={tmp_path / 'tokens'}",
     ]
-    identity = write_cache(load_config(config_file, of_words)).identity
-    assert checked_manifest(load_config(config_file, of_words)).identity == identity
+    identity = write_cache(load_config(config_file, of_tokens)).identity
+    assert checked_manifest(load_config(config_file, of_tokens)).identity == identity
     assert identity.form == "top_k"
     with pytest.raises(UserError) as caught:
-        checked_manifest(load_config(config_file, of_words + overrides))
+        checked_manifest(load_config(config_file, of_tokens + overrides))
     line = str(caught.value).splitlines()[1]
     cached = "top_k, 64 at temperature 1.0 in the cache"
-    assert line == f"  states: {MEANINGS['states']}: {cached}, {wanted} in the run"
+    assert line == f"  form: {MEANINGS['form']}: {cached}, {wanted} in the run"
 
 
 def test_every_part_of_the_key_has_a_change_that_shows() -> None:

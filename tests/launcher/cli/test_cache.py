@@ -65,7 +65,7 @@ def alignkd(config_file: Path, *words: object, folder: Path | None = None) -> Re
     return CliRunner().invoke(app, ["cache", str(config_file), *where, *map(str, words)])
 
 
-WORDS = ("--set", "teacher.cache_states=top_k", "--set", "distillation.divergence=forward_kl")
+TOP_K = ("--set", "teacher.cache_form=top_k", "--set", "distillation.divergence=forward_kl")
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ WORDS = ("--set", "teacher.cache_states=top_k", "--set", "distillation.divergenc
         (("--verify",), "this cache of the teacher does not exist"),
         (("--set", "distillation.enabled=false"), "there is no teacher to cache"),
         (
-            ("--set", "teacher.cache_states=fp4"),
-            "teacher.cache_states = fp4: not valid; valid: one of exact, fp8, top_k",
+            ("--set", "teacher.cache_form=fp4"),
+            "teacher.cache_form = fp4: not valid; valid: one of exact, fp8, top_k",
         ),
         (("--set", "data.sources.0.file=none.json"), "none.json"),
-        (("--set", "teacher.cache_states=top_k"), "does not work with distillation.divergence = reverse_kl"),
+        (("--set", "teacher.cache_form=top_k"), "does not work with distillation.divergence = reverse_kl"),
         (
-            (*WORDS, "--set", "teacher.cache_top_k=1000"),
-            "the teacher's vocabulary has 600 words; valid: fewer",
+            (*TOP_K, "--set", "teacher.cache_top_k=1000"),
+            "the teacher's vocabulary has 600 tokens; valid: fewer",
         ),
     ],
 )
@@ -162,10 +162,10 @@ def test_a_cache_of_something_else_is_refused(config_file: Path, finished: Path,
 def test_a_cache_in_another_form_is_refused_with_both_forms(
     config_file: Path, finished: Path, started: list[int]
 ) -> None:
-    done = alignkd(config_file, "--set", "teacher.cache_states=fp8", folder=finished)
+    done = alignkd(config_file, "--set", "teacher.cache_form=fp8", folder=finished)
     assert done.exit_code == 2
     told = " ".join(done.stderr.split())
-    assert "the form of the teacher's answers (teacher.cache_states; for top_k also" in told
+    assert "the form of the teacher's answers (teacher.cache_form; for top_k also" in told
     assert "exact in the cache, fp8 in the run" in told
     assert started == []
 

@@ -15,7 +15,7 @@ from alignkd.models.configuration import read_model_config
 from alignkd.models.encoding import student_encoder
 from alignkd.models.families.mobilevlm_parts import MobileVLMParts
 from alignkd.run_folder.atomic_files import write_json
-from alignkd.teacher.cache_states import to_fp8
+from alignkd.teacher.cache_forms import to_fp8
 from alignkd.teacher.cache_top_k import TeacherHead, to_top_k
 from alignkd.teacher_cache.folder import CachePaths, Identity, Manifest, Shard
 from launcher.plan.advice import advise
@@ -78,7 +78,7 @@ def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config,
     assert found["saved_share"] == pytest.approx(share, abs=0.006)
     assert found["saved_memory"] == other.needed - plan.needed
     assert found["saved_received"] == other.received - plan.received
-    assert found["states"] == "exact"
+    assert found["form"] == "exact"
     assert plan_as_dict(other, None, None, CHIPS["h100"])["cache"] is None
 
 
@@ -88,37 +88,37 @@ def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
 ) -> None:
     identity = Identity({}, (), "", 4096, samples=10, shard_samples=10, entries="")
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
-    run = cached(make_config(f"teacher.precision={precision}", "teacher.cache_states=fp8"), tmp_path)
+    run = cached(make_config(f"teacher.precision={precision}", "teacher.cache_form=fp8"), tmp_path)
     plan = make_plan(run, Cluster(1, 1))
     found = plan_as_dict(plan, None, None, CHIPS["h100"])["cache"]
     stored = to_fp8(torch.randn(300, read_model_config(TEACHER).hidden_size))
     assert found["bytes"] == sum(tensor.nbytes for tensor in stored.values())
-    assert found["states"] == "fp8"
-    assert lines_of(plan)[0].startswith("Cache of the teacher in fp8: ")
+    assert found["form"] == "fp8"
+    assert lines_of(plan)[0].startswith("Cache of the teacher, fp8: ")
 
 
-def test_cached_words_take_six_bytes_each_and_two_for_the_rest_and_spare_the_head(
+def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_head(
     make_config, tmp_path: Path
 ) -> None:
     identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
-    words = ("teacher.cache_states=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
+    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
     exact, run = (
-        make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)) for settings in ((), words)
+        make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)) for settings in ((), top_k)
     )
     found = plan_as_dict(run, None, None, CHIPS["h100"])["cache"]
     shapes = read_model_config(TEACHER)
     head = TeacherHead(torch.randn(shapes.vocab_size, 8), 16, 1.0)
     stored = sum(tensor.nbytes for tensor in to_top_k(torch.randn(300, 8), head).values())
     assert found["bytes"] == stored == 300 * (16 * 6 + 2)
-    assert lines_of(run)[0].startswith("Cache of the teacher in top_k: ")
+    assert lines_of(run)[0].startswith("Cache of the teacher, top_k: ")
     with torch.device("meta"):
         parts = MobileVLMParts(shapes, has_head=False)
     assert run.held.teacher is not None
     assert run.held.teacher.tensors == {name: value.numel() for name, value in parts.named_parameters()}
     less = 2.0 * run.work.supervised * shapes.vocab_size * shapes.hidden_size * run.compute.micro_batches
     assert exact.compute.teacher_flops - run.compute.teacher_flops == pytest.approx(less)
-    of_step = {part.name: part.bytes for part in run.memory.parts}["cached words of a step"]
+    of_step = {part.name: part.bytes for part in run.memory.parts}["cached top-k tokens of a step"]
     assert of_step == run.work.accumulation * run.work.supervised * (16 * 6 + 2)
     of_targets = (
         {part.name: part.bytes for part in plan.memory.parts}["teacher's targets"] for plan in (exact, run)
@@ -132,7 +132,7 @@ def test_the_roofline_of_top_k_has_no_head_of_the_teacher_and_its_read_rate_is_o
 ) -> None:
     identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
-    top_k = ("teacher.cache_states=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
+    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
     exact, run = (
         plan_as_dict(
             make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)), None, None, CHIPS["h100"]

@@ -17,7 +17,7 @@ from alignkd.config.schema import Config, LoraSection
 from alignkd.losses.attention import BlockLayout, fused_attention_loss, text_vision_block
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets
-from alignkd.losses.top_words import TopWords
+from alignkd.losses.top_tokens import TopTokens
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.lora import add_lora
@@ -140,7 +140,7 @@ def test_bytes_of_the_heads_are_those_of_the_fused_losses(told: str) -> None:
         states, head = empty(positions, 512), empty(vocabulary, 512)
         targets = dataclasses.replace(targets, teacher_hidden_ND=states, teacher_weight_WD=head)
     if told == "top_k":
-        top = TopWords(empty(positions, cached + 1), empty(positions, cached).int())
+        top = TopTokens(empty(positions, cached + 1), empty(positions, cached).int())
         targets = dataclasses.replace(targets, teacher_top=top, divergence="forward_kl")
     with MovedBytes() as moved:
         fused_logit_losses(hidden, weight, targets=targets, scales=(1.0, 1.0)).loss.backward()

@@ -1,7 +1,8 @@
-"""The forms in which a cache stores the teacher's answers (``teacher.cache_states``): which tensors a shard
+"""The forms in which a cache stores the teacher's answers (``teacher.cache_form``): which tensors a shard
 has, what is written into them, and what a batch gets from them.
 
-Shapes: n positions of one sample, N of a batch, D the teacher's width, K the words that ``top_k`` stores.
+Shapes: n positions of one sample, N of a batch, D the teacher's width, K the number of
+tokens that ``top_k`` stores.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def _fill_fp8(batch: Batch, stored: Tensors, dtype: torch.dtype) -> Batch:
     return replace(batch, teacher_hidden_ND=from_fp8(stored, dtype))
 
 
-def _empty_top_k(words: int, _dtype: torch.dtype) -> Tensors:
-    return empty_top_k(words)
+def _empty_top_k(top_k: int, _dtype: torch.dtype) -> Tensors:
+    return empty_top_k(top_k)
 
 
 def _fill_top_k(batch: Batch, stored: Tensors, _dtype: torch.dtype) -> Batch:

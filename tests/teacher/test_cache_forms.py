@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignkd.teacher.cache_states import FORMS, FP8, from_fp8, to_fp8
+from alignkd.teacher.cache_forms import FORMS, FP8, from_fp8, to_fp8
 from alignkd.teacher.cache_top_k import TeacherHead
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -79,7 +79,7 @@ def test_a_row_with_a_number_that_is_not_finite_comes_back_as_nan_and_other_rows
 @pytest.mark.parametrize("dtype", TYPES)
 def test_what_a_form_writes_of_no_position_is_like_its_empty_tensors(name: str, dtype: torch.dtype) -> None:
     form = FORMS[name]
-    head = TeacherHead(torch.zeros(100, WIDTH, dtype=dtype), words=WIDTH, temperature=1.0)
+    head = TeacherHead(torch.zeros(100, WIDTH, dtype=dtype), top_k=WIDTH, temperature=1.0)
     written, empty = form.encode(torch.empty(0, WIDTH, dtype=dtype), head), form.empty(WIDTH, dtype)
     assert list(written) == list(empty)
     for tensor, expected in zip(written.values(), empty.values(), strict=True):

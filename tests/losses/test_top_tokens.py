@@ -1,4 +1,4 @@
-"""The forward KL to a teacher of whom only the likeliest words are known."""
+"""Forward KL from the teacher's most likely tokens plus the probability of the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from alignkd.losses import fused_logits
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import IGNORE_INDEX, LogitTargets, plain_logit_losses
-from alignkd.losses.top_words import TopWords, completed, top_words
+from alignkd.losses.top_tokens import TopTokens, completed, top_tokens
 from alignkd.models.families.interface import LanguageModelHead
 from benchmarks.measure import LiveBytes
 from tests.losses.distributions import dense, problem
@@ -21,8 +21,8 @@ VOCABULARY = 11
 FORMS = (fused_logit_losses, plain_logit_losses)
 
 
-def top_of(parts: tuple[torch.Tensor, ...], count: int, temperature: float = 1.0) -> TopWords:
-    return top_words((parts[3] @ parts[4].T / temperature).log_softmax(-1), count)
+def top_of(parts: tuple[torch.Tensor, ...], count: int, temperature: float = 1.0) -> TopTokens:
+    return top_tokens((parts[3] @ parts[4].T / temperature).log_softmax(-1), count)
 
 
 def bucketed(parts: tuple[torch.Tensor, ...], count: int, temperature: float) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_outcomes_written_out(
             assert torch.allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_more_words_bring_it_up_to_the_whole_forward_kl() -> None:
+def test_more_tokens_bring_it_up_to_the_whole_forward_kl() -> None:
     """The data-processing inequality, at every position; equal with the whole vocabulary."""
     parts = problem(positions=1, vocabulary=VOCABULARY)
     for temperature in (1.0, 2.0):
@@ -81,7 +81,7 @@ def test_more_words_bring_it_up_to_the_whole_forward_kl() -> None:
             found.append(fused_logit_losses(*parts[:2], targets=targets, scales=(0.0, 1.0)).sums[1].item())
         assert found == sorted(found)
         assert 0 < found[0] < 0.9 * whole
-        assert found[-2:] == [pytest.approx(whole, rel=1e-12)] * 2, "a rest of one word is that word"
+        assert found[-2:] == [pytest.approx(whole, rel=1e-12)] * 2, "a rest of one token is that token"
 
 
 def test_capped_logits_of_the_student_count() -> None:
@@ -104,12 +104,12 @@ def test_capped_logits_of_the_student_count() -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rest", [-torch.inf, -200.0, -20.0])
 def test_a_rest_of_almost_nothing_is_finite_whatever_the_student_does(form: Any, rest: float) -> None:
-    """The student puts almost all into the rest, which costs it the words' log-probabilities, and almost
+    """The student puts almost all into the rest, which costs it the tokens' log-probabilities, and almost
     nothing, which costs nothing."""
-    top = TopWords(torch.tensor([[-0.5, -0.9327521, rest]]), torch.tensor([[3, 1]], dtype=torch.int32))
-    for words_logit in (-60.0, 0.0, 60.0):
+    top = TopTokens(torch.tensor([[-0.5, -0.9327521, rest]]), torch.tensor([[3, 1]], dtype=torch.int32))
+    for tokens_logit in (-60.0, 0.0, 60.0):
         scores = torch.zeros(1, 6)
-        scores[0, [1, 3]] = words_logit
+        scores[0, [1, 3]] = tokens_logit
         weight = torch.eye(6).requires_grad_()
         hidden = scores.requires_grad_()
         targets = LogitTargets(torch.tensor([IGNORE_INDEX]), divergence="forward_kl", teacher_top=top)
@@ -131,24 +131,24 @@ def test_probabilities_that_were_rounded_sum_up_to_1() -> None:
     negative."""
     parts = problem(positions=50, vocabulary=40)
     top = top_of(parts, 8)
-    rounded = TopWords(top.log_probs_NR.half(), top.words_NK)
+    rounded = TopTokens(top.log_probs_NR.half(), top.tokens_NK)
     log_student = (parts[0] @ parts[1].T).float().log_softmax(-1).detach()
     assert not torch.allclose(rounded.log_probs_NR.float().exp().sum(-1), torch.ones(50), atol=1e-5)
     assert torch.allclose(completed(rounded, log_student, 1.0).exp().sum(-1), torch.ones(50), atol=1e-6)
 
 
-def test_the_likeliest_words_come_first_and_the_rest_is_exact() -> None:
+def test_the_most_likely_tokens_come_first_and_the_rest_is_exact() -> None:
     log_probs = torch.tensor([[0.1, 0.4, 1e-12, 0.2, 0.3 - 1e-12]], dtype=torch.float64).log()
-    top = top_words(log_probs, 4)
-    assert top.words_NK.tolist() == [[1, 4, 3, 0]]
-    assert top.words_NK.dtype == torch.int32
+    top = top_tokens(log_probs, 4)
+    assert top.tokens_NK.tolist() == [[1, 4, 3, 0]]
+    assert top.tokens_NK.dtype == torch.int32
     assert top.log_probs_NR.exp().tolist() == [pytest.approx([0.4, 0.3, 0.2, 0.1, 1e-12], rel=1e-9)]
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "js"])
 def test_other_divergences_are_refused(kind: Any) -> None:
     parts = problem()
-    with pytest.raises(AssertionError, match="others need all words"):
+    with pytest.raises(AssertionError, match="others need all tokens"):
         LogitTargets(parts[2], divergence=kind, teacher_top=top_of(parts, 2))
 
 
