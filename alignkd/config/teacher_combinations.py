@@ -24,7 +24,12 @@ def cache_problems(distillation: DistillationSection, teacher: TeacherSection) -
 
 
 def top_k_problems(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
-    """Wherever the teacher is: `alignkd cache` must write no cache that its training would refuse."""
+    """Of a run that reads such a cache; with other placements the form has no effect."""
+    return divergence_problems(distillation, teacher) if teacher.caches_top_k else []
+
+
+def divergence_problems(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
+    """Of a cache in this form, wherever the teacher is: `alignkd cache` asks, lest no run can read it."""
     divergence = distillation.divergence
     if not distillation.enabled or teacher.cache_form != "top_k" or divergence == "forward_kl":
         return []

@@ -25,7 +25,7 @@ Scales = tuple[float, float]  # factors of the cross-entropy sum and of the dive
 @dataclass(frozen=True)
 class LogitTargets:
     """What the student's logits are compared with: the teacher's hidden states and head, or its most
-    likely tokens, for the forward KL only. Without a teacher the divergence is zero."""
+    likely tokens, for the forward KL only (ValueError). Without a teacher the divergence is zero."""
 
     labels_N: torch.Tensor  # int64, IGNORE_INDEX where only the divergence applies
     teacher_hidden_ND: torch.Tensor | None = None
@@ -36,7 +36,8 @@ class LogitTargets:
     teacher_top: TopTokens | None = None  # at ``temperature``; hidden states and head are then not looked at
 
     def __post_init__(self) -> None:
-        assert self.teacher_top is None or self.divergence == "forward_kl", "others need all tokens"
+        if self.teacher_top is not None and self.divergence != "forward_kl":
+            raise ValueError(f"teacher_top is for divergence = forward_kl only, not for {self.divergence}")
 
     def at(self, positions: slice) -> LogitTargets:
         """The targets of some of the positions."""

@@ -23,7 +23,7 @@ MAY_CHANGE = (
     "tracking.",
     "data.workers",
     "model.",
-    "teacher.placement",
+    "teacher.placement",  # but the form of a cache counts only where one is read
     "teacher.cache",
     "teacher.lookahead",
     "teacher.keep_head",
@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "training.rendezvous_seconds",
 )
 STAGE = "student.zero_stage"
+PLACEMENT, FORM, TOP_K = "teacher.placement", "teacher.cache_form", "teacher.cache_top_k"
 IMAGES = "data.images"  # no key of the configuration: accepts images of other sizes
 PATHS = ("file", "image_folder")
 ANY: Any = object()
@@ -45,8 +46,8 @@ ANY: Any = object()
 ADDED: dict[str, Any] = {
     "distillation.balance": "fixed",
     "distillation.balance_every": 100,
-    "teacher.cache_form": "exact",
-    "teacher.cache_top_k": 64,
+    FORM: "exact",
+    TOP_K: 64,
 }
 NEWER = ("image_options",)  # older checkpoints do not have these keys of a source, which says what empty says
 
@@ -103,6 +104,7 @@ def config_drift(
         and not _may_change(key)
         and not (key in allowed and (allowed[key] is ANY or allowed[key] == after.get(key)))
         and not (key == STAGE and {before.get(key), after.get(key)} == {1, 2})
+        and not (key == TOP_K and None in (before.get(key), after.get(key)))  # the form differs
     ]
 
 
@@ -140,8 +142,15 @@ def saved_stage(manifest: Mapping[str, Any]) -> int:
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the data's paths: files may move, and their contents are part of the data's fingerprint."""
+    """Without the data's paths: files may move, and their contents are part of the data's fingerprint.
+
+    The form of the cache is "exact" where none is read, and the number of cached tokens is absent unless they
+    are: such settings have no effect."""
     flat = ADDED | flatten(migrate(config))
+    if flat.get(PLACEMENT) != "cached":
+        flat[FORM] = "exact"
+    if flat[FORM] != "top_k":
+        del flat[TOP_K]
     flat["data.sources"] = [
         {key: value for key, value in source.items() if key not in PATHS and not (key in NEWER and not value)}
         for source in flat["data.sources"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignkd.config.schema import Config
+from alignkd.config.teacher_combinations import divergence_problems
 from alignkd.errors import CheckpointError, UserError
 from alignkd.models.configuration import read_model_config
 from alignkd.models.families.table import MOBILEVLM, family_name
@@ -56,6 +57,8 @@ def check_teacher(config: Config) -> None:
     """Raises UserError for a teacher whose answers cannot be cached in the form that is configured."""
     if not config.distillation.enabled or config.model.teacher is None:
         raise UserError("there is no teacher to cache; valid: model.teacher with distillation.enabled = true")
+    for problem in divergence_problems(config.distillation, config.teacher):
+        raise UserError(problem)
     try:
         family = family_name(Path(config.model.teacher))
     except CheckpointError as error:

@@ -7,6 +7,8 @@ from alignkd.errors import ConfigError
 
 from .conftest import BASE
 
+CACHED = ("teacher.placement=cached", "teacher.cache=/c")
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -31,11 +33,11 @@ from .conftest import BASE
         ),
         (["distillation.weights={attention: 0, vision: 0, logits: 0}"], "are all 0"),
         (
-            ["teacher.cache_form=top_k"],
+            [*CACHED, "teacher.cache_form=top_k"],
             "teacher.cache_form = top_k does not work with distillation.divergence = reverse_kl, which",
         ),
         (
-            ["teacher.cache_form=top_k", "distillation.divergence=js"],
+            [*CACHED, "teacher.cache_form=top_k", "distillation.divergence=js"],
             "valid: distillation.divergence = forward_kl, or teacher.cache_form = exact or fp8",
         ),
         (["slurm.time_limit=5:00"], "slurm.signal_seconds = 300 is not shorter"),
@@ -103,10 +105,18 @@ def test_an_evaluation_needs_the_data_of_what_it_measures(write, evaluation: str
     assert caught.value.problems[0].startswith(problem)
 
 
-def test_a_cache_of_tokens_is_for_the_forward_kl_and_nobody_asks_without_a_teacher(write) -> None:
-    for others in ("divergence=forward_kl", "enabled=false"):
-        overrides = ["teacher.cache_form=top_k", f"distillation.{others}"]
-        assert load_config(write(BASE), overrides).teacher.cache_top_k == 64
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*CACHED, "distillation.divergence=forward_kl"],
+        [*CACHED, "distillation.enabled=false"],
+        ["teacher.placement=zero3"],  # no cache is read, which is a warning
+    ],
+)
+def test_a_cache_of_tokens_is_for_forward_kl_and_only_a_run_that_reads_it_is_asked(
+    write, overrides: list[str]
+) -> None:
+    assert load_config(write(BASE), ["teacher.cache_form=top_k", *overrides]).teacher.cache_top_k == 64
 
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "1025", "16.5", "all"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 from alignkd.run_folder.drift import (
@@ -59,10 +60,39 @@ def test_where_the_cache_is_may_change_but_not_its_form() -> None:
     assert config_drift(CONFIG, now, {}) == [
         "teacher.cache_form: the checkpoint has 'exact', the run has 'fp8'"
     ]
-    now["teacher"] |= {"cache_form": "exact", "cache_top_k": 64}
-    assert config_drift(CONFIG, now, {}) == []
-    now["teacher"]["cache_top_k"] = 16
-    assert config_drift(CONFIG, now, {}) == ["teacher.cache_top_k: the checkpoint has 64, the run has 16"]
+
+
+def with_teacher(placement: str, form: str, top_k: int = 64) -> dict:
+    return CONFIG | {"teacher": {"placement": placement, "cache_form": form, "cache_top_k": top_k}}
+
+
+def test_a_form_counts_only_where_a_cache_is_read_and_a_number_of_tokens_only_where_they_are() -> None:
+    tokens, states = with_teacher("cached", "top_k", 16), with_teacher("cached", "fp8")
+    for before, now in itertools.permutations((with_teacher("zero3", "exact"), tokens, states), 2):
+        (problem,) = config_drift(before, now, {})
+        form = now["teacher"]["cache_form"]
+        assert problem.startswith("teacher.cache_form: the checkpoint has")
+        assert problem.endswith(f"the run has {form!r}")
+        assert config_drift(before, now, {"teacher.cache_form": form}) == []
+    # What a configuration says beside a teacher that runs is not what the run did.
+    for form in ("exact", "fp8", "top_k"):
+        unread = with_teacher("zero3", form, 16)
+        assert config_drift(unread, with_teacher("cached", "exact"), {}) == []
+        (problem,) = config_drift(unread, states, {})
+        assert problem == "teacher.cache_form: the checkpoint has 'exact', the run has 'fp8'"
+        assert config_drift(unread, with_teacher("replicated", form, 64), {}) == []
+    assert config_drift(tokens, with_teacher("cached", "top_k", 64), {}) == [
+        "teacher.cache_top_k: the checkpoint has 16, the run has 64"
+    ]
+    assert config_drift(states, with_teacher("cached", "fp8", 16), {}) == []
+
+
+def test_a_placement_that_changes_the_form_is_accepted_as_a_change_of_the_form() -> None:
+    tokens, now = with_teacher("cached", "top_k"), with_teacher("zero3", "top_k")
+    accepted = with_accepted({}, ["teacher.cache_form"], now)
+    assert accepted == {"teacher.cache_form": "exact"}
+    assert len(config_drift(tokens, now, {})) == 1
+    assert config_drift(tokens, now, accepted) == []
 
 
 def test_an_accepted_key_passes_and_another_does_not() -> None:

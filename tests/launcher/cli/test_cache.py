@@ -86,6 +86,14 @@ TOP_K = ("--set", "teacher.cache_form=top_k", "--set", "distillation.divergence=
         (("--set", "data.sources.0.file=none.json"), "none.json"),
         (("--set", "teacher.cache_form=top_k"), "does not work with distillation.divergence = reverse_kl"),
         (
+            ("--set", "teacher.cache_form=top_k", "--set", "data.sources.0.file=none.json"),
+            "does not work with distillation.divergence = reverse_kl",
+        ),
+        (
+            ("--set", "teacher.cache_form=top_k", "--set", "teacher.placement=cached"),
+            "does not work with distillation.divergence = reverse_kl",
+        ),
+        (
             (*TOP_K, "--set", "teacher.cache_top_k=1000"),
             "the teacher's vocabulary has 600 tokens; valid: fewer",
         ),
