@@ -14,7 +14,7 @@ class TeacherSection(Section):
         "zero3",
         description="where the weights are kept: sharded over all ranks, sharded over the ranks of each node "
         "(gathers stay within it), sharded over all ranks in host memory, or replicated on every rank; "
-        "`cached` reads hidden states from teacher.cache and holds only the parts that the other terms need",
+        "`cached` reads its outputs from teacher.cache and holds only the parts that the other terms need",
     )
     cache: PathText | None = Field(
         None, description="folder of the teacher's cache, which `alignkd cache` writes"

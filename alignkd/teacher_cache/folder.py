@@ -5,7 +5,7 @@
 | config.yaml | ``alignkd cache`` | the configuration that the ranks read |
 | index.bin | rank 0 | where each sample lies and how long it is: ``alignkd.data.index_file`` |
 | identity.json | rank 0, before any shard | what the cache is of: :class:`Identity` |
-| shards/N.safetensors | one rank | answers to consecutive samples: ``alignkd.teacher.cache_shards`` |
+| shards/N.safetensors | one rank | what is stored of consecutive samples: ``alignkd.teacher.cache_shards`` |
 | shards/N.json | the same rank, after it | size and sha256 of that file: :class:`Shard` |
 | manifest.json | rank 0, last | the identity and all shards: only a cache that has it is read |
 | logs/ | ranks | one log per rank |
@@ -109,7 +109,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of hidden states as it was written."""
+    """A file of consecutive samples as it was written."""
 
     positions: int
     bytes: int

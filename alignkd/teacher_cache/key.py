@@ -1,4 +1,4 @@
-"""What a cached hidden state depends on, by name, so that a stale cache is refused with the reason.
+"""What the contents of a cache depend on, by name, so that a stale one is refused with the reason.
 
 Contents are hashed and paths are not: models, data and caches may move. Launch and ranks compute the same key
 from the same files. Without torch.

@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from alignkd.losses.logits import (
     log_probabilities,
     logit_loss_sums,
 )
-from alignkd.losses.top_tokens import TopTokens, top_tokens
+from alignkd.losses.top_tokens import top_tokens
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.cache_forms import from_fp8, to_fp8
@@ -41,16 +41,40 @@ from benchmarks.evidence.models import load_teacher, new_student, takes_patches
 from benchmarks.evidence.run import Settings
 from benchmarks.evidence.task import Sizes
 
-Rounding = Callable[[torch.Tensor], torch.Tensor]
-ROUNDINGS: dict[str, Rounding] = {
-    "bf16": lambda hidden_ND: hidden_ND.bfloat16().to(hidden_ND.dtype),
-    "fp8": lambda hidden_ND: from_fp8(to_fp8(hidden_ND), hidden_ND.dtype),
+Form = Callable[[LogitTargets], LogitTargets]  # what a form leaves of targets with exact hidden states
+
+
+def rounded(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Form:
+    def form(exact: LogitTargets) -> LogitTargets:
+        assert exact.teacher_hidden_ND is not None
+        return replace(exact, teacher_hidden_ND=rounding(exact.teacher_hidden_ND))
+
+    return form
+
+
+def most_likely(count: int, dtype: torch.dtype) -> Form:
+    """``dtype``: that in which log-probabilities are kept. A cache takes fp16."""
+
+    def form(exact: LogitTargets) -> LogitTargets:
+        assert exact.teacher_hidden_ND is not None
+        assert exact.teacher_weight_WD is not None
+        logits_NW = head_logits(exact.teacher_hidden_ND, exact.teacher_weight_WD)
+        top = top_tokens(log_probabilities(logits_NW), count)
+        top = top._replace(log_probs_NR=top.log_probs_NR.to(dtype))
+        return replace(exact, teacher_hidden_ND=None, teacher_weight_WD=None, teacher_top=top)
+
+    return form
+
+
+ROUNDINGS = {
+    "bf16": rounded(lambda hidden_ND: hidden_ND.bfloat16().to(hidden_ND.dtype)),
+    "fp8": rounded(lambda hidden_ND: from_fp8(to_fp8(hidden_ND), hidden_ND.dtype)),
 }
-TOKENS = {  # how many, and in which precision their log-probabilities are kept: a cache takes fp16
-    "16 tokens": (16, torch.float16),
-    "64 tokens": (64, torch.float16),
-    "64 tokens, bf16": (64, torch.bfloat16),
-    "64 tokens, fp32": (64, torch.float32),
+TOKENS = {
+    "16 tokens": most_likely(16, torch.float16),
+    "64 tokens": most_likely(64, torch.float16),
+    "64 tokens, bf16": most_likely(64, torch.bfloat16),
+    "64 tokens, fp32": most_likely(64, torch.float32),
 }
 DIVERGENCES: tuple[Divergence, ...] = ("reverse_kl", "forward_kl")
 SIZES = Sizes(train=4000, validation=80, test=1)
@@ -72,7 +96,7 @@ class Row:
     student: str
     divergence: str
     per_position: float  # nats
-    errors: dict[str, float]  # relative, signed, by rounding
+    errors: dict[str, float]  # relative, signed, by form
     cosines: dict[str, float]  # of the gradients
 
 
@@ -81,20 +105,16 @@ def measured_term(
     teacher: MobileVLM,
     batches: Sequence[Batch],
     divergence: Divergence,
-    rounding: Rounding = lambda hidden_ND: hidden_ND,
-    tokens: str | None = None,
+    form: Form = lambda exact: exact,
 ) -> Term:
-    """With the teacher's hidden states after ``rounding``, or these of :data:`TOKENS`."""
+    """With what ``form`` leaves of the teacher."""
     weights = [value for value in student.parameters() if value.requires_grad]
     gradient = torch.zeros(sum(value.numel() for value in weights), dtype=torch.float64)
     positions, whole = 0, 0.0
     for batch in batches:
         with torch.no_grad():
-            hidden_ND = rounding(logit_hidden(batch, teacher(batch)))
-        targets = LogitTargets(batch.logit_labels_N, hidden_ND, teacher.head.weight, divergence)
-        if tokens is not None:
-            top = _top_tokens(hidden_ND, teacher.head.weight, *TOKENS[tokens])
-            targets = LogitTargets(batch.logit_labels_N, divergence=divergence, teacher_top=top)
+            hidden_ND = logit_hidden(batch, teacher(batch))
+            targets = form(LogitTargets(batch.logit_labels_N, hidden_ND, teacher.head.weight, divergence))
         ours_ND = logit_hidden(batch, student(batch))
         term = logit_loss_sums(ours_ND, student.head.weight, targets)[1]
         parts = torch.autograd.grad(term, weights, allow_unused=True, materialize_grads=True)
@@ -102,14 +122,6 @@ def measured_term(
         positions += len(hidden_ND)
         whole += term.item()
     return Term(positions, whole, gradient)
-
-
-@torch.no_grad()
-def _top_tokens(
-    hidden_ND: torch.Tensor, weight_WD: torch.Tensor, count: int, dtype: torch.dtype
-) -> TopTokens:
-    top = top_tokens(log_probabilities(head_logits(hidden_ND, weight_WD)), count)
-    return top._replace(log_probs_NR=top.log_probs_NR.to(dtype))
 
 
 def compared(
@@ -121,22 +133,16 @@ def compared(
 ) -> Row:
     """``names``: of teacher and student."""
     exact = measured_term(student, teacher, batches, divergence)
-    rounded = {
-        name: measured_term(student, teacher, batches, divergence, rounding)
-        for name, rounding in ROUNDINGS.items()
-    }
-    if divergence == "forward_kl":
-        rounded |= {
-            name: measured_term(student, teacher, batches, divergence, tokens=name) for name in TOKENS
-        }
+    forms = ROUNDINGS | (TOKENS if divergence == "forward_kl" else {})
+    terms = {name: measured_term(student, teacher, batches, divergence, form) for name, form in forms.items()}
     return Row(
         *names,
         divergence,
         exact.sum / exact.positions,
-        {name: term.sum / exact.sum - 1 for name, term in rounded.items()},
+        {name: term.sum / exact.sum - 1 for name, term in terms.items()},
         {
             name: float(torch.cosine_similarity(term.gradient, exact.gradient, dim=0))
-            for name, term in rounded.items()
+            for name, term in terms.items()
         },
     )
 

@@ -44,11 +44,11 @@ def cache(
         bool, typer.Option("--verify", help="Read the whole cache and compare it with its hashes.")
     ] = False,
 ) -> None:
-    """Run the teacher once and keep its hidden states on disk.
+    """Run the teacher once and keep its outputs on disk.
 
-    They go to teacher.cache; a run with teacher.placement = cached reads them. With teacher.cache_form =
-    fp8 a bf16 cache takes half the space, and losses differ a little; with top_k it holds the teacher's
-    most likely tokens instead, for forward KL. The same command resumes where it stopped.
+    They go to teacher.cache; a run with teacher.placement = cached reads them. They are its final hidden
+    states; with teacher.cache_form = fp8 these take half the space of bf16, and losses differ a little; with
+    top_k its most likely tokens are kept instead, for forward KL. The same command resumes where it stopped.
     """
     from alignkd.config import load_config
     from launcher.commands.cache import verify as verify_cache

@@ -46,6 +46,7 @@ BACKWARD = 2  # a backward moves about twice what its forward does
 LORA_PASSES, LORA_BACKWARD_PASSES = 5, 5
 # Of fp32 matrices [positions, vocabulary] in the fused head, with a teacher and without; of its gradient.
 LOGIT_PASSES, LABEL_PASSES, GRADIENT_PASSES = 26, 9, 3
+TOP_K_PASSES = 34  # instead of LOGIT_PASSES, to complete what a cache in top_k has of the teacher
 # Of fp32 rows of attention in the first layer's term: scores, mask, softmax, cut; and again in the backward.
 BLOCK_PASSES, BLOCK_BACKWARD_PASSES = 5, 13
 ATTENTION_BACKWARD = 2.5  # operations, in units of the forward's
@@ -110,7 +111,7 @@ def step_costs(config: Config, sizes: RunSizes, work: Workload, times: float) ->
         costs += _layers("teacher's", model.shapes, theirs, bytes_each, Passes(1, 0), compiled=compiled)
         costs += _vision("teacher's", model, theirs, bytes_each, 1, 1)
         costs.append(_attention_term(model.shapes, student.shapes, theirs, work))
-    costs.append(_heads(sizes, work, trained))
+    costs.append(_heads(sizes, work, trained, has_top_k=config.teacher.caches_top_k))
     return [Cost(cost.name, cost.flops * times, cost.bytes * times, cost.share) for cost in costs]
 
 
@@ -203,14 +204,19 @@ def _vision(
     yield Cost(f"{whose} projector", flops, float(features * projector_passes))
 
 
-def _heads(sizes: RunSizes, work: Workload, trained: Trained) -> Cost:
-    """Both heads and their losses, in chunks; the student's gradient is computed in the same pass."""
+def _heads(sizes: RunSizes, work: Workload, trained: Trained, *, has_top_k: bool) -> Cost:
+    """Both heads and their losses, in chunks; the student's gradient is computed in the same pass. With
+    ``has_top_k`` a cache has what the teacher's head returned, and only the student's is applied."""
     student, teacher = sizes.student, sizes.teacher
-    flops = head_passes(trained) * head_flops(student, work) + (
-        0.0 if teacher is None else head_flops(teacher, work)
-    )
+    flops = head_passes(trained) * head_flops(student, work)
+    if teacher is None:
+        passes = LABEL_PASSES
+    elif has_top_k:
+        passes = TOP_K_PASSES
+    else:
+        passes = LOGIT_PASSES
+        flops += head_flops(teacher, work)
     positions, vocabulary = work.supervised, student.shapes.vocab_size
-    passes = LOGIT_PASSES if teacher is not None else LABEL_PASSES
     chunks = -(-positions // POSITIONS_PER_CHUNK)
     gradient = chunks * GRADIENT_PASSES * student.head * FP32 if trained.language_model else 0
     return Cost("heads and logit losses", flops, float(passes * positions * vocabulary * FP32 + gradient))

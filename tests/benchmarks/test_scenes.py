@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ def means(_: Any, images: torch.Tensor) -> torch.Tensor:
     """In the network's place: the mean color of each patch."""
     patches = F.avg_pool2d(images.float() / 255, lite0.STRIDE)
     return patches.repeat(1, lite0.CHANNELS // 3 + 1, 1, 1)[:, : lite0.CHANNELS]
+
+
+def load_kept(folder: Path, chunk: Sequence[Scene], sources: Sources) -> torch.Tensor:
+    found = torch.load(folder / f"patches-{scene_task._chunk_digest(chunk, sources)}.pt")
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 def scene_of(*items: tuple[str, int]) -> Scene:
@@ -324,6 +331,10 @@ def test_patches_are_the_network_of_every_scene_and_computed_once(bench: Bench, 
         patch.setattr(scene_task, "feature_map", None)  # would fail
         again = scene_task.scene_patches(task.scenes, sources, folder, folder)
     assert torch.equal(again, bench.patches)
+    chunks = [load_kept(folder, chunk, sources) for chunk in scene_task._chunks(task.scenes)]
+    assert len(chunks) == 3
+    assert {chunk.shape[1:] for chunk in chunks} == {(1, 64, lite0.CHANNELS)}  # as the network returns them
+    assert torch.equal(scene_task.located(torch.cat(chunks)), bench.patches)
 
 
 def test_patches_are_of_one_scale_and_say_where_they_are() -> None:

@@ -142,13 +142,15 @@ def write_scene_folders(cache: Path) -> SentencePieceTokenizer:
 
 
 def scene_patches(scenes: Sequence[Scene], sources: Sources, folder: Path, packages: Path) -> torch.Tensor:
-    """float16 [scenes, 1, 64, 336]: of the pretrained network, which runs once, and is kept in ``folder``."""
+    """float16 [scenes, 1, 64, 336]: of the pretrained network, which runs once. ``folder`` keeps what it
+    returns, before :func:`located`."""
     network = load_network(packages)
     parts = []
     for chunk in _chunks(scenes):
         path = folder / f"patches-{_chunk_digest(chunk, sources)}.pt"
-        parts.append(kept(path, partial(_computed, network, chunk, sources)))
-    return located(torch.cat(parts))
+        # Chunk by chunk, since the fp32 copies in between are twice as large.
+        parts.append(located(kept(path, partial(_computed, network, chunk, sources))))
+    return torch.cat(parts)
 
 
 def located(maps_I1PC: torch.Tensor) -> torch.Tensor:

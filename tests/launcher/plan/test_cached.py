@@ -127,6 +127,28 @@ def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_hea
     assert next(of_targets) - next(of_targets) == run.work.window * run.work.supervised * fewer
 
 
+def test_the_roofline_of_top_k_has_no_head_of_the_teacher_and_its_read_rate_is_of_that_step(
+    make_config, tmp_path: Path
+) -> None:
+    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
+    write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
+    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
+    exact, run = (
+        plan_as_dict(
+            make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)), None, None, CHIPS["h100"]
+        )
+        for settings in ((), top_k)
+    )
+    flops = [{cost["name"]: cost["flops"] for cost in plan["roofline"]["costs"]} for plan in (exact, run)]
+    heads = "heads and logit losses"
+    less = exact["compute"]["teacher_flops"] - run["compute"]["teacher_flops"]
+    assert flops[0].pop(heads) - flops[1].pop(heads) == pytest.approx(less)
+    assert less > 0
+    assert flops[0] == flops[1]
+    rate = run["cache"]["step_bytes"] / run["roofline"]["step_seconds"]
+    assert run["cache"]["read_rate"] == pytest.approx(rate)
+
+
 @pytest.mark.parametrize(("lookahead", "joined"), [(1, 0), (2, 2), (None, 4)])
 def test_hidden_states_are_on_the_device_for_a_whole_step_and_joined_for_a_forward(
     make_config, tmp_path: Path, lookahead: int | None, joined: int

@@ -17,6 +17,7 @@ from alignkd.config.schema import Config, LoraSection
 from alignkd.losses.attention import BlockLayout, fused_attention_loss, text_vision_block
 from alignkd.losses.fused_logits import fused_logit_losses
 from alignkd.losses.logits import LogitTargets
+from alignkd.losses.top_tokens import TopTokens
 from alignkd.models.configuration import MobileVLMConfig, read_model_config
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.lora import add_lora
@@ -128,26 +129,26 @@ def test_elementwise_bytes_of_lora_are_those_of_peft(dtype: torch.dtype) -> None
     assert predicted == pytest.approx(moved, rel=0.12)
 
 
-@pytest.mark.parametrize("distils", [True, False])
-def test_bytes_of_the_heads_are_those_of_the_fused_losses(distils: bool) -> None:
-    positions, vocabulary = 1024, 4000
-    hidden = torch.empty(positions, 256, dtype=torch.bfloat16, device=META, requires_grad=True)
-    weight = torch.empty(vocabulary, 256, dtype=torch.bfloat16, device=META, requires_grad=True)
-    teacher_hidden = torch.empty(positions, 512, dtype=torch.bfloat16, device=META) if distils else None
-    teacher_weight = torch.empty(vocabulary, 512, dtype=torch.bfloat16, device=META) if distils else None
-    targets = LogitTargets(
-        labels_N=torch.empty(positions, dtype=torch.int64, device=META),
-        teacher_hidden_ND=teacher_hidden,
-        teacher_weight_WD=teacher_weight,
-        divergence="reverse_kl",
-        temperature=1.0,
-    )
+@pytest.mark.parametrize("told", ["nothing", "hidden states", "top_k"])
+def test_bytes_of_the_heads_are_those_of_the_fused_losses(told: str) -> None:
+    """Of a teacher that is not there, of one whose head is applied, and of its cache in top_k."""
+    positions, vocabulary, cached = 1024, 4000, 64
+    empty = partial(torch.empty, dtype=torch.bfloat16, device=META)
+    hidden, weight = empty(positions, 256, requires_grad=True), empty(vocabulary, 256, requires_grad=True)
+    targets = LogitTargets(labels_N=torch.empty(positions, dtype=torch.int64, device=META))
+    if told == "hidden states":
+        states, head = empty(positions, 512), empty(vocabulary, 512)
+        targets = dataclasses.replace(targets, teacher_hidden_ND=states, teacher_weight_WD=head)
+    if told == "top_k":
+        top = TopTokens(empty(positions, cached + 1), empty(positions, cached).int())
+        targets = dataclasses.replace(targets, teacher_top=top, divergence="forward_kl")
     with MovedBytes() as moved:
         fused_logit_losses(hidden, weight, targets=targets, scales=(1.0, 1.0)).loss.backward()
-    student, teacher = model_sizes(wide()), model_sizes(wide())
+    student, teacher = model_sizes(wide()), None if told == "nothing" else model_sizes(wide())
     work = dataclasses.replace(WORK, samples=1, length=positions + WORK.vision_tokens)
-    cost = plan._heads(RunSizes(teacher if distils else None, student, {}), work, Trained())
-    assert cost.bytes == pytest.approx(moved.total, rel=0.12)
+    sizes = RunSizes(teacher, student, {})
+    cost = plan._heads(sizes, work, Trained(), has_top_k=told == "top_k")
+    assert cost.bytes == pytest.approx(moved.total, rel=0.02)
 
 
 def test_bytes_of_the_attention_term_are_those_of_the_fused_loss() -> None:
