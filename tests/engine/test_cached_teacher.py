@@ -1,5 +1,5 @@
-"""An optimizer step with a cached teacher equals the step that runs the teacher, bit for bit, unless only its
-most likely tokens are cached."""
+"""An optimizer step with a cached teacher equals the step that runs the teacher: bit for bit in the exact
+form, and except for the divergence in fp8 and top_k."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alignkd.losses.total import TERMS
 from alignkd.models.configuration import read_model_config
 from tests import cached, tiny
 from tests.engine.spy import first_step
-from tests.engine.test_training_run import train_run
+from tests.engine.test_training_run import same_but_for_times, train_run
 from tests.ranks import RankPool
 
 # A sample's hidden states are cached from a forward of its own. Other forwards round differently, as they do
@@ -48,10 +48,10 @@ def test_every_term_and_gradient_is_that_of_the_uncached_step(
 
 
 def steps_with_and_without(
-    ranks: RankPool, folder: Path, settings: dict[str, Any], states: str
+    ranks: RankPool, folder: Path, settings: dict[str, Any], form: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The first step of each rank with a cache, and the one that runs the teacher."""
-    settings = {**ALONE, **settings, "teacher__cache_form": states}
+    settings = {**ALONE, **settings, "teacher__cache_form": form}
     online = tiny.write_run(folder / "online", 2, teacher__placement="replicated", **settings)
     cache = cached.begin(online, folder / "cache")
     ranks.run(cached.write_on, str(cache))
@@ -86,7 +86,7 @@ TOKENS = {
 }
 
 
-def test_a_run_that_reads_tokens_is_near_the_one_that_runs_the_teacher(
+def test_a_run_that_reads_tokens_is_near_the_one_that_runs_the_teacher_and_can_resume(
     two_ranks: RankPool, tmp_path: Path
 ) -> None:
     """All tokens but one: then the rest is that token, and what differs is how log-probabilities are rounded.
@@ -106,16 +106,35 @@ def test_a_run_that_reads_tokens_is_near_the_one_that_runs_the_teacher(
     assert two_ranks.run(train_run, str(run)) == two_ranks.run(train_run, str(online)) == [0, 0]
     ours, theirs = tiny.metrics_rows(run), tiny.metrics_rows(online)
     assert len(ours) == len(theirs) == 3
-    for mine, expected in zip(ours, theirs, strict=True):
+    for step, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
         for term in ("ce", "forward_kl", "attention", "vision_all", "vision_focus", "gradient_norm", "loss"):
-            assert mine[term] == pytest.approx(expected[term], rel=2e-4), term
+            # AdamW's first steps can turn the rounding of tiny gradients into whole updates.
+            assert mine[term] == pytest.approx(expected[term], rel=1e-2 if step else 1e-4), term
     assert theirs[0]["forward_kl"] > 0.01
+    stopped = tmp_path / "stopped"
+    tiny.copy_untrained(run, stopped)
+    assert two_ranks.run(train_run, str(stopped), 2) == [85, 85]
+    assert two_ranks.run(train_run, str(stopped)) == [0, 0]
+    same_but_for_times(stopped, run)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__precision": "fp32"},
+        {
+            "training__precision": "bf16",
+            "training__packing": True,
+            "student__zero_stage": 3,
+            "distillation__balance": "learned",
+        },
+    ],
+    ids=["fp32", "bf16, packed, ZeRO-3, learned balance"],
+)
 def test_with_fewer_tokens_the_divergence_is_smaller_and_nothing_else_differs(
-    two_ranks: RankPool, tmp_path: Path
+    two_ranks: RankPool, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    settings = TOKENS | {"teacher__cache_top_k": 16}
+    settings = TOKENS | {"teacher__cache_top_k": 16} | changes
     for ours, theirs in steps_with_and_without(two_ranks, tmp_path, settings, "top_k"):
         divergence = TERMS.index("divergence")
         for term, (mine, expected) in enumerate(zip(ours["sums"], theirs["sums"], strict=True)):
