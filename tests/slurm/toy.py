@@ -19,6 +19,7 @@ from typing import Any
 RUN = Path(sys.argv[1])
 RANK, ATTEMPT = int(os.environ["RANK"]), int(os.environ.get("ALIGNKD_ATTEMPT", "1"))
 LEAVE = RUN / f"toy-leave-{ATTEMPT}"  # the toy's barrier: written by rank 0 when all may leave
+HERE = f"toy-here-{ATTEMPT}-"  # and the rank: it has begun, and takes signals
 DEAD = RUN / f"toy-dead-{ATTEMPT}"  # a rank has failed: the others cannot save without it
 received: list[int] = []
 for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -75,6 +76,13 @@ def leave_when_one_is_dead() -> None:
         sys.exit(1)
 
 
+def wait_for_others() -> None:
+    """Before the first step, as in a real run: a signal would kill a rank that has no handlers yet."""
+    while len(list(RUN.glob(f"{HERE}*"))) < int(os.environ["WORLD_SIZE"]) - 1 and not received:
+        leave_when_one_is_dead()
+        time.sleep(0.02)
+
+
 def first(plan: dict[str, Any]) -> int:
     total, every = plan["steps"], plan["every"]
     hold = plan["hold"].get(RUN.name, []) if isinstance(plan["hold"], dict) else plan["hold"]
@@ -90,6 +98,7 @@ def first(plan: dict[str, Any]) -> int:
     metrics = RUN / "metrics.jsonl"
     rows = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
     metrics.write_text("".join(rows[:step]))
+    wait_for_others()
     report("training", step, total)
     while step < total and not received:
         fail_if_told(plan["failures"], step)
@@ -114,6 +123,7 @@ def first(plan: dict[str, Any]) -> int:
 
 
 def other(plan: dict[str, Any]) -> int:
+    (RUN / f"{HERE}{RANK}").touch()
     while not LEAVE.exists():
         leave_when_one_is_dead()
         steps = (
