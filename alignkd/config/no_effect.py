@@ -93,7 +93,9 @@ def _weight_warnings(config: Config) -> list[str]:
     distillation, weights = config.distillation, config.distillation.weights
     found = _balance_warnings(config)
     if weights.logits == 0:
-        logit_keys = ("temperature", "divergence", "logit_positions")
+        logit_keys = {"temperature", "divergence", "logit_positions"}
+        if config.teacher.caches_top_k:  # the cache was written for them
+            logit_keys = set()
         found += [
             f"distillation.{name} has no effect: distillation.weights.logits = 0"
             for name in _changed(distillation)

@@ -29,12 +29,12 @@ def top_k_problems(distillation: DistillationSection, teacher: TeacherSection) -
 
 
 def divergence_problems(distillation: DistillationSection, teacher: TeacherSection) -> list[str]:
-    """Of a cache in this form, wherever the teacher is: `alignkd cache` asks, lest no run can read it."""
+    """Of a cache in this form, wherever the teacher is: `alignkd cache` writes none that no run can read."""
     divergence = distillation.divergence
     if not distillation.enabled or teacher.cache_form != "top_k" or divergence == "forward_kl":
         return []
     return [
         f"teacher.cache_form = top_k does not work with distillation.divergence = {divergence}, which "
-        "weights tokens by the student's probabilities, also those that such a cache lacks, and would come "
+        "also depends on the student's probabilities of the tokens that such a cache lacks, and would come "
         "out too small; valid: distillation.divergence = forward_kl, or teacher.cache_form = exact or fp8"
     ]

@@ -1,7 +1,7 @@
 """What the student's engine trains: student and adapters. Its forward is the loss of one micro-batch.
 
 Shapes as in ``losses``: B rows, L columns, H heads, G key heads, E width of a head, D width, N logit
-positions, W words of the vocabulary, I images, T heads of the teacher, M text rows, V vision tokens.
+positions, W tokens of the vocabulary, I images, T heads of the teacher, M text rows, V vision tokens.
 """
 
 from __future__ import annotations

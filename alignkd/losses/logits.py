@@ -2,7 +2,7 @@
 
 This is the plain form, left to autograd: all logits at once, kept for backward. Training runs the same sums
 by ``losses.fused_logits``; this one is their reference in tests and benchmarks. Both terms share the
-student's log-softmax. Shapes: N positions, D width of the model at hand, W words of the vocabulary.
+student's log-softmax. Shapes: N positions, D width of the model at hand, W tokens of the vocabulary.
 """
 
 from __future__ import annotations

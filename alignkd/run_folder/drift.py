@@ -147,7 +147,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     The form of the cache is "exact" where none is read, and the number of cached tokens is absent unless they
     are: such settings have no effect."""
     flat = ADDED | flatten(migrate(config))
-    if flat.get(PLACEMENT) != "cached":
+    if flat.get(PLACEMENT) != "cached" or not flat.get("distillation.enabled", True):
         flat[FORM] = "exact"
     if flat[FORM] != "top_k":
         del flat[TOP_K]

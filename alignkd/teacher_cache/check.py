@@ -65,7 +65,7 @@ def check_teacher(config: Config) -> None:
         raise UserError(f"model.teacher: {error}") from None
     if family != MOBILEVLM[0]:
         raise UserError(
-            f"model.teacher = {config.model.teacher}: hidden states of the family {family} cannot be cached; "
+            f"model.teacher = {config.model.teacher}: a teacher of the family {family} cannot be cached; "
             f"valid: a {MOBILEVLM[0]} teacher, or another teacher.placement"
         )
     top_k = top_k_of(config)

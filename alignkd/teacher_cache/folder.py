@@ -87,13 +87,13 @@ class Identity:
     samples: int  # of the index
     shard_samples: int
     entries: str  # ``Index.entries_hash``: which entry each sample number means
-    form: str = "exact"  # ``teacher.cache_form``
-    top_k: int = 0  # tokens stored of a position; 0 in the other forms
+    form: str  # ``teacher.cache_form``
+    top_k: int  # tokens stored of a position; 0 in the other forms
 
     @property
     def digest(self) -> str:
-        """16 hex digits that tell this cache from those of another teacher, other data or other settings."""
-        return hashlib.sha256(json.dumps([self.key, self.weights], sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits of all this, part of each sample's checksum."""
+        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def shard_count(self) -> int:
@@ -196,7 +196,10 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _identity(found: Mapping[str, Any], path: Path) -> Identity:
     if found.get("format") != FORMAT:
-        raise UserError(f"{path}: format {found.get('format')!r}, this version reads {FORMAT}; write it anew")
+        raise UserError(
+            f"{path}: format {found.get('format')!r}, this version reads {FORMAT}; remove the folder and "
+            "write the cache anew"
+        )
     try:
         values = {name: value for name, value in found.items() if name != "format"}
         images = tuple((int(source), str(name)) for source, name in values.pop("images"))

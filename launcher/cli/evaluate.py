@@ -190,7 +190,7 @@ def chat(
         typer.Option(metavar="NAME", help="bf16, fp16 or fp32.", show_default="bf16 on GPUs, fp32 on CPUs"),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(metavar="T", min=0.0, help="Of sampling; 0 takes the likeliest word.")
+        float, typer.Option(metavar="T", min=0.0, help="Of sampling; 0 takes the most likely token.")
     ] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 256,
 ) -> None:

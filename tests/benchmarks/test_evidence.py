@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignkd.config.dotted import flatten
 from alignkd.data.collate import Example
 from alignkd.data.records import Turn
 from alignkd.data.templates import encode, encode_prompt
@@ -420,7 +421,7 @@ def test_a_change_of_another_condition_is_one_change() -> None:
     assert {changes["frozen adapters"], changes["K 8"], changes["forward KL"]} == {"all"}
     assert changes["attention x 100"] == "attention"
     for name, other in changes.items():
-        ours, theirs = CONDITIONS[name].as_dict(), CONDITIONS[other].as_dict()
+        ours, theirs = (flatten(CONDITIONS[one].as_dict()) for one in (name, other))
         differing = {key for key in ours | theirs if ours.get(key) != theirs.get(key)} - {"name"}
         assert len(differing) == 1, name
 

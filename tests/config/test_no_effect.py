@@ -83,6 +83,16 @@ def test_defaults_give_no_warning(write) -> None:
     assert warnings_of(load_config(write(BASE), gradient)) == []
 
 
+def test_what_a_top_k_cache_was_written_for_has_an_effect(write) -> None:
+    run = ["teacher.placement=cached", "teacher.cache=/c", "teacher.cache_form=top_k"]
+    logits = [
+        "distillation.divergence=forward_kl",
+        "distillation.temperature=2",
+        "distillation.weights.logits=0",
+    ]
+    assert warnings_of(load_config(write(BASE), [*run, *logits])) == []
+
+
 @pytest.mark.parametrize(
     ("stage", "text"), [(0, "accumulates gradients in bf16"), (1, "accumulates gradients in bf16"), (2, None)]
 )

@@ -109,7 +109,7 @@ def test_a_run_that_reads_tokens_is_near_the_one_that_runs_the_teacher_and_can_r
     for step, (mine, expected) in enumerate(zip(ours, theirs, strict=True)):
         for term in ("ce", "forward_kl", "attention", "vision_all", "vision_focus", "gradient_norm", "loss"):
             # AdamW's first steps can turn the rounding of tiny gradients into whole updates.
-            assert mine[term] == pytest.approx(expected[term], rel=1e-2 if step else 1e-4), term
+            assert mine[term] == pytest.approx(expected[term], rel=1e-2 if step else 5e-4), term
     assert theirs[0]["forward_kl"] > 0.01
     stopped = tmp_path / "stopped"
     tiny.copy_untrained(run, stopped)

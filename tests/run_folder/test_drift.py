@@ -85,6 +85,8 @@ def test_a_form_counts_only_where_a_cache_is_read_and_a_number_of_tokens_only_wh
         "teacher.cache_top_k: the checkpoint has 16, the run has 64"
     ]
     assert config_drift(states, with_teacher("cached", "fp8", 16), {}) == []
+    off = {"distillation": CONFIG["distillation"] | {"enabled": False}}
+    assert config_drift(tokens | off, states | off, {}) == []
 
 
 def test_a_placement_that_changes_the_form_is_accepted_as_a_change_of_the_form() -> None:

@@ -15,9 +15,9 @@ import torch
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.errors import CheckpointError
 from alignkd.teacher.cache_forms import FORMS, from_fp8, to_fp8
-from alignkd.teacher.cache_shards import CachedAnswers, write_shard
+from alignkd.teacher.cache_shards import CachedAnswers, checksum, write_shard
 from alignkd.teacher.cache_top_k import TeacherHead
-from alignkd.teacher_cache.folder import CachePaths, Identity, hash_problem, read_record
+from alignkd.teacher_cache.folder import FORMAT, CachePaths, Identity, hash_problem, read_record
 from tests import tiny
 
 POSITIONS = (3, 0, 2, 4)  # of samples 0 to 3; the second was a bad one
@@ -194,15 +194,23 @@ def test_a_shard_of_the_same_sizes_from_another_teacher_is_found_at_every_sample
             filled(CachedAnswers(tmp_path / "foreign", cache._identity), [sample], positions)
 
 
-def test_a_digest_depends_on_key_and_weights_and_not_on_the_order_of_the_key(tmp_path: Path) -> None:
+def test_a_digest_is_of_the_whole_identity_but_not_of_the_order_of_its_key(tmp_path: Path) -> None:
     identity = new_cache(tmp_path / "cache")._identity
     reordered = dict(reversed(identity.key.items()))
     assert replace(identity, key=reordered).digest == identity.digest
     others = [
         replace(identity, weights="another"),
+        replace(identity, entries="others"),
         replace(identity, key=identity.key | {"form": "top_k, 3"}),
     ]
-    assert len({identity.digest, *(other.digest for other in others)}) == 3
+    assert len({identity.digest, *(other.digest for other in others)}) == 4
+
+
+def test_checksums_are_those_that_caches_of_this_format_have() -> None:
+    """Whoever changes them must change FORMAT, or every file of older caches would look damaged."""
+    identity = Identity({"form": "exact"}, ((0, "a.jpg"),), "weights", 8, 4, 2, "entries", "exact", 0)
+    assert (FORMAT, identity.digest) == (3, "33a3328b7a6f8f12")
+    assert checksum({"hidden": torch.arange(6.0).reshape(2, 3)}, 1, identity.digest) == 1010098411
 
 
 def test_samples_with_another_number_of_positions_are_refused(tmp_path: Path) -> None:

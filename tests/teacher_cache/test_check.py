@@ -225,7 +225,7 @@ def change_manifest(**values: Any) -> Callable[[Path], None]:
         (change_manifest(shards=[]), "manifest.json: damaged (0 shards instead of 3)"),
         (change_manifest(shards=3), "manifest.json: damaged"),
         (change_manifest(images=3), "manifest.json: damaged"),
-        (change_manifest(format=1), "manifest.json: format 1, this version reads 3"),
+        (change_manifest(format=1), "manifest.json: format 1, this version reads 3; remove the folder"),
         (lambda cache: CachePaths(cache).shard(1).unlink(), "00001.safetensors is missing"),
         (
             lambda cache: CachePaths(cache).shard(2).write_bytes(b""),

@@ -1,4 +1,4 @@
-"""The parts of a MobileVLM that a cache of its hidden states does not replace.
+"""The parts of a MobileVLM that a cache of its answers does not replace.
 
 Vision tokens and the queries and keys of the first layer are computed anew: they are cheap, and would take
 more room than the hidden states. So a rank holds the vision tower, the projector, the embeddings, the norm,

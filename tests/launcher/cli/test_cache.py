@@ -27,7 +27,9 @@ def put_cache(config: Config) -> Path:
         content = b"x" * (10 + number)
         paths.shard(number).write_bytes(content)
         shards.append(Shard(4, len(content), hashlib.sha256(content).hexdigest()))
-    identity = Identity(cache_key(config, ()), (), "weights", 8, samples=3, shard_samples=2, entries="")
+    identity = Identity(
+        cache_key(config, ()), (), "weights", 8, samples=3, shard_samples=2, entries="", form="exact", top_k=0
+    )
     write_json(paths.identity, identity.as_json())
     write_json(paths.manifest, Manifest(identity, tuple(shards)).as_json())
     return folder

@@ -172,7 +172,7 @@ def test_the_cache_of_a_later_stage_is_refused_before_its_student_exists(make_co
 
 def write_cache(folder: Path, key: dict[str, str]) -> None:
     """A finished cache of no samples."""
-    manifest = Manifest(Identity(key, (), "", 8, 0, 2, ""), ())
+    manifest = Manifest(Identity(key, (), "", 8, 0, 2, "", "exact", 0), ())
     folder.mkdir(exist_ok=True)
     write_json(CachePaths(folder).manifest, manifest.as_json())
 

@@ -52,7 +52,7 @@ def test_a_rank_holds_what_the_model_without_layers_has(make_config, tmp_path: P
 
 
 def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config, tmp_path: Path) -> None:
-    identity = Identity({}, (), "", 4096, samples=1000, shard_samples=1000, entries="")
+    identity = Identity({}, (), "", 4096, samples=1000, shard_samples=1000, entries="", form="exact", top_k=0)
     manifest = Manifest(identity, (Shard(400_000, 0, ""),))
     write_json(CachePaths(tmp_path).manifest, manifest.as_json())
     plan = make_plan(cached(config, tmp_path), Cluster(2, 8))
@@ -86,7 +86,7 @@ def test_the_plan_of_a_finished_cache_says_size_rate_and_savings(config: Config,
 def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
     make_config, tmp_path: Path, precision: str
 ) -> None:
-    identity = Identity({}, (), "", 4096, samples=10, shard_samples=10, entries="")
+    identity = Identity({}, (), "", 4096, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
     run = cached(make_config(f"teacher.precision={precision}", "teacher.cache_form=fp8"), tmp_path)
     plan = make_plan(run, Cluster(1, 1))
@@ -100,7 +100,7 @@ def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
 def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_head(
     make_config, tmp_path: Path
 ) -> None:
-    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
+    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
     top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
     exact, run = (
@@ -130,7 +130,7 @@ def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_hea
 def test_the_roofline_of_top_k_has_no_head_of_the_teacher_and_its_read_rate_is_of_that_step(
     make_config, tmp_path: Path
 ) -> None:
-    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="")
+    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
     write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
     top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
     exact, run = (

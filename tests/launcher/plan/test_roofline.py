@@ -148,7 +148,7 @@ def test_bytes_of_the_heads_are_those_of_the_fused_losses(told: str) -> None:
     work = dataclasses.replace(WORK, samples=1, length=positions + WORK.vision_tokens)
     sizes = RunSizes(teacher, student, {})
     cost = plan._heads(sizes, work, Trained(), has_top_k=told == "top_k")
-    assert cost.bytes == pytest.approx(moved.total, rel=0.02)
+    assert cost.bytes == pytest.approx(moved.total, rel=0.05)
 
 
 def test_bytes_of_the_attention_term_are_those_of_the_fused_loss() -> None:
