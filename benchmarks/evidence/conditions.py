@@ -90,7 +90,7 @@ _LIST = [
     _changed(_ALL, "last layer", "L_A on the last layer", attention="last layer"),
     _changed(_ALL, "balanced", "weights by gradient norms", balance_every=50),
     _changed(_ALL, "learned weights", "all terms, weights by learned uncertainty", {"balance": "learned"}),
-    _changed(_ALL, "forward KL", "all terms, KL(teacher || student)", {"divergence": "forward_kl"}),
+    _changed(_ALL, "forward KL", "all terms, KL weighted by the teacher", {"divergence": "forward_kl"}),
     *(_changed(_ALL, f"temperature {value:g}", "all terms", {"temperature": value}) for value in (2.0, 4.0)),
     *(
         replace(
