@@ -14,7 +14,7 @@ from alignkd.teacher_cache.folder import CachePaths, read_manifest
 from launcher.plan.advice import with_placement
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
-from launcher.plan.sharding import teacher_size, top_k_bytes
+from launcher.plan.sharding import answer_bytes
 
 COMPARED = "zero3"
 SCALE_BYTES = 4  # of a row in fp8
@@ -35,9 +35,7 @@ def position_bytes(config: Config, width: int) -> int:
     """What ``alignkd.teacher.cache_forms`` stores for a position of a teacher of this width."""
     if config.teacher.cache_form == "fp8":
         return width + SCALE_BYTES
-    if config.teacher.cache_form == "top_k":
-        return top_k_bytes(config)
-    return width * teacher_size(config)
+    return answer_bytes(config, width)
 
 
 def cache_size(config: Config, vision_tokens: int) -> CacheSize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -57,3 +58,15 @@ def dense(
         "js": ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2,
     }[kind]
     return torch.stack([ce, divergence * temperature**2])
+
+
+def assert_same_loss_and_gradients(
+    loss: torch.Tensor, wanted: torch.Tensor, inputs: Sequence[torch.Tensor], factor: float
+) -> None:
+    """In float64; ``factor``: of both losses in the backward, as a loss scale. ``wanted`` keeps its graph."""
+    assert torch.allclose(loss, wanted, rtol=1e-12)
+    ours = torch.autograd.grad(loss * factor, inputs)
+    theirs = torch.autograd.grad(wanted * factor, inputs, retain_graph=True)
+    for got, expected in zip(ours, theirs, strict=True):
+        assert expected.abs().max() > 1e-3
+        assert torch.allclose(got, expected, rtol=1e-10, atol=1e-12)

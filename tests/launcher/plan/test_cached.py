@@ -97,15 +97,21 @@ def test_fp8_takes_a_byte_for_each_number_and_four_for_each_position(
     assert lines_of(plan)[0].startswith("Cache of the teacher, fp8: ")
 
 
+def plans_of_300_positions(make_config, folder: Path) -> tuple[Plan, Plan]:
+    """From a cache in ``folder``: with exact hidden states, and with 16 tokens a position."""
+    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
+    write_json(CachePaths(folder).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
+    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
+    exact, tokens = (
+        make_plan(cached(make_config(*settings), folder), Cluster(1, 1)) for settings in ((), top_k)
+    )
+    return exact, tokens
+
+
 def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_head(
     make_config, tmp_path: Path
 ) -> None:
-    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
-    write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
-    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
-    exact, run = (
-        make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)) for settings in ((), top_k)
-    )
+    exact, run = plans_of_300_positions(make_config, tmp_path)
     found = plan_as_dict(run, None, None, CHIPS["h100"])["cache"]
     shapes = read_model_config(TEACHER)
     head = TeacherHead(torch.randn(shapes.vocab_size, 8), 16, 1.0)
@@ -130,14 +136,9 @@ def test_top_k_tokens_take_six_bytes_each_and_two_for_the_rest_and_spare_the_hea
 def test_the_roofline_of_top_k_has_no_head_of_the_teacher_and_its_read_rate_is_of_that_step(
     make_config, tmp_path: Path
 ) -> None:
-    identity = Identity({}, (), "", 16, samples=10, shard_samples=10, entries="", form="exact", top_k=0)
-    write_json(CachePaths(tmp_path).manifest, Manifest(identity, (Shard(300, 0, ""),)).as_json())
-    top_k = ("teacher.cache_form=top_k", "teacher.cache_top_k=16", "distillation.divergence=forward_kl")
     exact, run = (
-        plan_as_dict(
-            make_plan(cached(make_config(*settings), tmp_path), Cluster(1, 1)), None, None, CHIPS["h100"]
-        )
-        for settings in ((), top_k)
+        plan_as_dict(plan, None, None, CHIPS["h100"])
+        for plan in plans_of_300_positions(make_config, tmp_path)
     )
     flops = [{cost["name"]: cost["flops"] for cost in plan["roofline"]["costs"]} for plan in (exact, run)]
     heads = "heads and logit losses"
