@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from alignkd.config.schema import DistillationSection
+from alignkd.config.teacher_section import TeacherSection
 from alignkd.data.batch import Batch, TermCounts
 from alignkd.engine.student_step import StudentStep
 from alignkd.losses.total import element_counts
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.models.families.mobilevlm_parts import MobileVLMParts
+from alignkd.teacher.cache_forms import FORMS
+from alignkd.teacher.cache_top_k import TeacherHead
 from alignkd.teacher.targets import logit_hidden
 from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
+FORWARD_KL = DISTILLATION.model_copy(update={"divergence": "forward_kl"})
+TOP_K = TeacherSection().cache_top_k
+Form = Literal["exact", "top_k"]  # of a cache, ``teacher.cache_form``
 Losses = dict[str, float]
 Sums = dict[str, torch.Tensor]  # terms over a window: 0-dimensional, detached, still on the device
 
@@ -66,9 +73,12 @@ def _parts_of(teacher: MobileVLM, device: torch.device) -> MobileVLMParts:
 
 
 @torch.no_grad()
-def with_hidden_states(teacher: MobileVLM, window: Sequence[Batch]) -> list[Batch]:
+def as_from_cache(teacher: MobileVLM, window: Sequence[Batch], form: Form) -> list[Batch]:
     """The window as a loader with a cache of the teacher gives it."""
-    return [replace(batch, teacher_hidden_ND=logit_hidden(batch, teacher(batch))) for batch in window]
+    head = TeacherHead(teacher.head.weight, TOP_K, DISTILLATION.temperature)
+    encode, fill = FORMS[form].encode, FORMS[form].fill
+    dtype = head.weight_WD.dtype
+    return [fill(batch, encode(logit_hidden(batch, teacher(batch)), head), dtype) for batch in window]
 
 
 def total_counts(window: Sequence[Batch]) -> TermCounts:

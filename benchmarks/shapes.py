@@ -12,7 +12,7 @@ PRINCIPAL = ("floor", "ours")
 VARIANTS = ("ours, two towers", "ours, head not fused", "ours, attention term not fused")
 LAYOUTS = ("ours, padded", "ours, token budget", "ours, padded, token budget")
 LOOKAHEAD = ("ours, look-ahead 1",)
-CACHED = ("floor, cached", "cached")
+CACHED = ("floor, cached", "cached", "cached, top-k")
 
 
 def shapes_of(lengths: Sequence[int], samples: Sequence[int], mixed: bool) -> list[Shape]:

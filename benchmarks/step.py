@@ -28,9 +28,9 @@ from benchmarks.families import BUILDERS as FAMILIES
 from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.memory import limit_memory, predicted_peak, usable_memory
 from benchmarks.methods import METHODS
-from benchmarks.models import PAIRS, random_pair
+from benchmarks.models import PAIRS, SCALED, Pair, random_pair
 from benchmarks.results import Result, table_head, table_rows
-from benchmarks.setting import Losses, Setting, Sums, new_setting, padding_share, with_hidden_states
+from benchmarks.setting import Form, Losses, Setting, Sums, as_from_cache, new_setting, padding_share
 from benchmarks.shapes import PRINCIPAL, methods_of, shapes_of
 
 # Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
@@ -51,7 +51,7 @@ def measure_shape(
 ) -> None:
     """Fills ``results``, one per method, the floor first: :data:`LEAST_ROUNDS`, and more until ``budget``
     seconds are over. No step begins after ``deadline``, by the monotonic clock."""
-    windows: dict[tuple[bool, ...], list[Batch]] = {}
+    windows: dict[tuple[bool, bool, Form | None], list[Batch]] = {}
     reference: Losses = {}
     for result in results:
         if time.monotonic() > deadline:
@@ -60,8 +60,8 @@ def measure_shape(
         layout = (method.packing, method.token_budget, method.cached)
         if layout not in windows:
             windows[layout] = random_window(shape, *layout[:2], setting.device)
-            if method.cached:
-                windows[layout] = with_hidden_states(setting.teacher, windows[layout])
+            if method.cached is not None:
+                windows[layout] = as_from_cache(setting.teacher, windows[layout], method.cached)
         window = windows[layout]
         result.padding, result.micro_batches = padding_share(window), len(window)
         memory = _fitting(setting, window, result, partial(_losses_and_memory, setting, window))
@@ -130,7 +130,7 @@ def _check(method: str, losses: Losses, reference: Losses, tolerance: float) -> 
 def main(arguments: list[str]) -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__)
-    parser.add_argument("--pair", choices=PAIRS, help="published (on a GPU), or small")
+    parser.add_argument("--pair", choices=PAIRS, help="as a rule published on a GPU, small on a CPU")
     parser.add_argument("--precision", choices=TOLERANCES, default="bf16" if on_gpu else "fp32")
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200, 2048])
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 8] if on_gpu else [1, 4])
@@ -214,7 +214,7 @@ def main(arguments: list[str]) -> None:
         results += of_shape
         print(*(" | ".join(row) for row in table_rows(of_shape, None)), sep="\n", flush=True)
         if options.publish:
-            _publish("step-gpu" if on_gpu else "step-cpu", measured, body(), results)
+            _publish(_section(pair, on_gpu), measured, body(), results)
     print(report.section("step", measured, body()))
 
 
@@ -224,6 +224,13 @@ def _publish(name: str, measured: dict[str, Any], body: str, results: list[Resul
     picture = f"![time and kept memory over the floor](performance/{name}.svg)"
     report.publish(name, measured, f"{body}\n\n{picture}", [asdict(result) for result in results])
     plot_steps(results, report.FOLDER / f"{name}.svg")
+
+
+def _section(pair: Pair, on_gpu: bool) -> str:
+    """Of docs/performance.md."""
+    if pair is SCALED:
+        return "step-scaled"
+    return "step-gpu" if on_gpu else "step-cpu"
 
 
 def _millions(model: torch.nn.Module) -> str:

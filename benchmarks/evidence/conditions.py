@@ -72,6 +72,16 @@ _LIST = [
         _changed(one, f"{one.name}, better teacher", f"{one.about}; a better teacher", better_teacher=True)
         for one in _EACH
     ),
+    *(
+        replace(
+            one,
+            name=f"{one.name}, twice the steps",
+            about=f"{one.about}; twice the steps",
+            varies="alone, twice the steps",
+            steps=2.0,
+        )
+        for one in _EACH
+    ),
     _changed(_ALL, "labels on sums", "sums without the teacher", labels_only=("text",)),
     _changed(_ALL, "labels on hard kinds", "the teacher on positions only", labels_only=_HARD),
     _changed(_ALL, "no clipping", "all terms, gradients of any norm", clip=0.0),

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import step
+from benchmarks import report, step
 from benchmarks.batches import Shape, random_window
 from benchmarks.gpu.sizes import TINY_PAIR as TINY
 from benchmarks.measure import Memory
 from benchmarks.memory import predicted_peak
 from benchmarks.methods import METHODS
-from benchmarks.models import PAIRS, random_pair
+from benchmarks.models import PAIRS, PUBLISHED, SCALED, SMALL, Pair, random_pair
 from benchmarks.results import Result, table_head, table_rows
-from benchmarks.setting import new_setting, padding_share
+from benchmarks.setting import as_from_cache, new_setting, padding_share
 
 CPU = torch.device("cpu")
 MIXED = Shape("mixed", (190, 230, 400))
@@ -75,12 +75,42 @@ def test_a_window_is_one_teacher_forward_or_several(monkeypatch: pytest.MonkeyPa
     assert floor == pytest.approx({name: together[name] for name in ("ce", "divergence")}, rel=1e-5)
 
 
+def test_a_cached_step_reads_the_answers_of_its_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
+    (plain,) = random_window(MIXED, True, False, CPU)
+    ours = setting.means(METHODS["ours"].step(setting, [plain]), [plain])
+    windows = {form: as_from_cache(setting.teacher, [plain], form) for form in ("exact", "top_k")}
+    monkeypatch.setattr(setting.teacher, "forward", lambda *_: pytest.fail("the teacher's layers run"))
+    cached = METHODS["cached"].step(setting, windows["exact"])
+    assert setting.means(cached, [plain]) == pytest.approx(ours, rel=1e-5)
+    setting.teacher.head.weight.data.fill_(torch.nan)  # what is left of it in this form is not looked at
+    top = setting.means(METHODS["cached, top-k"].step(setting, windows["top_k"]), [plain])
+    assert top == pytest.approx({name: ours[name] for name in ours if name != "divergence"}, rel=1e-5)
+
+
 def test_methods_that_disagree_are_not_timed() -> None:
     reference = {"ce": 1.0}
     step._check("ours", {"ce": 1.00005, "attention": 3.0}, reference, 1e-4)
     assert reference == {"ce": 1.0, "attention": 3.0}
     with pytest.raises(SystemExit, match=r"stand-in: ce is 1\.001, another method has 1\.0"):
         step._check("stand-in", {"ce": 1.001}, reference, 1e-4)
+
+
+def test_the_scaled_pair_has_the_proportions_of_the_published() -> None:
+    for ours, theirs in ((SCALED.teacher, PUBLISHED.teacher), (SCALED.student, PUBLISHED.student)):
+        assert [8 * ours.width, 8 * ours.feed_forward] == [theirs.width, theirs.feed_forward]
+        assert 2 * ours.layers == theirs.layers
+    for key, factor in (("hidden_size", 8), ("intermediate_size", 8), ("num_hidden_layers", 2)):
+        assert factor * SCALED.tower[key] == PUBLISHED.tower[key]
+
+
+@pytest.mark.parametrize(
+    ("pair", "on_gpu", "name"),
+    [(SMALL, False, "step-cpu"), (PUBLISHED, True, "step-gpu"), (SCALED, False, "step-scaled")],
+)
+def test_each_pair_is_published_in_a_section_of_its_own(pair: Pair, on_gpu: bool, name: str) -> None:
+    assert step._section(pair, on_gpu) == name
+    assert f"<!-- {name} -->" in report.DOCUMENT.read_text(encoding="utf-8")
 
 
 def test_what_is_predicted_not_to_fit_is_not_run() -> None:

@@ -10,7 +10,9 @@ from benchmarks.evidence.run import Settings
 from benchmarks.evidence.scenes.bench import BATCH
 
 CACHE = Path("build/scenes")
-CONDITIONS = (BASELINE, "all", "logits", "attention", "vision", "alone, twice the steps")
+TERMS = ("all", "logits", "attention", "vision")
+LONGER = tuple(f"{name}, twice the steps" for name in (BASELINE, "all", "vision"))
+CONDITIONS = (BASELINE, *TERMS, *LONGER)
 TUNING_SEED = 100
 TUNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 STEPS = 2000
