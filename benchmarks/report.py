@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def facts(arguments: Sequence[str]) -> dict[str, Any]:
         "machine": _machine(),
         "load": round(os.getloadavg()[0], 2),
         "versions": _versions(),
-        "command": " ".join(["python", "-m", name, *arguments]),
+        "command": shlex.join(["python", "-m", name, *arguments]),
     }
 
 
