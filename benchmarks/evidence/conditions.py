@@ -97,6 +97,7 @@ _LIST = [
     _changed(_ALL, "frozen adapters", "defect: adapters stay random", frozen_adapters=True),
     _changed(_ALL, "transposed attention", "defect: image queries, text keys", attention="transposed"),
     _changed(_ALL, "text-text attention", "text keys in L_A", attention="text-text"),
+    _changed(_ALL, "every row", "rows of the image itself in L_A, too", attention="every row"),
     _changed(_ALL, "last layer", "L_A on the last layer", attention="last layer"),
     _changed(_ALL, "balanced", "weights by gradient norms", balance_every=50),
     _changed(_ALL, "learned weights", "all terms, weights by learned uncertainty", {"balance": "learned"}),

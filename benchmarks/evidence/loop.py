@@ -21,6 +21,7 @@ from alignkd.losses.total import TERMS, element_counts, means, term_scales, weig
 from alignkd.teacher.targets import TeacherTargets
 from benchmarks.evidence.task import Sample
 
+VISION_TOKENS = 16  # of an image
 LABELS_ONLY = weights_by_term(logits=0.0, attention=0.0, vision=0.0, focus=0.0)
 
 
@@ -35,7 +36,7 @@ class Examples:
     def batch(self, numbers: Sequence[int]) -> Batch:
         shape = tuple(self.images.shape[1:])
         assert len(shape) == 3
-        settings = CollateSettings(vision_tokens=16, image_shape=shape, top_k=self.top_k)
+        settings = CollateSettings(vision_tokens=VISION_TOKENS, image_shape=shape, top_k=self.top_k)
         return collate([self._example(number) for number in numbers], settings)
 
     def _example(self, number: int) -> Example:

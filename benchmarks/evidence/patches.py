@@ -22,6 +22,7 @@ from alignkd.losses.attention import BlockLayout, text_vision_block
 from alignkd.models.families.interface import ModelOutputs
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel, TeacherTargets, block_layout
+from benchmarks.evidence.loop import VISION_TOKENS
 from benchmarks.evidence.targets import standard_forward
 
 LossOfBlocks = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, BlockLayout], torch.Tensor]
@@ -99,6 +100,19 @@ def _text_columns(layout: BlockLayout) -> BlockLayout:
     )
 
 
+def _every_row(layout: BlockLayout) -> BlockLayout:
+    """Image keys, and as queries the image's own tokens beside the text after it."""
+    starts_I = torch.tensor([place[1] for place in layout.places], dtype=torch.long)
+    columns_IV = starts_I[:, None] + torch.arange(layout.vision_tokens)
+    return dataclasses.replace(
+        layout,
+        places=tuple((sample, start, layout.vision_tokens + rows) for sample, start, rows in layout.places),
+        text_rows_IM=torch.cat([columns_IV, layout.text_rows_IM], dim=1),
+        columns_IV=columns_IV,
+        spans=((layout.vision_tokens, 0),) * len(layout.places),  # 0: no image comes before its own rows
+    )
+
+
 def _transposed(layout: BlockLayout) -> BlockLayout:
     """Image queries and text keys, which causal attention cannot see."""
     starts_I = torch.tensor([place[1] for place in layout.places], dtype=torch.long)
@@ -173,12 +187,19 @@ def _text_pairs(batch: Batch, heads: int) -> int:
     return sum(place.rows * (place.rows + 1) // 2 for place in batch.image_places) * heads
 
 
+def _pairs_of_every_row(batch: Batch, heads: int) -> int:
+    """Image tokens see those before them and themselves."""
+    within_image = VISION_TOKENS * (VISION_TOKENS + 1) // 2
+    return _pairs(batch, heads) + len(batch.image_places) * within_image * heads
+
+
 def _rows(batch: Batch, heads: int) -> int:
     return sum(place.rows for place in batch.image_places)
 
 
 VARIANTS: dict[str, AttentionVariant] = {
     "text-text": AttentionVariant(_text_columns, _squares_of_seen, _text_pairs),
+    "every row": AttentionVariant(_every_row, _squares_of_seen, _pairs_of_every_row),
     "last layer": AttentionVariant(_same, _squares, _pairs, last_layer=True),
     "transposed": AttentionVariant(_transposed, _squares, _pairs),
     "row KL": AttentionVariant(_same, _row_divergence, _rows),

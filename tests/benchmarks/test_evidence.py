@@ -23,10 +23,11 @@ from alignkd.data.tokenizer import SentencePieceTokenizer
 from alignkd.engine.optimizer_step import term_weights
 from alignkd.engine.student_step import StudentStep
 from alignkd.evaluate.generation import Decoding, Prompt, generate
+from alignkd.losses.attention import text_vision_block
 from alignkd.losses.total import TERMS
 from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
-from alignkd.teacher.targets import TeacherModel
+from alignkd.teacher.targets import TeacherModel, block_layout
 from benchmarks.evidence import __main__ as program
 from benchmarks.evidence import loop, pool, records, run, table, teacher_cost
 from benchmarks.evidence.answers import right_answers
@@ -220,7 +221,7 @@ def test_the_transposed_term_sends_the_student_no_gradient(bench: Bench) -> None
     assert not any(gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", ["text-text attention", "last layer", "attention, row KL"])
+@pytest.mark.parametrize("name", ["text-text attention", "every row", "last layer", "attention, row KL"])
 def test_a_variant_of_the_attention_term_teaches_the_layer_that_it_reads(bench: Bench, name: str) -> None:
     variant = VARIANTS[str(CONDITIONS[name].attention)]
     module, (part,), head = parts_of(bench, name)
@@ -230,6 +231,20 @@ def test_a_variant_of_the_attention_term_teaches_the_layer_that_it_reads(bench: 
         float(layer.self_attn.q_proj.weight.grad.norm()) for layer in module.student.language_model.layers
     ]
     assert (taught[0] > 0, taught[1] > 0) == ((True, True) if name == "last layer" else (True, False))
+
+
+def test_every_row_counts_what_a_row_sees_of_the_image(bench: Bench) -> None:
+    variant = VARIANTS["every row"]
+    module, (part,), _ = parts_of(bench, "every row")
+    assert part.targets is not None
+    ours = variant.layout(block_layout(part.batch, module.student.facts))
+    query_BHLE, key_BGLE, scaling = module.student(part.batch).first_layer
+    seen_IHMV = text_vision_block(query_BHLE, key_BGLE, scaling, ours) > 0
+    assert int(seen_IHMV.sum()) == variant.elements(part.batch, seen_IHMV.shape[1])
+    teacher_IHMV = part.targets.block_IHMV[:, :1, : seen_IHMV.shape[2]]
+    assert torch.equal(teacher_IHMV > 0, seen_IHMV[:, :1])
+    text_rows = part.batch.text_rows_IM.shape[1]
+    assert seen_IHMV[:, :, :-text_rows].sum() == len(ours.places) * seen_IHMV.shape[1] * 16 * 17 // 2
 
 
 def test_the_last_layer_is_read_only_inside_the_variant(bench: Bench) -> None:
