@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from alignkd.config import Config
 from launcher.plan import activations
@@ -24,7 +24,8 @@ from launcher.plan.sizes import RunSizes
 from launcher.plan.trained import trained_parts
 from launcher.plan.workload import Cluster, Workload
 
-Phase = Literal["always", "teacher", "student", "optimizer"]
+Phase = Literal["always", "teacher", "student", "optimizer", "answers"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 FP32 = 4
 
 
@@ -51,12 +52,11 @@ class Memory:
 
     @property
     def peak_phase(self) -> Phase:
-        phases: tuple[Phase, ...] = ("teacher", "student", "optimizer")
-        return max(phases, key=self.phase_bytes)
+        return max(PHASES[1:], key=self.phase_bytes)
 
     @property
     def peak(self) -> int:
-        """Bytes of tensors on a rank's device at the peak of an optimizer step."""
+        """Bytes of tensors on a rank's device at the peak of an optimizer step or of the answers after it."""
         return self.phase_bytes("always") + self.phase_bytes(self.peak_phase)
 
     @property
@@ -76,7 +76,18 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
     parts += student_states(config, sizes, cluster, files) + _student_work(
         config, sizes, work, cluster, files
     )
+    parts += _answering_student(config, sizes)
     return Memory(tuple(part for part in parts if part.bytes), _teacher_alive(config, sizes, cluster, files))
+
+
+def _answering_student(config: Config, sizes: RunSizes) -> list[Part]:
+    """For ``evaluation.task`` each rank copies a sharded student, and layers with LoRA merged into them
+    (``alignkd.evaluate.live_student``). Not counted: the keys and values of one batch of questions."""
+    if config.evaluation.every is None or config.evaluation.task is None:
+        return []
+    whole = sizes.student.count() if config.student.zero_stage == 3 else 0
+    merged = 0 if config.student.lora is None else sizes.student.count("language_model.layers.")
+    return [Part("student's copy, to answer", (whole + merged) * student_size(config), "answers")]
 
 
 def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part]:

@@ -11,7 +11,7 @@ from alignkd.text import counted
 from launcher.plan.advice import PLACEMENTS, changes, largest_micro_batch, with_placement
 from launcher.plan.cached import cache_lines
 from launcher.plan.measurements import measurement_line
-from launcher.plan.memory import Phase
+from launcher.plan.memory import PHASES
 from launcher.plan.plan import GIB, Plan
 from launcher.plan.roofline import Chip, roofline
 from launcher.plan.trained import trained_parts
@@ -19,7 +19,6 @@ from launcher.plan.weights import weight_notes
 from launcher.plan.workload import IMAGES_PER_SAMPLE
 
 LARGEST_COSTS = 3
-PHASES: tuple[Phase, ...] = ("always", "teacher", "student", "optimizer")
 PARTS = (
     ("tower", "vision_tower."),
     ("proj.", "projector."),
@@ -94,15 +93,18 @@ def _parameter_table(plan: Plan) -> Table:
 
 
 def _memory_table(plan: Plan) -> Table:
-    table = _table("memory of a rank, GiB", "always", "teacher", "student", "update", "host")
+    answers = any(part.phase == "answers" for part in plan.memory.parts)
+    phases = PHASES if answers else tuple(phase for phase in PHASES if phase != "answers")
+    heads = ["update" if phase == "optimizer" else phase for phase in phases]
+    table = _table("memory of a rank, GiB", *heads, "host")
     for name in dict.fromkeys(part.name for part in plan.memory.parts):
-        cells = dict.fromkeys([*PHASES, "host"], "")
+        cells = dict.fromkeys([*phases, "host"], "")
         for part in plan.memory.parts:
             if part.name == name:
                 cells["host" if part.in_host_memory else part.phase] = _gib(part.bytes)
         table.add_row(name, *cells.values())
     table.add_section()
-    sums = [_gib(plan.memory.phase_bytes(phase)) for phase in PHASES]
+    sums = [_gib(plan.memory.phase_bytes(phase)) for phase in phases]
     table.add_row("sum", *sums, _gib(plan.memory.host) if plan.memory.host else "")
     return table
 
@@ -112,6 +114,7 @@ def _say_fit(plan: Plan, gpu_memory: int | None, console: Console) -> None:
         "teacher": "during the teacher's forward",
         "student": "during the student's forward and backward",
         "optimizer": "during the optimizer's update",
+        "answers": "while the student answers evaluation.task",
     }[plan.memory.peak_phase]
     _say(console, f"Peak {moment}: {verdict(plan, gpu_memory)}.")
     layers = sum(part.bytes for part in plan.memory.parts if part.name == "teacher's gathered layers")

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from alignkd.config import load_config
+from alignkd.config import Config, load_config
+from alignkd.config.schema import LoraSection
 from alignkd.distributed.ranks import Ranks
 from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
 from benchmarks.measure import LiveBytes
-from launcher.plan.memory import run_memory, student_states
+from launcher.plan.memory import Memory, Part, run_memory, student_states
+from launcher.plan.plan import Plan, make_plan
+from launcher.plan.roofline import CHIPS
 from launcher.plan.sharding import Rendered
+from launcher.plan.show import show_plan
 from launcher.plan.sizes import run_sizes
 from launcher.plan.workload import Cluster, workload
 from tests import tiny
 from tests.held_storages import held_storages
+from tests.launcher.plan import test_advice
 from tests.launcher.plan.test_activations import worst_batch
 from tests.ranks import RankPool
 
+config = test_advice.config  # the fixture: a 7B teacher and a 1.7B student
 CLUSTER = Cluster(nodes=1, gpus_per_node=2)
 # Large enough for every tensor, small enough not to hide everything else.
 BUCKET = 200_000
@@ -158,3 +166,30 @@ def test_the_peak_of_a_step_agrees_with_a_real_run(
     predicted = run_memory(config, sizes, work, CLUSTER, Rendered(zero, teacher))
     for measured in two_ranks.run(peak_of_a_step, str(run)):
         assert measured == pytest.approx(predicted.peak, rel=0.1), predicted
+
+
+def test_a_student_that_answers_takes_its_copies(config: Config) -> None:
+    def plan_at(stage: int, task: str | None = "pope", lora: LoraSection | None = None) -> Plan:
+        changes: dict[str, Any] = {
+            "student": config.student.model_copy(update={"zero_stage": stage, "lora": lora}),
+            "evaluation": config.evaluation.model_copy(update={"every": 10, "task": task}),
+        }
+        return make_plan(config.model_copy(update=changes), Cluster(4, 2))
+
+    lora = LoraSection(rank=4, alpha=8)
+    for plan, prefixes in (
+        (plan_at(3), [""]),
+        (plan_at(2), []),
+        (plan_at(3, task=None), []),
+        (plan_at(2, lora=lora), ["language_model.layers."]),
+        (plan_at(3, lora=lora), ["", "language_model.layers."]),
+    ):
+        elements = sum(plan.sizes.student.count(prefix) for prefix in prefixes)
+        assert plan.memory.phase_bytes("answers") == 2 * elements  # bf16
+        show_plan(plan, None, None, CHIPS["h100"], Console(file=(shown := io.StringIO()), width=80))
+        assert ("answers" in shown.getvalue()) == bool(prefixes)
+
+
+def test_answers_can_be_the_peak() -> None:
+    parts = (Part("a", 1), Part("b", 2, "student"), Part("c", 3, "answers"))
+    assert (Memory(parts).peak_phase, Memory(parts).peak) == ("answers", 4)
