@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from benchmarks.evidence import records
+from benchmarks.evidence import curves, records
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS
 from benchmarks.evidence.statistics import (
     Mean,
@@ -29,6 +29,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOT = DOCUMENT.with_suffix("") / "accuracy.svg"
 BEGIN, END = "<!-- tables: written by benchmarks.evidence.table -->", "<!-- end of the tables -->"
 BEGIN_SCENES = "<!-- tables of the scenes: written by benchmarks.evidence.table -->"
+SUMS = "text"  # their kind of question
+SHOWN_CURVES = (BASELINE, "all", "no clipping", "labels on sums", "labels on hard kinds", "attention x 10000")
 Groups = Mapping[str, Sequence[Record]]
 
 
@@ -46,6 +48,8 @@ def write_tables(folder: Path, begin: str, picture: Path) -> None:
     DOCUMENT.write_text(f"{before}{begin}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
     if BASELINE in groups:
         plot(groups, picture)
+        if sums(groups):
+            curves.plot_curves(groups, SUMS, SHOWN_CURVES, picture.with_name("sums.svg"))
 
 
 def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -61,7 +65,7 @@ def tables(groups: Groups, tuning: Sequence[Record]) -> str:
         return "No run has been recorded yet.\n"
     parts = [_settings(tuning)] if tuning else []
     if groups:
-        parts += [_accuracy(groups), changes(groups), _kinds(groups), _gradients(groups)]
+        parts += [_accuracy(groups), changes(groups), _kinds(groups), sums(groups), _gradients(groups)]
     return "\n".join(part for part in parts if part)
 
 
@@ -127,6 +131,18 @@ def _kinds(groups: Groups) -> str:
         rows.append([name, *cells])
     return "By kind of question, % (minus alone [95 % interval]):\n\n" + _markdown(
         ["condition", *kinds], rows
+    )
+
+
+def sums(groups: Groups) -> str:
+    """When they are learnt; nothing of a task without them, or without the student alone."""
+    if BASELINE not in groups or SUMS not in groups[BASELINE][0]["test"]:
+        return ""
+    head = ["condition", "right on average over the training, %", "minus alone", "steps to 90 %, median"]
+    return (
+        "Sums: right answers on validation, averaged over the ten validations of a run (minus alone: mean ± "
+        "standard error over seeds), and steps until 90 % are right:\n\n"
+        + _markdown(head, curves.rows_of(groups, SUMS))
     )
 
 

@@ -29,7 +29,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel, block_layout
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import loop, pool, records, run, table, teacher_cost
+from benchmarks.evidence import curves, loop, pool, records, run, table, teacher_cost
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
@@ -596,6 +596,33 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     assert f"| 2 | {SHORT.learning_rate:g} | 1 |" in text
     table.plot(groups, tmp_path / "accuracy.svg")
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
+
+
+def test_the_tables_say_when_sums_are_learnt(tmp_path: Path) -> None:
+    def made(name: str, seed: int, *right: float) -> dict[str, Any]:
+        looks = [look(100 * number, value) for number, value in enumerate(right, start=1)]
+        condition = CONDITIONS[name].as_dict()
+        return {
+            **made_up(seed, "1", "1"),
+            "condition": condition,
+            "validation": looks,
+            "steps": 100 * len(right),
+        }
+
+    groups = table.by_condition(
+        [
+            *(made(BASELINE, 0, 0.5, 1.0), made(BASELINE, 1, 0.9, 1.0)),
+            *(made("all", 0, 0.5, 0.5), made("all", 1, 0.5, 1.0), made("all", 2, 0.0, 0.8)),
+            made("alone, twice the steps", 0, 1.0, 1.0, 1.0, 1.0),
+        ]
+    )
+    assert curves.rows_of(groups, "text") == [
+        [BASELINE, "85.0", "", "200"],
+        ["all", "55.0", "-22.5 ± 2.5", "not learnt"],
+    ]
+    assert "| all | 55.0 | -22.5 ± 2.5 | not learnt |" in table.sums(groups)
+    curves.plot_curves(groups, "text", (BASELINE, "all", "no clipping"), tmp_path / "sums.svg")
+    assert "<svg" in (tmp_path / "sums.svg").read_text()
 
 
 def test_a_change_is_compared_with_what_it_changes() -> None:
