@@ -62,6 +62,7 @@ _EACH = [
     _ATTENTION,
     _terms("vision", "L_V only", 0.0, 1.0, 0.0),
 ]
+_ON_SUMS = _changed(_ALL, "labels on sums", "sums without the teacher", labels_only=("text",))
 _HARD = ("column", "row", "count", "largest", "two_images", "text")
 
 _LIST = [
@@ -82,7 +83,8 @@ _LIST = [
         )
         for one in _EACH
     ),
-    _changed(_ALL, "labels on sums", "sums without the teacher", labels_only=("text",)),
+    _ON_SUMS,
+    _changed(_ON_SUMS, "labels on sums, no clipping", "the same, gradients of any norm", clip=0.0),
     _changed(_ALL, "labels on hard kinds", "the teacher on positions only", labels_only=_HARD),
     _changed(_ALL, "no clipping", "all terms, gradients of any norm", clip=0.0),
     Condition("alone, no clipping", "labels only, gradients of any norm", clip=0.0),
