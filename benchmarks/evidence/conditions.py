@@ -40,10 +40,13 @@ BASELINE = "alone"
 TOP_K = 4  # of 16 vision tokens, as in the demo
 
 
+def _weights(attention: float, vision: float, logits: float) -> dict[str, float]:
+    return {"attention": attention, "vision": vision, "logits": logits}
+
+
 def _terms(name: str, about: str, attention: float, vision: float, logits: float) -> Condition:
     """With these weights of L_A, L_V and the logit term."""
-    weights = {"attention": attention, "vision": vision, "logits": logits}
-    return Condition(name, about, {"top_k": TOP_K, "weights": weights})
+    return Condition(name, about, {"top_k": TOP_K, "weights": _weights(attention, vision, logits)})
 
 
 def _changed(
@@ -113,6 +116,9 @@ _LIST = [
         for weight in (1e-2, 1e-1, 1e1, 1e2, 1e3, 1e4)
     ),
     _changed(_ATTENTION, "attention, row KL", "L_A only, as KL of rows", attention="row KL"),
+    _changed(
+        _ALL, "all, attention x 100", "all terms, L_A weighs more", {"weights": _weights(100.0, 1.0, 1.0)}
+    ),
     *(_changed(_ALL, f"K {count}", "all terms", {"top_k": count}) for count in (1, 2, 8)),
     *(
         _changed(_ALL, f"lambda {weight:g}", "all terms", {"vision_focus_weight": weight})

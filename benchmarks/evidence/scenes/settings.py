@@ -10,7 +10,7 @@ from benchmarks.evidence.run import Settings
 from benchmarks.evidence.scenes.bench import BATCH
 
 CACHE = Path("build/scenes")
-TERMS = ("all", "logits", "attention", "vision")
+TERMS = ("all", "logits", "attention", "vision", "attention x 100", "attention, row KL")
 LONGER = tuple(f"{name}, twice the steps" for name in (BASELINE, "all", "vision"))
 CONDITIONS = (BASELINE, *TERMS, *LONGER)
 TUNING_SEED = 100
