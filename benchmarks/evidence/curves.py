@@ -1,80 +1,60 @@
-"""When a kind of question is learnt: its validation accuracy over the training."""
+"""When the questions are learnt: their validation accuracy over the training."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from matplotlib import pyplot
+from typing import Any
 
 from benchmarks.evidence.conditions import BASELINE
-from benchmarks.evidence.statistics import Record
+from benchmarks.evidence.statistics import Record, validation_accuracy
 
 LEARNT = 0.9
 Groups = Mapping[str, Sequence[Record]]
 
 
-def mean_over_training(record: Record, kind: str) -> float:
+def accuracy_of(look: Mapping[str, Any], kind: str | None) -> float:
+    """Of one kind, or of all, each weighing the same."""
+    return validation_accuracy(look) if kind is None else float(look["accuracy"][kind])
+
+
+def mean_over_training(record: Record, kind: str | None = None) -> float:
     """Of the validations of a run, which are at equal distances: the earlier it is learnt, the higher."""
-    return statistics.fmean(look["accuracy"][kind] for look in record["validation"])
+    return statistics.fmean(accuracy_of(look, kind) for look in record["validation"])
 
 
 def steps_to_learn(record: Record, kind: str) -> int | None:
     """The first validation with 90 % right answers; None if there is none."""
-    return next((look["step"] for look in record["validation"] if look["accuracy"][kind] >= LEARNT), None)
+    return next((look["step"] for look in record["validation"] if accuracy_of(look, kind) >= LEARNT), None)
 
 
-def rows_of(groups: Groups, kind: str) -> list[list[str]]:
-    """Of each condition with as many steps as the baseline: its name, the mean over the training, the
-    difference to the baseline of the same seed (mean ± standard error over the pairs), and the median of the
-    steps to learn the kind. What was not learnt counts as later than all others."""
+def rows_of(groups: Groups, kinds: Sequence[str]) -> list[list[str]]:
+    """Of each condition with as many steps as the baseline: its name, its mean over the training and the
+    difference to the baseline of the same seed, for all kinds together and each of ``kinds``; for the latter
+    the median of the steps to learn it, too. What was not learnt counts as later than all others."""
     base = {record["seed"]: record for record in groups[BASELINE]}
     steps = {record["steps"] for record in base.values()}
     rows = []
     for name, records in groups.items():
         if {record["steps"] for record in records} != steps:
             continue
-        means = [mean_over_training(record, kind) for record in records]
-        pairs = [
-            mean - mean_over_training(base[record["seed"]], kind)
-            for record, mean in zip(records, means, strict=True)
-            if record["seed"] in base
-        ]
-        learnt = sorted(steps_to_learn(record, kind) or float("inf") for record in records)
-        rows.append(
-            [
-                name,
-                f"{100 * statistics.fmean(means):.1f}",
-                "" if name == BASELINE else _with_error(pairs),
-                _median(learnt),
-            ]
-        )
+        row = [name, _mean_and_difference(records, {} if name == BASELINE else base, None)]
+        for kind in kinds:
+            learnt = sorted(steps_to_learn(record, kind) or float("inf") for record in records)
+            row += [_mean_and_difference(records, {} if name == BASELINE else base, kind), _median(learnt)]
+        rows.append(row)
     return rows
 
 
-def plot_curves(groups: Groups, kind: str, names: Sequence[str], path: Path) -> None:
-    """A line for each condition: the mean over its seeds at each validation."""
-    figure, axis = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
-    for name in (name for name in names if name in groups):
-        looks = list(zip(*(record["validation"] for record in groups[name]), strict=True))
-        accuracies = [100 * statistics.fmean(look["accuracy"][kind] for look in of) for of in looks]
-        axis.plot([of[0]["step"] for of in looks], accuracies, marker="o", markersize=3, label=name)
-    axis.set_xlabel("optimizer steps", fontsize=8)
-    axis.set_ylabel("right answers on validation, %", fontsize=8)
-    axis.set_ylim(0, 102)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def _with_error(pairs: Sequence[float]) -> str:
+def _mean_and_difference(records: Sequence[Record], base: Mapping[int, Record], kind: str | None) -> str:
+    """The mean, and mean ± standard error of the differences within pairs."""
+    means = {record["seed"]: mean_over_training(record, kind) for record in records}
+    pairs = [mean - mean_over_training(base[seed], kind) for seed, mean in means.items() if seed in base]
+    shown = f"{100 * statistics.fmean(means.values()):.1f}"
     if not pairs:
-        return ""
+        return shown
     error = f" ± {100 * statistics.stdev(pairs) / len(pairs) ** 0.5:.1f}" if len(pairs) > 1 else ""
-    return f"{100 * statistics.fmean(pairs):+.1f}{error}"
+    return f"{shown} ({100 * statistics.fmean(pairs):+.1f}{error})"
 
 
 def _median(steps: Sequence[float]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-from benchmarks.evidence import curves, records
+from benchmarks.evidence import curves, plots, records
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS
+from benchmarks.evidence.curves import Groups
 from benchmarks.evidence.statistics import (
     Mean,
     Paired,
@@ -21,17 +20,23 @@ from benchmarks.evidence.statistics import (
     validation_accuracy,
 )
 
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "alignkd"  # the same records make the same file
-from matplotlib import pyplot  # noqa: E402 - the back end is chosen first
-
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOT = DOCUMENT.with_suffix("") / "accuracy.svg"
 BEGIN, END = "<!-- tables: written by benchmarks.evidence.table -->", "<!-- end of the tables -->"
 BEGIN_SCENES = "<!-- tables of the scenes: written by benchmarks.evidence.table -->"
-SUMS = "text"  # their kind of question
-SHOWN_CURVES = (BASELINE, "all", "no clipping", "labels on sums", "labels on hard kinds", "attention x 10000")
-Groups = Mapping[str, Sequence[Record]]
+SEEDS, FRESH_SEEDS = range(5), range(5, 10)
+LEARNT_KINDS = ("position", "text")  # text: sums
+SHOWN_CURVES = {
+    "position": (
+        BASELINE,
+        "attention",
+        "attention x 100",
+        "attention x 10000",
+        "attention, row KL",
+        "vision",
+    ),
+    "text": (BASELINE, "all", "no clipping", "labels on sums", "labels on hard kinds", "attention x 10000"),
+}
 
 
 def main() -> None:
@@ -46,10 +51,12 @@ def write_tables(folder: Path, begin: str, picture: Path) -> None:
     before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(END)
     DOCUMENT.write_text(f"{before}{begin}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
+    groups = of_seeds(groups, SEEDS)
     if BASELINE in groups:
-        plot(groups, picture)
-        if sums(groups):
-            curves.plot_curves(groups, SUMS, SHOWN_CURVES, picture.with_name("sums.svg"))
+        plots.plot_differences(groups, picture)
+        if learning(groups):
+            for kind, names in SHOWN_CURVES.items():
+                plots.plot_curves(groups, kind, names, picture.with_name(f"{kind}.svg"))
 
 
 def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -60,12 +67,25 @@ def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
     return {name: grouped[name] for name in CONDITIONS if name in grouped}
 
 
+def of_seeds(groups: Groups, seeds: range) -> dict[str, list[Record]]:
+    found = {name: [run for run in runs if run["seed"] in seeds] for name, runs in groups.items()}
+    return {name: runs for name, runs in found.items() if runs}
+
+
 def tables(groups: Groups, tuning: Sequence[Record]) -> str:
     if not groups and not tuning:
         return "No run has been recorded yet.\n"
     parts = [_settings(tuning)] if tuning else []
+    groups, fresh = of_seeds(groups, SEEDS), of_seeds(groups, FRESH_SEEDS)
     if groups:
-        parts += [_accuracy(groups), changes(groups), _kinds(groups), sums(groups), _gradients(groups)]
+        parts += [
+            _accuracy(groups),
+            changes(groups),
+            _kinds(groups),
+            learning(groups),
+            _gradients(groups),
+            confirmation(fresh),
+        ]
     return "\n".join(part for part in parts if part)
 
 
@@ -134,16 +154,26 @@ def _kinds(groups: Groups) -> str:
     )
 
 
-def sums(groups: Groups) -> str:
-    """When they are learnt; nothing of a task without them, or without the student alone."""
-    if BASELINE not in groups or SUMS not in groups[BASELINE][0]["test"]:
+def learning(groups: Groups, kinds: Sequence[str] = LEARNT_KINDS) -> str:
+    """When they are learnt; nothing of a task without these kinds, or without the student alone."""
+    if BASELINE not in groups or not set(kinds) <= groups[BASELINE][0]["test"].keys():
         return ""
-    head = ["condition", "right on average over the training, %", "minus alone", "steps to 90 %, median"]
+    head = ["condition", "all kinds"]
+    for kind in kinds:
+        head += [kind, f"{kind}: steps to {100 * curves.LEARNT:.0f} %"]
     return (
-        "Sums: right answers on validation, averaged over the ten validations of a run (minus alone: mean ± "
-        "standard error over seeds), and steps until 90 % are right:\n\n"
-        + _markdown(head, curves.rows_of(groups, SUMS))
+        "Validation accuracy averaged over the ten validations of a run, % (minus alone: mean ± standard "
+        "error over seeds), and the median of the steps until 90 % of a kind are right:\n\n"
+        + _markdown(head, curves.rows_of(groups, kinds))
     )
+
+
+def confirmation(groups: Groups) -> str:
+    """Of the seeds that were run for nothing but a question which the others had raised."""
+    if BASELINE not in groups:
+        return ""
+    first, last = min(FRESH_SEEDS), max(FRESH_SEEDS)
+    return f"**Confirmation**, seeds {first} to {last}. {_accuracy(groups)}\n{learning(groups)}"
 
 
 def _gradients(groups: Groups) -> str:
@@ -191,27 +221,6 @@ def _reached(runs: Sequence[Record], base: Sequence[Record]) -> str:
     if not found:
         return ""
     return f"{statistics.median(steps):.0f} ({len(steps)} of {len(found)})" if steps else f"0 of {len(found)}"
-
-
-def plot(groups: Groups, path: Path) -> None:
-    """The paired difference of every condition, and its interval."""
-    base = groups[BASELINE]
-    pairs = [(name, paired_difference(runs, base)) for name, runs in groups.items() if name != BASELINE]
-    shown = [(name, paired) for name, paired in pairs if paired is not None]
-    figure, axis = pyplot.subplots(figsize=(7, 1.2 + 0.3 * len(shown)), layout="constrained")
-    for height, (_, paired) in enumerate(shown):
-        axis.plot([100 * paired.low, 100 * paired.high], [height, height], color="#0072B2", linewidth=2)
-        axis.plot(100 * paired.value, height, "o", color="#0072B2")
-    axis.axvline(0.0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(shown)), [f"{name} ({paired.seeds})" for name, paired in shown], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel(
-        "test accuracy minus that of the student alone, points; 95 % interval (pairs)", fontsize=8
-    )
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

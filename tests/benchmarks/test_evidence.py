@@ -29,7 +29,7 @@ from alignkd.models.adapters import seeded_adapters
 from alignkd.models.attention import use_plain_attention
 from alignkd.teacher.targets import TeacherModel, block_layout
 from benchmarks.evidence import __main__ as program
-from benchmarks.evidence import curves, loop, pool, records, run, table, teacher_cost
+from benchmarks.evidence import curves, loop, plots, pool, records, run, table, teacher_cost
 from benchmarks.evidence.answers import right_answers
 from benchmarks.evidence.bench import Bench, open_bench
 from benchmarks.evidence.conditions import BASELINE, CONDITIONS, TOP_K
@@ -594,35 +594,44 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     assert "each term, at the weights of the run (lambda 0.1), over that of the labels" in text
     assert "| layer 0 queries and keys |" in text
     assert f"| 2 | {SHORT.learning_rate:g} | 1 |" in text
-    table.plot(groups, tmp_path / "accuracy.svg")
+    plots.plot_differences(groups, tmp_path / "accuracy.svg")
     assert "<svg" in (tmp_path / "accuracy.svg").read_text()
 
 
-def test_the_tables_say_when_sums_are_learnt(tmp_path: Path) -> None:
-    def made(name: str, seed: int, *right: float) -> dict[str, Any]:
-        looks = [look(100 * number, value) for number, value in enumerate(right, start=1)]
-        condition = CONDITIONS[name].as_dict()
-        return {
-            **made_up(seed, "1", "1"),
-            "condition": condition,
-            "validation": looks,
-            "steps": 100 * len(right),
-        }
+def made_of(name: str, seed: int, *right: float) -> dict[str, Any]:
+    """The record of a run that validates so well after each 100 steps."""
+    looks = [look(100 * number, value) for number, value in enumerate(right, start=1)]
+    found = {"condition": CONDITIONS[name].as_dict(), "steps": 100 * len(right), "validation": looks}
+    return made_up(seed, "1", "1") | found
 
+
+def test_the_tables_say_when_kinds_are_learnt(tmp_path: Path) -> None:
     groups = table.by_condition(
         [
-            *(made(BASELINE, 0, 0.5, 1.0), made(BASELINE, 1, 0.9, 1.0)),
-            *(made("all", 0, 0.5, 0.5), made("all", 1, 0.5, 1.0), made("all", 2, 0.0, 0.8)),
-            made("alone, twice the steps", 0, 1.0, 1.0, 1.0, 1.0),
+            *(made_of(BASELINE, 0, 0.5, 1.0), made_of(BASELINE, 1, 0.9, 1.0)),
+            *(made_of("all", 0, 0.5, 0.5), made_of("all", 1, 0.5, 1.0), made_of("all", 2, 0.0, 0.8)),
+            made_of("alone, twice the steps", 0, 1.0, 1.0, 1.0, 1.0),
         ]
     )
-    assert curves.rows_of(groups, "text") == [
-        [BASELINE, "85.0", "", "200"],
-        ["all", "55.0", "-22.5 ± 2.5", "not learnt"],
+    assert curves.rows_of(groups, ["text"]) == [
+        [BASELINE, "85.0", "85.0", "200"],
+        ["all", "55.0 (-22.5 ± 2.5)", "55.0 (-22.5 ± 2.5)", "not learnt"],
     ]
-    assert "| all | 55.0 | -22.5 ± 2.5 | not learnt |" in table.sums(groups)
-    curves.plot_curves(groups, "text", (BASELINE, "all", "no clipping"), tmp_path / "sums.svg")
+    groups[BASELINE][0]["validation"][0]["accuracy"]["text"] = 0.9
+    assert curves.rows_of(groups, ["position", "text"])[0] == [BASELINE, "90.0", "85.0", "200", "95.0", "100"]
+    assert "| all | 55.0 (-27.5 ± 7.5) |" in table.learning(groups)
+    plots.plot_curves(groups, "text", (BASELINE, "all", "no clipping"), tmp_path / "sums.svg")
     assert "<svg" in (tmp_path / "sums.svg").read_text()
+
+
+def test_fresh_seeds_have_a_table_of_their_own() -> None:
+    made = [made_of(name, seed, 0.5) for name in (BASELINE, "attention") for seed in (0, 1, 7)]
+    found = [one | {"gradient_norms": [], "clipped": 0.0, "seconds": {"cpu": 1.0}} for one in made]
+    before, divider, after = table.tables(table.by_condition(found), []).partition("**Confirmation**")
+    assert divider
+    assert [line.split(" | ")[2] for line in before.splitlines() if "L_A only" in line] == ["2"]
+    assert [line.split(" | ")[2] for line in after.splitlines() if "L_A only" in line] == ["1"]
+    assert "Confirmation" not in table.tables(table.by_condition(found[:2]), [])
 
 
 def test_a_change_is_compared_with_what_it_changes() -> None:
