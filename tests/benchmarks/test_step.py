@@ -79,13 +79,21 @@ def test_a_cached_step_reads_the_answers_of_its_form(monkeypatch: pytest.MonkeyP
     setting = new_setting(*random_pair(TINY, torch.float32, CPU), CPU)
     (plain,) = random_window(MIXED, True, False, CPU)
     ours = setting.means(METHODS["ours"].step(setting, [plain]), [plain])
-    windows = {form: as_from_cache(setting.teacher, [plain], form) for form in ("exact", "top_k")}
+    windows = {}
+    for name in ("cached", "cached, top-k"):
+        form = METHODS[name].cached
+        assert form is not None
+        windows[name] = as_from_cache(setting.teacher, [plain], form)
     monkeypatch.setattr(setting.teacher, "forward", lambda *_: pytest.fail("the teacher's layers run"))
-    cached = METHODS["cached"].step(setting, windows["exact"])
+    cached = METHODS["cached"].step(setting, windows["cached"])
     assert setting.means(cached, [plain]) == pytest.approx(ours, rel=1e-5)
+    setting.forget_gradients()
     setting.teacher.head.weight.data.fill_(torch.nan)  # what is left of it in this form is not looked at
-    top = setting.means(METHODS["cached, top-k"].step(setting, windows["top_k"]), [plain])
+    top = setting.means(METHODS["cached, top-k"].step(setting, windows["cached, top-k"]), [plain])
     assert top == pytest.approx({name: ours[name] for name in ours if name != "divergence"}, rel=1e-5)
+    gradients = [parameter.grad for parameter in setting.module.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_methods_that_disagree_are_not_timed() -> None:
