@@ -88,15 +88,14 @@ def ours(
     lookahead: int | None = None,
     engine: Any = None,
     cached: bool = False,
-    module: StudentStep | None = None,
 ) -> Sums:
     """The product's optimizer step. ``shares_tower`` is ``distillation.share_vision_tower``; ``engine`` is
-    DeepSpeed's around ``setting.module``, or None; ``cached``: the batches hold the teacher's answers, as
-    they come from a cache; ``module``: trained in place of ``setting.module``."""
+    what runs the module, or None for ``setting.module`` without DeepSpeed; ``cached``: the batches hold the
+    teacher's answers, as they come from a cache."""
     info = StepInfo(total_counts(window), setting.elements(window), usr1=False, term=False)
     ranks = Ranks(rank=0, world_size=1, device=setting.device, cpu_group=None)
     sums = run_optimizer_step(
-        engine or PlainEngine(module or setting.module, setting.edge),
+        engine or PlainEngine(setting.module, setting.edge),
         ResidentTeacher(setting.parts if cached else setting.teacher, shares_tower),
         list(window),
         info,
@@ -122,7 +121,7 @@ def _cached_top_k(setting: Setting, window: Sequence[Batch]) -> Sums:
     """With forward KL, the only divergence that this form allows. It is left out of the sums, since the
     other methods have another one."""
     module = StudentStep(setting.student, setting.module.adapters, FORWARD_KL)
-    sums = ours(setting, window, cached=True, module=module)
+    sums = ours(setting, window, cached=True, engine=PlainEngine(module, setting.edge))
     return {name: value for name, value in sums.items() if name != "divergence"}
 
 
