@@ -23,7 +23,7 @@ from benchmarks.measure import Edge
 
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
 FORWARD_KL = DISTILLATION.model_copy(update={"divergence": "forward_kl"})
-TOP_K = TeacherSection().cache_top_k
+CACHE_TOP_K = TeacherSection().cache_top_k
 Form = Literal["exact", "top_k"]  # of a cache, ``teacher.cache_form``
 Losses = dict[str, float]
 Sums = dict[str, torch.Tensor]  # terms over a window: 0-dimensional, detached, still on the device
@@ -75,7 +75,7 @@ def _parts_of(teacher: MobileVLM, device: torch.device) -> MobileVLMParts:
 @torch.no_grad()
 def as_from_cache(teacher: MobileVLM, window: Sequence[Batch], form: Form) -> list[Batch]:
     """The window as a loader with a cache of the teacher gives it."""
-    head = TeacherHead(teacher.head.weight, TOP_K, DISTILLATION.temperature)
+    head = TeacherHead(teacher.head.weight, CACHE_TOP_K, DISTILLATION.temperature)
     encode, fill = FORMS[form].encode, FORMS[form].fill
     dtype = head.weight_WD.dtype
     return [fill(batch, encode(logit_hidden(batch, teacher(batch)), head), dtype) for batch in window]

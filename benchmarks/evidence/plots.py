@@ -15,6 +15,7 @@ from benchmarks.evidence.statistics import paired_difference
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "alignkd"  # the same records make the same file
 from matplotlib import pyplot  # noqa: E402 - the back end is chosen first
+from matplotlib.figure import Figure  # noqa: E402
 
 
 def plot_differences(groups: Groups, path: Path) -> None:
@@ -33,9 +34,7 @@ def plot_differences(groups: Groups, path: Path) -> None:
         "test accuracy minus that of the student alone, points; 95 % interval (pairs)", fontsize=8
     )
     axis.spines[["top", "right", "left"]].set_visible(False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def plot_curves(groups: Groups, kind: str, names: Sequence[str], path: Path) -> None:
@@ -50,6 +49,10 @@ def plot_curves(groups: Groups, kind: str, names: Sequence[str], path: Path) -> 
     axis.set_ylim(0, 102)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

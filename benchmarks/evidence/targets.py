@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from alignkd.data.batch import Batch
 from alignkd.models.families.mobilevlm import MobileVLM
 from alignkd.teacher.targets import TeacherModel, TeacherTargets
-from benchmarks.evidence.loop import Examples
+from benchmarks.evidence.loop import VISION_TOKENS, Examples
 
 TEACHER_BATCH = 64
-ALL_TOKENS = 16  # focus indices are kept for every vision token, best first: K is their beginning
+ALL_TOKENS = VISION_TOKENS  # focus indices are kept for every vision token, best first: K is their beginning
 
 Forward = Callable[[TeacherModel, Batch], TeacherTargets]
 
