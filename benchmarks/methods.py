@@ -24,7 +24,7 @@ from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.teacher.targets import TeacherModel
 from benchmarks.measure import Edge
 from benchmarks.references import floor, stand_in
-from benchmarks.setting import DISTILLATION, FORWARD_KL, Form, Setting, Sums, total_counts
+from benchmarks.setting import DISTILLATION, FORWARD_KL, CacheForm, Setting, Sums, total_counts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Method:
     step: Callable[[Setting, Sequence[Batch]], Sums]
     packing: bool = True
     token_budget: bool = False
-    cached: Form | None = None  # what batches bring along of the teacher, as from its cache
+    cached: CacheForm | None = None  # what batches bring along of the teacher, as from its cache
 
 
 class PlainEngine:

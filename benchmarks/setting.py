@@ -24,7 +24,7 @@ from benchmarks.measure import Edge
 DISTILLATION = DistillationSection.model_validate({})  # all terms, the paper's K and lambda
 FORWARD_KL = DISTILLATION.model_copy(update={"divergence": "forward_kl"})
 CACHE_TOP_K = TeacherSection().cache_top_k
-Form = Literal["exact", "top_k"]  # of a cache, ``teacher.cache_form``
+CacheForm = Literal["exact", "top_k"]  # of a cache, ``teacher.cache_form``
 Losses = dict[str, float]
 Sums = dict[str, torch.Tensor]  # terms over a window: 0-dimensional, detached, still on the device
 
@@ -73,7 +73,7 @@ def _parts_of(teacher: MobileVLM, device: torch.device) -> MobileVLMParts:
 
 
 @torch.no_grad()
-def as_from_cache(teacher: MobileVLM, window: Sequence[Batch], form: Form) -> list[Batch]:
+def as_from_cache(teacher: MobileVLM, window: Sequence[Batch], form: CacheForm) -> list[Batch]:
     """The window as a loader with a cache of the teacher gives it."""
     head = TeacherHead(teacher.head.weight, CACHE_TOP_K, DISTILLATION.temperature)
     encode, fill = FORMS[form].encode, FORMS[form].fill

@@ -28,9 +28,9 @@ from benchmarks.families import BUILDERS as FAMILIES
 from benchmarks.measure import Memory, seconds, step_memory
 from benchmarks.memory import limit_memory, predicted_peak, usable_memory
 from benchmarks.methods import METHODS
-from benchmarks.models import PAIRS, SCALED, Pair, random_pair
+from benchmarks.models import PAIRS, random_pair
 from benchmarks.results import Result, table_head, table_rows
-from benchmarks.setting import Form, Losses, Setting, Sums, as_from_cache, new_setting, padding_share
+from benchmarks.setting import CacheForm, Losses, Setting, Sums, as_from_cache, new_setting, padding_share
 from benchmarks.shapes import PRINCIPAL, methods_of, shapes_of
 
 # Rounds of a method; the principal ones continue until the time for a shape is up. The stand-in is slow, and
@@ -39,6 +39,12 @@ LEAST_ROUNDS, STAND_IN_ROUNDS, MOST_ROUNDS = 3, 2, 15
 # Relative: sums of thousands of positions in another order, or in another precision.
 FOCUS_TOLERANCE = 0.02
 TOLERANCES = {"fp32": 1e-4, "bf16": 3e-2}
+# Of docs/performance.md, by pair and whether on a GPU.
+SECTIONS = {
+    ("small", False): "step-cpu",
+    ("quarter", False): "step-quarter",
+    ("published", True): "step-gpu",
+}
 
 
 def measure_shape(
@@ -51,7 +57,7 @@ def measure_shape(
 ) -> None:
     """Fills ``results``, one per method, the floor first: :data:`LEAST_ROUNDS`, and more until ``budget``
     seconds are over. No step begins after ``deadline``, by the monotonic clock."""
-    windows: dict[tuple[bool, bool, Form | None], list[Batch]] = {}
+    windows: dict[tuple[bool, bool, CacheForm | None], list[Batch]] = {}
     reference: Losses = {}
     for result in results:
         if time.monotonic() > deadline:
@@ -174,6 +180,8 @@ def main(arguments: list[str]) -> None:
         print(report.section("step-families", measured, report.table(family_step.HEAD, rows)))
         return
     pair = PAIRS[options.pair or ("published" if on_gpu else "small")]
+    if options.publish and (pair.name, on_gpu) not in SECTIONS:
+        parser.error(f"--publish: docs/ has no section for the pair {pair.name} on this device")
     teacher, student = random_pair(pair, DTYPES[options.precision], device)
     if on_gpu:
         student.enable_gradient_checkpointing()
@@ -214,7 +222,7 @@ def main(arguments: list[str]) -> None:
         results += of_shape
         print(*(" | ".join(row) for row in table_rows(of_shape, None)), sep="\n", flush=True)
         if options.publish:
-            _publish(_section(pair, on_gpu), measured, body(), results)
+            _publish(SECTIONS[pair.name, on_gpu], measured, body(), results)
     print(report.section("step", measured, body()))
 
 
@@ -224,13 +232,6 @@ def _publish(name: str, measured: dict[str, Any], body: str, results: list[Resul
     picture = f"![time and kept memory over the floor](performance/{name}.svg)"
     report.publish(name, measured, f"{body}\n\n{picture}", [asdict(result) for result in results])
     plot_steps(results, report.FOLDER / f"{name}.svg")
-
-
-def _section(pair: Pair, on_gpu: bool) -> str:
-    """Of docs/performance.md."""
-    if pair is SCALED:
-        return "step-scaled"
-    return "step-gpu" if on_gpu else "step-cpu"
 
 
 def _millions(model: torch.nn.Module) -> str:

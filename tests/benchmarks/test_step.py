@@ -15,7 +15,7 @@ from benchmarks.gpu.sizes import TINY_PAIR as TINY
 from benchmarks.measure import Memory
 from benchmarks.memory import predicted_peak
 from benchmarks.methods import METHODS
-from benchmarks.models import PAIRS, PUBLISHED, SCALED, SMALL, Pair, random_pair
+from benchmarks.models import PAIRS, PUBLISHED, QUARTER, random_pair
 from benchmarks.results import Result, table_head, table_rows
 from benchmarks.setting import as_from_cache, new_setting, padding_share
 
@@ -104,21 +104,31 @@ def test_methods_that_disagree_are_not_timed() -> None:
         step._check("stand-in", {"ce": 1.001}, reference, 1e-4)
 
 
-def test_the_scaled_pair_has_the_proportions_of_the_published() -> None:
-    for ours, theirs in ((SCALED.teacher, PUBLISHED.teacher), (SCALED.student, PUBLISHED.student)):
-        assert [8 * ours.width, 8 * ours.feed_forward] == [theirs.width, theirs.feed_forward]
-        assert 2 * ours.layers == theirs.layers
-    for key, factor in (("hidden_size", 8), ("intermediate_size", 8), ("num_hidden_layers", 2)):
-        assert factor * SCALED.tower[key] == PUBLISHED.tower[key]
+def test_the_quarter_pair_has_the_proportions_of_the_published() -> None:
+    for ours, theirs in ((QUARTER.teacher, PUBLISHED.teacher), (QUARTER.student, PUBLISHED.student)):
+        quarter = (theirs.width // 4, theirs.feed_forward // 4, theirs.layers, theirs.heads // 4)
+        assert (ours.width, ours.feed_forward, ours.layers, ours.heads) == quarter
+    widths = ("hidden_size", "intermediate_size", "num_attention_heads")
+    assert QUARTER.tower == PUBLISHED.tower | {key: PUBLISHED.tower[key] // 4 for key in widths}
 
 
-@pytest.mark.parametrize(
-    ("pair", "on_gpu", "name"),
-    [(SMALL, False, "step-cpu"), (PUBLISHED, True, "step-gpu"), (SCALED, False, "step-scaled")],
-)
-def test_each_pair_is_published_in_a_section_of_its_own(pair: Pair, on_gpu: bool, name: str) -> None:
-    assert step._section(pair, on_gpu) == name
-    assert f"<!-- {name} -->" in report.DOCUMENT.read_text(encoding="utf-8")
+def test_each_pair_is_published_in_a_section_of_its_own() -> None:
+    assert {name for name, _ in step.SECTIONS} == set(PAIRS)
+    assert len(set(step.SECTIONS.values())) == len(PAIRS)
+    document = report.DOCUMENT.read_text(encoding="utf-8")
+    for name in step.SECTIONS.values():
+        assert f"<!-- {name} -->" in document
+
+
+def test_a_pair_without_a_section_is_not_measured_to_be_published(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(step, "random_pair", lambda *_: pytest.fail("models are built"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        step.main(["--pair", "published", "--publish"])
+    assert ended.value.code == 2
+    assert "no section for the pair published on this device" in capsys.readouterr().err
 
 
 def test_what_is_predicted_not_to_fit_is_not_run() -> None:
