@@ -34,6 +34,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in given:  # a view, or older than this mode
             return
+        if storage.device.type == "meta":  # a size without memory
+            return
 
         def freed(_: Any) -> None:
             self.live -= size

@@ -49,13 +49,15 @@ def task_accuracy(
     ranks: Ranks,
     stop: StopRequest,
     alive: Callable[[int], None],
+    stop_unless_writer: Callable[[], None],
 ) -> dict[str, float] | None:
     """``accuracy``, on the scale of `alignkd eval`, and its standard error if there is one, by the names of
     metrics rows, on all ranks alike. Answers go to ``answers.jsonl`` of ``run``.
 
     None, with a line in the log, when a rank cannot answer, whatever it raises, or is told to stop. ``alive``
     is called with the number of rounds done; in each, a rank answers one batch or, where none is left, waits.
-    Collective.
+    ``stop_unless_writer`` raises on all ranks when the run is another process's by the time that the answers
+    are there. Collective.
     """
     if not _go_on(None, ranks, stop):
         return None
@@ -70,6 +72,7 @@ def task_accuracy(
     if answered is None:
         return None
     work, answers = answered
+    stop_unless_writer()
     found: list[Estimate] = []
     try:
         ranks.run_on_rank0(lambda: found.append(task.asked.score(work, answers)))

@@ -51,7 +51,7 @@ class Evaluations:
         """Columns of the row of ``step``; only the seconds where the evaluation was given up. Collective."""
         started = time.monotonic()
         self._forget_lost_saves(saver)
-        values = self._values(step)
+        values = self._values(step, saver)
         seconds = time.monotonic() - started
         if values:
             self._last = step, values
@@ -66,7 +66,7 @@ class Evaluations:
             f"evaluation_{name}": value for name, value in values.items()
         }
 
-    def _values(self, step: int) -> dict[str, float]:
+    def _values(self, step: int, saver: CheckpointSaver) -> dict[str, float]:
         """By the names of metrics rows, without what could not be measured."""
         state, values = self._state, dict[str, float]()
 
@@ -77,7 +77,16 @@ class Evaluations:
             values |= held_out_losses(state, state.held_out, self._stop, alive) or {}
         if state.task is not None:
             student = state.engine.module.student
-            found = task_accuracy(state.run, step, student, state.task, state.ranks, self._stop, alive)
+            found = task_accuracy(
+                state.run,
+                step,
+                student,
+                state.task,
+                state.ranks,
+                self._stop,
+                alive,
+                saver.stop_unless_writer,
+            )
             values |= found or {}
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def rows_of(groups: Groups, kinds: Sequence[str]) -> list[list[str]]:
             continue
         row = [name, _mean_and_difference(records, {} if name == BASELINE else base, None)]
         for kind in kinds:
-            learnt = sorted(steps_to_learn(record, kind) or float("inf") for record in records)
+            learnt = [steps_to_learn(record, kind) or math.inf for record in records]
             row += [_mean_and_difference(records, {} if name == BASELINE else base, kind), _median(learnt)]
         rows.append(row)
     return rows
@@ -58,6 +59,6 @@ def _mean_and_difference(records: Sequence[Record], base: Mapping[int, Record], 
 
 
 def _median(steps: Sequence[float]) -> str:
-    """The upper one of two, so that it is a number of steps."""
-    middle = steps[len(steps) // 2]
-    return "not learnt" if middle == float("inf") else f"{middle:.0f}"
+    """The upper one of two, so that it is the step of a validation."""
+    middle = statistics.median_high(steps)
+    return "not learnt" if middle == math.inf else f"{middle:.0f}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,9 @@ def paired_difference(
     differences = [
         np.stack([_flags(first[one], name) - _flags(second[one], name) for one in seeds]) for name in kinds
     ]
-    random = np.random.default_rng(seed)
-    seed_weights = _shares(random, len(seeds))
+    seed_weights, *of_questions = _shares(seed, len(seeds), *(one.shape[1] for one in differences))
     drawn: Array = np.zeros(REPLICATES)
-    for difference_SQ in differences:
-        question_weights = _shares(random, difference_SQ.shape[1])
+    for difference_SQ, question_weights in zip(differences, of_questions, strict=True):
         drawn += ((seed_weights @ difference_SQ) * question_weights).sum(axis=1) / len(differences)
     low, high = np.percentile(drawn, [2.5, 97.5])
     value = statistics.fmean(float(one.mean()) for one in differences)
@@ -103,6 +102,8 @@ def _flags(record: Record, kind: str) -> Array:
     return np.array([int(flag) for flag in record["test"][kind]], dtype=np.float64)
 
 
-def _shares(random: np.random.Generator, count: int) -> Array:
-    """How often each of ``count`` is drawn, as a share, [REPLICATES, count]."""
-    return random.multinomial(count, np.full(count, 1 / count), size=REPLICATES) / count
+@lru_cache(maxsize=8)  # the same draws for hundreds of differences, and slower than all else
+def _shares(seed: int, *counts: int) -> list[Array]:
+    """How often each of so many is drawn, as a share, [REPLICATES, count] each."""
+    random = np.random.default_rng(seed)
+    return [random.multinomial(one, np.full(one, 1 / one), size=REPLICATES) / one for one in counts]

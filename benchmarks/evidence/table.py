@@ -24,8 +24,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "evidence.md"
 PLOT = DOCUMENT.with_suffix("") / "accuracy.svg"
 BEGIN, END = "<!-- tables: written by benchmarks.evidence.table -->", "<!-- end of the tables -->"
 BEGIN_SCENES = "<!-- tables of the scenes: written by benchmarks.evidence.table -->"
-SEEDS, FRESH_SEEDS = range(5), range(5, 10)
-LEARNT_KINDS = ("position", "text")  # text: sums
+FRESH_SEEDS = range(5, 10)  # of the digits: run for nothing but a question that the others had raised
+LEARNT_KINDS = ("position", "text")
 SHOWN_CURVES = {
     "position": (
         BASELINE,
@@ -40,23 +40,29 @@ SHOWN_CURVES = {
 
 
 def main() -> None:
-    write_tables(records.RECORDS, BEGIN, PLOT)
+    write_tables(records.RECORDS, BEGIN, PLOT, FRESH_SEEDS)
     write_tables(records.RECORDS / "scenes", BEGIN_SCENES, PLOT.with_name("scenes.svg"))
 
 
-def write_tables(folder: Path, begin: str, picture: Path) -> None:
-    """Those of the records in ``folder`` replace what stands between ``begin`` and the next end."""
-    groups = by_condition(records.read_all(folder))
-    tuning = records.read_all(folder / "tuning")
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{begin}\n\n{tables(groups, tuning)}\n{END}{after}", encoding="utf-8")
-    groups = of_seeds(groups, SEEDS)
+def write_tables(folder: Path, begin: str, picture: Path, fresh_seeds: Sequence[int] = ()) -> None:
+    """Those of the records in ``folder`` into the document, and their pictures."""
+    text = with_tables(DOCUMENT.read_text(encoding="utf-8"), folder, begin, fresh_seeds)
+    DOCUMENT.write_text(text, encoding="utf-8")
+    groups, _ = split(by_condition(records.read_all(folder)), fresh_seeds)
     if BASELINE in groups:
         plots.plot_differences(groups, picture)
-        if learning(groups):
+        if has_kinds(groups, LEARNT_KINDS):
             for kind, names in SHOWN_CURVES.items():
                 plots.plot_curves(groups, kind, names, picture.with_name(f"{kind}.svg"))
+
+
+def with_tables(document: str, folder: Path, begin: str, fresh_seeds: Sequence[int]) -> str:
+    """The tables of the records in ``folder`` replace what stands between ``begin`` and the next end."""
+    found = by_condition(records.read_all(folder))
+    text = tables(found, records.read_all(folder / "tuning"), fresh_seeds)
+    before, _, rest = document.partition(begin)
+    _, _, after = rest.partition(END)
+    return f"{before}{begin}\n\n{text}\n{END}{after}"
 
 
 def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
@@ -67,16 +73,24 @@ def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
     return {name: grouped[name] for name in CONDITIONS if name in grouped}
 
 
-def of_seeds(groups: Groups, seeds: range) -> dict[str, list[Record]]:
-    found = {name: [run for run in runs if run["seed"] in seeds] for name, runs in groups.items()}
-    return {name: runs for name, runs in found.items() if runs}
+def split(groups: Groups, fresh_seeds: Sequence[int]) -> tuple[Groups, Groups]:
+    """(the other seeds, the fresh ones)"""
+
+    def those(fresh: bool) -> Groups:
+        found = {
+            name: [run for run in runs if (run["seed"] in fresh_seeds) == fresh]
+            for name, runs in groups.items()
+        }
+        return {name: runs for name, runs in found.items() if runs}
+
+    return those(False), those(True)
 
 
-def tables(groups: Groups, tuning: Sequence[Record]) -> str:
+def tables(groups: Groups, tuning: Sequence[Record], fresh_seeds: Sequence[int]) -> str:
     if not groups and not tuning:
         return "No run has been recorded yet.\n"
     parts = [_settings(tuning)] if tuning else []
-    groups, fresh = of_seeds(groups, SEEDS), of_seeds(groups, FRESH_SEEDS)
+    groups, fresh = split(groups, fresh_seeds)
     if groups:
         parts += [
             _accuracy(groups),
@@ -156,24 +170,30 @@ def _kinds(groups: Groups) -> str:
 
 def learning(groups: Groups, kinds: Sequence[str] = LEARNT_KINDS) -> str:
     """When they are learnt; nothing of a task without these kinds, or without the student alone."""
-    if BASELINE not in groups or not set(kinds) <= groups[BASELINE][0]["test"].keys():
+    if not has_kinds(groups, kinds):
         return ""
     head = ["condition", "all kinds"]
     for kind in kinds:
         head += [kind, f"{kind}: steps to {100 * curves.LEARNT:.0f} %"]
     return (
         "Validation accuracy averaged over the ten validations of a run, % (minus alone: mean ± standard "
-        "error over seeds), and the median of the steps until 90 % of a kind are right:\n\n"
+        "error over seeds), and the median over seeds of the first validated step with 90 % of a kind right. "
+        "Conditions that train as long as alone; the kind text is the sums:\n\n"
         + _markdown(head, curves.rows_of(groups, kinds))
     )
 
 
+def has_kinds(groups: Groups, kinds: Sequence[str]) -> bool:
+    """Whether the student alone was asked them."""
+    return BASELINE in groups and set(kinds) <= groups[BASELINE][0]["test"].keys()
+
+
 def confirmation(groups: Groups) -> str:
-    """Of the seeds that were run for nothing but a question which the others had raised."""
+    """Of the fresh seeds."""
     if BASELINE not in groups:
         return ""
-    first, last = min(FRESH_SEEDS), max(FRESH_SEEDS)
-    return f"**Confirmation**, seeds {first} to {last}. {_accuracy(groups)}\n{learning(groups)}"
+    seeds = [run["seed"] for run in groups[BASELINE]]
+    return f"**Confirmation**, seeds {min(seeds)} to {max(seeds)}. {_accuracy(groups)}\n{learning(groups)}"
 
 
 def _gradients(groups: Groups) -> str:

@@ -81,13 +81,17 @@ def run_memory(config: Config, sizes: RunSizes, work: Workload, cluster: Cluster
 
 
 def _answering_student(config: Config, sizes: RunSizes) -> list[Part]:
-    """For ``evaluation.task`` each rank copies a sharded student, and layers with LoRA merged into them
-    (``alignkd.evaluate.live_student``). Not counted: the keys and values of one batch of questions."""
+    """For ``evaluation.task`` each rank copies a sharded student, one gathered tensor after the other, and
+    then the layers with LoRA merged into them (``alignkd.evaluate.live_student``). Not counted: the keys and
+    values of one batch of questions."""
     if config.evaluation.every is None or config.evaluation.task is None:
         return []
-    whole = sizes.student.count() if config.student.zero_stage == 3 else 0
-    merged = 0 if config.student.lora is None else sizes.student.count("language_model.layers.")
-    return [Part("student's copy, to answer", (whole + merged) * student_size(config), "answers")]
+    student, size = sizes.student, student_size(config)
+    merged = 0 if config.student.lora is None else student.count("language_model.layers.")
+    if config.student.zero_stage < 3:
+        return [Part("merged layers, to answer", merged * size, "answers")]
+    beside = max(merged, *student.tensors.values())
+    return [Part("student's copy, to answer", (student.count() + beside) * size, "answers")]
 
 
 def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part]:

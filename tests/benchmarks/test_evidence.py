@@ -588,7 +588,7 @@ def test_the_tables_hold_what_the_records_say(tmp_path: Path, record: dict[str, 
     alone = {**record, "condition": CONDITIONS[BASELINE].as_dict(), "gradient_norms": []}
     groups = table.by_condition([record, alone])
     assert list(groups) == [BASELINE, "all"]
-    text = table.tables(groups, [alone])
+    text = table.tables(groups, [alone], [])
     assert "| all | all terms, unit weights, lambda 0.1 | 1 |" in text
     assert "+0.0 [+0.0, +0.0] | 1 | 1 (1 of 1) |" in text
     assert "each term, at the weights of the run (lambda 0.1), over that of the labels" in text
@@ -627,11 +627,25 @@ def test_the_tables_say_when_kinds_are_learnt(tmp_path: Path) -> None:
 def test_fresh_seeds_have_a_table_of_their_own() -> None:
     made = [made_of(name, seed, 0.5) for name in (BASELINE, "attention") for seed in (0, 1, 7)]
     found = [one | {"gradient_norms": [], "clipped": 0.0, "seconds": {"cpu": 1.0}} for one in made]
-    before, divider, after = table.tables(table.by_condition(found), []).partition("**Confirmation**")
+    text = table.tables(table.by_condition(found), [], fresh_seeds=[6, 7])
+    before, divider, after = text.partition("**Confirmation**, seeds 7 to 7.")
     assert divider
     assert [line.split(" | ")[2] for line in before.splitlines() if "L_A only" in line] == ["2"]
     assert [line.split(" | ")[2] for line in after.splitlines() if "L_A only" in line] == ["1"]
-    assert "Confirmation" not in table.tables(table.by_condition(found[:2]), [])
+    assert "Confirmation" not in table.tables(table.by_condition(found[:2]), [], fresh_seeds=[6, 7])
+
+
+def test_the_document_has_the_tables_of_the_records() -> None:
+    document = table.DOCUMENT.read_text(encoding="utf-8")
+    for folder, begin, fresh in (
+        (records.RECORDS, table.BEGIN, table.FRESH_SEEDS),
+        (records.RECORDS / "scenes", table.BEGIN_SCENES, ()),
+    ):
+        assert table.with_tables(document, folder, begin, fresh) == document, "run benchmarks.evidence.table"
+
+
+def test_every_curve_that_is_shown_is_of_a_condition() -> None:
+    assert {name for names in table.SHOWN_CURVES.values() for name in names} <= CONDITIONS.keys()
 
 
 def test_a_change_is_compared_with_what_it_changes() -> None:

@@ -358,7 +358,7 @@ def test_a_run_about_scenes_has_every_kind_and_every_term(bench: Bench) -> None:
     assert (record["teacher"], record["data"]) == (bench.teacher, bench.data)
     alone, taught = (program.wanted((name, 0, Settings()), bench)["teacher"] for name in (BASELINE, "all"))
     assert (alone, taught) == (None, bench.teacher)  # the student alone uses nothing of the teacher's file
-    assert "| condition | " + " | ".join(KINDS) in table.tables(table.by_condition([record]), [])
+    assert "| condition | " + " | ".join(KINDS) in table.tables(table.by_condition([record]), [], [])
 
 
 def test_every_seed_of_the_scenes_is_compared_before_the_next(

@@ -171,6 +171,7 @@ def test_a_run_that_is_ended_keeps_the_shapes_before(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(PAIRS, "tiny", TINY)
+    monkeypatch.setitem(step.SECTIONS, (TINY.name, False), "tiny")
     monkeypatch.setattr(step, "limit_memory", lambda: None)  # of this process, for ever
     written: list[tuple[str, set[str]]] = []
 

@@ -8,25 +8,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
+from alignkd.checkpoint.save import CheckpointSaver
 from alignkd.config.schema import EvaluationSection
 from alignkd.data.records import Turn
+from alignkd.distributed.ranks import Ranks
 from alignkd.engine.accuracy import TaskAtEdges, task_accuracy
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.signals import StopRequest
-from alignkd.errors import CheckpointError, UserError
+from alignkd.engine.state import TrainingState
+from alignkd.errors import CheckpointError, TakenOverError, UserError
 from alignkd.evaluate.answering_model import AnsweringModel, Request
 from alignkd.evaluate.asked_task import AskedTask, asked_task, fingerprint_of
 from alignkd.evaluate.options import EvalOptions, named_models
 from alignkd.evaluate.program import answer_all
 from alignkd.evaluate.tasks.pictures import PictureFile
 from alignkd.evaluate.tasks.registry import task_named
+from alignkd.models.families.interface import VisionLanguageModel
 from alignkd.run_folder.paths import RunPaths
+from alignkd.run_folder.writer_lock import taken_over
 from tests import tiny, vlm
 from tests.engine.test_training_run import train_run
 from tests.ranks import RankPool
@@ -96,8 +102,8 @@ def alone() -> SimpleNamespace:
 def accuracy_of(
     run: Path, asked: AskedTask, model: Counting, ranks: Any, stop: StopRequest, looks: list[int]
 ) -> dict[str, float] | None:
-    task = TaskAtEdges(asked, lambda _: model)
-    return task_accuracy(run, 7, SimpleNamespace(), task, ranks, stop, looks.append)  # type: ignore[arg-type]
+    task, student = TaskAtEdges(asked, lambda _: model), cast(VisionLanguageModel, SimpleNamespace())
+    return task_accuracy(run, 7, student, task, ranks, stop, looks.append, lambda: None)
 
 
 def test_the_first_questions_are_scored_and_their_answers_kept(
@@ -117,6 +123,32 @@ def test_the_first_questions_are_scored_and_their_answers_kept(
     assert [(row["question_id"], row["text"]) for row in rows] == [("q0", "1"), ("q1", "2"), ("q2", "3")]
     assert {row["model_id"] for row in rows} == {f"{tmp_path.name}, step 7"}
     assert rows[0]["metadata"] == {"precision": "fp32", "batch_size": 1, "image_padding": "processor"}
+
+
+def test_a_process_that_has_lost_the_run_leaves_the_answers_to_its_successor(
+    alone: SimpleNamespace, tmp_path: Path
+) -> None:
+    write_questions(tmp_path / "data", ["1", "2"])
+    RunPaths(tmp_path).answers.write_text("theirs")
+    model = Counting()
+
+    def lost() -> None:
+        assert model.calls == 2  # while the questions were answered
+        raise taken_over(tmp_path)
+
+    state = SimpleNamespace(
+        run=tmp_path,
+        config=SimpleNamespace(evaluation=EvaluationSection()),
+        held_out=None,
+        task=TaskAtEdges(asked_of(tmp_path / "data"), lambda _: model),
+        ranks=alone,
+        engine=SimpleNamespace(module=SimpleNamespace(student=SimpleNamespace())),
+    )
+    saver = SimpleNamespace(totals=SimpleNamespace(failed=0), stop_unless_writer=lost)
+    evaluations = Evaluations(cast(TrainingState, state), StopRequest(), lambda *_, **__: None)
+    with pytest.raises(TakenOverError):
+        evaluations.evaluate(7, cast(CheckpointSaver, saver))
+    assert RunPaths(tmp_path).answers.read_text() == "theirs"
 
 
 def test_a_stop_ends_the_questions_after_the_one_under_way(alone: SimpleNamespace, tmp_path: Path) -> None:
@@ -179,7 +211,8 @@ def test_a_student_that_cannot_be_built_costs_the_accuracy_and_not_the_run(
 
     write_questions(tmp_path, ["1"])
     task = TaskAtEdges(asked_of(tmp_path), cannot)
-    found = task_accuracy(tmp_path, 7, SimpleNamespace(), task, alone, StopRequest(), [].append)  # type: ignore[arg-type]
+    student, ranks = cast(VisionLanguageModel, SimpleNamespace()), cast(Ranks, alone)
+    found = task_accuracy(tmp_path, 7, student, task, ranks, StopRequest(), [].append, lambda: None)
     assert found is None
     assert "warning: no accuracy at this step" in caplog.text
     assert message in caplog.text
@@ -192,7 +225,8 @@ def test_a_run_that_has_been_told_to_stop_builds_no_student(
     task, stop = TaskAtEdges(asked_of(tmp_path), lambda _: pytest.fail("built")), StopRequest()
     stop.usr1 = True
     caplog.set_level("INFO")
-    assert task_accuracy(tmp_path, 7, SimpleNamespace(), task, alone, stop, [].append) is None  # type: ignore[arg-type]
+    student, ranks = cast(VisionLanguageModel, SimpleNamespace()), cast(Ranks, alone)
+    assert task_accuracy(tmp_path, 7, student, task, ranks, stop, [].append, lambda: None) is None
     assert "the questions are given up: the run has been told to stop" in caplog.text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from alignkd.engine.build import build_student_engine, build_teacher
 from alignkd.engine.optimizer_step import all_reduce_step_info, run_optimizer_step
 from alignkd.engine.signals import StopRequest
 from alignkd.engine.stopwatch import Stopwatch
+from alignkd.evaluate.live_student import live_student
 from benchmarks.measure import LiveBytes
 from launcher.plan.memory import Memory, Part, run_memory, student_states
 from launcher.plan.plan import Plan, make_plan
@@ -58,7 +60,13 @@ def held_bytes_of_engine(ranks: Ranks, run: str) -> dict[str, int]:
 
 
 def _new_bytes(before: dict[int, int]) -> int:
-    return sum(size for key, size in held_storages().items() if key not in before)
+    """The least of several looks: gloo's thread lets go of a buffer a moment after the collective."""
+
+    def look() -> int:
+        time.sleep(0.05)
+        return sum(size for key, size in held_storages().items() if key not in before)
+
+    return min(look() for _ in range(4))
 
 
 def small_buckets(run: Path) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def test_a_student_that_answers_takes_its_copies(config: Config) -> None:
 
     lora = LoraSection(rank=4, alpha=8)
     for plan, prefixes in (
-        (plan_at(3), [""]),
+        (plan_at(3), ["", "head."]),
         (plan_at(2), []),
         (plan_at(3, task=None), []),
         (plan_at(2, lora=lora), ["language_model.layers."]),
@@ -188,6 +196,43 @@ def test_a_student_that_answers_takes_its_copies(config: Config) -> None:
         assert plan.memory.phase_bytes("answers") == 2 * elements  # bf16
         show_plan(plan, None, None, CHIPS["h100"], Console(file=(shown := io.StringIO()), width=80))
         assert ("answers" in shown.getvalue()) == bool(prefixes)
+
+
+def copies_of_a_student(ranks: Ranks, run: str) -> int:
+    """The peak bytes beside the engine while a model that answers is made of its student. The least of
+    several: gloo's thread may hold a gathered tensor for a moment longer."""
+    peaks = []
+    config = load_config(Path(run) / "config.yaml")
+    with LiveBytes() as counter:
+        engine, _ = build_student_engine(
+            config, json.loads((Path(run) / "ds/student.json").read_text()), ranks
+        )
+        answering = live_student(config)
+        for _ in range(4):
+            time.sleep(0.1)
+            counter.peak = before = counter.live
+            answering(engine.module.student)
+            peaks.append(counter.peak - before)
+    return min(peaks)
+
+
+@pytest.mark.parametrize(("stage", "trained"), [(2, ALL), (3, ALL), (2, LORA), (3, LORA)])
+def test_copies_for_answers_agree_with_a_real_engine(
+    two_ranks: RankPool, tmp_path: Path, stage: int, trained: dict[str, Any]
+) -> None:
+    run = tiny.write_run(
+        tmp_path / "run",
+        2,
+        student__zero_stage=stage,
+        evaluation__every=1,
+        evaluation__task="pope",
+        evaluation__task_data=str(tmp_path),
+        evaluation__best="accuracy",
+        **trained,
+    )
+    predicted = make_plan(load_config(run / "config.yaml"), CLUSTER).memory.phase_bytes("answers")
+    for measured in two_ranks.run(copies_of_a_student, str(run)):
+        assert measured == pytest.approx(predicted, rel=0.05, abs=10_000)  # buffers, such as rotary tables
 
 
 def test_answers_can_be_the_peak() -> None:
