@@ -168,6 +168,10 @@ def main(arguments: list[str]) -> None:
         parser.error(
             "--families has models of its own, and its results are printed only: no --pair, no --publish"
         )
+    pair = PAIRS[options.pair or ("published" if on_gpu else "small")]
+    if options.publish and (pair.name, on_gpu) not in SECTIONS:
+        here = " or ".join(name for name, gpu in SECTIONS if gpu == on_gpu)
+        parser.error(f"docs/ has no section for the pair {pair.name} on this device; with --publish: {here}")
     deadline = time.monotonic() + 60 * options.minutes
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.set_num_threads(options.threads)
@@ -179,9 +183,6 @@ def main(arguments: list[str]) -> None:
         )
         print(report.section("step-families", measured, report.table(family_step.HEAD, rows)))
         return
-    pair = PAIRS[options.pair or ("published" if on_gpu else "small")]
-    if options.publish and (pair.name, on_gpu) not in SECTIONS:
-        parser.error(f"--publish: docs/ has no section for the pair {pair.name} on this device")
     teacher, student = random_pair(pair, DTYPES[options.precision], device)
     if on_gpu:
         student.enable_gradient_checkpointing()

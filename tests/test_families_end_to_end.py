@@ -26,7 +26,8 @@ from tests.test_end_to_end import alignkd, finish
 
 # The gradient of a linear attention magnifies what the order of sums changes: in the third step of qwen3_5
 # its norm differs by a thousandth (and by four between the kernels of two processors). The terms do not.
-NORM_ERRORS = {"qwen3_5": 1e-2}
+# That of gemma4 differs by 2e-4 in the sixth step on one processor, by 5e-6 at most before.
+NORM_ERRORS = {"qwen3_5": 1e-2, "gemma4": 1e-3}
 STAGE_2 = {"student__zero_stage": 2, "training__precision": "fp32"}
 STAGE_3 = {"student__zero_stage": 3, "training__precision": "fp32"}
 LAUNCH = (

@@ -177,8 +177,8 @@ class CheckpointSaver:
         Collective."""
         self._agree(self._on_first(lambda: None))
 
-    def _require_writer(self) -> None:
-        """On rank 0, before each change to the run folder."""
+    def require_writer(self) -> None:
+        """On rank 0, before each change to the run folder. Raises TakenOverError."""
         if not self._is_writer():
             raise taken_over(self._run)
 
@@ -210,7 +210,7 @@ class CheckpointSaver:
 
     def _commit(self, save: Save, files: FileEntries, write_seconds: float, held_seconds: float) -> None:
         size = self._ranks.world_size
-        storage, sync_rows, require_writer = self._storage, self._sync_rows, self._require_writer
+        storage, sync_rows, require_writer = self._storage, self._sync_rows, self.require_writer
         commit(save, files, write_seconds, held_seconds, size, storage, sync_rows, require_writer)
 
     def _fail(self, save: Save, problem: str) -> None:
@@ -229,7 +229,7 @@ class CheckpointSaver:
         """``action`` on rank 0, if the run is still this process's; nothing elsewhere."""
 
         def act() -> None:
-            self._require_writer()
+            self.require_writer()
             action()
 
         return act if self._ranks.is_first else lambda: None

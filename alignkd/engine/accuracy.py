@@ -49,15 +49,15 @@ def task_accuracy(
     ranks: Ranks,
     stop: StopRequest,
     alive: Callable[[int], None],
-    stop_unless_writer: Callable[[], None],
+    require_writer: Callable[[], None],
 ) -> dict[str, float] | None:
     """``accuracy``, on the scale of `alignkd eval`, and its standard error if there is one, by the names of
     metrics rows, on all ranks alike. Answers go to ``answers.jsonl`` of ``run``.
 
     None, with a line in the log, when a rank cannot answer, whatever it raises, or is told to stop. ``alive``
     is called with the number of rounds done; in each, a rank answers one batch or, where none is left, waits.
-    ``stop_unless_writer`` raises on all ranks when the run is another process's by the time that the answers
-    are there. Collective.
+    ``require_writer`` raises on rank 0, and so on all, when the run is another process's by the time that the
+    answers are there. Collective.
     """
     if not _go_on(None, ranks, stop):
         return None
@@ -72,17 +72,21 @@ def task_accuracy(
     if answered is None:
         return None
     work, answers = answered
-    stop_unless_writer()
     found: list[Estimate] = []
+
+    def score() -> None:
+        require_writer()
+        found.append(task.asked.score(work, answers))
+
     try:
-        ranks.run_on_rank0(lambda: found.append(task.asked.score(work, answers)))
+        ranks.run_on_rank0(score)
     except (UserError, FileSystemError) as error:
         log.warning("warning: no accuracy at this step: %s", error)
         return None
-    score: Estimate = ranks.broadcast_object(found[0] if found else None)
-    values = {ACCURACY: score.value}
-    if score.standard_error is not None:
-        values[f"{ACCURACY}_standard_error"] = score.standard_error
+    accuracy: Estimate = ranks.broadcast_object(found[0] if found else None)
+    values = {ACCURACY: accuracy.value}
+    if accuracy.standard_error is not None:
+        values[f"{ACCURACY}_standard_error"] = accuracy.standard_error
     return values
 
 

@@ -85,7 +85,7 @@ class Evaluations:
                 state.ranks,
                 self._stop,
                 alive,
-                saver.stop_unless_writer,
+                saver.require_writer,
             )
             values |= found or {}
         return values

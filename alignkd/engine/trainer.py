@@ -98,9 +98,8 @@ class Trainer:
         except TakenOverError:
             raise
         except AlignkdError:
-            # All ranks come here after the same step (a loss that is not finite, say). The save of an earlier
-            # step that is still being written is valid, and the newest. The row of the last step may say what
-            # went wrong.
+            # All ranks come here after the same step (a loss that is not finite, say); its row may say why. A
+            # save of an earlier step that is still being written is valid, and the newest.
             with contextlib.suppress(TrainingError):
                 self.metrics.flush()
             with contextlib.suppress(TrainingError):
@@ -187,6 +186,7 @@ class Trainer:
         with self.clock.paused():
             self._report("evaluating")
             self.metrics.annotate(self.evaluations.evaluate(self.step, self.saver))
+            self.saver.stop_unless_writer()  # it takes long, and the row of this step may come next
             self.forward_watch.take()  # no part of any step
             self._report("training")
         return self.evaluations.best_step == self.step

@@ -103,7 +103,7 @@ def _flags(record: Record, kind: str) -> Array:
 
 
 @lru_cache(maxsize=8)  # the same draws for hundreds of differences, and slower than all else
-def _shares(seed: int, *counts: int) -> list[Array]:
-    """How often each of so many is drawn, as a share, [REPLICATES, count] each."""
+def _shares(seed: int, *counts: int) -> tuple[Array, ...]:
+    """How often each of so many is drawn, as a share, [REPLICATES, count] each, to be read only."""
     random = np.random.default_rng(seed)
-    return [random.multinomial(one, np.full(one, 1 / one), size=REPLICATES) / one for one in counts]
+    return tuple(random.multinomial(one, np.full(one, 1 / one), size=REPLICATES) / one for one in counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.evidence import curves, plots, records
@@ -41,17 +41,17 @@ SHOWN_CURVES = {
 
 def main() -> None:
     write_tables(records.RECORDS, BEGIN, PLOT, FRESH_SEEDS)
-    write_tables(records.RECORDS / "scenes", BEGIN_SCENES, PLOT.with_name("scenes.svg"))
+    write_tables(records.RECORDS / "scenes", BEGIN_SCENES, PLOT.with_name("scenes.svg"), ())
 
 
-def write_tables(folder: Path, begin: str, picture: Path, fresh_seeds: Sequence[int] = ()) -> None:
+def write_tables(folder: Path, begin: str, picture: Path, fresh_seeds: Sequence[int]) -> None:
     """Those of the records in ``folder`` into the document, and their pictures."""
     text = with_tables(DOCUMENT.read_text(encoding="utf-8"), folder, begin, fresh_seeds)
     DOCUMENT.write_text(text, encoding="utf-8")
-    groups, _ = split(by_condition(records.read_all(folder)), fresh_seeds)
+    groups = among(by_condition(records.read_all(folder)), lambda seed: seed not in fresh_seeds)
     if BASELINE in groups:
         plots.plot_differences(groups, picture)
-        if has_kinds(groups, LEARNT_KINDS):
+        if has_learnt_kinds(groups):
             for kind, names in SHOWN_CURVES.items():
                 plots.plot_curves(groups, kind, names, picture.with_name(f"{kind}.svg"))
 
@@ -60,8 +60,10 @@ def with_tables(document: str, folder: Path, begin: str, fresh_seeds: Sequence[i
     """The tables of the records in ``folder`` replace what stands between ``begin`` and the next end."""
     found = by_condition(records.read_all(folder))
     text = tables(found, records.read_all(folder / "tuning"), fresh_seeds)
-    before, _, rest = document.partition(begin)
-    _, _, after = rest.partition(END)
+    before, found_begin, rest = document.partition(begin)
+    _, found_end, after = rest.partition(END)
+    if not found_begin or not found_end:
+        raise SystemExit(f"{DOCUMENT}: no section {begin} ... {END}")
     return f"{before}{begin}\n\n{text}\n{END}{after}"
 
 
@@ -73,24 +75,18 @@ def by_condition(found: Iterable[Record]) -> dict[str, list[Record]]:
     return {name: grouped[name] for name in CONDITIONS if name in grouped}
 
 
-def split(groups: Groups, fresh_seeds: Sequence[int]) -> tuple[Groups, Groups]:
-    """(the other seeds, the fresh ones)"""
-
-    def those(fresh: bool) -> Groups:
-        found = {
-            name: [run for run in runs if (run["seed"] in fresh_seeds) == fresh]
-            for name, runs in groups.items()
-        }
-        return {name: runs for name, runs in found.items() if runs}
-
-    return those(False), those(True)
+def among(groups: Groups, wanted: Callable[[int], bool]) -> Groups:
+    """The runs of these seeds, and the conditions that have some."""
+    found = {name: [run for run in runs if wanted(run["seed"])] for name, runs in groups.items()}
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def tables(groups: Groups, tuning: Sequence[Record], fresh_seeds: Sequence[int]) -> str:
     if not groups and not tuning:
         return "No run has been recorded yet.\n"
     parts = [_settings(tuning)] if tuning else []
-    groups, fresh = split(groups, fresh_seeds)
+    fresh = among(groups, lambda seed: seed in fresh_seeds)
+    groups = among(groups, lambda seed: seed not in fresh_seeds)
     if groups:
         parts += [
             _accuracy(groups),
@@ -168,24 +164,24 @@ def _kinds(groups: Groups) -> str:
     )
 
 
-def learning(groups: Groups, kinds: Sequence[str] = LEARNT_KINDS) -> str:
+def learning(groups: Groups) -> str:
     """When they are learnt; nothing of a task without these kinds, or without the student alone."""
-    if not has_kinds(groups, kinds):
+    if not has_learnt_kinds(groups):
         return ""
     head = ["condition", "all kinds"]
-    for kind in kinds:
+    for kind in LEARNT_KINDS:
         head += [kind, f"{kind}: steps to {100 * curves.LEARNT:.0f} %"]
     return (
         "Validation accuracy averaged over the ten validations of a run, % (minus alone: mean ± standard "
         "error over seeds), and the median over seeds of the first validated step with 90 % of a kind right. "
         "Conditions that train as long as alone; the kind text is the sums:\n\n"
-        + _markdown(head, curves.rows_of(groups, kinds))
+        + _markdown(head, curves.rows_of(groups, LEARNT_KINDS))
     )
 
 
-def has_kinds(groups: Groups, kinds: Sequence[str]) -> bool:
+def has_learnt_kinds(groups: Groups) -> bool:
     """Whether the student alone was asked them."""
-    return BASELINE in groups and set(kinds) <= groups[BASELINE][0]["test"].keys()
+    return BASELINE in groups and set(LEARNT_KINDS) <= groups[BASELINE][0]["test"].keys()
 
 
 def confirmation(groups: Groups) -> str:
@@ -226,7 +222,10 @@ def _mean(mean: Mean) -> str:
 def _difference(paired: Paired | None) -> str:
     if paired is None:
         return ""
-    return f"{100 * paired.value:+.1f} [{100 * paired.low:+.1f}, {100 * paired.high:+.1f}]"
+    value, low, high = (
+        round(100 * one, 1) + 0.0 for one in (paired.value, paired.low, paired.high)
+    )  # no -0.0
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _range(bounds: tuple[float, float]) -> str:

@@ -87,11 +87,23 @@ def _answering_student(config: Config, sizes: RunSizes) -> list[Part]:
     if config.evaluation.every is None or config.evaluation.task is None:
         return []
     student, size = sizes.student, student_size(config)
-    merged = 0 if config.student.lora is None else student.count("language_model.layers.")
+    merged = _merged_bytes(student.tensors, size)
     if config.student.zero_stage < 3:
-        return [Part("merged layers, to answer", merged * size, "answers")]
-    beside = max(merged, *student.tensors.values())
-    return [Part("student's copy, to answer", (student.count() + beside) * size, "answers")]
+        return [Part("merged layers, to answer", merged, "answers")]
+    beside = max(merged, max(student.tensors.values()) * size)
+    return [Part("student's copy, to answer", student.count() * size + beside, "answers")]
+
+
+def _merged_bytes(tensors: dict[str, int], size: int) -> int:
+    """At the peak of ``alignkd.models.lora.merged``: each matrix with adapters is added up in fp32."""
+    matrices = [
+        count
+        for name, count in tensors.items()
+        if f"{name.removesuffix('weight')}lora_A.default.weight" in tensors
+    ]
+    # The matrix, its change and their sum or what that is made of; in fp32 only the change is no result.
+    beside_result = FP32 if size == FP32 else 3 * FP32 - size
+    return sum(matrices) * size + max(matrices, default=0) * beside_result
 
 
 def _cached_hidden(config: Config, sizes: RunSizes, work: Workload) -> list[Part]:

@@ -381,7 +381,7 @@ def test_the_tables_of_one_task_leave_those_of_the_other(
     document = tmp_path / "evidence.md"
     document.write_text(f"a\n{table.BEGIN}\n1\n{table.END}\nb\n{table.BEGIN_SCENES}\n2\n{table.END}\nc\n")
     monkeypatch.setattr(table, "DOCUMENT", document)
-    table.write_tables(tmp_path, table.BEGIN_SCENES, tmp_path / "scenes.svg")
+    table.write_tables(tmp_path, table.BEGIN_SCENES, tmp_path / "scenes.svg", ())
     none = "No run has been recorded yet.\n"
     assert document.read_text() == (
         f"a\n{table.BEGIN}\n1\n{table.END}\nb\n{table.BEGIN_SCENES}\n\n{none}\n{table.END}\nc\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import report, step
+from benchmarks import chips, report, step
 from benchmarks.batches import Shape, random_window
 from benchmarks.gpu.sizes import TINY_PAIR as TINY
 from benchmarks.measure import Memory
@@ -112,6 +113,17 @@ def test_the_quarter_pair_has_the_proportions_of_the_published() -> None:
     assert QUARTER.tower == PUBLISHED.tower | {key: PUBLISHED.tower[key] // 4 for key in widths}
 
 
+def test_from_a_cache_all_operations_but_the_teachers_are_left() -> None:
+    (batch,) = random_window(MIXED, packing=False, token_budget=False, device=CPU)
+    whole = chips.step_flops(QUARTER, batch)
+    no_layers = replace(QUARTER, teacher=replace(QUARTER.teacher, layers=0))
+    no_teacher = replace(QUARTER, teacher=replace(QUARTER.teacher, layers=0, width=0))
+    for head, left in ((True, no_layers), (False, no_teacher)):
+        share = chips.cached_share(QUARTER, batch, head)
+        assert share == pytest.approx(chips.step_flops(left, batch) / whole)
+        assert share < 0.5
+
+
 def test_each_pair_is_published_in_a_section_of_its_own() -> None:
     assert {name for name, _ in step.SECTIONS} == set(PAIRS)
     assert len(set(step.SECTIONS.values())) == len(PAIRS)
@@ -128,7 +140,8 @@ def test_a_pair_without_a_section_is_not_measured_to_be_published(
     with pytest.raises(SystemExit) as ended:
         step.main(["--pair", "published", "--publish"])
     assert ended.value.code == 2
-    assert "no section for the pair published on this device" in capsys.readouterr().err
+    message = "no section for the pair published on this device; with --publish: small or quarter"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_predicted_not_to_fit_is_not_run() -> None:

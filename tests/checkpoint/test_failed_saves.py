@@ -16,6 +16,7 @@ import torch
 from alignkd.checkpoint import commit, resume, save
 from alignkd.checkpoint.storage import Storage
 from alignkd.distributed.ranks import Ranks
+from alignkd.engine.evaluation import Evaluations
 from alignkd.engine.metrics import Metrics
 from alignkd.engine.setup import prepare
 from alignkd.engine.signals import StopRequest
@@ -240,6 +241,33 @@ def test_a_run_that_another_job_has_taken_over_is_not_written_to(two_ranks: Rank
         assert "another process has taken over this run" in str(message)
     assert committed_steps(run) == [1]
     assert list(RunPaths(run).checkpoints.glob("step-2.*.tmp"))  # it might be the other's
+
+
+def train_until_lost_in_an_evaluation(ranks: Ranks, run: str) -> int | str:
+    progress, lost = Progress(Path(run), writes=ranks.is_first), list[int]()
+
+    def losing(_: object, step: int, *__: object) -> dict[str, float]:
+        lost.append(step)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluations, "evaluate", losing)
+        try:
+            state = prepare(Path(run), ranks, progress)
+            return Trainer(state, StopRequest(), progress, is_writer=lambda: not lost).train()
+        except AlignkdError as error:
+            return str(error)
+
+
+def test_a_run_that_is_lost_during_an_evaluation_gets_no_row_and_no_save(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    source = {"file": str(tmp_path / "run/v1.json"), "template": "v1", "image_folder": str(tiny.FOLDER)}
+    run = tiny.write_run(tmp_path / "run", 2, evaluation={"every": 2, "sources": [source]})
+    for message in two_ranks.run(train_until_lost_in_an_evaluation, str(run)):
+        assert "another process has taken over this run" in str(message)
+    assert committed_steps(run) == []
+    assert [row["step"] for row in tiny.metrics_rows(run)] == [1]
 
 
 def test_retention_keeps_what_was_asked_for(two_ranks: RankPool, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_process_that_has_lost_the_run_leaves_the_answers_to_its_successor(
         ranks=alone,
         engine=SimpleNamespace(module=SimpleNamespace(student=SimpleNamespace())),
     )
-    saver = SimpleNamespace(totals=SimpleNamespace(failed=0), stop_unless_writer=lost)
+    saver = SimpleNamespace(totals=SimpleNamespace(failed=0), require_writer=lost)
     evaluations = Evaluations(cast(TrainingState, state), StopRequest(), lambda *_, **__: None)
     with pytest.raises(TakenOverError):
         evaluations.evaluate(7, cast(CheckpointSaver, saver))

@@ -117,6 +117,9 @@ class Saver:
         self.run, self.totals = run, SaveTotals()
         self.in_flight: tuple[int, dict[str, Any], bool] | None = None
 
+    def require_writer(self) -> None:
+        """It is."""
+
     def finish(self) -> None:
         if self.in_flight is not None:
             step, facts, works = self.in_flight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import time
@@ -60,13 +61,8 @@ def held_bytes_of_engine(ranks: Ranks, run: str) -> dict[str, int]:
 
 
 def _new_bytes(before: dict[int, int]) -> int:
-    """The least of several looks: gloo's thread lets go of a buffer a moment after the collective."""
-
-    def look() -> int:
-        time.sleep(0.05)
-        return sum(size for key, size in held_storages().items() if key not in before)
-
-    return min(look() for _ in range(4))
+    time.sleep(0.2)  # gloo's thread lets go of a buffer a moment after the collective
+    return sum(size for key, size in held_storages().items() if key not in before)
 
 
 def small_buckets(run: Path) -> dict[str, Any]:
@@ -185,17 +181,20 @@ def test_a_student_that_answers_takes_its_copies(config: Config) -> None:
         return make_plan(config.model_copy(update=changes), Cluster(4, 2))
 
     lora = LoraSection(rank=4, alpha=8)
-    for plan, prefixes in (
-        (plan_at(3), ["", "head."]),
-        (plan_at(2), []),
-        (plan_at(3, task=None), []),
-        (plan_at(2, lora=lora), ["language_model.layers."]),
-        (plan_at(3, lora=lora), ["", "language_model.layers."]),
+    whole = plan_at(3).sizes.student.count()
+    adapted = plan_at(3, lora=lora).sizes.student.count()
+    # The published 1.7B student: 24 layers of 4 matrices of attention and 3 of 2048 x 5632.
+    merged = 24 * (4 * 2048**2 + 3 * 2048 * 5632)
+    for plan, expected in (
+        (plan_at(3), 2 * (whole + 2048 * 32000)),  # bf16, the head gathered beside it
+        (plan_at(2), 0),
+        (plan_at(3, task=None), 0),
+        (plan_at(2, lora=lora), 2 * merged + 10 * 2048 * 5632),
+        (plan_at(3, lora=lora), 2 * (adapted + merged) + 10 * 2048 * 5632),
     ):
-        elements = sum(plan.sizes.student.count(prefix) for prefix in prefixes)
-        assert plan.memory.phase_bytes("answers") == 2 * elements  # bf16
+        assert plan.memory.phase_bytes("answers") == expected
         show_plan(plan, None, None, CHIPS["h100"], Console(file=(shown := io.StringIO()), width=80))
-        assert ("answers" in shown.getvalue()) == bool(prefixes)
+        assert ("answers" in shown.getvalue()) == bool(expected)
 
 
 def copies_of_a_student(ranks: Ranks, run: str) -> int:
@@ -210,20 +209,23 @@ def copies_of_a_student(ranks: Ranks, run: str) -> int:
         answering = live_student(config)
         for _ in range(4):
             time.sleep(0.1)
+            gc.collect()
             counter.peak = before = counter.live
             answering(engine.module.student)
             peaks.append(counter.peak - before)
     return min(peaks)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("stage", "trained"), [(2, ALL), (3, ALL), (2, LORA), (3, LORA)])
 def test_copies_for_answers_agree_with_a_real_engine(
-    two_ranks: RankPool, tmp_path: Path, stage: int, trained: dict[str, Any]
+    two_ranks: RankPool, tmp_path: Path, stage: int, trained: dict[str, Any], precision: str
 ) -> None:
     run = tiny.write_run(
         tmp_path / "run",
         2,
         student__zero_stage=stage,
+        training__precision=precision,
         evaluation__every=1,
         evaluation__task="pope",
         evaluation__task_data=str(tmp_path),
