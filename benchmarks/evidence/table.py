@@ -222,9 +222,8 @@ def _mean(mean: Mean) -> str:
 def _difference(paired: Paired | None) -> str:
     if paired is None:
         return ""
-    value, low, high = (
-        round(100 * one, 1) + 0.0 for one in (paired.value, paired.low, paired.high)
-    )  # no -0.0
+    # Of -0.0 the sign is an error of rounding, and 0.0 takes it away.
+    value, low, high = (round(100 * one, 1) + 0.0 for one in (paired.value, paired.low, paired.high))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

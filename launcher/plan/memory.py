@@ -21,7 +21,7 @@ from launcher.plan.sharding import (
     teacher_size,
 )
 from launcher.plan.sizes import RunSizes
-from launcher.plan.trained import trained_parts
+from launcher.plan.trained import LORA, trained_parts
 from launcher.plan.workload import Cluster, Workload
 
 Phase = Literal["always", "teacher", "student", "optimizer", "answers"]
@@ -96,11 +96,8 @@ def _answering_student(config: Config, sizes: RunSizes) -> list[Part]:
 
 def _merged_bytes(tensors: dict[str, int], size: int) -> int:
     """At the peak of ``alignkd.models.lora.merged``: each matrix with adapters is added up in fp32."""
-    matrices = [
-        count
-        for name, count in tensors.items()
-        if f"{name.removesuffix('weight')}lora_A.default.weight" in tensors
-    ]
+    adapted = {name.partition(LORA)[0] + ".weight" for name in tensors if LORA in name}
+    matrices = [tensors[name] for name in adapted]
     # The matrix, its change and their sum or what that is made of; in fp32 only the change is no result.
     beside_result = FP32 if size == FP32 else 3 * FP32 - size
     return sum(matrices) * size + max(matrices, default=0) * beside_result
